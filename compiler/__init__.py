@@ -1,0 +1,1 @@
+"""llmc.compiler: command line, checkpoints, capture, operators, driver, verification."""

@@ -1,0 +1,1 @@
+"""llmc.compiler.capture: a Hugging Face model becomes a portable graph, without loading a weight."""

@@ -1,0 +1,142 @@
+"""A transformers model without its weights.
+
+In: a transformers configuration.
+Out: the model with parameters of ``FakeTensor`` type (shape and dtype, no memory) and with its non-persistent buffers
+(rotary frequencies, embedding scales) computed for real, because they are in no checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.errors import CaptureError
+
+if TYPE_CHECKING:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """A model to trace.
+
+    Attributes:
+        model: transformers' own class; its parameters are fake.
+        mode: The mode that the parameters belong to; inputs are made under it.
+        parameter_shapes: State-dict name -> shape, tied parameters included.
+        tied: Tied parameter -> the parameter that it shares memory with.
+        buffers: Non-persistent buffer name -> its real value.
+    """
+
+    model: PreTrainedModel
+    mode: FakeTensorMode
+    parameter_shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    buffers: dict[str, torch.Tensor]
+
+
+def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str) -> FakeModel:
+    """Instantiate the causal LM of ``config`` without allocating its weights.
+
+    Raises:
+        CaptureError: transformers cannot make the model from this configuration.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+        reason = f"transformers cannot make a {config.model_type} model from this configuration: {error}"
+        raise CaptureError(reason) from error
+    model.eval()
+    model.requires_grad_(False)
+    model.tie_weights()
+    buffers = _materialize_buffers(model)
+    parameters: dict[str, tuple[int, ...]] = {}
+    owners: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in _state(model).items():
+        parameters[name] = tuple(tensor.shape)
+        if (owner := owners.setdefault(id(tensor), name)) != name:
+            tied[name] = owner
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    _replace_meta_by_fake(model, mode)
+    return FakeModel(model, mode, parameters, tied, buffers)
+
+
+def _state(model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters and persistent buffers by name; a tied one appears once per name."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    persistent = set(model.state_dict(keep_vars=True))
+    named.update({name: b for name, b in model.named_buffers(remove_duplicate=False) if name in persistent})
+    return named
+
+
+def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Compute non-persistent buffers for real, by the initializer that transformers itself uses after loading."""
+    import torch
+
+    real: dict[str, torch.Tensor] = {}
+    for prefix, module in model.named_modules():
+        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+        if not names:
+            continue
+        for name in names:
+            meta = module._buffers[name]
+            assert meta is not None
+            module._buffers[name] = torch.full_like(meta, torch.nan, device="cpu") if _is_float(meta) else meta
+        _initialize(model, module)
+        for name in names:
+            value = module._buffers[name]
+            path = f"{prefix}.{name}" if prefix else name
+            if value is None or value.is_meta or (_is_float(value) and bool(value.isnan().any())):
+                raise CaptureError(
+                    f"transformers does not say how the buffer {path} of {type(module).__name__} is made"
+                )
+            real[path] = value
+    return real
+
+
+def _is_float(tensor: torch.Tensor) -> bool:
+    return tensor.dtype.is_floating_point
+
+
+def _initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
+    import torch
+
+    owner: PreTrainedModel = model
+    with torch.no_grad():
+        for candidate in model.modules():
+            # A submodel may override the initializer of its own modules.
+            if hasattr(candidate, "_init_weights") and any(m is module for m in candidate.modules()):
+                owner = candidate
+        owner._init_weights(module)
+
+
+def _replace_meta_by_fake(model: torch.nn.Module, mode: FakeTensorMode) -> None:
+    """Meta tensors have another device than the inputs, which shape propagation refuses; fake CPU tensors do not."""
+    import torch
+
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="cpu")
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            made[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = fake(parameter)  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = fake(buffer)

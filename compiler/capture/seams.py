@@ -1,0 +1,62 @@
+"""The places where a model is intercepted, opened for the time of one trace and closed again.
+
+In: a model and its :class:`AttentionCapture`.
+Out: a context in which transformers' attention and mask interfaces, the model's RMSNorm modules and its files' rotary
+functions lead to captured operators. Nothing stays changed afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.capture.attention import AttentionCapture
+from llmc.compiler.capture.norms import captured_forward, find_norms
+from llmc.compiler.capture.rotary import FUNCTION, captured_rotary, identify_rotary
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = "llmc"
+"""Name under which the captured attention is registered with transformers."""
+
+
+@contextlib.contextmanager
+def attention_interface(capture: AttentionCapture) -> Iterator[None]:
+    """Register the captured attention and mask; unregister them on the way out."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, capture.attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, capture.mask)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
+        ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
+
+
+@contextlib.contextmanager
+def captured_modules(model: torch.nn.Module) -> Iterator[int]:
+    """Replace what is recognised as RMSNorm or rotary embedding; yields the number of norm modules replaced."""
+    norms = find_norms(model)
+    modules = {type(module).__module__ for module in model.modules()}
+    files = [sys.modules[name] for name in sorted(modules) if hasattr(sys.modules[name], FUNCTION)]
+    originals: list[tuple[Any, Any]] = []
+    for file in files:
+        function = getattr(file, FUNCTION)
+        if (facts := identify_rotary(function)) is not None:
+            originals.append((file, function))
+            setattr(file, FUNCTION, captured_rotary(function, facts))
+    for name, facts_of_norm in norms.items():
+        module = model.get_submodule(name)
+        module.forward = captured_forward(module, facts_of_norm)
+    try:
+        yield len(norms)
+    finally:
+        for file, function in originals:
+            setattr(file, FUNCTION, function)
+        for name in norms:
+            del model.get_submodule(name).forward

@@ -1,0 +1,1 @@
+"""llmc.compiler.checkpoint: where weights, configuration and tokenizer come from, read lazily."""

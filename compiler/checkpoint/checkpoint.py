@@ -1,0 +1,162 @@
+"""A model as it comes: configuration, weights, tokenizer, licence.
+
+In: what a user types: a Hugging Face directory, a ``.gguf`` file, the name of a built-in model, or an id on the
+Hugging Face hub. Out: :class:`Checkpoint`, checked as far as is possible without reading the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
+from llmc.compiler.checkpoint.gguf_weights import GgufWeights
+from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
+from llmc.compiler.checkpoint.hub import fetch_snapshot, is_hub_id
+from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SafetensorsWeights
+from llmc.compiler.checkpoint.tokenizer_assets import (
+    ASSET_NAMES,
+    gguf_generation_config,
+    write_gguf_assets,
+    write_hf_assets,
+)
+from llmc.compiler.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; the weights are still in their files.
+
+    Attributes:
+        name: What the user called it, or the last part of its path.
+        path: Directory, or ``.gguf`` file.
+        format: Of the weights.
+        config: Of the causal language model.
+        weights: Its tensors, read row by row (a :class:`~llmc.compiler.checkpoint.weights.WeightSource`).
+        generation_config: Token ids and sampling settings that come with the model.
+        licence: As the checkpoint states it, or None.
+    """
+
+    name: str
+    path: Path
+    format: Literal["safetensors", "gguf"]
+    config: PreTrainedConfig
+    weights: SafetensorsWeights | GgufWeights
+    generation_config: GenerationConfig
+    licence: str | None = None
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the compiled model depends on: weights, index, configuration, tokenizer."""
+        if self.format == "gguf":
+            return self.weights.files
+        others = (self.path / name for name in (INDEX_NAME, *ASSET_NAMES, "tokenizer.model"))
+        return (*self.weights.files, *(path for path in others if path.is_file()))
+
+    def content_hashes(self) -> dict[str, str]:
+        """SHA-256 of each of :meth:`files` in hexadecimal, by file name, sorted.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return {path.name: _sha256(path) for path in sorted(self.files())}
+
+    def write_assets(self, directory: Path) -> None:
+        """Write tokenizer, chat template, generation settings and configuration; see :mod:`.tokenizer_assets`.
+
+        Raises:
+            CheckpointError, UnsupportedModelError: the tokenizer is missing or not known.
+            ArtifactError: ``directory`` cannot be written.
+        """
+        if isinstance(self.weights, GgufWeights):
+            write_gguf_assets(self.weights.header, directory, self.config, self.generation_config)
+        else:
+            write_hf_assets(self.path, directory, self.generation_config)
+
+
+def open_checkpoint(
+    model: str,
+    *,
+    search_path: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+    allow_download: bool = True,
+    cache_directory: Path | None = None,
+) -> Checkpoint:
+    """Open the checkpoint that ``model`` names.
+
+    Args:
+        model: An existing directory or ``.gguf`` file, else a built-in name, else a hub id.
+        search_path: Directories with installed packages, where built-in models are looked for first.
+        trust_remote_code: Run model code that the checkpoint brings.
+        allow_download: Whether a hub id may be fetched.
+        cache_directory: Where built-in models that come in pieces are joined; the platform's cache if None.
+
+    Raises:
+        CheckpointError: nothing is there, or it is incomplete or damaged.
+        UnsupportedModelError: a model that llmc cannot compile.
+        MissingDependencyError: a built-in model or the ``gguf`` package is not installed.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _open_directory(path, path.resolve().name, trust_remote_code)
+    if path.is_file():
+        return _open_file(path, path.stem)
+    if model in BUILTIN_MODELS:
+        found = locate_builtin_model(model, search_path=search_path, cache_directory=cache_directory)
+        return _open_file(found, model, BUILTIN_MODELS[model].licence)
+    if path.suffix in (".gguf", ".safetensors") or not is_hub_id(model):
+        raise CheckpointError(
+            f"{model} does not exist; name a directory, a .gguf file, a built-in model ({', '.join(BUILTIN_MODELS)}) "
+            "or a Hugging Face id."
+        )
+    directory = fetch_snapshot(model, allow_download=allow_download, with_code=trust_remote_code)
+    return _open_directory(directory, model, trust_remote_code)
+
+
+def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoint:
+    gguf_files = sorted(path.glob("*.gguf"))
+    if len(gguf_files) == 1 and not (path / "config.json").is_file():
+        return _open_file(gguf_files[0], gguf_files[0].stem)
+    config = read_hf_config(path, trust_remote_code=trust_remote_code)
+    return Checkpoint(
+        name=name,
+        path=path,
+        format="safetensors",
+        config=config,
+        weights=SafetensorsWeights(path),
+        generation_config=read_hf_generation_config(path, config),
+        licence=read_hf_licence(path),
+    )
+
+
+def _open_file(path: Path, name: str, licence: str | None = None) -> Checkpoint:
+    if path.suffix != ".gguf":
+        raise CheckpointError(
+            f"{path} is no .gguf file; name the directory of a Hugging Face checkpoint, or a .gguf file."
+        )
+    weights = GgufWeights(path)
+    return Checkpoint(
+        name=name,
+        path=path,
+        format="gguf",
+        config=weights.config,
+        weights=weights,
+        generation_config=gguf_generation_config(weights.header),
+        licence=licence or weights.header.metadata.get("general.license"),
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error

@@ -1,0 +1,120 @@
+"""The transformers config that a GGUF file's metadata describes.
+
+In: a :class:`GgufHeader`. Out: a ``PreTrainedConfig``, equal to that of
+``AutoConfig.from_pretrained(directory, gguf_file=name)``.
+
+transformers parses the file element by element, its vocabulary included, which takes seconds to half a minute. So it
+is handed a small file with the same metadata and tensor names and without the vocabulary and the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+_TOKENS_KEY = "tokenizer.ggml.tokens"
+# Stands for the vocabulary in the small file; no model has one of this size, so it is recognised in the config. More
+# than one element, because transformers unpacks an array of one.
+_PLACEHOLDER_TOKENS = ["<first>", "<second>"]
+
+
+def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
+    """Config of the model in ``header``'s file; token ids and vocabulary size included.
+
+    Raises:
+        UnsupportedModelError: transformers does not read this architecture from GGUF.
+        CheckpointError: metadata that the architecture needs is missing.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with tempfile.TemporaryDirectory(prefix="llmc-gguf-") as directory:
+        _write_skeleton(Path(directory) / "skeleton.gguf", header)
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, gguf_file="skeleton.gguf")
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"the GGUF architecture {header.architecture} of {header.path} is not read by the installed "
+                f"transformers {transformers.__version__} ({_first_sentence(error)}); use the model's safetensors "
+                "checkpoint."
+            ) from error
+        except KeyError as error:
+            raise CheckpointError(
+                f"{header.path} lacks the metadata {error}, which its architecture {header.architecture} needs; "
+                "convert the model to GGUF again."
+            ) from error
+    if config.vocab_size == len(_PLACEHOLDER_TOKENS):
+        config.vocab_size = len(header.metadata.get(_TOKENS_KEY, ()))
+    # transformers leaves it out; readers of config.json choose a model class by it.
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    config.architectures = [name] if isinstance(name, str) else None
+    config.name_or_path = str(header.metadata.get("general.name", header.path.stem))
+    _warn_of_lost_rope(header)
+    return config
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _write_skeleton(path: Path, header: GgufHeader) -> None:
+    import numpy as np
+
+    gguf = import_gguf()
+    writer = gguf.GGUFWriter(path, header.architecture)
+    for key, value in header.metadata.items():
+        if key == _TOKENS_KEY:
+            writer.add_array(key, _PLACEHOLDER_TOKENS)
+        elif key != "general.architecture" and not (isinstance(value, list) and _is_vocabulary(key, value)):
+            _add(gguf, writer, key, value)
+    vocabulary_key = f"{header.architecture}.vocab_size"
+    if _TOKENS_KEY in header.metadata and vocabulary_key not in header.metadata:
+        # Where transformers reads it, the token ids are checked against the true size.
+        writer.add_uint32(vocabulary_key, len(header.metadata[_TOKENS_KEY]))
+    for tensor in header.tensors:
+        writer.add_tensor(tensor.name, np.zeros(1, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _is_vocabulary(key: str, value: list[Any]) -> bool:
+    return key.startswith("tokenizer.") or not value
+
+
+def _add(gguf: Any, writer: Any, key: str, value: Any) -> None:
+    kinds = gguf.GGUFValueType
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_key_value(key, value, kinds.BOOL)
+    elif isinstance(value, int):
+        writer.add_key_value(key, value, kinds.UINT64 if value >= 0 else kinds.INT64)
+    elif isinstance(value, float):
+        # The widest type: what was read from 32 bits keeps its value.
+        writer.add_key_value(key, value, kinds.FLOAT64)
+    elif value:
+        writer.add_key_value(key, value, kinds.STRING)
+
+
+def _warn_of_lost_rope(header: GgufHeader) -> None:
+    """transformers drops these, and the model then differs from the file's at long positions."""
+    scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
+    if scaling != "none" or any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
+        logger.warning(
+            "%s scales its rotary frequencies (%s), which transformers does not read from GGUF: positions beyond the "
+            "original context will differ; prefer the model's safetensors checkpoint",
+            header.path.name,
+            "rope_freqs.weight" if scaling == "none" else scaling,
+        )

@@ -1,0 +1,233 @@
+"""The tokenizer that a GGUF file's metadata describes.
+
+In: a :class:`GgufHeader`. Out: a ``tokenizers.Tokenizer`` with the token ids of llama.cpp (special tokens in the text
+are recognised; beginning-of-sequence is added where the file says so), and the token facts that
+``tokenizer_config.json`` and ``generation_config.json`` state.
+
+transformers builds vocabulary, merges and special tokens. It knows some of the ways in which llama.cpp splits text
+before the merges (``tokenizer.ggml.pre``) and falls back to GPT-2's without a word for all others; here the known
+ones are put right and an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.checkpoint.gguf_header import GgufHeader
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Source of this table: llama.cpp, src/llama-vocab.cpp. Splits that are GPT-2's own.
+_GPT2_SPLITS = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"})
+
+# GPT-2's split after every digit was made a piece of its own.
+_DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+
+_CONTROL = 3
+_USER_DEFINED = 4
+
+# Tokens that end a turn or a text, by their spelling. Source: llama.cpp, src/llama-vocab.cpp, end of generation.
+_END_SPELLINGS = frozenset(
+    {
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|end_of_turn|>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "<turn|>",
+        "[EOT]",
+        "[EOS]",
+        "<｜end▁of▁sentence｜>",
+        "<end_of_utterance>",
+        "<eos>",
+        "</s>",
+    }
+)
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+# Names of the metadata under which transformers' converter asks for it.
+_CONVERTER_KEYS: Mapping[str, str] = {
+    "tokenizer_type": "model",
+    "pre_tokenizer_type": "pre",
+    "tokens": "tokens",
+    "scores": "scores",
+    "token_type": "token_type",
+    "merges": "merges",
+    "precompiled_charsmap": "precompiled_charsmap",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "unk_token_id": "unknown_token_id",
+    "pad_token_id": "padding_token_id",
+    "add_prefix_space": "add_space_prefix",
+}
+
+
+@dataclass(frozen=True)
+class GgufTokenFacts:
+    """What the metadata says about special tokens.
+
+    Attributes:
+        special: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token`` to id, where they exist.
+        tokens: Spelling of each id.
+        add_bos: A text begins with ``bos_token``.
+        add_eos: A text ends with ``eos_token``.
+        end_ids: Ids after which generation stops: end of text, end of turn; ascending, ``eos_token`` first.
+        chat_template: Jinja template of a chat, or None.
+    """
+
+    special: Mapping[str, int]
+    tokens: tuple[str, ...]
+    add_bos: bool
+    add_eos: bool
+    end_ids: tuple[int, ...]
+    chat_template: str | None
+
+    def spelling(self, role: str) -> str | None:
+        """The token in the role ``bos_token``, ``eos_token`` …; None if there is none."""
+        return self.tokens[self.special[role]] if role in self.special else None
+
+
+def read_token_facts(header: GgufHeader) -> GgufTokenFacts:
+    """Token facts of ``header``.
+
+    Raises:
+        CheckpointError: the file has no vocabulary, or names a token outside it.
+    """
+    metadata = header.metadata
+    tokens = tuple(metadata.get("tokenizer.ggml.tokens", ()))
+    if not tokens:
+        raise CheckpointError(f"{header.path} has no vocabulary (tokenizer.ggml.tokens); convert the model again.")
+    special = {}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if token_id is not None:
+            special[f"{role}_token"] = _checked_id(header, int(token_id), len(tokens))
+    # Files from before the flag existed: llama.cpp adds it to a sentencepiece vocabulary.
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama")
+    return GgufTokenFacts(
+        special=special,
+        tokens=tokens,
+        add_bos=bool(add_bos) and "bos_token" in special,
+        add_eos=bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and "eos_token" in special,
+        end_ids=_end_ids(header, tokens),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
+
+
+def _checked_id(header: GgufHeader, token_id: int, count: int) -> int:
+    if not 0 <= token_id < count:
+        raise CheckpointError(
+            f"{header.path} names token {token_id} of a vocabulary of {count} tokens; convert the model to GGUF "
+            "again."
+        )
+    return token_id
+
+
+def _end_ids(header: GgufHeader, tokens: tuple[str, ...]) -> tuple[int, ...]:
+    stated = [header.metadata.get(f"tokenizer.ggml.{key}") for key in _END_KEYS]
+    first = [_checked_id(header, int(token_id), len(tokens)) for token_id in stated if token_id is not None]
+    kinds = header.metadata.get("tokenizer.ggml.token_type") or [_CONTROL] * len(tokens)
+    # Only control tokens: a vocabulary trained on web pages may hold "</s>" as ordinary text.
+    spelled = [i for i, token in enumerate(tokens) if token in _END_SPELLINGS and kinds[i] == _CONTROL]
+    return tuple(dict.fromkeys([*first, *spelled]))
+
+
+def build_gguf_tokenizer(header: GgufHeader) -> Tokenizer:
+    """Tokenizer of ``header``; ``encode`` adds bos and eos where the file says so.
+
+    Raises:
+        UnsupportedModelError: a kind of vocabulary or a text split that llmc does not know.
+        CheckpointError: the vocabulary is inconsistent.
+    """
+    import transformers
+
+    facts = read_token_facts(header)
+    values = {
+        name: header.metadata[f"tokenizer.ggml.{key}"]
+        for name, key in _CONVERTER_KEYS.items()
+        if f"tokenizer.ggml.{key}" in header.metadata
+    }
+    try:
+        from transformers.integrations.gguf import convert_gguf_tokenizer
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"the installed transformers {transformers.__version__} has no GGUF tokenizer conversion; upgrade it: "
+            "pip install -U transformers."
+        ) from error
+    try:
+        tokenizer, _ = convert_gguf_tokenizer(header.architecture, values)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"the tokenizer of {header.path} ({values.get('tokenizer_type')}) cannot be converted by the installed "
+            f"transformers {transformers.__version__} ({error}); use the model's safetensors checkpoint."
+        ) from error
+    if values.get("tokenizer_type") == "gpt2":
+        _set_split(tokenizer, header)
+    else:
+        _add_space_runs(tokenizer, header)
+    _set_post_processor(tokenizer, facts)
+    result: Tokenizer = tokenizer
+    return result
+
+
+def _set_split(tokenizer: Any, header: GgufHeader) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    split = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if split in _DIGIT_SPLITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    elif split in _GPT2_SPLITS:
+        tokenizer.pre_tokenizer = byte_level
+    elif split not in GGUF_PRE_TOKENIZER_SPLITS:
+        raise UnsupportedModelError(
+            f"{header.path} splits text in the way {split} (tokenizer.ggml.pre), which llmc does not know, and any "
+            "other would give other tokens; use the model's safetensors checkpoint."
+        )
+
+
+def _add_space_runs(tokenizer: Any, header: GgufHeader) -> None:
+    """Cut runs of spaces that are tokens on their own (Gemma's 2 to 31) before the merges, the longest first.
+
+    The file spells them with spaces and transformers with U+2581, so transformers does not find them among the
+    user-defined tokens and leaves them to the merges, which cut a run of 100 differently.
+    """
+    from tokenizers import AddedToken
+
+    kinds = header.metadata.get("tokenizer.ggml.token_type", ())
+    runs = [
+        "\u2581" * len(token)
+        for token, kind in zip(header.metadata["tokenizer.ggml.tokens"], kinds, strict=False)
+        if kind == _USER_DEFINED and token and not token.strip(" ")
+    ]
+    # Normalized: they are looked for after spaces became U+2581.
+    tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs if tokenizer.token_to_id(run) is not None])
+
+
+def _set_post_processor(tokenizer: Any, facts: GgufTokenFacts) -> None:
+    from tokenizers import processors
+
+    before = [facts.spelling("bos_token")] if facts.add_bos else []
+    after = [facts.spelling("eos_token")] if facts.add_eos else []
+    if not before and not after:
+        return
+    roles = (["bos_token"] if before else []) + (["eos_token"] if after else [])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)],
+        special_tokens=[(facts.spelling(role), facts.special[role]) for role in roles],
+    )

@@ -1,0 +1,288 @@
+"""Weights of a GGUF file under transformers' names, dequantized a few rows at a time.
+
+In: a ``.gguf`` file and its config. Out: :class:`GgufWeights`. Names and values are those that
+``AutoModelForCausalLM.from_pretrained(directory, gguf_file=name, dtype=torch.float32)`` would load.
+
+What llama.cpp's converter did to a tensor (permuted rows, norms plus one, experts apart) is undone by transformers'
+own code. That code wants whole tensors; to read rows alone, it is first run on row NUMBERS in place of the values,
+which shows which row of the file each row of the result comes from.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llmc.compiler.checkpoint.gguf_config import read_gguf_config
+from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, import_gguf, read_gguf_header
+from llmc.compiler.checkpoint.weights import TensorInfo, read_bytes, row_bounds
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float32]
+
+# Stored bytes that are dequantized at a time: bounds the working copies of gguf's numpy code.
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How one tensor of the state dict is made from the file's.
+
+    Attributes:
+        sources: The file's tensors that it is made of (several for merged experts).
+        shape: Of the result.
+        rows: For each row of the result the row of the sources that it comes from; None if rows cannot be told apart
+            (then the whole tensor is read).
+        plain: The rows are copies; nothing else happens to them.
+    """
+
+    sources: tuple[GgufTensor, ...]
+    shape: tuple[int, ...]
+    rows: npt.NDArray[np.int64] | None
+    plain: bool
+
+
+class GgufWeights:
+    """The tensors of a GGUF file as float32, under transformers' names.
+
+    Args:
+        path: The file.
+        config: The model's config, if it was read already.
+
+    Raises:
+        CheckpointError: not GGUF, truncated, or a tensor type that cannot be dequantized.
+        UnsupportedModelError: an architecture that transformers does not read from GGUF.
+        MissingDependencyError: the ``gguf`` package is not installed.
+    """
+
+    def __init__(self, path: Path, config: PreTrainedConfig | None = None) -> None:
+        self.header = read_gguf_header(path)
+        _check_types(self.header)
+        self.config = read_gguf_config(self.header) if config is None else config
+        self._processor = _processor(self.header, self.config)
+        self._names = _name_map(self.header, self.config, self._processor)
+        self._recipes = self._find_recipes()
+        self._infos = {
+            name: TensorInfo(
+                name=name,
+                dtype=ir.DataType.FLOAT,
+                shape=recipe.shape,
+                stored_bytes=sum(source.stored_bytes for source in recipe.sources),
+                file=path.name,
+            )
+            for name, recipe in self._recipes.items()
+        }
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file that holds the tensors."""
+        return (self.header.path,)
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, sorted by name."""
+        return self._infos
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Rows ``start:stop`` of the first axis, float32; see :class:`WeightSource`."""
+        recipe = self._recipes[name]
+        first, last = row_bounds(recipe.shape, start, stop)
+        path = self.header.path
+        if recipe.rows is None:
+            whole = {source.name: read_gguf_rows(path, source) for source in recipe.sources}
+            return np.array(self._process(name, whole)[first:last])
+        wanted = recipe.rows[first:last]
+        if not len(wanted):
+            return np.empty((0, *recipe.shape[1:]), dtype=np.float32)
+        # A permutation stays within one head, so the rows between are few.
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        parts = {source.name: read_gguf_rows(path, source, low, high) for source in recipe.sources}
+        if recipe.plain:
+            (part,) = parts.values()
+            return part if _ascending(wanted) else part[wanted - low]
+        return np.array(self._process(name, parts)[wanted - low])
+
+    def _find_recipes(self) -> dict[str, _Recipe]:
+        sources: dict[str, list[GgufTensor]] = {}
+        unused = []
+        for tensor in self.header.tensors:
+            targets = self._targets(tensor)
+            for target in targets:
+                sources.setdefault(target, []).append(tensor)
+            if not targets:
+                unused.append(tensor.name)
+        if unused:
+            logger.info("transformers' model has no place for %s of %s", ", ".join(unused), self.header.path.name)
+        return {name: self._find_recipe(name, tuple(sources[name])) for name in sorted(sources)}
+
+    def _targets(self, tensor: GgufTensor) -> list[str]:
+        """Names in the state dict that ``tensor`` contributes to."""
+        parsed: dict[str, dict[str, Any]] = {"tensors": {}}
+        result = self._call_processor(tensor.name, _row_numbers(tensor.shape), parsed)
+        if result.name is None:
+            return list(parsed["tensors"])
+        return [self._names[result.name]] if result.name in self._names else []
+
+    def _find_recipe(self, name: str, sources: tuple[GgufTensor, ...]) -> _Recipe:
+        numbers = {source.name: _row_numbers(source.shape) for source in sources}
+        result = self._process(name, numbers)
+        first = sources[0]
+        same_columns = all(source.shape[-1:] == first.shape[-1:] for source in sources)
+        if len(first.shape) >= 2 and result.ndim >= 2 and result.shape[-1] == 1 and same_columns:
+            shape = (*result.shape[:-1], first.shape[-1])
+            rows = _source_rows(result, first.shape[0])
+            if rows is not None:
+                plain = len(sources) == 1 and shape == first.shape
+                # What is not a copy must be computed from the same rows that it is asked for.
+                if plain or bool((rows == np.arange(len(rows))).all()):
+                    return _Recipe(sources=sources, shape=shape, rows=rows, plain=plain)
+        zeros = {s.name: np.broadcast_to(np.float32(0), s.shape) for s in sources}
+        return _Recipe(sources=sources, shape=self._process(name, zeros).shape, rows=None, plain=False)
+
+    def _process(self, name: str, arrays: Mapping[str, FloatArray]) -> FloatArray:
+        """The state dict's tensor ``name``, made by transformers' processor from the file's ``arrays``."""
+        parsed: dict[str, dict[str, Any]] = {"tensors": {}}
+        for source, array in arrays.items():
+            result = self._call_processor(source, array, parsed)
+            if result.name is not None:
+                return np.asarray(result.weights)
+        merged: FloatArray = parsed["tensors"][name].numpy()
+        return merged
+
+    def _call_processor(self, name: str, array: FloatArray, parsed: dict[str, dict[str, Any]]) -> Any:
+        return self._processor.process(
+            weights=array, name=name, tensor_key_mapping=self._names, parsed_parameters=parsed
+        )
+
+
+def read_gguf_rows(path: Path, tensor: GgufTensor, start: int = 0, stop: int | None = None) -> FloatArray:
+    """Rows ``start:stop`` of a tensor as the file has it, dequantized to float32.
+
+    Source of the block formats: the ``gguf`` package's ``quants``.
+    """
+    gguf = import_gguf()
+    ggml_type = gguf.GGMLQuantizationType(tensor.type_id)
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+    if len(tensor.shape) < 2 and block_values > 1:
+        # The rows of a vector are single values, and a block holds many of them.
+        data = read_bytes(path, tensor.offset, tensor.stored_bytes)
+        whole: FloatArray = gguf.quants.dequantize(data.reshape(-1, block_bytes), ggml_type).reshape(tensor.shape)
+        return whole[slice(*row_bounds(tensor.shape, start, stop))].copy()
+    first, last = row_bounds(tensor.shape, start, stop)
+    row_bytes = math.prod(tensor.shape[1:]) // block_values * block_bytes
+    line_bytes = tensor.shape[-1] // block_values * block_bytes if len(tensor.shape) > 1 else row_bytes
+    out = np.empty((last - first, *tensor.shape[1:]), dtype=np.float32)
+    step = max(1, _CHUNK_BYTES // max(1, row_bytes))
+    for row in range(first, last, step):
+        end = min(row + step, last)
+        data = read_bytes(path, tensor.offset + row * row_bytes, (end - row) * row_bytes)
+        values = gguf.quants.dequantize(data.reshape(-1, line_bytes), ggml_type)
+        out[row - first : end - first] = values.reshape((end - row, *tensor.shape[1:]))
+    return out
+
+
+def _row_numbers(shape: tuple[int, ...]) -> FloatArray:
+    """An array like the tensor, with one column, that holds in each row the row's number.
+
+    float32 counts exactly to 2**24, more rows than any vocabulary has.
+    """
+    narrow = (*shape[:-1], 1) if len(shape) > 1 else shape
+    column = np.arange(shape[0] if shape else 1, dtype=np.float32)
+    return np.array(np.broadcast_to(column.reshape(-1, *[1] * (len(narrow) - 1)), narrow))
+
+
+def _source_rows(numbers: FloatArray, count: int) -> npt.NDArray[np.int64] | None:
+    """For each row its number, if every row holds one number only and the numbers are 0 to ``count`` - 1."""
+    flat = numbers.reshape(numbers.shape[0], -1)
+    rows = flat[:, 0]
+    if len(rows) != count or not (flat == rows[:, None]).all() or not (np.sort(rows) == np.arange(count)).all():
+        return None
+    return rows.astype(np.int64)
+
+
+def _ascending(rows: npt.NDArray[np.int64]) -> bool:
+    return bool((np.diff(rows) == 1).all())
+
+
+def _check_types(header: GgufHeader) -> None:
+    gguf = import_gguf()
+    for tensor in header.tensors:
+        ggml_type = gguf.GGMLQuantizationType(tensor.type_id)
+        _, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        try:
+            gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), ggml_type)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{tensor.name} in {header.path} has the type {tensor.type_name}, which the installed gguf package "
+                "cannot dequantize; use another quantization of the model."
+            ) from None
+
+
+def _processor(header: GgufHeader, config: PreTrainedConfig) -> Any:
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    architecture = header.architecture
+    known = loader.GGUF_TO_TRANSFORMERS_MAPPING["config"]
+    if architecture not in known and config.model_type not in known and architecture not in loader.TENSOR_PROCESSORS:
+        raise UnsupportedModelError(
+            f"llmc cannot read the weights of the GGUF architecture {architecture} ({header.path.name}) row by row; "
+            "use the model's safetensors checkpoint."
+        )
+    return loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=config.to_dict())
+
+
+@dataclass(frozen=True)
+class _ModuleNames:
+    """What transformers' name mapping asks of a module."""
+
+    config: PreTrainedConfig
+    names: tuple[str, ...]
+    children: tuple[tuple[str, _ModuleNames], ...] = ()
+
+    def state_dict(self) -> dict[str, None]:
+        return dict.fromkeys(self.names)
+
+    def named_children(self) -> tuple[tuple[str, _ModuleNames], ...]:
+        return self.children
+
+
+def _two_levels(model: Any) -> _ModuleNames:
+    """``model`` and the base model in it: files name the tensors of either.
+
+    The mapping builds a table of all names for every module that it meets, which over all of a model's modules is
+    most of the time that opening a file takes; the deeper ones never match.
+    """
+    children = tuple(
+        (name, _ModuleNames(model.config, tuple(child.state_dict()))) for name, child in model.named_children()
+    )
+    return _ModuleNames(model.config, tuple(model.state_dict()), children)
+
+
+def _name_map(header: GgufHeader, config: PreTrainedConfig, processor: Any) -> dict[str, str]:
+    """The file's names to the state dict's, from a model without storage."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        names: dict[str, str] = get_gguf_hf_weights_map(_two_levels(model), processor)
+    except (NotImplementedError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{header.path} is of the architecture {header.architecture}, for which transformers has no causal "
+            "language model with GGUF names; use the model's safetensors checkpoint."
+        ) from error
+    return names

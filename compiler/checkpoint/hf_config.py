@@ -1,0 +1,151 @@
+"""Configuration of a Hugging Face directory, checked before anything is built from it.
+
+In: a directory with ``config.json``. Out: the ``PreTrainedConfig`` of a causal language model, generation settings
+and licence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+
+def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Config of the causal language model in ``directory``; of a multimodal one, that of its text model.
+
+    Code in the directory runs only with ``trust_remote_code``. Without it, a model that transformers knows itself is
+    read by transformers' own class even if the directory brings code.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing or broken.
+        UnsupportedModelError: an unknown ``model_type``, one that needs remote code, no causal language model, or
+            weights that are quantized already.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    raw = _read_json(directory / "config.json")
+    model_type = raw.get("model_type")
+    known = model_type in transformers.CONFIG_MAPPING
+    stated = raw.get("auto_map")
+    remote: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    if not known and remote and not trust_remote_code:
+        raise UnsupportedModelError(
+            f"{directory} brings model code of its own ({', '.join(sorted(remote))}) that would run on this machine; "
+            "read it, and pass --trust-remote-code if you trust it."
+        )
+    if not known and not remote:
+        raise UnsupportedModelError(
+            f"the model_type {model_type!r} of {directory / 'config.json'} is not known to the installed "
+            f"transformers {transformers.__version__}; upgrade transformers if the model is newer than it."
+        )
+    _refuse_quantized(raw, directory)
+    use_remote = bool(remote) and trust_remote_code
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=use_remote)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"{directory / 'config.json'} is refused by transformers {transformers.__version__} "
+            f"({_sentence(error)}); fetch it again."
+        ) from error
+    if use_remote and "AutoModelForCausalLM" in remote:
+        return config
+    return _causal_config(config, directory)
+
+
+def read_hf_generation_config(directory: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """``generation_config.json`` of ``directory``, or what ``config`` implies.
+
+    Raises:
+        CheckpointError: the file is broken.
+    """
+    from transformers import GenerationConfig
+
+    if not (directory / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / 'generation_config.json'} is refused by transformers ({_sentence(error)}); correct or "
+            "remove it."
+        ) from error
+
+
+def read_hf_licence(directory: Path) -> str | None:
+    """Licence stated by the model card's front matter (``license:`` in README.md), or None."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return None
+    stated: dict[str, str] = {}
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if colon:
+            stated.setdefault(key.strip(), value.strip().strip("'\""))
+    name = stated.get("license")
+    # Hugging Face cards write "other" and put the name beside it.
+    return stated.get("license_name") or name if name == "other" else name or None
+
+
+def _causal_config(config: PreTrainedConfig, directory: Path) -> PreTrainedConfig:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        text = config.get_text_config()
+    except ValueError:
+        # Several text models, none of which is the one.
+        text = None
+    causal = text is not None and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if causal and text is not config:
+        logger.info("%s is multimodal; compiling its text model (%s)", directory, text.model_type)
+    if not causal:
+        stated = ", ".join(config.architectures or ()) or config.model_type
+        raise UnsupportedModelError(
+            f"{directory} is no causal language model ({stated}), and llmc compiles only these; name a decoder-only "
+            "model."
+        )
+    return text
+
+
+def _refuse_quantized(raw: dict[str, Any], directory: Path) -> None:
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise UnsupportedModelError(
+            f"the weights of {directory} are quantized already ({method}), and llmc quantizes from floating point; "
+            "name the original checkpoint."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} has no config.json; name a directory with a Hugging Face checkpoint, or a .gguf file."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
+    return content
+
+
+def _sentence(error: Exception) -> str:
+    """The error's message on one line, cut where it becomes an essay."""
+    return textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" …").rstrip(".")

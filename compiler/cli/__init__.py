@@ -1,0 +1,1 @@
+"""llmc.compiler.cli: the commands; each parses, makes one library call and renders."""

@@ -1,0 +1,85 @@
+"""Every error llmc raises on purpose: one tree, one exit code per branch.
+
+In: a sentence that says what is wrong, where, and what to do next.
+Out: an exception that the command line prints as that one sentence and turns into ``exit_code``.
+
+    LlmcError (1)
+    ├── UsageError (2)               options that contradict each other, an unknown key
+    ├── CheckpointError (3)          missing or truncated shard, a shape that disagrees, pickle weights
+    ├── UnsupportedModelError (4)    an architecture or operator llmc does not know
+    ├── CaptureError (5)             the trace failed
+    ├── PassError (6)                a pass failed
+    │   └── FusionContractError (6)  a fusion fired less often than it must (``--strict``)
+    ├── ArtifactError (7)            output exists, disk full, not an llmc directory, a damaged file
+    ├── VerificationError (8)        the engine does not say what the model says
+    ├── EngineError (9)              a runtime refused the model or failed while running
+    └── MissingDependencyError (10)  a package that this command needs is not installed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LlmcError(Exception):
+    """Base of all errors that are shown to a user as one sentence, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(LlmcError):
+    """Options that contradict each other, or a value that is not accepted."""
+
+    exit_code = 2
+
+
+class CheckpointError(LlmcError):
+    """A checkpoint that cannot be read as it is."""
+
+    exit_code = 3
+
+
+class UnsupportedModelError(LlmcError):
+    """An architecture that llmc cannot compile."""
+
+    exit_code = 4
+
+
+class CaptureError(LlmcError):
+    """The model could not be traced."""
+
+    exit_code = 5
+
+
+class PassError(LlmcError):
+    """A graph pass failed."""
+
+    exit_code = 6
+
+
+class FusionContractError(PassError):
+    """A fusion fired less often than the model's geometry says it must."""
+
+
+class ArtifactError(LlmcError):
+    """An artifact directory that cannot be written, or is not what it claims to be."""
+
+    exit_code = 7
+
+
+class VerificationError(LlmcError):
+    """An engine whose numbers differ from the model's by more than its tolerance."""
+
+    exit_code = 8
+
+
+class EngineError(LlmcError):
+    """A runtime refused a graph, or failed while running it."""
+
+    exit_code = 9
+
+
+class MissingDependencyError(LlmcError):
+    """A package that this command needs is not installed."""
+
+    exit_code = 10

@@ -1,0 +1,223 @@
+"""Weights that are read when they are written, and not before.
+
+In: a :class:`~llmc.compiler.checkpoint.weights.WeightSource` (or any ONNX tensor) and what to do with it.
+Out: ONNX tensors that compose without reading anything: cast, transposed, stacked, reinterpreted, computed.
+
+A weight of a linear layer is kept as the checkpoint has it, [out_features, in_features], whichever way the graph uses
+it; ``rows`` brings a few output features into memory. A pass that packs or quantizes works on rows and so needs
+memory for a few rows, not for a tensor, and the writer streams the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llmc.compiler.checkpoint.weights import WeightSource
+
+Array = npt.NDArray[Any]
+CHUNK_BYTES = 32 << 20
+"""Most bytes that one step of streaming brings into memory."""
+
+
+class LazyWeight(ir.LazyTensor):
+    """An ONNX tensor whose bytes are made on demand, row by row.
+
+    ``stored_shape`` is the orientation in which ``rows`` reads; the tensor's own ``shape`` is the transposed one when
+    ``transposed`` is set (2-D only).
+    """
+
+    def __init__(self, stored_shape: Sequence[int], dtype: ir.DataType, *, transposed: bool = False) -> None:
+        self.stored_shape = tuple(stored_shape)
+        self.transposed = transposed
+        if transposed and len(self.stored_shape) != 2:
+            raise ValueError(f"only a matrix can be transposed, not {self.stored_shape}")
+        shape = ir.Shape(self.stored_shape[::-1] if transposed else self.stored_shape)
+        super().__init__(lambda: ir.Tensor(self.numpy(), dtype=dtype), dtype, shape)
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows ``start:stop`` in the stored orientation, in the tensor's dtype."""
+
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two tensors that have the same bytes; the writer then stores them once."""
+        return ("object", id(self))
+
+    def chunks(self) -> Iterator[Array]:
+        """All rows of the stored orientation, a bounded number of bytes at a time."""
+        if not self.stored_shape:
+            yield self.rows(0, 1)
+            return
+        count = self.stored_shape[0]
+        row_bytes = max(1, math.prod(self.stored_shape[1:]) * max(self.dtype.itemsize, 1))
+        step = max(1, int(CHUNK_BYTES // row_bytes))
+        for start in range(0, count, step):
+            yield self.rows(start, min(start + step, count))
+
+    def numpy(self) -> Array:
+        """The whole tensor."""
+        whole = np.concatenate(list(self.chunks())) if self.stored_shape else self.rows(0, 1)
+        return np.ascontiguousarray(whole.T) if self.transposed else whole
+
+    def tobytes(self) -> bytes:
+        """Little-endian bytes of the whole tensor."""
+        return self.numpy().tobytes()
+
+    def tofile(self, file: Any) -> None:
+        """Write the tensor's bytes; row by row unless it is transposed."""
+        if self.transposed:
+            file.write(memoryview(self.numpy()).cast("B"))
+            return
+        for chunk in self.chunks():
+            file.write(memoryview(np.ascontiguousarray(chunk).view(np.uint8).reshape(-1)))
+
+
+class SourceWeight(LazyWeight):
+    """A checkpoint tensor, cast to ``dtype``."""
+
+    def __init__(
+        self, source: WeightSource, tensor: str, shape: Sequence[int], dtype: ir.DataType, *, transposed: bool = False
+    ) -> None:
+        super().__init__(shape, dtype, transposed=transposed)
+        self.source, self.tensor = source, tensor
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows of the checkpoint tensor."""
+        if not self.stored_shape:
+            return self.source.read(self.tensor).astype(numpy_dtype(self.dtype), copy=False).reshape(())
+        read = self.source.read(self.tensor, start, stop)
+        return read.reshape(-1, *self.stored_shape[1:]).astype(numpy_dtype(self.dtype), copy=False)
+
+    def identity(self) -> tuple[Any, ...]:
+        """Source, tensor, type and orientation."""
+        return ("source", id(self.source), self.tensor, self.dtype, self.transposed)
+
+
+class TensorWeight(LazyWeight):
+    """Any ONNX tensor (as one that lies in an external data file), cast to ``dtype``, seen in stored orientation."""
+
+    def __init__(self, tensor: ir.TensorProtocol, dtype: ir.DataType, *, transposed: bool) -> None:
+        shape = [int(d) for d in tensor.shape.numpy()]
+        super().__init__(shape[::-1] if transposed else shape, dtype, transposed=transposed)
+        self.tensor = tensor
+
+    def rows(self, start: int, stop: int) -> Array:
+        """A slice of the tensor; columns of it when it is transposed."""
+        whole = self.tensor.numpy()
+        part = whole[:, start:stop].T if self.transposed else (whole[start:stop] if whole.ndim else whole)
+        return np.ascontiguousarray(part).astype(numpy_dtype(self.dtype), copy=False)
+
+    def identity(self) -> tuple[Any, ...]:
+        """The tensor object, type and orientation."""
+        return ("tensor", id(self.tensor), self.dtype, self.transposed)
+
+
+class StackedWeight(LazyWeight):
+    """Weights one below the other in stored orientation: packed q, k, v or gate, up."""
+
+    def __init__(self, parts: Sequence[LazyWeight], *, transposed: bool) -> None:
+        tails = {part.stored_shape[1:] for part in parts}
+        if len(tails) != 1 or len({part.dtype for part in parts}) != 1:
+            raise ValueError("stacked weights must agree in type and in all dimensions but the first")
+        height = sum(part.stored_shape[0] for part in parts)
+        super().__init__((height, *tails.pop()), parts[0].dtype, transposed=transposed)
+        self.parts = tuple(parts)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows, across the seams of the parts."""
+        pieces, base = [], 0
+        for part in self.parts:
+            low, high = max(start - base, 0), min(stop - base, part.stored_shape[0])
+            if low < high:
+                pieces.append(part.rows(low, high))
+            base += part.stored_shape[0]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def identity(self) -> tuple[Any, ...]:
+        """The parts' identities."""
+        return ("stacked", self.transposed, *(part.identity() for part in self.parts))
+
+
+class MappedWeight(LazyWeight):
+    """Rows of another weight put through a function that works row by row (scales, packed integers, an offset)."""
+
+    def __init__(
+        self,
+        base: LazyWeight,
+        stored_shape: Sequence[int],
+        dtype: ir.DataType,
+        function: Callable[[Array], Array],
+        key: tuple[Any, ...],
+        *,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__(stored_shape, dtype, transposed=transposed)
+        self.base, self.function, self.key = base, function, key
+
+    def rows(self, start: int, stop: int) -> Array:
+        """The function of the base's rows."""
+        made = self.function(self.base.rows(start, stop))
+        return made.reshape(-1, *self.stored_shape[1:]).astype(numpy_dtype(self.dtype), copy=False)
+
+    def chunks(self) -> Iterator[Array]:
+        """As many rows at a time as the base's bytes allow."""
+        count = self.stored_shape[0]
+        row_bytes = max(1, math.prod(self.base.stored_shape[1:]) * 4)
+        step = max(1, int(CHUNK_BYTES // row_bytes))
+        for start in range(0, count, step):
+            yield self.rows(start, min(start + step, count))
+
+    def identity(self) -> tuple[Any, ...]:
+        """The base and the function's key (not the shape: one set of bytes may be seen in two shapes)."""
+        return ("mapped", self.key, self.dtype, self.transposed, self.base.identity())
+
+
+def as_weight(tensor: ir.TensorProtocol, *, transposed: bool = False) -> LazyWeight:
+    """``tensor`` as a lazy weight; one that is none yet is seen in the given orientation."""
+    if isinstance(tensor, LazyWeight):
+        return tensor
+    return TensorWeight(tensor, tensor.dtype, transposed=transposed)
+
+
+def transposed_weight(tensor: ir.TensorProtocol) -> LazyWeight:
+    """The transpose of a matrix, without reading it."""
+    if isinstance(tensor, SourceWeight):
+        flipped = not tensor.transposed
+        return SourceWeight(tensor.source, tensor.tensor, tensor.stored_shape, tensor.dtype, transposed=flipped)
+    if isinstance(tensor, StackedWeight):
+        return StackedWeight(tensor.parts, transposed=not tensor.transposed)
+    if isinstance(tensor, MappedWeight):
+        flipped = not tensor.transposed
+        base, key = tensor.base, tensor.key
+        return MappedWeight(base, tensor.stored_shape, tensor.dtype, tensor.function, key, transposed=flipped)
+    if isinstance(tensor, TensorWeight) and tensor.transposed:
+        return TensorWeight(tensor.tensor, tensor.dtype, transposed=False)
+    base = tensor.tensor if isinstance(tensor, TensorWeight) else tensor
+    whole = [int(d) for d in base.shape.numpy()]
+    return MappedWeight(
+        TensorWeight(base, tensor.dtype, transposed=False), whole, tensor.dtype, _same, ("same",), transposed=True
+    )
+
+
+def cast_weight(tensor: ir.TensorProtocol, dtype: ir.DataType) -> LazyWeight:
+    """The tensor in another float type, without reading it."""
+    weight = as_weight(tensor)
+    if isinstance(weight, SourceWeight):
+        return SourceWeight(weight.source, weight.tensor, weight.stored_shape, dtype, transposed=weight.transposed)
+    return MappedWeight(weight, weight.stored_shape, dtype, _same, ("same",), transposed=weight.transposed)
+
+
+def _same(rows: Array) -> Array:
+    return rows
+
+
+def numpy_dtype(dtype: ir.DataType) -> Any:
+    """NumPy's (or ml_dtypes') type for an ONNX type."""
+    return ml_dtypes.bfloat16 if dtype == ir.DataType.BFLOAT16 else dtype.numpy()

@@ -1,0 +1,1 @@
+"""llmc.compiler.operators: the llmc operators, one file each, with bodies in standard ONNX."""

@@ -1,0 +1,193 @@
+"""Rotary embedding into attention.
+
+    q = RotaryEmbedding(q₀, cos(position_ids), sin(position_ids))                 q₀, k₀
+    k = RotaryEmbedding(k₀, cos(position_ids), sin(position_ids))        →          │
+    CachedAttention(q, k, …)                                              CachedAttention(q₀, k₀, …, cos_table, sin_table,
+                                                                                         position_ids)
+
+cos and sin are whatever the model computes from the positions (plain, scaled, YaRN, Llama 3): the pass computes that
+part of the graph for every position up to ``max_positions`` and stores the two tables. It fires only where they depend
+on nothing but the position, which it checks by computing them in another order as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from llmc.compiler.operators import cached_attention
+from llmc.compiler.operators.domain import OPSET
+from llmc.passes.attention_paths import to_merged, walk_to_core
+from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_query import add_initializer, dims, graph_input, insert_before, is_weight
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FuseRotary(GraphPass):
+    """Move rotary embeddings inside attention.
+
+    Attributes:
+        max_positions: Rows of the tables; the longest context that the fused graph can run.
+    """
+
+    max_positions: int
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Visit every attention."""
+        tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
+        for node in list(model.graph):
+            if not cached_attention.is_cached_attention(node) or cached_attention.variant_of(node).rotary:
+                continue
+            try:
+                _fuse(model, node, self.max_positions, tables)
+                tally.count("rotary")
+            except NearMiss as miss:
+                tally.reject(node, str(miss))
+
+
+Tables = dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+
+
+def _fuse(model: ir.Model, node: ir.Node, rows: int, tables: Tables) -> None:
+    sides = []
+    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
+        value = cached_attention.get_input(node, name)
+        if value is None:
+            raise NearMiss("its query is packed already")
+        path = walk_to_core(value, node.attributes.get_int(count, 0))
+        rotary = path.value.producer()
+        if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
+            made_by = rotary.op_type if rotary is not None else "the graph's input"
+            raise NearMiss(f"its {name} comes from {made_by}, not from a rotary embedding")
+        if not path.heads_first:
+            raise NearMiss(f"the rotary embedding of its {name} is not laid out [batch, heads, seq, dim]")
+        sides.append(rotary)
+    q_rotary, k_rotary = sides
+    cos, sin = q_rotary.inputs[1], q_rotary.inputs[2]
+    if [*q_rotary.inputs[1:]] != [*k_rotary.inputs[1:]] or len(q_rotary.inputs) != 3 or cos is None or sin is None:
+        raise NearMiss("its query and key are rotated by different angles")
+    q_options, k_options = ({k: v.value for k, v in r.attributes.items()} for r in sides)
+    if q_options != k_options:
+        raise NearMiss("its query and key are rotated in different ways")
+    positions = graph_input(model, "position_ids")
+    if positions is None:
+        raise NearMiss("the graph has no position_ids")
+    if (cos, sin) not in tables:
+        tables[cos, sin] = _add_tables(model, cos, sin, positions, rows)
+    _rewire(model.graph, node, sides, tables[cos, sin], positions)
+
+
+def _rewire(
+    graph: ir.Graph, node: ir.Node, rotaries: list[ir.Node], tables: tuple[ir.Value, ir.Value], positions: ir.Value
+) -> None:
+    merged: list[ir.Value] = []
+    for rotary in rotaries:
+        source = rotary.inputs[0]
+        assert source is not None
+        value, nodes = to_merged(source, True, graph)
+        insert_before(node, nodes)
+        merged.append(value)
+    inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
+    inputs.update(query=merged[0], key=merged[1], cos_cache=tables[0], sin_cache=tables[1], position_ids=positions)
+    first = rotaries[0].attributes
+    options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
+    options["interleaved"] = first.get_int("interleaved", 0)
+    options["rotary_embedding_dim"] = first.get_int("rotary_embedding_dim", 0)
+    cached_attention.replace_call(node, inputs, options)
+
+
+def _add_tables(
+    model: ir.Model, cos: ir.Value, sin: ir.Value, positions: ir.Value, rows: int
+) -> tuple[ir.Value, ir.Value]:
+    forward = np.arange(rows, dtype=np.int64)
+    made = tabulate([cos, sin], positions, forward)
+    sample = forward[:: max(1, rows // 64)][::-1].copy()
+    again = tabulate([cos, sin], positions, sample)
+    for table, other in zip(made, again, strict=True):
+        if not np.array_equal(table[sample], other):
+            raise NearMiss("its angles depend on more than each token's own position")
+    index = sum(1 for name in model.graph.initializers if name.startswith("rotary.cos"))
+    suffix = f".{index}" if index else ""
+    return (
+        add_initializer(model.graph, f"rotary.cos{suffix}", ir.tensor(made[0])),
+        add_initializer(model.graph, f"rotary.sin{suffix}", ir.tensor(made[1])),
+    )
+
+
+def tabulate(values: list[ir.Value], positions: ir.Value, at: npt.NDArray[np.int64]) -> list[FloatArray]:
+    """Compute ``values`` ([batch, seq, n], functions of ``positions``) at the given positions.
+
+    Returns:
+        One float array [len(at), n] per value.
+
+    Raises:
+        NearMiss: they depend on another input, or on an operator that cannot be computed here.
+    """
+    nodes = _ancestors(values, positions)
+    feed = {"position_ids": at[None, :]}
+    graph = _copy_subgraph(nodes, values, positions)
+    try:
+        from onnx.reference import ReferenceEvaluator
+
+        results = ReferenceEvaluator(graph).run(None, feed)
+    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, IndexError) as error:
+        raise NearMiss(f"its angles cannot be computed ahead of time: {error}") from error
+    return [np.ascontiguousarray(np.asarray(result)[0]) for result in results]
+
+
+def _ancestors(values: list[ir.Value], positions: ir.Value) -> list[ir.Node]:
+    """Nodes between ``positions`` and ``values``, in graph order."""
+    found: set[ir.Node] = set()
+    stack: list[ir.Value | None] = list(values)
+    while stack:
+        value = stack.pop()
+        if value is None or value is positions or is_weight(value):
+            continue
+        node = value.producer()
+        if node is None:
+            raise NearMiss(f"its angles depend on the input {value.name}")
+        if node not in found:
+            found.add(node)
+            # Shapes of inputs are known to be [1, positions]; only position_ids may be asked for its shape.
+            stack.extend(node.inputs)
+    graph = values[0].producer()
+    assert graph is not None
+    assert graph.graph is not None
+    return [node for node in graph.graph if node in found]
+
+
+def _copy_subgraph(nodes: list[ir.Node], values: list[ir.Value], positions: ir.Value) -> onnx.ModelProto:
+    mapping: dict[ir.Value, ir.Value] = {positions: ir.val("position_ids", ir.DataType.INT64, ["batch", "seq"])}
+    initializers: list[ir.Value] = []
+    copies: list[ir.Node] = []
+    for node in nodes:
+        inputs: list[ir.Value | None] = []
+        for value in node.inputs:
+            if value is not None and value not in mapping and is_weight(value):
+                assert value.const_value is not None
+                mapping[value] = ir.val(value.name, const_value=ir.tensor(value.const_value.numpy(), name=value.name))
+                initializers.append(mapping[value])
+            inputs.append(mapping[value] if value is not None else None)
+        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+            mapping[old] = new
+        copies.append(copy)
+    for value in values:
+        if dims(value) is None:
+            raise NearMiss(f"{value.name} has no known shape")
+    graph = ir.Graph(
+        [mapping[positions]],
+        [mapping[v] for v in values],
+        nodes=copies,
+        initializers=initializers,
+        opset_imports={"": OPSET},
+        name="angles",
+    )
+    return ir.to_proto(ir.Model(graph, ir_version=10))

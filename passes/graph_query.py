@@ -1,0 +1,110 @@
+"""Questions that passes ask of a graph, and the few edits that they share.
+
+In: values and nodes. Out: constants, producers, consumers; replaced nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+SMALL = 4096
+"""Elements up to which a constant is looked at; weights are larger and are never read by a question."""
+
+
+def producer(value: ir.Value | None, op_type: str | None = None, domain: str = "") -> ir.Node | None:
+    """The node that makes ``value``, when it is of the given type."""
+    node = value.producer() if value is not None else None
+    if node is None or (op_type is not None and (node.op_type != op_type or node.domain != domain)):
+        return None
+    return node
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The value's content when it is a small constant, else None."""
+    if value is None:
+        return None
+    tensor = value.const_value
+    if tensor is None and (node := producer(value, "Constant")) is not None:
+        tensor = _constant_node(node)
+    if tensor is None or tensor.size > SMALL:
+        return None
+    return np.asarray(tensor.numpy())
+
+
+def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in {"value_int", "value_ints"}:
+            return ir.tensor(np.asarray(attribute.value, dtype=np.int64))
+        if name in {"value_float", "value_floats"}:
+            return ir.tensor(np.asarray(attribute.value, dtype=np.float32))
+    return None
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether the value is an initializer (of whatever size)."""
+    return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def integers(value: ir.Value | None) -> list[int] | None:
+    """A small constant as a flat list of integers."""
+    array = constant(value)
+    return None if array is None else [int(x) for x in array.reshape(-1)]
+
+
+def dims(value: ir.Value | None) -> list[int | str | None] | None:
+    """The value's dimensions: integers, symbolic names, or None for an anonymous one."""
+    if value is None or value.shape is None:
+        return None
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that uses ``value``, when there is just one use and the value is no graph output."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def insert_before(anchor: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes into the anchor's graph, before it."""
+    graph = anchor.graph
+    assert graph is not None
+    graph.insert_before(anchor, list(nodes))
+
+
+def replace_node(old: ir.Node, new: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+    """Put ``new`` where ``old`` was; ``outputs`` take the place (and name, type, shape) of the old ones."""
+    graph = old.graph
+    assert graph is not None
+    ir.convenience.replace_nodes_and_values(graph, old, [old], list(new), list(old.outputs), list(outputs))
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register an initializer under a free name that begins with ``name``."""
+    free, number = name, 1
+    while free in graph.initializers:
+        free, number = f"{name}.{number}", number + 1
+    value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def small_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """Register a small constant; an equal one of that name is used again."""
+    known = graph.initializers.get(name)
+    if known is not None and known.const_value is not None:
+        content = known.const_value.numpy()
+        if content.dtype == array.dtype and np.array_equal(content, array):
+            return known
+    return add_initializer(graph, name, ir.tensor(array))
+
+
+def graph_input(model: ir.Model, name: str) -> ir.Value | None:
+    """The graph input called ``name``."""
+    return next((value for value in model.graph.inputs if value.name == name), None)

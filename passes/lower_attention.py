@@ -1,0 +1,148 @@
+"""Attention to ONNX Runtime.
+
+    llmc::CachedAttention(packed, past_k, past_v, mask, cos, sin, …)
+        →   com.microsoft::GroupQueryAttention(packed, past_k, past_v, lengths - 1, total, cos, sin)
+
+GroupQueryAttention wants rows that start at slot 0 of the cache. ``seqlens_k`` is each row's number of ones in the
+mask, less 1; the total is the mask's width; ``query_seqlens``, where the runtime has it, the number of ones in the
+last columns, so that rows of one chunk may differ in length. Norms of queries and keys, which the CPU kernel does not
+take, become RMSNormalization nodes again, by head and without a transposition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.operators import cached_attention
+from llmc.passes.chunk_lengths import chunk_lengths, total_lengths
+from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_query import graph_input, small_initializer
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class LowerAttention(GraphPass):
+    """Replace each CachedAttention by GroupQueryAttention.
+
+    Attributes:
+        query_seqlens: The runtime's GroupQueryAttention has the input of that name.
+        qk_norm: The runtime's kernel normalizes queries and keys itself.
+    """
+
+    query_seqlens: bool
+    qk_norm: bool = False
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Visit every attention; the values that all of them need are computed once."""
+        shared: dict[str, ir.Value] = {}
+        for node in list(model.graph):
+            if not cached_attention.is_cached_attention(node):
+                continue
+            try:
+                _require_fused(node)
+                if not shared:
+                    shared = self._lengths(model, node)
+                self._lower(model.graph, node, shared)
+                tally.count("attention")
+            except NearMiss as miss:
+                tally.reject(node, str(miss))
+        if tally.fired:
+            model.graph.opset_imports.setdefault(DOMAIN, 1)
+            # What all of them need may have been made, by an earlier pass, near the end of the graph.
+            model.graph.sort()
+
+    def _lengths(self, model: ir.Model, before: ir.Node) -> dict[str, ir.Value]:
+        graph = model.graph
+        mask = graph_input(model, "attention_mask")
+        totals, nodes = total_lengths(model)
+        one = small_initializer(graph, "one", np.asarray(1, np.int64))
+        int32 = int(ir.DataType.INT32)
+        less = ir.node("Sub", [totals, one], name="seqlens_k/Sub")
+        seqlens = ir.node("Cast", [less.outputs[0]], {"to": int32}, name="seqlens_k/Cast")
+        width = ir.node("Shape", [mask], {"start": 1, "end": 2}, name="total_sequence_length/Shape")
+        scalar = ir.node("Squeeze", [width.outputs[0]], name="total_sequence_length/Squeeze")
+        total = ir.node("Cast", [scalar.outputs[0]], {"to": int32}, name="total_sequence_length/Cast")
+        made = {"seqlens_k": seqlens.outputs[0], "total": total.outputs[0]}
+        nodes = [*nodes, less, seqlens, width, scalar, total]
+        if self.query_seqlens:
+            lengths, more = chunk_lengths(model)
+            cast = ir.node("Cast", [lengths], {"to": int32}, name="query_seqlens/Cast")
+            nodes += [*more, cast]
+            made["query_seqlens"] = cast.outputs[0]
+        first = next(iter(graph), before)
+        graph.insert_before(first, nodes)
+        return made
+
+    def _lower(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> None:
+        def given(name: str) -> ir.Value | None:
+            return cached_attention.get_input(node, name)
+
+        query, key = given("query"), given("key")
+        attributes = _attributes(node)
+        norms = (given("q_norm_weight"), given("k_norm_weight"))
+        if norms[0] is not None and not self.qk_norm:
+            query = _norm_by_head(graph, node, query, norms[0], "q_norm")
+            key = _norm_by_head(graph, node, key, norms[1], "k_norm")
+            norms = (None, None)
+        elif norms[0] is not None:
+            attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
+        inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared["seqlens_k"]]
+        inputs += [shared["total"], given("cos_cache"), given("sin_cache"), None, None, given("head_sink"), None, None]
+        inputs += [*norms, shared.get("query_seqlens")]
+        while inputs[-1] is None:
+            inputs.pop()
+        new = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
+
+
+def _require_fused(node: ir.Node) -> None:
+    if not cached_attention.variant_of(node).rotary:
+        # Rotation outside would be right as well, but position_ids then decide it and rows need not start at 0.
+        return
+    if node.attributes.get_int("rotary_embedding_dim", 0):
+        raise NearMiss("it rotates part of each head only")
+
+
+def _attributes(node: ir.Node) -> dict[str, int | float]:
+    given = node.attributes
+    attributes: dict[str, int | float] = {
+        "num_heads": given.get_int("num_heads", 0),
+        "kv_num_heads": given.get_int("kv_num_heads", 0),
+        "scale": given.get_float("scale", 0.0),
+    }
+    if cached_attention.variant_of(node).rotary:
+        attributes["do_rotary"] = 1
+        attributes["rotary_interleaved"] = given.get_int("interleaved", 0)
+    if window := given.get_int("window", 0):
+        attributes["local_window_size"] = window
+    if softcap := given.get_float("softcap", 0.0):
+        attributes["softcap"] = softcap
+    return attributes
+
+
+def _norm_by_head(
+    graph: ir.Graph, node: ir.Node, value: ir.Value | None, weight: ir.Value | None, name: str
+) -> ir.Value:
+    if value is None or weight is None or weight.shape is None or value.shape is None:
+        raise NearMiss("its query is packed, so its heads cannot be normalized one by one")
+    dim, width = int(weight.shape[0]), value.shape[2]  # type: ignore[arg-type]
+    if not isinstance(width, int):
+        raise NearMiss("the width of its query is not known")
+    split = small_initializer(graph, f"shape_0_0_{width // dim}_{dim}", np.asarray([0, 0, width // dim, dim], np.int64))
+    merge = small_initializer(graph, f"shape_0_0_{width}", np.asarray([0, 0, width], np.int64))
+    stem = f"{node.name}/{name}"
+    epsilon = node.attributes.get_float("norm_epsilon", 1e-6)
+    by_head = ir.node("Reshape", [value, split], name=f"{stem}/split")
+    options: dict[str, int | float] = {"axis": -1, "epsilon": epsilon}
+    norm = ir.node("RMSNormalization", [by_head.outputs[0], weight], options, name=f"{stem}/norm")
+    merged = ir.node("Reshape", [norm.outputs[0], merge], name=f"{stem}/merge")
+    for made in (by_head, norm):
+        made.outputs[0].dtype = value.dtype
+        made.outputs[0].shape = ir.Shape([value.shape[0], value.shape[1], width // dim, dim])
+    merged.outputs[0].dtype, merged.outputs[0].shape = value.dtype, value.shape
+    graph.insert_before(node, [by_head, norm, merged])
+    return merged.outputs[0]

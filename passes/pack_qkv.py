@@ -1,0 +1,58 @@
+"""Three projections into one.
+
+    q = MatMul(x, W_q) (+ b_q)
+    k = MatMul(x, W_k) (+ b_k)     →     CachedAttention(MatMul(x, [W_q W_k W_v]) (+ b), …)
+    v = MatMul(x, W_v) (+ b_v)
+
+One matrix product reads the activations once and has more rows to share between threads. The weights are stacked
+lazily. Where a runtime normalizes queries and keys outside attention it needs them apart, so the pass leaves those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from llmc.compiler.operators import cached_attention
+from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.linear import Linear, linear_of, stack_linears
+
+
+@dataclass(frozen=True)
+class PackQKV(GraphPass):
+    """Pack query, key and value projections of each attention.
+
+    Attributes:
+        with_qk_norm: Pack where attention normalizes queries and keys, too.
+    """
+
+    with_qk_norm: bool = False
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Visit every attention."""
+        for node in list(model.graph):
+            if not cached_attention.is_cached_attention(node) or cached_attention.variant_of(node).packed:
+                continue
+            try:
+                self._pack(model.graph, node)
+                tally.count("qkv")
+            except NearMiss as miss:
+                tally.reject(node, str(miss))
+
+    def _pack(self, graph: ir.Graph, node: ir.Node) -> None:
+        if cached_attention.variant_of(node).qk_norm and not self.with_qk_norm:
+            raise NearMiss("the target normalizes its query and key apart")
+        linears: list[Linear] = []
+        for name in ("query", "key", "value"):
+            value = cached_attention.get_input(node, name)
+            linear = linear_of(value)
+            if linear is None:
+                made_by = value.producer() if value is not None else None
+                raise NearMiss(f"its {name} comes from {made_by.op_type if made_by else 'an input'}, not a projection")
+            linears.append(linear)
+        packed = stack_linears(graph, node, linears, "qkv_proj")
+        inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
+        inputs.update(query=packed, key=None, value=None)
+        options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
+        cached_attention.replace_call(node, inputs, options)

@@ -1,0 +1,196 @@
+"""Weights to blocks of small integers, activations left as they are.
+
+    MatMul(x, W) (+ b)            →  com.microsoft::MatMulNBits(x, packed, scales, zero points, b)
+    Gather(table, ids)            →  com.microsoft::GatherBlockQuantized(packed, ids, scales, zero points)
+    MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tied table is stored once
+
+Round to nearest, block by block along the input features. Nothing is read here: the packed tensors are lazy and are
+made a few rows at a time while the graph is written.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.errors import UsageError
+from llmc.compiler.lazy_weight import LazyWeight, MappedWeight, TensorWeight, as_weight
+from llmc.passes.block_quantization import BlockFormat
+from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_query import add_initializer, is_weight, producer
+from llmc.passes.linear import linear_of, stored_weight
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(GraphPass):
+    """Quantize linear layers and embedding tables.
+
+    Attributes:
+        bits: 4 or 8, for linear layers.
+        block_size: Input features that share a scale; a power of two, at least 16.
+        symmetric: No zero point; else one per block.
+        head_bits: Bits of the output projection and of the embedding table.
+        accuracy_level: 4 computes with int8 activations where the kernel can; 0 leaves it to the runtime.
+    """
+
+    bits: Literal[4, 8] = 4
+    block_size: int = 32
+    symmetric: bool = True
+    head_bits: Literal[4, 8] = 4
+    accuracy_level: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse what the kernels do not take.
+
+        Raises:
+            UsageError: bits other than 4 and 8, or a block size that is no power of two from 16 up.
+        """
+        if self.bits not in {4, 8} or self.head_bits not in {4, 8}:
+            raise UsageError(f"weights are quantized to 4 or 8 bits, not {self.bits} or {self.head_bits}")
+        if self.block_size < 16 or self.block_size & (self.block_size - 1):
+            raise UsageError(f"block size {self.block_size} is not a power of two from 16 up")
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Visit every matrix product and every look-up."""
+        head = _head(model)
+        known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
+        for node in list(model.graph):
+            if node.domain or node.op_type not in {"MatMul", "Gather"}:
+                continue
+            try:
+                if node.op_type == "Gather":
+                    if _quantize_lookup(model.graph, node, self._format(is_head=True), known):
+                        tally.count("embedding")
+                elif self._quantize_product(model.graph, node, node is head, known):
+                    tally.count("head" if node is head else "linear")
+            except NearMiss as miss:
+                tally.reject(node, str(miss))
+        if tally.fired:
+            model.graph.opset_imports.setdefault(DOMAIN, 1)
+
+    def _format(self, *, is_head: bool) -> BlockFormat:
+        return BlockFormat(self.head_bits if is_head else self.bits, self.block_size, self.symmetric)
+
+    def _quantize_product(
+        self, graph: ir.Graph, node: ir.Node, is_head: bool, known: dict[tuple[object, ...], dict[str, ir.Value]]
+    ) -> bool:
+        weight = _product_weight(node)
+        if weight is None:
+            return False
+        name, tensor = weight
+        fmt = self._format(is_head=is_head)
+        blocks = math.ceil(tensor.stored_shape[1] / fmt.block_size)
+        packed_shape = (tensor.stored_shape[0], blocks, fmt.block_size * fmt.bits // 8)
+        made = _initializers(graph, name, tensor, fmt, packed_shape, known)
+        bias, last = _bias(node)
+        inputs = [node.inputs[0], made["packed"], made["scales"], made.get("zero_points"), None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        attributes = {
+            "K": tensor.stored_shape[1],
+            "N": tensor.stored_shape[0],
+            "bits": fmt.bits,
+            "block_size": fmt.block_size,
+            "accuracy_level": self.accuracy_level,
+        }
+        new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)
+        ir.convenience.replace_nodes_and_values(
+            graph, last, [last] if last is node else [last, node], [new], list(last.outputs), list(new.outputs)
+        )
+        return True
+
+
+def _head(model: ir.Model) -> ir.Node | None:
+    """The matrix product nearest to the logits."""
+    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == "logits")
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "MatMul":
+            return node
+        value = next((v for v in node.inputs if v is not None and not is_weight(v)), None)
+    return None
+
+
+def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
+    """Name and [out, in] rows of the constant that a MatMul multiplies with."""
+    right = node.inputs[1]
+    if right is None:
+        return None
+    if is_weight(right) and right.shape is not None and len(right.shape) == 2:
+        return right.name or "weight", stored_weight(right)
+    transpose = producer(right, "Transpose")
+    source = transpose.inputs[0] if transpose is not None else None
+    if source is not None and is_weight(source) and source.const_value is not None and len(source.const_value.shape) == 2:
+        return source.name or "weight", _as_rows(source)
+    return None
+
+
+def _as_rows(value: ir.Value) -> LazyWeight:
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, LazyWeight) and tensor.transposed:
+        return TensorWeight(tensor, tensor.dtype, transposed=False)
+    return as_weight(tensor)
+
+
+def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
+    """A bias that is added right after a product, and the node that makes the layer's result."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain:
+        linear = linear_of(uses[0].node.outputs[0])
+        if linear is not None and linear.bias is not None:
+            return linear.bias, uses[0].node
+    return None, node
+
+
+def _quantize_lookup(
+    graph: ir.Graph, node: ir.Node, fmt: BlockFormat, known: dict[tuple[object, ...], dict[str, ir.Value]]
+) -> bool:
+    table, ids = node.inputs
+    if table is None or not is_weight(table) or table.shape is None or len(table.shape) != 2:
+        return False
+    rows, width = (int(d) for d in table.const_value.shape.numpy())  # type: ignore[union-attr]
+    if rows * width < 1 << 12:
+        return False
+    if node.attributes.get_int("axis", 0) != 0:
+        raise NearMiss("it does not look up rows")
+    if width % fmt.block_size:
+        raise NearMiss(f"its width {width} is no multiple of the block size {fmt.block_size}")
+    made = _initializers(graph, table.name or "table", _as_rows(table), fmt, (rows, width * fmt.bits // 8), known)
+    inputs = [made["packed"], ids, made["scales"], made.get("zero_points")]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": fmt.block_size, "bits": fmt.bits}
+    new = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=node.name)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
+    return True
+
+
+def _initializers(
+    graph: ir.Graph,
+    name: str,
+    tensor: LazyWeight,
+    fmt: BlockFormat,
+    packed_shape: tuple[int, ...],
+    known: dict[tuple[object, ...], dict[str, ir.Value]],
+) -> dict[str, ir.Value]:
+    """Packed integers, scales and zero points as initializers; the same weight in the same shape is made once."""
+    key = (tensor.identity(), fmt, packed_shape)
+    if key not in known:
+        height, blocks = tensor.stored_shape[0], math.ceil(tensor.stored_shape[1] / fmt.block_size)
+        uint8 = ir.DataType.UINT8
+        parts = {
+            "packed": MappedWeight(tensor, packed_shape, uint8, fmt.pack, ("packed", fmt)),
+            "scales": MappedWeight(tensor, (height, blocks), tensor.dtype, fmt.scales, ("scales", fmt)),
+        }
+        if not fmt.symmetric:
+            width = math.ceil(blocks * fmt.bits / 8)
+            parts["zero_points"] = MappedWeight(tensor, (height, width), uint8, fmt.packed_zero_points, ("zeros", fmt))
+        stem = name.removesuffix(".weight")
+        known[key] = {part: add_initializer(graph, f"{stem}.{part}", weight) for part, weight in parts.items()}
+    return known[key]

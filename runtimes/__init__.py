@@ -1,0 +1,1 @@
+"""llmc.runtimes: engines, sessions, generation and measurement."""

@@ -1,0 +1,208 @@
+"""The machine that a measurement was made on.
+
+In: ``/proc``, ``/sys`` and the installed packages' metadata (nothing heavy is imported).
+Out: :class:`MachineFingerprint`, which goes into every benchmark file so that two files can be compared.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CPUINFO = Path("/proc/cpuinfo")
+CPU_DEVICES = Path("/sys/devices/system/cpu")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROCESS_CGROUPS = Path("/proc/self/cgroup")
+
+# Instruction sets that LLM kernels choose their code path by: the kernel's flag -> the name that is reported.
+ISA_FLAGS: Mapping[str, str] = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx_vnni": "avx_vnni",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
+MEASURED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "llmc-toolchain")
+
+
+@dataclass(frozen=True)
+class MachineFingerprint:
+    """What decides how fast an engine can be here.
+
+    Attributes:
+        cpu_model: The processor's own name; a virtual machine may hide it.
+        physical_cores: Cores that this process may use: its affinity mask, one per group of hardware threads, and
+            no more than the control group's quota.
+        logical_cpus: Hardware threads in the affinity mask.
+        isa: Instruction-set extensions that matter here, in the order of :data:`ISA_FLAGS`.
+        last_level_cache_bytes: Largest cache that one core sees; 0 when unknown. A virtual machine may name its
+            host's cache, of which it gets a part.
+        memory_bytes: Physical memory, or the control group's limit where that is less.
+        operating_system: Kernel's name and release.
+        architecture: As ``x86_64`` or ``aarch64``.
+        python: Interpreter's version.
+        packages: Distribution name -> version, of those installed.
+    """
+
+    cpu_model: str
+    physical_cores: int
+    logical_cpus: int
+    isa: tuple[str, ...]
+    last_level_cache_bytes: int
+    memory_bytes: int
+    operating_system: str
+    architecture: str
+    python: str
+    packages: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``."""
+        return {**asdict(self), "isa": list(self.isa), "packages": dict(self.packages)}
+
+
+def machine_fingerprint() -> MachineFingerprint:
+    """Describe this machine as this process sees it (affinity and control group respected)."""
+    cpus = usable_cpus()
+    info = read_cpuinfo()
+    return MachineFingerprint(
+        cpu_model=cpu_model(info),
+        physical_cores=physical_cores(cpus),
+        logical_cpus=len(cpus),
+        isa=isa_features(info),
+        last_level_cache_bytes=last_level_cache_bytes(min(cpus)),
+        memory_bytes=min(psutil.virtual_memory().total, _cgroup_memory_limit() or sys.maxsize),
+        operating_system=f"{platform.system()} {platform.release()}",
+        architecture=platform.machine(),
+        python=platform.python_version(),
+        packages=installed_versions(MEASURED_PACKAGES),
+    )
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of the distributions that are installed, read from their metadata without an import."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def usable_cpus() -> frozenset[int]:
+    """Numbers of the logical CPUs in this process's affinity mask (all of them where there is no mask)."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def physical_cores(cpus: Iterable[int] | None = None, devices: Path = CPU_DEVICES) -> int:
+    """Physical cores behind ``cpus`` (default: this process's), at least 1, at most the control group's quota."""
+    chosen = usable_cpus() if cpus is None else frozenset(cpus)
+    cores = {_core_of(cpu, devices) for cpu in chosen}
+    quota = cgroup_cpu_quota()
+    count = len(cores) if quota is None else min(len(cores), int(quota))
+    return max(1, count)
+
+
+def _core_of(cpu: int, devices: Path) -> str:
+    """A text that is the same for all hardware threads of one core."""
+    siblings = devices / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    try:
+        return siblings.read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUPS) -> float | None:
+    """CPUs' worth of time that this process's control groups (version 2 or 1) allow, or None without a limit."""
+    quotas = []
+    for directory in _cgroup_directories("cpu", root, membership):
+        unified = _read_words(directory / "cpu.max")
+        if len(unified) == 2 and unified[0] != "max":
+            quotas.append(int(unified[0]) / int(unified[1]))
+        quota, period = _read_words(directory / "cpu.cfs_quota_us"), _read_words(directory / "cpu.cfs_period_us")
+        if quota and period and int(quota[0]) > 0:
+            quotas.append(int(quota[0]) / int(period[0]))
+    return min(quotas, default=None)
+
+
+def _cgroup_memory_limit(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUPS) -> int | None:
+    limits = []
+    for directory in _cgroup_directories("memory", root, membership):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            words = _read_words(directory / name)
+            if words and words[0] != "max":
+                limits.append(int(words[0]))
+    return min(limits, default=None)
+
+
+def _cgroup_directories(controller: str, root: Path, membership: Path) -> list[Path]:
+    """Directories of this process's groups for ``controller``, from its own up to the root."""
+    found: list[Path] = []
+    for line in _read_lines(membership):
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / controllers if controllers else root
+        group = base / path.lstrip("/")
+        found += [directory for directory in (group, *group.parents) if directory.is_relative_to(base)]
+    return found
+
+
+def last_level_cache_bytes(cpu: int = 0, devices: Path = CPU_DEVICES) -> int:
+    """Size of the largest cache that ``cpu`` sees, in bytes; 0 when the kernel does not say."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [0]
+    for entry in (devices / f"cpu{cpu}" / "cache").glob("index*/size"):
+        text = "".join(_read_words(entry))
+        if text and text[-1] in units:
+            sizes.append(int(text[:-1]) * units[text[-1]])
+    return max(sizes)
+
+
+def read_cpuinfo(path: Path = CPUINFO) -> dict[str, str]:
+    """Fields of the first processor in ``/proc/cpuinfo``; empty on systems without it."""
+    fields: dict[str, str] = {}
+    for line in _read_lines(path):
+        name, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def cpu_model(info: Mapping[str, str]) -> str:
+    """The processor's name from :func:`read_cpuinfo`, else what Python knows."""
+    return info.get("model name") or info.get("Model") or platform.processor() or platform.machine() or "unknown"
+
+
+def isa_features(info: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the :data:`ISA_FLAGS` that :func:`read_cpuinfo` reports (``flags`` on x86, ``Features`` on ARM)."""
+    flags = set((info.get("flags", "") + " " + info.get("Features", "")).split())
+    return tuple(name for flag, name in ISA_FLAGS.items() if flag in flags)
+
+
+def _read_words(path: Path) -> list[str]:
+    return " ".join(_read_lines(path)).split()
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,107 @@
+"""Tables of a benchmark.
+
+In: a :class:`~.results.BenchReport`. Out: rich renderables (nothing is printed here) and a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from llmc.runtimes.bench.results import CONVENTIONS, BenchReport
+from llmc.runtimes.bench.summary import Summary
+
+
+def render_report(report: BenchReport) -> Group:
+    """The whole report: machine, figures, comparison where there are several subjects, warnings, conventions."""
+    parts: list[Text | Table] = [machine_line(report), results_table(report), latency_table(report)]
+    if report.comparisons:
+        parts.append(comparison_table(report))
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
+    parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
+    return Group(*parts)
+
+
+def machine_line(report: BenchReport) -> Text:
+    """Processor, cores, threads and bandwidth on one line."""
+    machine, bandwidth = report.machine, report.bandwidth
+    threads = report.options.threads or "each engine's own"
+    isa = ", ".join(machine.isa) or "unknown"
+    return Text(
+        f"{machine.cpu_model}, {machine.physical_cores} cores ({isa}), {machine.memory_bytes / 2**30:.0f} GiB; "
+        f"threads: {threads}; read bandwidth with {bandwidth.threads} threads: "
+        f"{bandwidth.bytes_per_second.median / 1e9:.1f} GB/s"
+    )
+
+
+def results_table(report: BenchReport) -> Table:
+    """Throughput, memory and load time: one row per case and subject."""
+    table = Table(title=f"Throughput, median of {report.options.runs} runs (min - max)")
+    table.add_column("case", no_wrap=True)
+    table.add_column("engine")
+    for heading in ("prefill tok/s", "decode tok/s", "of bandwidth", "peak RSS", "load"):
+        table.add_column(heading, justify="right")
+    loads = {subject.label: subject.load_s for subject in report.subjects}
+    for result in report.results:
+        peak = "" if result.peak_rss_bytes is None else f"{result.peak_rss_bytes / 2**20:.0f} MiB"
+        share = "" if result.bandwidth_share is None else f"{result.bandwidth_share:.0%}"
+        table.add_row(
+            result.case.name,
+            result.label,
+            spread(result.prefill_tokens_per_s, ".0f"),
+            spread(result.decode_tokens_per_s, ".1f"),
+            share,
+            peak,
+            f"{loads[result.label].median:.2f} s",
+        )
+    return table
+
+
+def latency_table(report: BenchReport) -> Table:
+    """TTFT, TPOT and ITL percentiles: one row per case and subject."""
+    table = Table(title="Latency")
+    table.add_column("case", no_wrap=True)
+    table.add_column("engine")
+    for heading in ("TTFT ms", "TPOT ms", "ITL p50", "p90", "p95", "p99"):
+        table.add_column(heading, justify="right")
+    for result in report.results:
+        gaps = result.itl_ms
+        table.add_row(
+            result.case.name,
+            result.label,
+            spread(result.ttft_s, ".1f", scale=1e3),
+            spread(result.tpot_ms, ".2f"),
+            *(f"{value:.2f}" for value in (gaps.p50, gaps.p90, gaps.p95, gaps.p99)),
+        )
+    return table
+
+
+def comparison_table(report: BenchReport) -> Table:
+    """Ratio of throughputs of the first subject over each other one, per round and median."""
+    table = Table(title=f"{report.subjects[0].label} / other, same round (above 1: faster)")
+    for heading in ("case", "other", "metric"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("median ratio", justify="right")
+    table.add_column("each round")
+    for item in report.comparisons:
+        rounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds)
+        table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", rounds)
+    return table
+
+
+def spread(summary: Summary, form: str, *, scale: float = 1.0) -> str:
+    """``median (min - max)`` in one format; the median alone when there is one sample."""
+    median = format(summary.median * scale, form)
+    if summary.count == 1:
+        return median
+    return f"{median} ({format(summary.minimum * scale, form)} - {format(summary.maximum * scale, form)})"
+
+
+def write_json(report: BenchReport, path: Path) -> None:
+    """Write the report as indented JSON, parent directories made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n")

@@ -1,0 +1,209 @@
+"""What a latency benchmark is asked and what it answers, as plain data.
+
+In: nothing. Out: :class:`BenchCase`, :class:`BenchOptions`, :class:`Subject`, and :class:`BenchReport` with its
+parts and its ``to_json``.
+
+Terms (vLLM's and llama-bench's, in this order of preference):
+
+* TTFT: seconds from the prompt's submission to the first token; tokenization excluded.
+* prefill tok/s (``pp``): ``batch * prompt / TTFT``.
+* TPOT: ``(end-to-end latency - TTFT) / (output tokens - 1)``, milliseconds (vLLM).
+* ITL: the single gaps between tokens, all runs together, as percentiles, milliseconds.
+* decode tok/s (``tg``): ``batch * (output tokens - 1) / (end-to-end latency - TTFT)``: llama-bench's ``tg`` at the
+  depth of the prompt (its ``-d``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.errors import UsageError
+from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.machine import MachineFingerprint
+from llmc.runtimes.bench.summary import Percentiles, Summary
+
+SCHEMA_VERSION = 1
+
+CONVENTIONS: Mapping[str, str] = {
+    "ttft": "submission of the prompt's token ids to the first token's logits; tokenization excluded",
+    "tokens": "prompts and decode steps get seeded random token ids, the same for every subject with that vocabulary",
+    "sampling": "excluded: llmc's step ends with an arg-max whose token is not fed back, a peer's with its logits "
+    "computed (llama-bench's tg)",
+    "rounds": "one run of each subject in turn, case by case, then the next round; figures are medians (min - max)",
+    "peak_rss": "VmHWM of a fresh process that loads, warms up and runs the case once; file-backed pages included",
+    "load": "from the request to an open session in a fresh process; the files are in the page cache",
+    "bandwidth_share": "(weights + KV cache that one decode step reads) / TPOT / measured read bandwidth of memory",
+}
+
+
+@dataclass(frozen=True, order=True)
+class BenchCase:
+    """One shape of work.
+
+    Attributes:
+        prompt: Tokens of each row's prompt, at least 1.
+        gen: Tokens that each row generates, at least 2.
+        batch: Rows, at least 1.
+    """
+
+    prompt: int
+    gen: int
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prompt < 1 or self.batch < 1 or self.gen < 2:
+            raise UsageError(
+                f"case {self.name}: prompt and batch must be at least 1, gen at least 2 (TPOT needs a gap)"
+            )
+
+    @property
+    def name(self) -> str:
+        """As ``pp128+tg64`` or ``pp128+tg64 x4``."""
+        rows = f" x{self.batch}" if self.batch != 1 else ""
+        return f"pp{self.prompt}+tg{self.gen}{rows}"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        runs: Rounds, at least 1; each gives every subject one run of every case.
+        threads: Threads for every subject; None: each engine's own default.
+        seed: Of the token ids. Round ``r`` uses ``seed + r``, for all subjects alike.
+        warm_steps: Untimed decode steps before each run.
+        measure_memory: Whether to measure peak RSS and load time in fresh processes (one more load for each subject
+            and case).
+        load_window_s: Seconds that other processes are watched before and after.
+        load_warning: Share of the cores used by others from which the report warns.
+    """
+
+    runs: int = 5
+    threads: int | None = None
+    seed: int = 0
+    warm_steps: int = 4
+    measure_memory: bool = True
+    load_window_s: float = 1.0
+    load_warning: float = 0.10
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
+            raise UsageError("bench: runs and threads must be at least 1, warm_steps at least 0")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure: a path, and the command of the worker that opens it."""
+
+    label: str
+    path: Path
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SubjectRecord:
+    """What is known of a subject after it was opened.
+
+    Attributes:
+        label: Its name in this report.
+        path: What was opened.
+        info: Fields of :class:`~llmc.runtimes.engine.EngineInfo`.
+        load_s: Seconds to load, over the fresh processes.
+        base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
+    """
+
+    label: str
+    path: str
+    info: Mapping[str, Any]
+    load_s: Summary
+    base_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One subject's figures for one case; the terms are this module's.
+
+    Attributes:
+        label: The subject.
+        case: The shape of work.
+        ttft_s: Seconds.
+        prefill_tokens_per_s: All rows together.
+        tpot_ms: Milliseconds per decode step.
+        itl_ms: Percentiles of the gaps of all runs, milliseconds.
+        decode_tokens_per_s: All rows together.
+        peak_rss_bytes: None when not measured.
+        step_bytes: Bytes of weights and KV cache that one decode step reads, at the mean depth of the case.
+        bandwidth_share: Share of the memory's measured read bandwidth that decoding reaches; None when the subject
+            does not say how many bytes it reads.
+        other_load: Share of the cores that other processes used during each run.
+    """
+
+    label: str
+    case: BenchCase
+    ttft_s: Summary
+    prefill_tokens_per_s: Summary
+    tpot_ms: Summary
+    itl_ms: Percentiles
+    decode_tokens_per_s: Summary
+    peak_rss_bytes: int | None
+    step_bytes: int
+    bandwidth_share: float | None
+    other_load: Summary
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First subject over another, round by round; a ratio of throughputs, above 1 when the first is faster.
+
+    Attributes:
+        numerator: Label of the first subject.
+        denominator: Label of the other.
+        case: The shape of work.
+        metric: ``prefill`` or ``decode``.
+        rounds: Ratio of each round.
+        ratio: Their median, least and most.
+    """
+
+    numerator: str
+    denominator: str
+    case: BenchCase
+    metric: str
+    rounds: tuple[float, ...]
+    ratio: Summary
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A whole benchmark, all that is needed to read its figures later."""
+
+    machine: MachineFingerprint
+    bandwidth: Bandwidth
+    options: BenchOptions
+    subjects: tuple[SubjectRecord, ...]
+    results: tuple[BenchResult, ...]
+    comparisons: tuple[Comparison, ...]
+    other_load_before: float
+    other_load_after: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``; ``conventions`` states what each figure means."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "conventions": dict(CONVENTIONS),
+            "machine": self.machine.to_json(),
+            "bandwidth": self.bandwidth.to_json(),
+            "options": asdict(self.options),
+            "subjects": [{**asdict(subject), "info": dict(subject.info)} for subject in self.subjects],
+            "results": [{**asdict(result), "case": _case_json(result.case)} for result in self.results],
+            "comparisons": [{**asdict(item), "case": _case_json(item.case)} for item in self.comparisons],
+            "other_load": {"before": self.other_load_before, "after": self.other_load_after},
+            "warnings": list(self.warnings),
+        }
+
+
+def _case_json(case: BenchCase) -> dict[str, Any]:
+    return {"name": case.name, **asdict(case)}

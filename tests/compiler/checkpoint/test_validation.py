@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.checkpoint.validation import check_shapes
+from llmc.compiler.checkpoint.weights import TensorInfo
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+
+EXPECTED = {
+    "model.embed_tokens.weight": (32, 8),
+    "model.layers.0.mlp.up_proj.weight": (16, 8),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (32, 8),
+}
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+class Shapes:
+    """A weight source that knows shapes only."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._infos = {
+            name: TensorInfo(name, ir.DataType.FLOAT, shape, 0, "model-00002.safetensors")
+            for name, shape in sorted(shapes.items())
+        }
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        return np.zeros(self._infos[name].shape)[start:stop]
+
+
+def without(*names: str) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in EXPECTED.items() if name not in names}
+
+
+def test_same_names() -> None:
+    assert check_shapes(Shapes(EXPECTED), EXPECTED, {}) == {name: name for name in EXPECTED}
+
+
+def test_surplus_tensors_are_ignored() -> None:
+    source = Shapes(EXPECTED | {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)})
+    assert check_shapes(source, EXPECTED, {}) == {name: name for name in EXPECTED}
+
+
+def test_base_model_s_names_lack_the_prefix() -> None:
+    source = Shapes({name.removeprefix("model."): shape for name, shape in without("lm_head.weight").items()})
+    mapping = check_shapes(source, EXPECTED, TIED)
+    assert mapping["model.norm.weight"] == "norm.weight"
+    assert mapping["lm_head.weight"] == "embed_tokens.weight"
+
+
+def test_names_with_one_prefix_more() -> None:
+    source = Shapes({f"transformer.{name}": shape for name, shape in EXPECTED.items()})
+    assert check_shapes(source, EXPECTED, {})["lm_head.weight"] == "transformer.lm_head.weight"
+
+
+def test_tied_parameter_takes_its_source() -> None:
+    mapping = check_shapes(Shapes(without("lm_head.weight")), EXPECTED, TIED)
+    assert mapping["lm_head.weight"] == "model.embed_tokens.weight"
+
+
+def test_tied_source_takes_the_parameter() -> None:
+    mapping = check_shapes(Shapes(without("model.embed_tokens.weight")), EXPECTED, TIED)
+    assert mapping["model.embed_tokens.weight"] == "lm_head.weight"
+
+
+def test_untied_head_is_missing() -> None:
+    with pytest.raises(CheckpointError, match=r"1 tensor of 4 .* is not in the checkpoint: lm_head.weight; check"):
+        check_shapes(Shapes(without("lm_head.weight")), EXPECTED, {})
+
+
+def test_missing_tensors_are_listed_and_counted() -> None:
+    expected = {f"model.layers.{i}.w": (2,) for i in range(7)}
+    with pytest.raises(
+        CheckpointError, match=r"7 tensors of 7 .*layers.0.w, model.layers.1.w, model.layers.2.w and 4"
+    ):
+        check_shapes(Shapes({"other": (2,)}), expected, {})
+
+
+def test_disagreeing_shape_names_both_and_the_file() -> None:
+    source = Shapes(EXPECTED | {"model.layers.0.mlp.up_proj.weight": (16, 7)})
+    message = (
+        r"model.layers.0.mlp.up_proj.weight is \[16, 7\] in model-00002.safetensors, the config says \[16, 8\]; "
+        r"1 tensor of 4 disagrees"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        check_shapes(source, EXPECTED, {})
+
+
+def test_transposed_is_not_the_same_shape() -> None:
+    source = Shapes(EXPECTED | {"lm_head.weight": (8, 32)})
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is \[8, 32\]"):
+        check_shapes(source, EXPECTED, {})
+
+
+MIXTRAL = {f"model.layers.0.block_sparse_moe.experts.{i}.w{j}.weight": (4, 4) for i in range(2) for j in (1, 2, 3)}
+
+
+def test_tensors_that_transformers_merges() -> None:
+    expected = {
+        "model.layers.0.mlp.experts.gate_up_proj": (2, 8, 4),
+        "model.layers.0.mlp.experts.down_proj": (2, 4, 4),
+    }
+    with pytest.raises(UnsupportedModelError, match=r"experts.0.w1.weight in .* renamed or merged .* mixtral"):
+        check_shapes(Shapes(MIXTRAL), expected, {}, conversion_keys=("MixtralForCausalLM", "mixtral"))
+
+
+def test_tensors_that_transformers_renames() -> None:
+    expected = {"encoder.LayerNorm.weight": (4,)}
+    with pytest.raises(UnsupportedModelError, match=r"encoder.LayerNorm.gamma in .* renamed"):
+        check_shapes(Shapes({"encoder.LayerNorm.gamma": (4,)}), expected, {}, conversion_keys=("toy",))
+
+
+def test_plain_checkpoints_need_no_conversion() -> None:
+    keys = ("LlamaForCausalLM", "llama")
+    assert check_shapes(Shapes(EXPECTED), EXPECTED, TIED, keys) == {name: name for name in EXPECTED}

@@ -1,0 +1,162 @@
+"""Geometry read from configurations: of transformers, and of anything that looks like one."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmc.compiler.errors import ArtifactError, UnsupportedModelError
+from llmc.compiler.geometry import ModelGeometry
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
+
+
+def read(**values: Any) -> ModelGeometry:
+    return ModelGeometry.from_config(SimpleNamespace(**{"model_type": "toy", **SMALL, **values}))
+
+
+def test_what_a_configuration_leaves_out_follows_transformers_rules() -> None:
+    geometry = read()
+    assert geometry == ModelGeometry(
+        model_type="toy",
+        num_layers=2,
+        hidden_size=64,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        value_head_dim=16,
+        vocab_size=100,
+        intermediate_size=256,
+        max_position_embeddings=None,
+        sliding_windows=(None, None),
+        tie_word_embeddings=False,
+    )
+
+
+def test_smollm2() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    geometry = ModelGeometry.from_config(config)
+    assert (geometry.num_kv_heads, geometry.head_dim, geometry.queries_per_kv_head) == (3, 64, 3)
+    assert geometry.sliding_windows == (None,) * 30
+    assert geometry.tie_word_embeddings
+    # 30 layers, key and value, 3 heads of 64
+    assert geometry.kv_bytes_per_token(4) == 30 * 2 * 3 * 64 * 4
+    assert geometry.kv_bytes_per_token(0.5) == 30 * 3 * 64
+
+
+def test_gemma3_keeps_its_windows_and_its_head_size() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Gemma3TextConfig(
+        num_hidden_layers=6, hidden_size=640, num_attention_heads=4, num_key_value_heads=1, head_dim=256
+    )
+    geometry = ModelGeometry.from_config(config)
+    window = config.sliding_window
+    assert geometry.sliding_windows == (window, window, window, window, window, None)
+    assert geometry.head_dim == 256
+
+
+def test_a_multimodal_configuration_gives_its_text_model() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Gemma3Config(text_config={"num_hidden_layers": 2, "hidden_size": 128})
+    assert ModelGeometry.from_config(config).hidden_size == 128
+
+
+def test_names_of_older_configurations() -> None:
+    transformers = pytest.importorskip("transformers")
+    geometry = ModelGeometry.from_config(transformers.GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=128))
+    assert (geometry.num_layers, geometry.num_heads, geometry.hidden_size) == (3, 4, 64)
+    assert (geometry.intermediate_size, geometry.max_position_embeddings) == (256, 128)
+    opt = ModelGeometry.from_config(transformers.OPTConfig(ffn_dim=512))
+    assert opt.intermediate_size == 512
+
+
+def test_latent_attention_has_narrower_values() -> None:
+    geometry = read(head_dim=8, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12)
+    assert (geometry.head_dim, geometry.value_head_dim) == (24, 12)
+    assert geometry.kv_bytes_per_token(2) == 2 * 4 * (24 + 12) * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "windows"),
+    [
+        ({"sliding_window": 32}, (32, 32)),
+        ({"sliding_window": None}, (None, None)),
+        ({"sliding_window": 0}, (None, None)),
+        ({"sliding_window": 32, "use_sliding_window": False}, (None, None)),
+        ({"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}, (32, None)),
+        ({"sliding_window": 32, "layer_types": ["chunked_attention", "full_attention"]}, (None, None)),
+    ],
+)
+def test_sliding_windows(values: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    assert read(**values).sliding_windows == windows
+
+
+def test_multi_query() -> None:
+    assert read(multi_query=True, num_kv_heads=4).num_kv_heads == 1
+    assert read(multi_query=True, num_kv_heads=2, new_decoder_architecture=True).num_kv_heads == 2
+
+
+def test_lists_over_layers() -> None:
+    assert read(num_key_value_heads=[2, 2]).num_kv_heads == 2
+    assert read(intermediate_size=[128, 256]).intermediate_size == 256
+    with pytest.raises(UnsupportedModelError, match="num_key_value_heads differs between layers"):
+        read(num_key_value_heads=[2, 4])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_attention_heads": None}, "states no attention heads"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+        ({"layer_types": ["full_attention"]}, "1 layer types for 2 layers"),
+    ],
+)
+def test_impossible_configurations_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(**values)
+
+
+def test_round_trip(geometry: ModelGeometry) -> None:
+    assert ModelGeometry.from_dict(geometry.to_dict()) == geometry
+    with pytest.raises(ArtifactError, match="unknown key 'rope'"):
+        ModelGeometry.from_dict({**geometry.to_dict(), "rope": 1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        geometry.num_layers = 4  # type: ignore[misc]
+
+
+def test_every_default_configuration_gives_a_geometry_or_a_reason() -> None:
+    pytest.importorskip("transformers")
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    understood = 0
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                config = CONFIG_MAPPING[model_type]()
+        except StrictDataclassError:  # a few cannot be made without arguments
+            continue
+        try:
+            geometry = ModelGeometry.from_config(config)
+        except UnsupportedModelError:
+            continue
+        assert ModelGeometry.from_dict(geometry.to_dict()) == geometry
+        understood += 1
+    assert understood > 0.85 * len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

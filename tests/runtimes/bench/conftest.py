@@ -1,0 +1,44 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.results import Subject
+from llmc.runtimes.bench.summary import Summary
+
+FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
+
+
+@pytest.fixture(scope="session")
+def fake():
+    """The module fake_worker, for tests that use its session in this process."""
+    spec = importlib.util.spec_from_file_location("fake_worker", FAKE_WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake_command():
+    return (sys.executable, str(FAKE_WORKER))
+
+
+@pytest.fixture
+def make_subject(tmp_path, fake_command):
+    """``make_subject(label, **options)``: a directory with a fake engine, as a subject."""
+
+    def make(label, **options):
+        directory = tmp_path / label
+        directory.mkdir()
+        (directory / "fake.json").write_text(json.dumps(options))
+        return Subject(label, directory, fake_command)
+
+    return make
+
+
+@pytest.fixture
+def bandwidth():
+    return Bandwidth(Summary(10e9, 9e9, 11e9, 5), threads=1, buffer_bytes=1 << 30, cache_bytes=1 << 20)

@@ -1,0 +1,134 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llmc.compiler.errors import UsageError
+from llmc.runtimes.bench import bandwidth as bandwidth_module
+from llmc.runtimes.bench import load as load_module
+from llmc.runtimes.bench import machine
+from llmc.runtimes.bench.bandwidth import measure_read_bandwidth
+from llmc.runtimes.bench.load import LoadMeter, other_load
+
+X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_fingerprint_is_plain_json_and_plausible():
+    fingerprint = machine.machine_fingerprint()
+    again = json.loads(json.dumps(fingerprint.to_json()))
+    assert 1 <= again["physical_cores"] <= again["logical_cpus"]
+    assert again["memory_bytes"] > 1 << 28
+    assert "numpy" in again["packages"]
+
+
+def test_fingerprint_imports_no_runtime():
+    code = (
+        "import sys; from llmc.runtimes.bench.machine import machine_fingerprint as f; f(); "
+        "sys.exit(any(name in sys.modules for name in ('onnxruntime', 'torch', 'transformers', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "isa"),
+    [
+        (X86, "Some CPU", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
+        (ARM, None, ("neon", "dotprod", "i8mm", "bf16")),
+    ],
+)
+def test_cpuinfo(tmp_path, text, model, isa):
+    write(tmp_path / "cpuinfo", text)
+    info = machine.read_cpuinfo(tmp_path / "cpuinfo")
+    assert machine.isa_features(info) == isa
+    assert model is None or machine.cpu_model(info) == model
+
+
+def test_physical_cores_count_hardware_threads_once(tmp_path):
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
+    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == min(2, machine.physical_cores([0, 1], tmp_path))
+    assert machine.physical_cores([0, 2], tmp_path) == 1
+
+
+def test_physical_cores_respect_the_quota(monkeypatch):
+    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: 1.5)
+    assert machine.physical_cores([0, 1, 2, 3]) == 1
+
+
+def test_cgroup_quota_of_a_parent_binds_version_2(tmp_path):
+    write(tmp_path / "cgroup", "0::/parent/child\n")
+    write(tmp_path / "root" / "parent" / "child" / "cpu.max", "max 100000\n")
+    write(tmp_path / "root" / "parent" / "cpu.max", "250000 100000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 2.5
+
+
+def test_cgroup_quota_version_1(tmp_path):
+    write(tmp_path / "cgroup", "3:memory:/other\n2:cpu,cpuacct:/job\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_quota_us", "300000\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_period_us", "100000\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "cpu.cfs_quota_us", "-1\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
+
+
+def test_no_cgroup_means_no_quota(tmp_path):
+    assert machine.cgroup_cpu_quota(tmp_path, tmp_path / "none") is None
+
+
+def test_last_level_cache(tmp_path):
+    for index, size in enumerate(["48K", "2048K", "30M"]):
+        write(tmp_path / "cpu0" / "cache" / f"index{index}" / "size", size + "\n")
+    assert machine.last_level_cache_bytes(0, tmp_path) == 30 << 20
+    assert machine.last_level_cache_bytes(5, tmp_path) == 0
+
+
+def test_load_is_what_is_busy_and_not_ours(monkeypatch):
+    samples = iter([(0.0, 10.0, 1.0), (2.0, 13.0, 2.5)])
+    monkeypatch.setattr(load_module, "usable_cpus", lambda: frozenset({0, 1}))
+    meter = LoadMeter()
+    monkeypatch.setattr(meter, "_sample", lambda: next(samples))
+    meter.start()
+    assert meter.stop() == pytest.approx((3.0 - 1.5) / (2.0 * 2))
+
+
+def test_own_children_are_not_other_load(monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "import time\ne = time.time() + 0.5\nwhile time.time() < e: pass"])
+    before = load_module._own_cpu_seconds()
+    child.wait()  # its time must not be lost when it ends
+    assert load_module._own_cpu_seconds() - before > 0.1
+
+
+def test_load_meter_needs_a_start():
+    with pytest.raises(RuntimeError):
+        LoadMeter().stop()
+
+
+def test_other_load_is_a_share():
+    assert 0.0 <= other_load(0.1) <= 1.0
+
+
+def test_bandwidth_is_bytes_over_time_without_the_first_pass(monkeypatch):
+    seconds = iter([100.0, 0.5, 0.25, 0.5])
+    monkeypatch.setattr(bandwidth_module, "_timed_pass", lambda parts: next(seconds))
+    measured = measure_read_bandwidth(2, buffer_bytes=1 << 20, passes=3)
+    assert measured.buffer_bytes == 1 << 20
+    assert measured.bytes_per_second.median == (1 << 20) / 0.5
+    assert measured.bytes_per_second.maximum == (1 << 20) / 0.25
+
+
+def test_bandwidth_of_this_machine_is_plausible():
+    measured = measure_read_bandwidth(1, buffer_bytes=64 << 20, passes=3)
+    assert 1e8 < measured.bytes_per_second.median < 2e12
+    assert json.loads(json.dumps(measured.to_json()))["threads"] == 1
+
+
+@pytest.mark.parametrize("arguments", [{"threads": 0}, {"threads": 1, "passes": 0}, {"threads": 4, "buffer_bytes": 8}])
+def test_bandwidth_refuses_nothing(arguments):
+    with pytest.raises(UsageError):
+        measure_read_bandwidth(**{"buffer_bytes": 1 << 20, **arguments})

@@ -1,0 +1,190 @@
+"""transformers behind the session protocol: ragged chunks against whole, unpadded rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.errors import CheckpointError, EngineError
+from llmc.runtimes.generation import Generator
+from llmc.runtimes.reference import TransformersSession, open_reference
+
+SIZES = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+LENGTHS = [23, 9, 16]
+TOLERANCE = 1e-4
+
+
+def make_model(kind: str) -> Any:
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2, tie_word_embeddings=False))
+    else:
+        layers = ["sliding_attention", "sliding_attention", "full_attention"]
+        config = Gemma3TextConfig(**SIZES, num_hidden_layers=3, layer_types=layers, sliding_window=8)
+        model = Gemma3ForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.set_attn_implementation("eager")
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return make_model(request.param)
+
+
+def rows_of(lengths: list[int]) -> list[np.ndarray]:
+    random = np.random.default_rng(3)
+    return [random.integers(0, SIZES["vocab_size"], length) for length in lengths]
+
+
+def whole_logits(model: Any, row: np.ndarray) -> np.ndarray:
+    """One row, unpadded, in one forward without a cache."""
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0].float().numpy()
+
+
+def prefill_and_decode(
+    session: TransformersSession, rows: list[np.ndarray], steps: int, chunk: int
+) -> list[list[Any]]:
+    """Feed all but the last ``steps`` tokens in chunks, the rest one by one; collect each valid position's logits."""
+    prompts = [row[: len(row) - steps] for row in rows]
+    collected: list[list[Any]] = [[] for _ in rows]
+    session.reset(len(rows), max(map(len, rows)))
+    for start in range(0, max(map(len, prompts)), chunk):
+        lengths = np.array([min(max(len(prompt) - start, 0), chunk) for prompt in prompts])
+        ids = np.full((len(rows), chunk), 159)
+        for index, prompt in enumerate(prompts):
+            ids[index, : lengths[index]] = prompt[start : start + chunk]
+        collect(collected, session.forward(ids, lengths), lengths)
+    for step in range(steps):
+        ids = np.array([[row[len(row) - steps + step]] for row in rows])
+        collect(collected, session.forward(ids), np.ones(len(rows), dtype=np.int64))
+    return collected
+
+
+def collect(collected: list[list[Any]], logits: Any, lengths: np.ndarray) -> None:
+    best = logits.argmax()
+    for index, length in enumerate(lengths):
+        collected[index].extend(logits.host()[index, :length].copy())
+        assert length == 0 or best[index] == collected[index][-1].argmax()
+
+
+def test_ragged_chunks_equal_whole_rows(model: Any) -> None:
+    rows = rows_of(LENGTHS)
+    session = TransformersSession(model)
+    collected = prefill_and_decode(session, rows, steps=5, chunk=7)
+    assert session.lengths.tolist() == LENGTHS
+    for row, values in zip(rows, collected, strict=True):
+        np.testing.assert_allclose(np.stack(values), whole_logits(model, row), atol=TOLERANCE)
+
+
+def test_the_sliding_window_matters_here() -> None:
+    """Otherwise the test above would say nothing about windows and padding."""
+    model = make_model("gemma3")
+    row = rows_of([23])[0]
+    windowed = whole_logits(model, row)
+    model.config.sliding_window = 64
+    assert np.abs(whole_logits(model, row)[-1] - windowed[-1]).max() > 100 * TOLERANCE
+
+
+def test_equal_rows_are_computed_together(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = TransformersSession(model)
+    sizes: list[int] = []
+    compute = session._compute
+    monkeypatch.setattr(session, "_compute", lambda group, ids: sizes.append(len(ids)) or compute(group, ids))
+    prefill_and_decode(session, rows_of([12, 12, 12]), steps=2, chunk=10)
+    assert sizes == [3, 3, 3]
+
+
+def test_last_logits_are_those_of_the_last_position(model: Any) -> None:
+    rows = rows_of(LENGTHS)
+    session = TransformersSession(model, logits="last")
+    session.reset(3, 64)
+    ids = np.zeros((3, 23), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    logits = session.forward(ids, np.array(LENGTHS))
+    assert logits.host().shape == (3, 1, 160)
+    expected = np.stack([whole_logits(model, row)[-1] for row in rows])
+    np.testing.assert_allclose(logits.host()[:, 0], expected, atol=TOLERANCE)
+    assert logits.argmax().tolist() == expected.argmax(axis=-1).tolist()
+
+
+def test_rows_may_pause_and_start_late(model: Any) -> None:
+    rows = rows_of([9, 12])
+    session = TransformersSession(model)
+    session.reset(2, 20)
+    for lengths in ([9, 0], [0, 5], [0, 7]):
+        ids = np.zeros((2, 9), dtype=np.int64)
+        for index, length in enumerate(lengths):
+            start = session.lengths[index]
+            ids[index, :length] = rows[index][start : start + length]
+        logits = session.forward(ids, np.array(lengths))
+    np.testing.assert_allclose(logits.host()[1, 6], whole_logits(model, rows[1])[-1], atol=TOLERANCE)
+
+
+def test_a_generator_drives_it(model: Any) -> None:
+    import torch
+
+    rows = rows_of([13, 5])
+    result = Generator(TransformersSession(model)).stream(rows, max_tokens=6, prefill_chunk=4).run()
+    for row, tokens in zip(rows, result.tokens, strict=True):
+        expected = model.generate(torch.from_numpy(row)[None], max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert list(tokens) == expected[0, len(row) :].tolist()
+
+
+def test_info(model: Any) -> None:
+    info = TransformersSession(model).info
+    layers = model.config.num_hidden_layers
+    assert (info.vocab_size, info.num_layers, info.max_context) == (160, layers, 64)
+    assert info.cache_bytes_per_token == layers * 2 * 2 * 8 * 4
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    tied = model.config.tie_word_embeddings
+    assert info.weight_bytes == total - (0 if tied else 160 * 32 * 4)
+    assert info.precision == "fp32"
+
+
+def test_limits_are_named(model: Any) -> None:
+    session = TransformersSession(model)
+    with pytest.raises(EngineError, match="capacity of 65 tokens exceeds the model's context of 64"):
+        session.reset(1, 65)
+    session.reset(2, 4)
+    session.forward(np.zeros((2, 3), dtype=np.int64))
+    with pytest.raises(EngineError, match="row 1 would hold 5 tokens, over the capacity of 4"):
+        session.forward(np.zeros((2, 2), dtype=np.int64), np.array([1, 2]))
+    with pytest.raises(EngineError, match="does not fit a session of 2 rows"):
+        session.forward(np.zeros((1, 1), dtype=np.int64))
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.forward(np.zeros((2, 1), dtype=np.int64))
+
+
+def test_open_reference(tmp_path: Path) -> None:
+    model = make_model("llama")
+    model.save_pretrained(tmp_path)
+    row = rows_of([7])[0]
+    expected = whole_logits(model, row)
+    for source in (tmp_path, str(tmp_path), lambda: model):
+        session = open_reference(source)
+        assert session.info.details["attn_implementation"] == "eager"
+        session.reset(1, 7)
+        np.testing.assert_allclose(session.forward(row[None]).host()[0], expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match="transformers cannot load"):
+        open_reference(tmp_path / "missing")

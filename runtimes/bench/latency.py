@@ -190,6 +190,6 @@ class _Bench:
             prompt=case.prompt,
             gen=case.gen,
             batch=case.batch,
-            seed=self.options.seed + turn,
+            seed=0,
             warm_steps=self.options.warm_steps,
         )

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{layers} layers: writing a checkpoint, compiling it …")
             compiles.append(measure_compile(LlamaGeometry(layers), workspace, keep=options.keep))
     except LlmcError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
     finally:
         if options.workspace is None and not options.keep:

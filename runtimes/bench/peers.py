@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console,
         )
     except LlmcError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
     console.print(render_report(report))
     if options.json is not None:

@@ -11,7 +11,9 @@ from llmc.runtimes.bench import machine
 from llmc.runtimes.bench.bandwidth import measure_read_bandwidth
 from llmc.runtimes.bench.load import LoadMeter, other_load
 
-X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
+X86 = (
+    "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
+)
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n"
 
 
@@ -98,7 +100,9 @@ def test_load_is_what_is_busy_and_not_ours(monkeypatch):
 
 
 def test_own_children_are_not_other_load(monkeypatch):
-    child = subprocess.Popen([sys.executable, "-c", "import time\ne = time.time() + 0.5\nwhile time.time() < e: pass"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time\ne = time.time() + 0.5\nwhile time.time() < e: pass"]
+    )
     before = load_module._own_cpu_seconds()
     child.wait()  # its time must not be lost when it ends
     assert load_module._own_cpu_seconds() - before > 0.1
@@ -128,7 +132,9 @@ def test_bandwidth_of_this_machine_is_plausible():
     assert json.loads(json.dumps(measured.to_json()))["threads"] == 1
 
 
-@pytest.mark.parametrize("arguments", [{"threads": 0}, {"threads": 1, "passes": 0}, {"threads": 4, "buffer_bytes": 8}])
+@pytest.mark.parametrize(
+    "arguments", [{"threads": 0}, {"threads": 1, "passes": 0}, {"threads": 4, "buffer_bytes": 8}]
+)
 def test_bandwidth_refuses_nothing(arguments):
     with pytest.raises(UsageError):
         measure_read_bandwidth(**{"buffer_bytes": 1 << 20, **arguments})

@@ -37,7 +37,9 @@ def test_samples_that_cannot_be_summarized_are_refused(samples):
 def test_paired_ratios_differ_from_the_ratio_of_medians():
     ours, theirs = [10.0, 1.0, 8.0], [5.0, 1.0, 2.0]
     assert paired_ratios(ours, theirs) == (2.0, 1.0, 4.0)
-    assert Summary.of(paired_ratios(ours, theirs)).median == 2.0 != Summary.of(ours).median / Summary.of(theirs).median
+    assert (
+        Summary.of(paired_ratios(ours, theirs)).median == 2.0 != Summary.of(ours).median / Summary.of(theirs).median
+    )
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])

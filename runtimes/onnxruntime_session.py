@@ -1,0 +1,189 @@
+"""A session on ONNX Runtime: one loaded graph, one KV cache, no allocation per token.
+
+In: an ``InferenceSession`` and what its manifest says. Out: the :class:`~llmc.runtimes.engine.Session` protocol.
+
+Two kinds of graph run behind it:
+
+* fused: rows start at slot 0 of the cache; the mask only says how many tokens each row holds and how many of this
+  chunk are valid. ``shared`` caches are one buffer bound once as past and present; ``grow`` caches go round.
+* portable: slots and columns of the mask correspond one to one; padding stays in the cache and is masked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
+
+PAST, PRESENT = "past_key_values.", "present."
+
+
+class HostLogits:
+    """Logits in host memory, viewed where the runtime wrote them."""
+
+    def __init__(self, values: FloatArray, last: Int64Array) -> None:
+        self._values, self._last = values, last
+
+    def host(self) -> FloatArray:
+        """[batch, 1 or chunk, vocab_size] float32."""
+        return self._values
+
+    def argmax(self) -> Int64Array:
+        """Most likely token after each row's last valid position, [batch] int64."""
+        if self._values.shape[1] == 1:
+            return self._values[:, 0].argmax(axis=-1)
+        rows = np.arange(len(self._last))
+        return self._values[rows, np.maximum(self._last, 0)].argmax(axis=-1)
+
+
+class OnnxRuntimeSession:
+    """One graph and one cache; see :class:`llmc.runtimes.engine.Session`."""
+
+    def __init__(self, inference: Any, info: EngineInfo) -> None:
+        self._inference = inference
+        self._info = info
+        inputs = {item.name: item for item in inference.get_inputs()}
+        self._positions = "position_ids" in inputs
+        self._past = [name for name in inputs if name.startswith(PAST)]
+        self._present = [PRESENT + name.removeprefix(PAST) for name in self._past]
+        self._cache_type = {"tensor(float16)": np.float16}.get(inputs[self._past[0]].type, np.float32)
+        self._heads = [(inputs[name].shape[1], inputs[name].shape[3]) for name in self._past]
+        self._lengths: Int64Array = np.zeros(0, np.int64)
+        self._capacity = 0
+        self._columns = 0
+        self._binding: Any = None
+        self._chunk = (0, 0)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this session can do."""
+        return self._info
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens that each row holds, [batch] int64."""
+        return self._lengths
+
+    def reset(self, batch: int, capacity: int) -> None:
+        """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
+
+        Raises:
+            EngineError: the capacity is beyond what the engine can run, or memory does not suffice.
+        """
+        if batch < 1 or capacity < 1:
+            raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
+        if capacity > self._info.max_context:
+            raise EngineError(
+                f"{capacity} tokens are more than this engine's context of {self._info.max_context}; "
+                "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
+            )
+        self._lengths = np.zeros(batch, np.int64)
+        self._columns = 0
+        if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
+            self._allocate(batch, capacity)
+        elif self._info.cache == "grow":
+            self._bind_empty_cache(batch)
+
+    def _allocate(self, batch: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._binding = self._inference.io_binding()
+        self._chunk = (0, 0)
+        try:
+            self._mask = np.ones((batch, capacity), np.int64)
+            self._mask_flat = np.ones(batch * capacity, np.int64)
+            if self._info.cache == "grow":
+                self._bind_empty_cache(batch)
+            else:
+                self._bind_shared_cache(batch, capacity)
+        except MemoryError as error:
+            size = batch * capacity * self._info.cache_bytes_per_token
+            raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
+
+    def _bind_shared_cache(self, batch: int, capacity: int) -> None:
+        for past, present, (heads, dim) in zip(self._past, self._present, self._heads, strict=True):
+            buffer = _ort_value(np.zeros((batch, heads, capacity, dim), self._cache_type))
+            self._binding.bind_ortvalue_input(past, buffer)
+            self._binding.bind_ortvalue_output(present, buffer)
+
+    def _bind_empty_cache(self, batch: int) -> None:
+        for past, present, (heads, dim) in zip(self._past, self._present, self._heads, strict=True):
+            self._binding.bind_ortvalue_input(past, _ort_value(np.zeros((batch, heads, 0, dim), self._cache_type)))
+            self._binding.bind_output(present, "cpu")
+
+    def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
+        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
+        batch, chunk = input_ids.shape
+        if batch != len(self._lengths):
+            raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
+        full = lengths is None
+        valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
+        needed = int(self._lengths.max()) + chunk if not self._positions else self._columns + chunk
+        if needed > self._capacity:
+            raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {self._capacity}")
+        self._bind_chunk(input_ids)
+        mask = self._portable_mask(valid, chunk) if self._positions else self._fused_mask(valid, chunk, full)
+        self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))
+        if self._positions:
+            positions = self._lengths[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])
+            self._binding.bind_ortvalue_input("position_ids", _ort_value(positions))
+        try:
+            self._inference.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+        self._lengths += valid
+        self._columns += chunk
+        if self._info.cache == "grow":
+            self._carry_cache()
+        return HostLogits(self._logits, valid - 1)
+
+    def _bind_chunk(self, input_ids: Int64Array) -> None:
+        """Bind buffers of the chunk's shape; the decode step finds them bound."""
+        if input_ids.shape != self._chunk:
+            batch, chunk = self._chunk = input_ids.shape
+            self._ids = np.empty((batch, chunk), np.int64)
+            rows = chunk if self._info.logits == "all" else 1
+            self._logits: npt.NDArray[np.float32] = np.empty((batch, rows, self._info.vocab_size), np.float32)
+            self._binding.bind_ortvalue_input("input_ids", _ort_value(self._ids))
+            self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
+        np.copyto(self._ids, input_ids)
+
+    def _fused_mask(self, valid: Int64Array, chunk: int, full: bool) -> Int64Array:
+        """Row sums are the tokens held, sums over the last ``chunk`` columns the valid ones of this chunk."""
+        batch, before = len(valid), int(self._lengths.max())
+        width = before + chunk
+        if batch == 1 and full:
+            return self._mask[:, :width]
+        mask = self._mask_flat[: batch * width].reshape(batch, width)
+        columns = np.arange(width)
+        np.less(columns[None, :before], self._lengths[:, None], out=mask[:, :before], casting="unsafe")
+        np.less(columns[None, :chunk], valid[:, None], out=mask[:, before:], casting="unsafe")
+        return mask
+
+    def _portable_mask(self, valid: Int64Array, chunk: int) -> Int64Array:
+        """Append a column per token of the chunk; padding stays a hole."""
+        end = self._columns + chunk
+        self._mask[:, self._columns : end] = np.arange(chunk) < valid[:, None]
+        return np.ascontiguousarray(self._mask[:, :end])
+
+    def _carry_cache(self) -> None:
+        """This step's present is the next step's past."""
+        values = dict(zip([o.name for o in self._inference.get_outputs()], self._binding.get_outputs(), strict=True))
+        for past, present in zip(self._past, self._present, strict=True):
+            self._binding.bind_ortvalue_input(past, values[present])
+            self._binding.bind_output(present, "cpu")
+
+    def close(self) -> None:
+        """Free the graph and the cache."""
+        self._binding = None
+        self._inference = None
+
+
+def _ort_value(array: npt.NDArray[Any]) -> Any:
+    """A view of ``array`` for ONNX Runtime; it keeps the array alive and copies nothing."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)

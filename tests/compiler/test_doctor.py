@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llmc.compiler import doctor
+from llmc.compiler.doctor import Gpu, Requirement, examine, parse_nvidia_smi, target_status
+
+H100 = Gpu("NVIDIA H100", "9.0", 80 << 30)
+BLACKWELL = Gpu("NVIDIA RTX 5090", "12.0", 32 << 30)
+READY = Requirement("one", "extra", ("json",), implemented=True)
+RTX = Requirement(
+    "rtx", "rtx", ("json",), gpu=True, capabilities=("8.9", "12."), builds_without_gpu=True, implemented=True
+)
+
+
+def test_report_of_this_machine_is_json():
+    report = json.loads(json.dumps(examine().to_json()))
+    assert [target["target"] for target in report["targets"]] == [
+        "cpu",
+        "cuda",
+        "tensorrt",
+        "tensorrt-rtx",
+        "openvino",
+    ]
+    assert report["packages"]["numpy"]
+
+
+def test_a_target_with_everything_can_run():
+    status = target_status(READY, (), ())
+    assert status.can_build
+    assert status.can_run
+    assert status.needs == ()
+
+
+def test_a_target_that_is_not_implemented_says_so():
+    status = target_status(Requirement("later", "extra", ("json",)), (), ())
+    assert not status.can_build
+    assert not status.can_run
+    assert "does not compile for later yet" in status.needs[0]
+
+
+def test_a_missing_package_names_the_extra():
+    status = target_status(Requirement("t", "openvino", ("no_such_module",), implemented=True), (), ())
+    assert status.needs == ("no_such_module is not installed: pip install 'llmc-toolchain[openvino]'",)
+    assert not status.can_build
+
+
+def test_a_missing_provider_is_not_a_missing_package():
+    requirement = Requirement("cuda", "cuda", ("json",), provider="CUDAExecutionProvider", implemented=True)
+    (need,) = target_status(requirement, ("CPUExecutionProvider",), (H100,)).needs
+    assert "no CUDAExecutionProvider" in need
+    assert "[cuda]" in need
+    assert "pip uninstall" in need
+    assert target_status(requirement, ("CUDAExecutionProvider",), (H100,)).can_run
+
+
+def test_building_without_a_gpu():
+    status = target_status(RTX, (), ())
+    assert status.can_build
+    assert not status.can_run
+    assert "no NVIDIA GPU" in status.needs[0]
+    assert not target_status(Requirement("trt", "x", ("json",), gpu=True, implemented=True), (), ()).can_build
+
+
+def test_a_gpu_that_the_runtime_refuses():
+    (need,) = target_status(RTX, (), (H100,)).needs
+    assert "NVIDIA H100 (9.0) cannot run it" in need
+    assert "8.9, 12.x" in need
+    assert target_status(RTX, (), (H100, BLACKWELL)).can_run
+
+
+def test_nvidia_smi_answers():
+    answer = "NVIDIA H100 80GB HBM3, 9.0, 81559\nbroken line\nName, with comma, 8.9, 1024\n"
+    assert parse_nvidia_smi(answer) == (
+        Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559 << 20),
+        Gpu("Name, with comma", "8.9", 1 << 30),
+    )
+
+
+def test_a_failing_nvidia_smi_means_no_gpu(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho driver mismatch; exit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: str(program))
+    assert doctor.nvidia_gpus() == ()
+
+
+def test_an_onnxruntime_that_does_not_load_is_a_note(monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    providers, failure = doctor.execution_providers()
+    assert providers == ()
+    assert "libcudart" in failure
+
+
+def test_no_onnxruntime(monkeypatch):
+    monkeypatch.setattr(doctor, "_importable", lambda module: False)
+    report = examine()
+    assert report.execution_providers == ()
+    assert all(not target.can_run for target in report.targets)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_two_onnxruntimes_are_a_note(monkeypatch, both):
+    installed = {"onnxruntime": "1", **({"onnxruntime-gpu": "1"} if both else {})}
+    monkeypatch.setattr(doctor, "installed_versions", lambda names: installed)
+    assert any("overwrite each other" in note for note in examine().notes) == both
+
+
+def test_import_is_light():
+    code = (
+        "import sys; import llmc.compiler.doctor; "
+        "sys.exit(any(name in sys.modules for name in ('onnxruntime', 'torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,83 @@
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmc.runtimes.bench.protocol as protocol
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.bench.protocol import RunRequest, memory_status
+from llmc.runtimes.bench.worker import SessionTarget
+
+BENCH = Path(protocol.__file__).parent
+
+
+def test_requests_give_the_same_valid_tokens_everywhere():
+    request = RunRequest(prompt=50, gen=20, batch=3, seed=5)
+    prompt, steps = request.prompt_tokens(97), request.step_tokens(97)
+    assert np.shape(prompt) == (3, 50)
+    assert np.shape(steps) == (19, 3)
+    assert np.min(prompt) >= 0
+    assert np.max(prompt) < 97
+    assert prompt == RunRequest(50, 20, 3, seed=5).prompt_tokens(97)
+    assert prompt != RunRequest(50, 20, 3, seed=6).prompt_tokens(97)
+    assert prompt[0] != prompt[1]
+
+
+def run(fake, request, **options):
+    session = fake.FakeSession(**options)
+    target = SessionTarget(lambda directory, threads: session)
+    target.open("anything", None)
+    times = target.run(request)
+    return times, session.calls
+
+
+def test_a_run_is_one_prefill_and_gen_minus_one_steps(fake):
+    times, calls = run(fake, RunRequest(prompt=6, gen=4, batch=2, warm_steps=2))
+    assert calls == [
+        ("reset", 2, 9),
+        ("forward", 2, 1),
+        ("forward", 2, 1),
+        ("reset", 2, 9),
+        ("forward", 2, 6),
+        *[("forward", 2, 1)] * 3,
+    ]
+    assert len(times.step_s) == 3
+    assert times.first_token_s > 0
+
+
+def test_prefill_is_cut_where_the_engine_has_profiles(fake):
+    _, calls = run(fake, RunRequest(prompt=10, gen=2, batch=1, warm_steps=0), profiles=[[1, 1], [2, 4]])
+    assert [call[2] for call in calls if call[0] == "forward"] == [4, 4, 2, 1]
+
+
+def test_times_are_those_of_the_calls(fake):
+    times, _ = run(fake, RunRequest(prompt=6, gen=3, batch=1, warm_steps=0), prefill_ms=30, step_ms=10)
+    assert times.first_token_s >= 0.03
+    assert min(times.step_s) >= 0.01
+    assert min(times.step_s) < 0.03
+
+
+def test_run_before_open():
+    with pytest.raises(EngineError, match="before open"):
+        SessionTarget().run(RunRequest(1, 2, 1))
+
+
+def test_memory_status_counts_bytes(tmp_path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tx y\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
+    assert memory_status(status) == {"peak_rss_bytes": 2048 * 1024, "rss_bytes": 1024 * 1024}
+    assert memory_status()["peak_rss_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize(
+    "path", [BENCH / "protocol.py", *sorted(BENCH.glob("peer_*.py"))], ids=lambda path: path.name
+)
+def test_peers_need_the_standard_library_only(path):
+    """They run in an interpreter without llmc: what they import at the top must be there."""
+    allowed = {*sys.stdlib_module_names, "llmc.runtimes.bench.protocol"}
+    for node in ast.parse(path.read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert all(name in allowed or name.split(".")[0] in sys.stdlib_module_names for name in names), names

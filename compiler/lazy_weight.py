@@ -72,11 +72,9 @@ class LazyWeight(ir.LazyTensor):
 
     def tofile(self, file: Any) -> None:
         """Write the tensor's bytes; row by row unless it is transposed."""
-        if self.transposed:
-            file.write(memoryview(self.numpy()).cast("B"))
-            return
-        for chunk in self.chunks():
-            file.write(memoryview(np.ascontiguousarray(chunk).view(np.uint8).reshape(-1)))
+        for part in (self.numpy(),) if self.transposed else self.chunks():
+            # Seen as bytes, because NumPy lends no buffer of a type that it does not know itself (bfloat16).
+            file.write(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data)
 
 
 class SourceWeight(LazyWeight):
@@ -112,7 +110,7 @@ class TensorWeight(LazyWeight):
         """A slice of the tensor; columns of it when it is transposed."""
         whole = self.tensor.numpy()
         part = whole[:, start:stop].T if self.transposed else (whole[start:stop] if whole.ndim else whole)
-        return np.ascontiguousarray(part).astype(numpy_dtype(self.dtype), copy=False)
+        return np.asarray(part, numpy_dtype(self.dtype), order="C")
 
     def identity(self) -> tuple[Any, ...]:
         """The tensor object, type and orientation."""
@@ -164,10 +162,14 @@ class MappedWeight(LazyWeight):
     def rows(self, start: int, stop: int) -> Array:
         """The function of the base's rows."""
         made = self.function(self.base.rows(start, stop))
-        return made.reshape(-1, *self.stored_shape[1:]).astype(numpy_dtype(self.dtype), copy=False)
+        shape = (-1, *self.stored_shape[1:]) if self.stored_shape else ()
+        return made.reshape(shape).astype(numpy_dtype(self.dtype), copy=False)
 
     def chunks(self) -> Iterator[Array]:
         """As many rows at a time as the base's bytes allow."""
+        if not self.stored_shape:
+            yield self.rows(0, 1)
+            return
         count = self.stored_shape[0]
         row_bytes = max(1, math.prod(self.base.stored_shape[1:]) * 4)
         step = max(1, int(CHUNK_BYTES // row_bytes))
@@ -197,13 +199,9 @@ def transposed_weight(tensor: ir.TensorProtocol) -> LazyWeight:
         flipped = not tensor.transposed
         base, key = tensor.base, tensor.key
         return MappedWeight(base, tensor.stored_shape, tensor.dtype, tensor.function, key, transposed=flipped)
-    if isinstance(tensor, TensorWeight) and tensor.transposed:
-        return TensorWeight(tensor.tensor, tensor.dtype, transposed=False)
-    base = tensor.tensor if isinstance(tensor, TensorWeight) else tensor
-    whole = [int(d) for d in base.shape.numpy()]
-    return MappedWeight(
-        TensorWeight(base, tensor.dtype, transposed=False), whole, tensor.dtype, _same, ("same",), transposed=True
-    )
+    rows = as_weight(tensor)
+    # Its rows in stored orientation are the transpose of the tensor exactly when the tensor is the transpose of them.
+    return MappedWeight(rows, rows.stored_shape, rows.dtype, _same, ("same",), transposed=not rows.transposed)
 
 
 def cast_weight(tensor: ir.TensorProtocol, dtype: ir.DataType) -> LazyWeight:

@@ -86,6 +86,7 @@ class PassRecord:
         fields: Its configuration.
         modified: It changed the graph.
         counts: How often each of its fusions or rewrites fired.
+        expected: How often its fusions had to fire.
         nodes_before: Nodes of the graph and its subgraphs.
         nodes_after: The same, after.
         bytes_before: Bytes of the initializers.
@@ -96,6 +97,7 @@ class PassRecord:
     fields: Mapping[str, JsonValue]
     modified: bool
     counts: Mapping[str, int]
+    expected: Mapping[str, int]
     nodes_before: int
     nodes_after: int
     bytes_before: int
@@ -111,6 +113,7 @@ class PassRecord:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             **self.counts,
+            **{f"expected {name}": value for name, value in self.expected.items()},
         }
         for name, value in numbers.items():
             if value < 0:
@@ -156,6 +159,7 @@ class Manifest:
         precision: Type of the weights: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``int4``.
         cache: ``grow``: present = past + new; ``shared``: past and present are one fixed buffer.
         logits: ``last``: one row a sequence; ``all``: one a position.
+        max_context: Most tokens that one row may hold; None: only memory limits it.
         weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
         engine: The runtime's record; None unless ``kind`` is ``engine``.
         passes: What each pass did, in their order.
@@ -173,6 +177,7 @@ class Manifest:
     precision: str
     cache: CacheKind
     logits: LogitsKind
+    max_context: int | None
     weight_bytes: int
     engine: EngineRecord | None
     passes: tuple[PassRecord, ...]
@@ -201,6 +206,8 @@ class Manifest:
             raise ArtifactError(
                 f"a {self.kind} artifact {'needs' if self.engine is None else 'has no'} engine record"
             )
+        if self.max_context is not None and self.max_context < 1:
+            raise ArtifactError(f"max_context is {self.max_context}, which holds no token")
         if self.weight_bytes < 0:
             raise ArtifactError(f"weight_bytes is {self.weight_bytes}, which cannot be negative")
         for name in self.files:

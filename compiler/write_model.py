@@ -75,8 +75,8 @@ def _proto(model: ir.Model, external: dict[str, tuple[int, int]]) -> onnx.ModelP
         for name, (offset, length) in external.items():
             value, tensor = model.graph.initializers[name], kept[name]
             assert tensor is not None
-            place = ir.ExternalTensor(DATA, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name)
-            value.const_value = place
+            shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
+            value.const_value = ir.ExternalTensor(DATA, offset, length, tensor.dtype, shape=shape, name=name)
         return ir.to_proto(model)
     finally:
         for name, tensor in kept.items():

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import NearMiss
-from llmc.passes.graph_query import producer, small_initializer
+from llmc.passes.graph_query import copy_dtype, producer, small_initializer
 
 SWAP = [0, 2, 1, 3]
 
@@ -78,7 +78,7 @@ def to_merged(core: ir.Value, heads_first: bool, graph: ir.Graph) -> tuple[ir.Va
     if heads_first:
         node = ir.node("Transpose", [value], {"perm": SWAP})
         node.outputs[0].shape = ir.Shape([batch, seq, heads, dim])
-        node.outputs[0].dtype = core.dtype
+        copy_dtype(core, node.outputs[0])
         nodes.append(node)
         value = node.outputs[0]
     else:
@@ -89,7 +89,7 @@ def to_merged(core: ir.Value, heads_first: bool, graph: ir.Graph) -> tuple[ir.Va
     target = small_initializer(graph, f"shape_0_0_{width}", np.asarray([0, 0, width], np.int64))
     node = ir.node("Reshape", [value, target])
     node.outputs[0].shape = ir.Shape([batch, seq, width])
-    node.outputs[0].dtype = core.dtype
+    copy_dtype(core, node.outputs[0])
     nodes.append(node)
     return node.outputs[0], nodes
 

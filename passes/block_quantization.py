@@ -56,7 +56,7 @@ class BlockFormat:
         return _pack(zeros, self.bits)
 
     def dequantize(self, rows: Array) -> Array:
-        """What the integers stand for, [rows, features] float32: the specification that tests compare kernels with."""
+        """What the integers stand for, [rows, features] float32: the specification of what kernels compute."""
         blocks = self._blocks(rows)
         scales, zeros = self._parameters(blocks)
         levels = _unpack(self.pack(rows), self.bits).reshape(blocks.shape).astype(np.float32)

@@ -18,7 +18,7 @@ CHUNK_LENGTHS, TOTAL_LENGTHS = "chunk_lengths", "total_lengths"
 def chunk_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
     """[batch] int64, and the nodes to insert; the value and no nodes when an earlier pass made it."""
     graph = model.graph
-    if (known := _find(graph, CHUNK_LENGTHS)) is not None:
+    if (known := find_value(graph, CHUNK_LENGTHS)) is not None:
         return known, []
     ids, mask = _inputs(model)
     axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
@@ -35,7 +35,7 @@ def chunk_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
 def total_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
     """Tokens that each row holds after this chunk, [batch] int64."""
     graph = model.graph
-    if (known := _find(graph, TOTAL_LENGTHS)) is not None:
+    if (known := find_value(graph, TOTAL_LENGTHS)) is not None:
         return known, []
     _, mask = _inputs(model)
     axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
@@ -44,7 +44,8 @@ def total_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
     return lengths.outputs[0], [lengths]
 
 
-def _find(graph: ir.Graph, name: str) -> ir.Value | None:
+def find_value(graph: ir.Graph, name: str) -> ir.Value | None:
+    """The value called ``name`` that some node of the graph makes."""
     return next((output for node in graph for output in node.outputs if output.name == name), None)
 
 

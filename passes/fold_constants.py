@@ -10,8 +10,10 @@ projection stays one tensor, and its Transpose stays a node.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
@@ -29,8 +31,8 @@ class FoldConstants(GraphPass):
     """Fold small constants, and the arithmetic that models do on their weights."""
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Fold until nothing changes."""
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        """Weights first: what is lazy is no constant to the folder."""
+        _lift(model, tally)
         for node in list(model.graph):
             if (folded := _fold_weight(node)) is not None:
                 _replace(model.graph, node, folded)
@@ -41,7 +43,13 @@ class FoldConstants(GraphPass):
         before = model.graph.num_nodes()
         if folder(model).modified:
             tally.count("constants", max(1, before - model.graph.num_nodes()))
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _lift(model, tally)
+
+
+def _lift(model: ir.Model, tally: Tally) -> None:
+    before = model.graph.num_nodes()
+    if LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified:
+        tally.count("lifted", max(1, before - model.graph.num_nodes()))
 
 
 def _is_small(node: ir.Node) -> bool | None:
@@ -80,11 +88,11 @@ def _fold_scalar(node: ir.Node, value: ir.Value) -> LazyWeight | None:
     """``weight + c`` and ``weight * c`` of a vector, as the norms of some models have it."""
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
     scalar = constant(other)
-    if scalar is None or scalar.size != 1 or value.const_value is None:
+    if scalar is None or scalar.size != 1 or scalar.ndim > 1 or value.const_value is None:
         return None
     base, operand, add = as_weight(value.const_value), scalar.reshape(()), node.op_type == "Add"
 
-    def compute(rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def compute(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         wide = rows.astype(np.float32)
         return wide + operand.astype(np.float32) if add else wide * operand.astype(np.float32)
 

@@ -10,44 +10,53 @@ It runs after the rotary embedding has moved inside, because attention normalize
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from llmc.compiler.operators import cached_attention
 from llmc.passes.attention_paths import rms_norm, to_merged, walk_to_core
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import insert_before
 
 
 @dataclass(frozen=True)
-class FuseQKNorm(GraphPass):
+class FuseQKNorm(FusionPass):
     """Move the norms of queries and keys inside attention."""
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every attention whose query or key is normalized."""
-        for node in list(model.graph):
-            if not cached_attention.is_cached_attention(node) or cached_attention.variant_of(node).qk_norm:
-                continue
-            try:
-                if _fuse(model.graph, node):
-                    tally.count("qk_norm")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
+    what: ClassVar[str] = "qk_norm"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention, in a graph that normalizes heads."""
+        nodes = list(model.graph)
+        if not any(node.op_type == "RMSNormalization" and _is_by_head(node) for node in nodes):
+            return []
+        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        return [n for n in attentions if not (v := cached_attention.variant_of(n)).qk_norm and not v.packed]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Move the two norms of one attention inside."""
+        _fuse(model.graph, node)
 
 
-def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
+def _is_by_head(norm: ir.Node) -> bool:
+    shape = norm.outputs[0].shape
+    return shape is not None and len(shape) == 4
+
+
+def _fuse(graph: ir.Graph, node: ir.Node) -> None:
     norms: list[ir.Node | None] = []
     heads_first: list[bool] = []
     for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
         value = cached_attention.get_input(node, name)
         if value is None:
-            return False
+            raise NearMiss("its query is packed already")
         path = walk_to_core(value, node.attributes.get_int(count, 0))
         norms.append(None if path.merged else rms_norm(path.value))
         heads_first.append(path.heads_first)
     q_norm, k_norm = norms
     if q_norm is None and k_norm is None:
-        return False
+        raise NearMiss("neither its query nor its key is normalized, as those of other layers are")
     if q_norm is None or k_norm is None:
         raise NearMiss("only one of its query and key is normalized")
     epsilons = [norm.attributes.get_float("epsilon", 1e-5) for norm in (q_norm, k_norm)]
@@ -64,4 +73,3 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     inputs.update(query=merged[0], key=merged[1], q_norm_weight=q_norm.inputs[1], k_norm_weight=k_norm.inputs[1])
     options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
     cached_attention.replace_call(node, inputs, {**options, "norm_epsilon": epsilons[0]})
-    return True

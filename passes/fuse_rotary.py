@@ -13,6 +13,7 @@ on nothing but the position, which it checks by computing them in another order 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,39 +23,40 @@ import onnx_ir as ir
 from llmc.compiler.operators import cached_attention
 from llmc.compiler.operators.domain import OPSET
 from llmc.passes.attention_paths import to_merged, walk_to_core
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import add_initializer, dims, graph_input, insert_before, is_weight
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class FuseRotary(GraphPass):
+class FuseRotary(FusionPass):
     """Move rotary embeddings inside attention.
 
     Attributes:
         max_positions: Rows of the tables; the longest context that the fused graph can run.
     """
 
+    what: ClassVar[str] = "rotary"
     max_positions: int
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every attention."""
-        tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
-        for node in list(model.graph):
-            if not cached_attention.is_cached_attention(node) or cached_attention.variant_of(node).rotary:
-                continue
-            try:
-                _fuse(model, node, self.max_positions, tables)
-                tally.count("rotary")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention, in a graph that has rotary embeddings."""
+        nodes = list(model.graph)
+        if not any(node.op_type == "RotaryEmbedding" and not node.domain for node in nodes):
+            return []
+        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        return [node for node in attentions if not cached_attention.variant_of(node).rotary]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Move the rotation of one attention inside."""
+        rotaries, positions = _rotaries_of(model, node)
+        tables = _tables(model, rotaries[0], positions, self.max_positions)
+        _rewire(model.graph, node, rotaries, tables, positions)
 
 
-Tables = dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
-
-
-def _fuse(model: ir.Model, node: ir.Node, rows: int, tables: Tables) -> None:
+def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Value]:
+    """The rotary embeddings of query and key, and the positions that they depend on."""
     sides = []
     for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
         value = cached_attention.get_input(node, name)
@@ -78,9 +80,7 @@ def _fuse(model: ir.Model, node: ir.Node, rows: int, tables: Tables) -> None:
     positions = graph_input(model, "position_ids")
     if positions is None:
         raise NearMiss("the graph has no position_ids")
-    if (cos, sin) not in tables:
-        tables[cos, sin] = _add_tables(model, cos, sin, positions, rows)
-    _rewire(model.graph, node, sides, tables[cos, sin], positions)
+    return sides, positions
 
 
 def _rewire(
@@ -102,9 +102,15 @@ def _rewire(
     cached_attention.replace_call(node, inputs, options)
 
 
-def _add_tables(
-    model: ir.Model, cos: ir.Value, sin: ir.Value, positions: ir.Value, rows: int
-) -> tuple[ir.Value, ir.Value]:
+def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) -> tuple[ir.Value, ir.Value]:
+    """The tables for a rotary embedding's angles; those of an earlier layer when the angles are the same values."""
+    cos, sin = rotary.inputs[1], rotary.inputs[2]
+    assert cos is not None
+    assert sin is not None
+    names = f"rotary.cos.{cos.name}", f"rotary.sin.{sin.name}"
+    known = [model.graph.initializers.get(name) for name in names]
+    if known[0] is not None and known[1] is not None:
+        return known[0], known[1]
     forward = np.arange(rows, dtype=np.int64)
     made = tabulate([cos, sin], positions, forward)
     sample = forward[:: max(1, rows // 64)][::-1].copy()
@@ -112,11 +118,9 @@ def _add_tables(
     for table, other in zip(made, again, strict=True):
         if not np.array_equal(table[sample], other):
             raise NearMiss("its angles depend on more than each token's own position")
-    index = sum(1 for name in model.graph.initializers if name.startswith("rotary.cos"))
-    suffix = f".{index}" if index else ""
     return (
-        add_initializer(model.graph, f"rotary.cos{suffix}", ir.tensor(made[0])),
-        add_initializer(model.graph, f"rotary.sin{suffix}", ir.tensor(made[1])),
+        add_initializer(model.graph, names[0], ir.tensor(made[0])),
+        add_initializer(model.graph, names[1], ir.tensor(made[1])),
     )
 
 

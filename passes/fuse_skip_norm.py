@@ -9,32 +9,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import dims, is_weight, producer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_query import copy_dtype, dims, is_weight, producer
 
 
 @dataclass(frozen=True)
-class FuseSkipNorm(GraphPass):
+class FuseSkipNorm(FusionPass):
     """Fuse each RMSNormalization with the addition that feeds it."""
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every norm."""
-        for node in list(model.graph):
-            if node.op_type != "RMSNormalization" or node.domain:
-                continue
-            add = producer(node.inputs[0], "Add")
-            if add is None:
-                continue
-            try:
-                _fuse(model.graph, node, add)
-                tally.count("skip_norm")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
-        if tally.fired:
-            model.graph.opset_imports.setdefault("com.microsoft", 1)
+    what: ClassVar[str] = "skip_norm"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every norm that follows an addition, even if a cast or a reshape lies between."""
+        norms = [node for node in model.graph if node.op_type == "RMSNormalization" and not node.domain]
+        return [norm for norm in norms if _addition(norm.inputs[0]) is not None]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Fuse one norm."""
+        add = producer(node.inputs[0], "Add")
+        if add is None:
+            between = node.inputs[0].producer() if node.inputs[0] is not None else None
+            raise NearMiss(f"{between.op_type if between else 'an input'} lies between it and the addition")
+        _fuse(model.graph, node, add)
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the operator's domain, and sort: a scale that is computed may come after the addition."""
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        model.graph.sort()
+
+
+def _addition(value: ir.Value | None) -> ir.Node | None:
+    """The addition that ``value`` comes from, through nothing but casts and layout changes."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in {"Cast", "Identity", "Reshape", "Transpose", "Expand", "Unsqueeze"}:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node if node is not None and node.op_type == "Add" and not node.domain else None
 
 
 def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
@@ -42,7 +55,7 @@ def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
     if x is None or residual is None or is_weight(x) or is_weight(residual):
         raise NearMiss("the addition before it adds a constant")
     shape = dims(x)
-    if shape is None or shape != dims(residual) or len(shape) != 3:
+    if shape is None or None in shape or shape != dims(residual) or len(shape) != 3:
         raise NearMiss("the addition before it broadcasts, or its shape is not known")
     if norm.attributes.get_int("axis", -1) not in {-1, len(shape) - 1}:
         raise NearMiss("it does not normalize the last axis")
@@ -62,7 +75,8 @@ def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
         fused.outputs[index].name = ""
     graph.insert_after(add, fused)
     for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], fused.outputs[3])):
-        new.dtype, new.shape, name = old.dtype, old.shape, old.name
+        new.shape, name = old.shape, old.name
+        copy_dtype(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name, new.name = f"{name}.unfused", name
     graph.remove([norm, add], safe=True)

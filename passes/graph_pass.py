@@ -7,12 +7,12 @@ node and the condition that failed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 
-class NearMiss(Exception):
+class NearMiss(Exception):  # noqa: N818 - it is a finding, not an error
     """Raised inside a match: the place looks right, but one condition fails; its text is the reason."""
 
 
@@ -31,9 +31,16 @@ class Rejection:
 
 @dataclass
 class Tally:
-    """Collected while a pass runs: what fired, what did not and why."""
+    """Collected while a pass runs.
+
+    Attributes:
+        fired: How often each rewrite of the pass fired.
+        expected: How often it should have: the places that look as if it belonged there.
+        rejections: Each place where it did not fire, and why.
+    """
 
     fired: dict[str, int] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
 
     def count(self, what: str, times: int = 1) -> None:
@@ -69,6 +76,47 @@ class GraphPass(ir.passes.InPlacePass):
     def configuration(self) -> dict[str, Any]:
         """The fields, for the manifest."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True)
+class FusionPass(GraphPass):
+    """A pass that does one thing at each of its sites; together with the reasons they are the fusion contract.
+
+    A subclass says where it looks (:meth:`sites`, wider than what it accepts) and what it does there
+    (:meth:`fuse`, which raises :class:`NearMiss` where a condition fails). A site that is not fused is a shortfall.
+    """
+
+    what: ClassVar[str]
+    """What is counted, as ``rotary``."""
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """The nodes that look as if the fusion belonged there."""
+        raise NotImplementedError
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Rewrite one site.
+
+        Raises:
+            NearMiss: a condition fails; the graph is as it was.
+        """
+        raise NotImplementedError
+
+    def finish(self, model: ir.Model) -> None:
+        """Called once, after the last site, when at least one was fused."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Visit every site."""
+        sites = self.sites(model)
+        if sites:
+            tally.expected[self.what] = len(sites)
+        for node in sites:
+            try:
+                self.fuse(model, node)
+                tally.count(self.what)
+            except NearMiss as miss:
+                tally.reject(node, str(miss))
+        if tally.fired:
+            self.finish(model)
 
 
 def node_label(node: ir.Node) -> str:

@@ -65,6 +65,12 @@ def dims(value: ir.Value | None) -> list[int | str | None] | None:
     return [d if isinstance(d, int) else d.value for d in value.shape]
 
 
+def copy_dtype(source: ir.Value, target: ir.Value) -> None:
+    """Give ``target`` the element type of ``source``, where that is known."""
+    if source.dtype is not None:
+        target.dtype = source.dtype
+
+
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that uses ``value``, when there is just one use and the value is no graph output."""
     uses = list(value.uses())
@@ -90,7 +96,8 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
     free, number = name, 1
     while free in graph.initializers:
         free, number = f"{name}.{number}", number + 1
-    value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
+    value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 

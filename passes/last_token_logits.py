@@ -10,34 +10,37 @@ The last valid position of a right-padded chunk is the number of ones in the las
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from llmc.passes.chunk_lengths import chunk_lengths
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import constant, dims, is_weight, small_initializer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_query import constant, copy_dtype, dims, is_weight, small_initializer
 
 ELEMENTWISE = {"Div", "Mul", "Tanh", "Cast", "Identity", "Add", "Sub", "Where"}
 
 
 @dataclass(frozen=True)
-class LastTokenLogits(GraphPass):
+class LastTokenLogits(FusionPass):
     """Cut the hidden states before the output projection."""
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Find the output projection and put a GatherND before it."""
-        logits = next(value for value in model.graph.outputs if value.name == "logits")
-        head = logits.producer()
-        assert head is not None
-        shape = dims(logits)
-        if shape is not None and shape[1] == 1:
-            return
-        try:
-            _cut(model, _projection(head), logits)
-            tally.count("logits")
-        except NearMiss as miss:
-            tally.reject(head, str(miss))
+    what: ClassVar[str] = "logits"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """The node that makes the logits, unless they are cut already."""
+        logits = _logits(model)
+        head, shape = logits.producer(), dims(logits)
+        return [] if head is None or (shape is not None and shape[1] == 1) else [head]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Put a GatherND before the output projection."""
+        _cut(model, _projection(node), _logits(model))
+
+
+def _logits(model: ir.Model) -> ir.Value:
+    return next(value for value in model.graph.outputs if value.name == "logits")
 
 
 def _projection(node: ir.Node) -> ir.Node:
@@ -67,7 +70,7 @@ def _cut(model: ir.Model, projection: ir.Node, logits: ir.Value) -> None:
     index = ir.node("Unsqueeze", [valid.outputs[0], axes], name="last_token/Unsqueeze")
     cut = ir.node("GatherND", [hidden, index.outputs[0]], {"batch_dims": 1}, name="last_token/GatherND")
     graph.insert_before(projection, [*nodes, last, valid, index, cut])
-    cut.outputs[0].dtype = hidden.dtype
+    copy_dtype(hidden, cut.outputs[0])
     batch, width = hidden.shape[0], hidden.shape[2]  # type: ignore[index]
     cut.outputs[0].shape = ir.Shape([batch, 1, width])
     projection.replace_input_with(0, cut.outputs[0])

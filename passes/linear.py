@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from llmc.compiler.lazy_weight import LazyWeight, StackedWeight, TensorWeight, as_weight
 from llmc.passes.graph_pass import NearMiss
-from llmc.passes.graph_query import add_initializer, insert_before, is_weight, only_consumer, producer
+from llmc.passes.graph_query import add_initializer, copy_dtype, insert_before, is_weight, only_consumer, producer
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def stack_linears(graph: ir.Graph, before: ir.Node, linears: Sequence[Linear], n
         result = nodes[-1].outputs[0]
     width = stacked.stored_shape[0]
     for made in nodes:
-        made.outputs[0].dtype = first.output.dtype
+        copy_dtype(first.output, made.outputs[0])
         if first.output.shape is not None:
             made.outputs[0].shape = ir.Shape([*list(first.output.shape)[:-1], width])
     insert_before(before, nodes)

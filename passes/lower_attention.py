@@ -12,20 +12,21 @@ take, become RMSNormalization nodes again, by head and without a transposition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.operators import cached_attention
-from llmc.passes.chunk_lengths import chunk_lengths, total_lengths
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.chunk_lengths import chunk_lengths, find_value, total_lengths
+from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import graph_input, small_initializer
 
 DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True)
-class LowerAttention(GraphPass):
+class LowerAttention(FusionPass):
     """Replace each CachedAttention by GroupQueryAttention.
 
     Attributes:
@@ -36,46 +37,49 @@ class LowerAttention(GraphPass):
     query_seqlens: bool
     qk_norm: bool = False
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every attention; the values that all of them need are computed once."""
-        shared: dict[str, ir.Value] = {}
-        for node in list(model.graph):
-            if not cached_attention.is_cached_attention(node):
-                continue
-            try:
-                _require_fused(node)
-                if not shared:
-                    shared = self._lengths(model, node)
-                self._lower(model.graph, node, shared)
-                tally.count("attention")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
-        if tally.fired:
-            model.graph.opset_imports.setdefault(DOMAIN, 1)
-            # What all of them need may have been made, by an earlier pass, near the end of the graph.
-            model.graph.sort()
+    what: ClassVar[str] = "attention"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention."""
+        return [node for node in model.graph if cached_attention.is_cached_attention(node)]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Lower one attention; the values that all of them need are computed once."""
+        _require_fused(node)
+        self._lower(model.graph, node, self._lengths(model, node))
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the domain, and sort: what all need may have been made near the end of the graph."""
+        model.graph.opset_imports.setdefault(DOMAIN, 1)
+        model.graph.sort()
 
     def _lengths(self, model: ir.Model, before: ir.Node) -> dict[str, ir.Value]:
+        """The operator's scalar and per-row lengths; made at the first attention, found again at the others."""
+        names = ["seqlens_k", "total_sequence_length", *(["query_seqlens"] if self.query_seqlens else [])]
+        known = {name: find_value(model.graph, name) for name in names}
+        if all(value is not None for value in known.values()):
+            return {name: value for name, value in known.items() if value is not None}
         graph = model.graph
         mask = graph_input(model, "attention_mask")
         totals, nodes = total_lengths(model)
         one = small_initializer(graph, "one", np.asarray(1, np.int64))
-        int32 = int(ir.DataType.INT32)
+        int32 = {"to": int(ir.DataType.INT32)}
         less = ir.node("Sub", [totals, one], name="seqlens_k/Sub")
-        seqlens = ir.node("Cast", [less.outputs[0]], {"to": int32}, name="seqlens_k/Cast")
+        seqlens = ir.node("Cast", [less.outputs[0]], int32, name="seqlens_k/Cast")
         width = ir.node("Shape", [mask], {"start": 1, "end": 2}, name="total_sequence_length/Shape")
         scalar = ir.node("Squeeze", [width.outputs[0]], name="total_sequence_length/Squeeze")
-        total = ir.node("Cast", [scalar.outputs[0]], {"to": int32}, name="total_sequence_length/Cast")
-        made = {"seqlens_k": seqlens.outputs[0], "total": total.outputs[0]}
+        total = ir.node("Cast", [scalar.outputs[0]], int32, name="total_sequence_length/Cast")
+        made = [seqlens.outputs[0], total.outputs[0]]
         nodes = [*nodes, less, seqlens, width, scalar, total]
         if self.query_seqlens:
             lengths, more = chunk_lengths(model)
-            cast = ir.node("Cast", [lengths], {"to": int32}, name="query_seqlens/Cast")
+            cast = ir.node("Cast", [lengths], int32, name="query_seqlens/Cast")
             nodes += [*more, cast]
-            made["query_seqlens"] = cast.outputs[0]
-        first = next(iter(graph), before)
-        graph.insert_before(first, nodes)
-        return made
+            made.append(cast.outputs[0])
+        for name, value in zip(names, made, strict=True):
+            value.name = name
+        graph.insert_before(next(iter(graph), before), nodes)
+        return dict(zip(names, made, strict=True))
 
     def _lower(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> None:
         def given(name: str) -> ir.Value | None:
@@ -91,7 +95,16 @@ class LowerAttention(GraphPass):
         elif norms[0] is not None:
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
         inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared["seqlens_k"]]
-        inputs += [shared["total"], given("cos_cache"), given("sin_cache"), None, None, given("head_sink"), None, None]
+        inputs += [
+            shared["total_sequence_length"],
+            given("cos_cache"),
+            given("sin_cache"),
+            None,
+            None,
+            given("head_sink"),
+            None,
+            None,
+        ]
         inputs += [*norms, shared.get("query_seqlens")]
         while inputs[-1] is None:
             inputs.pop()
@@ -132,7 +145,9 @@ def _norm_by_head(
     dim, width = int(weight.shape[0]), value.shape[2]  # type: ignore[arg-type]
     if not isinstance(width, int):
         raise NearMiss("the width of its query is not known")
-    split = small_initializer(graph, f"shape_0_0_{width // dim}_{dim}", np.asarray([0, 0, width // dim, dim], np.int64))
+    split = small_initializer(
+        graph, f"shape_0_0_{width // dim}_{dim}", np.asarray([0, 0, width // dim, dim], np.int64)
+    )
     merge = small_initializer(graph, f"shape_0_0_{width}", np.asarray([0, 0, width], np.int64))
     stem = f"{node.name}/{name}"
     epsilon = node.attributes.get_float("norm_epsilon", 1e-6)

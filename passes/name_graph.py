@@ -1,8 +1,8 @@
 """Names that a person can read.
 
-    s10, s70, s0, s53          →  batch, sequence, past, total
-    node_linear_7              →  model.layers.1.self_attn.q_proj/MatMul
-    q_proj.weight.1 (folded)   →  q_proj.weight
+s10, s70, s0, s53          →  batch, sequence, past, total
+node_linear_7              →  model.layers.1.self_attn.q_proj/MatMul
+q_proj.weight.1 (folded)   →  q_proj.weight
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _rename_dimensions(model: ir.Model, tally: Tally) -> None:
 def _renamed(dim: int | ir.SymbolicDim, renames: dict[str, str]) -> int | str | None:
     if isinstance(dim, int) or dim.value is None:
         return dim if isinstance(dim, int) else None
-    text = re.sub(r"\bs\d+\b", lambda match: renames.get(match.group(), match.group()), dim.value)
+    text = re.sub(r"[A-Za-z_]\w*", lambda match: renames.get(match.group(), match.group()), dim.value)
     return "total" if text.replace(" ", "") in {"past+sequence", "sequence+past"} else text
 
 

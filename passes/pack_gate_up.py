@@ -1,68 +1,83 @@
 """Gate and up projections of a gated feed-forward block into one.
 
-    gate = MatMul(x, W_gate)                    gate, up = Split(MatMul(x, [W_gate W_up]))
-    up   = MatMul(x, W_up)              →       y = act(gate) * up
-    y    = act(gate) * up
+gate = MatMul(x, W_gate)                    gate, up = Split(MatMul(x, [W_gate W_up]))
+up   = MatMul(x, W_up)              →       y = act(gate) * up
+y    = act(gate) * up
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import producer, small_initializer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_query import copy_dtype, is_weight, producer, small_initializer
 from llmc.passes.linear import Linear, linear_of, stack_linears
 
 ACTIVATIONS = {"Gelu", "Relu", "Sigmoid", "QuickGelu", "Swish", "HardSwish", "Tanh"}
 
 
 @dataclass(frozen=True)
-class PackGateUp(GraphPass):
+class PackGateUp(FusionPass):
     """Pack the two projections of each gated feed-forward block."""
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every product of an activated and a plain projection."""
-        for node in list(model.graph):
-            if node.op_type != "Mul" or node.domain:
-                continue
-            pair = gate_and_up(node)
-            if pair is None:
-                continue
-            try:
-                _pack(model.graph, node, *pair)
-                tally.count("gate_up")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
+    what: ClassVar[str] = "gate_up"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every product of an activation and something else that is no constant, unless it is split already."""
+        return [node for node in model.graph if _is_gated(node)]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Pack one block."""
+        gate, up = gate_and_up(node)
+        _pack(model.graph, gate, up)
 
 
-def gate_and_up(node: ir.Node) -> tuple[Linear, Linear] | None:
-    """The two linear layers that a product joins, gate first; None where it joins something else."""
+def _is_gated(node: ir.Node) -> bool:
+    if node.op_type != "Mul" or node.domain:
+        return False
     for index in (0, 1):
-        gate, up = _activated(node.inputs[index]), linear_of(node.inputs[1 - index])
-        if gate is not None and up is not None and gate.output is not up.output:
-            return gate, up
-    return None
+        source, other = activation_input(node.inputs[index]), node.inputs[1 - index]
+        if source is None or other is None or other is source or is_weight(other):
+            continue
+        return producer(source, "Split") is None
+    return False
 
 
-def _activated(value: ir.Value | None) -> Linear | None:
-    """The linear layer under an activation, which may be ``x * sigmoid(x)``."""
+def gate_and_up(node: ir.Node) -> tuple[Linear, Linear]:
+    """The two linear layers that a product joins, gate first.
+
+    Raises:
+        NearMiss: one side is no linear layer.
+    """
+    index = 0 if activation_input(node.inputs[0]) is not None else 1
+    gate, up = linear_of(activation_input(node.inputs[index])), linear_of(node.inputs[1 - index])
+    if gate is None:
+        raise NearMiss("what is activated is no projection with a constant weight")
+    if up is None:
+        raise NearMiss("what is multiplied with the activation is no projection with a constant weight")
+    return gate, up
+
+
+def activation_input(value: ir.Value | None) -> ir.Value | None:
+    """What an activation is applied to, when ``value`` is one; ``x * sigmoid(x)`` counts as one."""
     node = value.producer() if value is not None else None
     if node is None:
         return None
     if node.op_type in ACTIVATIONS:
-        return linear_of(node.inputs[0])
+        return node.inputs[0]
     if node.op_type == "Mul":
         for index in (0, 1):
             sigmoid = producer(node.inputs[index], "Sigmoid")
             if sigmoid is not None and sigmoid.inputs[0] is node.inputs[1 - index]:
-                return linear_of(sigmoid.inputs[0])
+                return sigmoid.inputs[0]
     return None
 
 
-def _pack(graph: ir.Graph, node: ir.Node, gate: Linear, up: Linear) -> None:
+def _pack(graph: ir.Graph, gate: Linear, up: Linear) -> None:
     widths = [linear.weight.shape[1] if linear.weight.shape is not None else None for linear in (gate, up)]
     if not all(isinstance(width, int) for width in widths):
         raise NearMiss("its projections have a symbolic width")
@@ -76,7 +91,8 @@ def _pack(graph: ir.Graph, node: ir.Node, gate: Linear, up: Linear) -> None:
     split.name = (made.name or "gate_up").rsplit("/", 1)[0] + "/Split"
     graph.insert_after(made, split)
     for old, new in zip((gate.output, up.output), split.outputs, strict=True):
-        new.dtype, new.shape = old.dtype, old.shape
+        new.shape = old.shape
+        copy_dtype(old, new)
         old.replace_all_uses_with(new)
 
 

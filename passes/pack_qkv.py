@@ -11,47 +11,45 @@ lazily. Where a runtime normalizes queries and keys outside attention it needs t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from llmc.compiler.operators import cached_attention
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.linear import Linear, linear_of, stack_linears
 
 
 @dataclass(frozen=True)
-class PackQKV(GraphPass):
+class PackQKV(FusionPass):
     """Pack query, key and value projections of each attention.
 
     Attributes:
         with_qk_norm: Pack where attention normalizes queries and keys, too.
     """
 
+    what: ClassVar[str] = "qkv"
     with_qk_norm: bool = False
 
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every attention."""
-        for node in list(model.graph):
-            if not cached_attention.is_cached_attention(node) or cached_attention.variant_of(node).packed:
-                continue
-            try:
-                self._pack(model.graph, node)
-                tally.count("qkv")
-            except NearMiss as miss:
-                tally.reject(node, str(miss))
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention whose query is not packed, less those that the target normalizes apart."""
+        attentions = [node for node in model.graph if cached_attention.is_cached_attention(node)]
+        variants = [(node, cached_attention.variant_of(node)) for node in attentions]
+        return [n for n, variant in variants if not variant.packed and (self.with_qk_norm or not variant.qk_norm)]
 
-    def _pack(self, graph: ir.Graph, node: ir.Node) -> None:
-        if cached_attention.variant_of(node).qk_norm and not self.with_qk_norm:
-            raise NearMiss("the target normalizes its query and key apart")
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Pack one attention's projections."""
         linears: list[Linear] = []
         for name in ("query", "key", "value"):
             value = cached_attention.get_input(node, name)
             linear = linear_of(value)
             if linear is None:
                 made_by = value.producer() if value is not None else None
-                raise NearMiss(f"its {name} comes from {made_by.op_type if made_by else 'an input'}, not a projection")
+                raise NearMiss(
+                    f"its {name} comes from {made_by.op_type if made_by else 'an input'}, not a projection"
+                )
             linears.append(linear)
-        packed = stack_linears(graph, node, linears, "qkv_proj")
+        packed = stack_linears(model.graph, node, linears, "qkv_proj")
         inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
         inputs.update(query=packed, key=None, value=None)
         options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}

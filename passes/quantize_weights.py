@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.errors import UsageError
@@ -25,6 +24,8 @@ from llmc.passes.graph_query import add_initializer, is_weight, producer
 from llmc.passes.linear import linear_of, stored_weight
 
 DOMAIN = "com.microsoft"
+LOOKUP_SIZE = 1 << 12
+"""Elements from which a table that is looked up in counts as an embedding."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ class QuantizeWeights(GraphPass):
         head = _head(model)
         known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
         for node in list(model.graph):
-            if node.domain or node.op_type not in {"MatMul", "Gather"}:
+            if not _has_weight(node):
                 continue
+            what = "embedding" if node.op_type == "Gather" else "head" if node is head else "linear"
+            tally.expected[what] = tally.expected.get(what, 0) + 1
             try:
                 if node.op_type == "Gather":
-                    if _quantize_lookup(model.graph, node, self._format(is_head=True), known):
-                        tally.count("embedding")
-                elif self._quantize_product(model.graph, node, node is head, known):
-                    tally.count("head" if node is head else "linear")
+                    _quantize_lookup(model.graph, node, self._format(is_head=True), known)
+                else:
+                    self._quantize_product(model.graph, node, node is head, known)
+                tally.count(what)
             except NearMiss as miss:
                 tally.reject(node, str(miss))
         if tally.fired:
@@ -79,10 +82,9 @@ class QuantizeWeights(GraphPass):
 
     def _quantize_product(
         self, graph: ir.Graph, node: ir.Node, is_head: bool, known: dict[tuple[object, ...], dict[str, ir.Value]]
-    ) -> bool:
+    ) -> None:
         weight = _product_weight(node)
-        if weight is None:
-            return False
+        assert weight is not None
         name, tensor = weight
         fmt = self._format(is_head=is_head)
         blocks = math.ceil(tensor.stored_shape[1] / fmt.block_size)
@@ -103,7 +105,6 @@ class QuantizeWeights(GraphPass):
         ir.convenience.replace_nodes_and_values(
             graph, last, [last] if last is node else [last, node], [new], list(last.outputs), list(new.outputs)
         )
-        return True
 
 
 def _head(model: ir.Model) -> ir.Node | None:
@@ -116,6 +117,17 @@ def _head(model: ir.Model) -> ir.Node | None:
     return None
 
 
+def _has_weight(node: ir.Node) -> bool:
+    """A matrix product with a constant matrix, or a look-up in one; not the small look-ups of shape arithmetic."""
+    if node.domain:
+        return False
+    if node.op_type == "MatMul":
+        return _product_weight(node) is not None
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    tensor = table.const_value if table is not None and is_weight(table) else None
+    return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
+
+
 def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
     """Name and [out, in] rows of the constant that a MatMul multiplies with."""
     right = node.inputs[1]
@@ -125,7 +137,12 @@ def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
         return right.name or "weight", stored_weight(right)
     transpose = producer(right, "Transpose")
     source = transpose.inputs[0] if transpose is not None else None
-    if source is not None and is_weight(source) and source.const_value is not None and len(source.const_value.shape) == 2:
+    if (
+        source is not None
+        and is_weight(source)
+        and source.const_value is not None
+        and len(source.const_value.shape) == 2
+    ):
         return source.name or "weight", _as_rows(source)
     return None
 
@@ -150,13 +167,11 @@ def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
 
 def _quantize_lookup(
     graph: ir.Graph, node: ir.Node, fmt: BlockFormat, known: dict[tuple[object, ...], dict[str, ir.Value]]
-) -> bool:
+) -> None:
     table, ids = node.inputs
-    if table is None or not is_weight(table) or table.shape is None or len(table.shape) != 2:
-        return False
-    rows, width = (int(d) for d in table.const_value.shape.numpy())  # type: ignore[union-attr]
-    if rows * width < 1 << 12:
-        return False
+    assert table is not None
+    assert table.const_value is not None
+    rows, width = (int(d) for d in table.const_value.shape.numpy())
     if node.attributes.get_int("axis", 0) != 0:
         raise NearMiss("it does not look up rows")
     if width % fmt.block_size:
@@ -168,7 +183,6 @@ def _quantize_lookup(
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": fmt.block_size, "bits": fmt.bits}
     new = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
-    return True
 
 
 def _initializers(
@@ -190,7 +204,9 @@ def _initializers(
         }
         if not fmt.symmetric:
             width = math.ceil(blocks * fmt.bits / 8)
-            parts["zero_points"] = MappedWeight(tensor, (height, width), uint8, fmt.packed_zero_points, ("zeros", fmt))
+            parts["zero_points"] = MappedWeight(
+                tensor, (height, width), uint8, fmt.packed_zero_points, ("zeros", fmt)
+            )
         stem = name.removesuffix(".weight")
         known[key] = {part: add_initializer(graph, f"{stem}.{part}", weight) for part, weight in parts.items()}
     return known[key]

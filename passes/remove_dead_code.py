@@ -28,7 +28,7 @@ class RemoveDeadCode(GraphPass):
         for name, step in (
             ("common subexpressions", CommonSubexpressionEliminationPass()),
             ("unused nodes", RemoveUnusedNodesPass()),
-            ("unused functions", RemoveUnusedFunctionsPass()),
+            ("unused functions", RemoveUnusedFunctionsPass()),  # type: ignore[no-untyped-call]
             ("unused opsets", RemoveUnusedOpsetsPass()),
         ):
             before = model.graph.num_nodes()

@@ -6,7 +6,8 @@ Two kinds of graph run behind it:
 
 * fused: rows start at slot 0 of the cache; the mask only says how many tokens each row holds and how many of this
   chunk are valid. ``shared`` caches are one buffer bound once as past and present; ``grow`` caches go round.
-* portable: slots and columns of the mask correspond one to one; padding stays in the cache and is masked.
+* portable: slots and columns of the mask correspond one to one, and the distance of two slots is the distance of
+  their tokens. The cache is kept left-padded: after a chunk in which rows differ, each row's tokens move to the end.
 """
 
 from __future__ import annotations
@@ -17,27 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
+from llmc.runtimes.engine import EngineInfo, Int64Array
+from llmc.runtimes.host_logits import HostLogits
 
 PAST, PRESENT = "past_key_values.", "present."
-
-
-class HostLogits:
-    """Logits in host memory, viewed where the runtime wrote them."""
-
-    def __init__(self, values: FloatArray, last: Int64Array) -> None:
-        self._values, self._last = values, last
-
-    def host(self) -> FloatArray:
-        """[batch, 1 or chunk, vocab_size] float32."""
-        return self._values
-
-    def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64."""
-        if self._values.shape[1] == 1:
-            return self._values[:, 0].argmax(axis=-1)
-        rows = np.arange(len(self._last))
-        return self._values[rows, np.maximum(self._last, 0)].argmax(axis=-1)
 
 
 class OnnxRuntimeSession:
@@ -54,7 +38,6 @@ class OnnxRuntimeSession:
         self._heads = [(inputs[name].shape[1], inputs[name].shape[3]) for name in self._past]
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
-        self._columns = 0
         self._binding: Any = None
         self._chunk = (0, 0)
 
@@ -82,7 +65,6 @@ class OnnxRuntimeSession:
                 "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
             )
         self._lengths = np.zeros(batch, np.int64)
-        self._columns = 0
         if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
             self._allocate(batch, capacity)
         elif self._info.cache == "grow":
@@ -121,7 +103,7 @@ class OnnxRuntimeSession:
             raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
         full = lengths is None
         valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
-        needed = int(self._lengths.max()) + chunk if not self._positions else self._columns + chunk
+        needed = int((self._lengths + valid).max())
         if needed > self._capacity:
             raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {self._capacity}")
         self._bind_chunk(input_ids)
@@ -134,10 +116,10 @@ class OnnxRuntimeSession:
             self._inference.run_with_iobinding(self._binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+        before = self._lengths.copy()
         self._lengths += valid
-        self._columns += chunk
         if self._info.cache == "grow":
-            self._carry_cache()
+            self._carry_cache(before, valid, chunk)
         return HostLogits(self._logits, valid - 1)
 
     def _bind_chunk(self, input_ids: Int64Array) -> None:
@@ -157,6 +139,8 @@ class OnnxRuntimeSession:
         width = before + chunk
         if batch == 1 and full:
             return self._mask[:, :width]
+        if self._mask_flat.size < batch * width:
+            self._mask_flat = np.ones(batch * width, np.int64)
         mask = self._mask_flat[: batch * width].reshape(batch, width)
         columns = np.arange(width)
         np.less(columns[None, :before], self._lengths[:, None], out=mask[:, :before], casting="unsafe")
@@ -164,22 +148,42 @@ class OnnxRuntimeSession:
         return mask
 
     def _portable_mask(self, valid: Int64Array, chunk: int) -> Int64Array:
-        """Append a column per token of the chunk; padding stays a hole."""
-        end = self._columns + chunk
-        self._mask[:, self._columns : end] = np.arange(chunk) < valid[:, None]
-        return np.ascontiguousarray(self._mask[:, :end])
+        """Ones for a left-padded past, then ones for the valid tokens of the chunk."""
+        past = int(self._lengths.max())
+        before = np.arange(past) >= past - self._lengths[:, None]
+        return np.concatenate([before, np.arange(chunk) < valid[:, None]], axis=1).astype(np.int64)
 
-    def _carry_cache(self) -> None:
+    def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
         """This step's present is the next step's past."""
         values = dict(zip([o.name for o in self._inference.get_outputs()], self._binding.get_outputs(), strict=True))
+        ragged = self._positions and bool((valid != chunk).any())
         for past, present in zip(self._past, self._present, strict=True):
-            self._binding.bind_ortvalue_input(past, values[present])
+            value = values[present]
+            if ragged:
+                value = _ort_value(_left_padded(value.numpy(), before, valid))
+            self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_output(present, "cpu")
 
     def close(self) -> None:
         """Free the graph and the cache."""
         self._binding = None
         self._inference = None
+
+
+def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array) -> npt.NDArray[Any]:
+    """Move each row's tokens, which lie before and after a gap, to the end of the shortest cache that holds them all.
+
+    Args:
+        cache: [batch, heads, total, dim]: a left-padded past, then a right-padded chunk.
+        before: Tokens of each row in the past.
+        valid: Tokens of each row in the chunk.
+    """
+    past, total = int(before.max()), int((before + valid).max())
+    packed = np.zeros((*cache.shape[:2], total, cache.shape[3]), cache.dtype)
+    for row, (old, new) in enumerate(zip(before, valid, strict=True)):
+        packed[row, :, total - new - old : total - new] = cache[row, :, past - old : past]
+        packed[row, :, total - new : total] = cache[row, :, past : past + new]
+    return packed
 
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:

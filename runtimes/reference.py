@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmc.compiler.errors import CheckpointError, EngineError
+from llmc.runtimes.host_logits import HostLogits
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, LogitsKind
 
 if TYPE_CHECKING:
@@ -32,25 +33,6 @@ if TYPE_CHECKING:
 
 _UNBOUNDED_CONTEXT = 1 << 20  # for models without learned or scaled positions
 _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
-
-
-class HostLogits:
-    """Logits in host memory (see :class:`~llmc.runtimes.engine.Logits`)."""
-
-    def __init__(self, values: FloatArray, last: Int64Array) -> None:
-        """Wrap ``values`` [batch, positions, vocab_size] float32 and each row's last valid position [batch] int64."""
-        self._values = values
-        self._last = last
-
-    def host(self) -> FloatArray:
-        """The array itself."""
-        return self._values
-
-    def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64."""
-        return np.array(
-            [row[position].argmax() for row, position in zip(self._values, self._last, strict=True)], dtype=np.int64
-        )
 
 
 @dataclass

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.capture.trace_cache import TraceLayer
 from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.operators import cached_attention
 from llmc.compiler.operators.domain import DOMAIN, VERSION
@@ -21,7 +20,7 @@ from llmc.compiler.operators.domain import DOMAIN, VERSION
 if TYPE_CHECKING:
     import torch
 
-    from llmc.compiler.capture.trace_cache import TraceCache
+    from llmc.compiler.capture.trace_cache import TraceCache, TraceLayer
 
 PROBE_SLOTS = 40
 """Side of the grid on which a mask function is evaluated, beyond the window that it names."""
@@ -124,6 +123,8 @@ class AttentionCapture:
         return self.attention_mask
 
     def _layer(self, module: torch.nn.Module) -> TraceLayer:
+        from llmc.compiler.capture.trace_cache import TraceLayer
+
         assert self.cache is not None
         index = getattr(module, "layer_idx", None)
         name = type(module).__name__

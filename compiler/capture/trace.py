@@ -20,7 +20,6 @@ import onnx_ir as ir
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules
-from llmc.compiler.capture.trace_cache import TraceCache
 from llmc.compiler.errors import CaptureError, LlmcError
 from llmc.compiler.operators.domain import OPSET
 
@@ -46,6 +45,7 @@ class Trace:
         buffers: Non-persistent buffer name -> real tensor.
         norms: Norm modules captured as one node each.
         attentions: Attention calls captured as one node each.
+        model_class: Name of transformers' class.
     """
 
     model: ir.Model
@@ -54,6 +54,7 @@ class Trace:
     buffers: dict[str, torch.Tensor]
     norms: int
     attentions: int
+    model_class: str
 
 
 def trace_model(config: PreTrainedConfig, geometry: ModelGeometry, dtype: ir.DataType) -> Trace:
@@ -73,7 +74,7 @@ def trace_model(config: PreTrainedConfig, geometry: ModelGeometry, dtype: ir.Dat
             program = _export(fake, capture, geometry, torch_dtype)
             attentions = capture.calls
             graph = _to_onnx(program, geometry.num_layers)
-    return Trace(graph, fake.parameter_shapes, fake.tied, fake.buffers, norms, attentions)
+    return Trace(graph, fake.parameter_shapes, fake.tied, fake.buffers, norms, attentions, type(fake.model).__name__)
 
 
 def _make_wrapper(fake: FakeModel, capture: AttentionCapture) -> torch.nn.Module:
@@ -93,6 +94,8 @@ def _make_wrapper(fake: FakeModel, capture: AttentionCapture) -> torch.nn.Module
             keys: list[torch.Tensor],
             values: list[torch.Tensor],
         ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+            from llmc.compiler.capture.trace_cache import TraceCache
+
             cache = TraceCache(keys, values)
             capture.begin(cache, attention_mask)
             output = self.model(

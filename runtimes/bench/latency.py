@@ -190,6 +190,6 @@ class _Bench:
             prompt=case.prompt,
             gen=case.gen,
             batch=case.batch,
-            seed=0,
+            seed=self.options.seed + turn,
             warm_steps=self.options.warm_steps,
         )

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
 
-FLASH_ATTENTION = {-1: "auto", 0: "off", 1: "on"}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 F16_BYTES = 2
 LOG_LEVEL_ERROR = 4
 
@@ -38,9 +38,10 @@ STRING_TYPE, ARRAY_TYPE = 8, 9
 
 
 class LlamaCppTarget:
-    """Measures llama.cpp on the CPU; the flash-attention choice is llama.cpp's own default and is reported."""
+    """Measures llama.cpp on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, flash_attention: str = "auto") -> None:
+        """Load the library; ``flash_attention`` is one of :data:`FLASH_ATTENTION`, ``auto`` llama.cpp's default."""
         native: Any = importlib.import_module("llama_cpp.llama_cpp")
         self._native = native
         self._log = native.llama_log_callback(_log_errors)  # kept: the library calls it as long as it lives
@@ -49,6 +50,7 @@ class LlamaCppTarget:
         self._model: Any = None
         self._context: Any = None
         self._shape: tuple[int, int] = (0, 0)
+        self._flash_attention = flash_attention
         self._threads = 0
 
     def prepare(self, source: str, cache: str) -> Prepared:
@@ -86,16 +88,15 @@ class LlamaCppTarget:
         self._model = self._native.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
-        defaults = self._native.llama_context_default_params()
-        self._threads = threads or defaults.n_threads
-        return self._info(path, FLASH_ATTENTION.get(defaults.flash_attn_type, str(defaults.flash_attn_type)))
+        self._threads = threads or self._native.llama_context_default_params().n_threads
+        return self._info(path)
 
-    def _info(self, path: str, flash_attention: str) -> dict[str, Any]:
+    def _info(self, path: str) -> dict[str, Any]:
         native, model = self._native, self._model
         details = {
             "llama_cpp_python": str(sys.modules["llama_cpp"].__version__),
             "system": native.llama_print_system_info().decode().strip(),
-            "flash_attention": flash_attention,
+            "flash_attention": self._flash_attention,
             "kv_type": "f16",
             **describe_tensors(Path(path)),
         }
@@ -162,6 +163,7 @@ class LlamaCppTarget:
         parameters.n_ctx = rows * capacity
         parameters.n_batch = max(parameters.n_batch, rows * capacity)
         parameters.n_seq_max = rows
+        parameters.flash_attn_type = FLASH_ATTENTION[self._flash_attention]
         parameters.n_threads = parameters.n_threads_batch = self._threads
         self._context = native.llama_init_from_model(self._model, parameters)
         if not self._context:
@@ -273,4 +275,4 @@ def _skip_value(file: BinaryIO, kind: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(LlamaCppTarget())
+    serve(LlamaCppTarget(*sys.argv[1:]))

@@ -40,13 +40,14 @@ for name, path in (("llmc", []), ("llmc.runtimes", []), ("llmc.runtimes.bench", 
     module = types.ModuleType(name)
     module.__path__ = path
     sys.modules[name] = module
-runpy.run_module(sys.argv[2], run_name="__main__")
+sys.argv[:] = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
-def peer_command(python: Path, module: str) -> tuple[str, ...]:
+def peer_command(python: Path, module: str, *arguments: str) -> tuple[str, ...]:
     """Command that runs ``module`` of this folder as a worker under another interpreter, isolated from this one's."""
-    return (str(python), "-I", "-c", _PEER_BOOTSTRAP, str(Path(__file__).resolve().parent), module)
+    return (str(python), "-I", "-c", _PEER_BOOTSTRAP, str(Path(__file__).resolve().parent), module, *arguments)
 
 
 class WorkerProcess:

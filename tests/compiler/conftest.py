@@ -41,6 +41,7 @@ def manifest(geometry: ModelGeometry) -> Manifest:
         precision="int4",
         cache="shared",
         logits="last",
+        max_context=128,
         weight_bytes=1000,
         engine=EngineRecord(runtime="onnxruntime-cpu", threads=2, profiles=((1, 512),), details={"a": [1, None]}),
         passes=(
@@ -49,6 +50,7 @@ def manifest(geometry: ModelGeometry) -> Manifest:
                 fields={"block": 32, "names": ["q", "k"]},
                 modified=True,
                 counts={"packed": 3},
+                expected={"packed": 3},
                 nodes_before=30,
                 nodes_after=24,
                 bytes_before=100,

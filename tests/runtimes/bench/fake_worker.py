@@ -20,6 +20,7 @@ DEFAULTS = {
     "logits": "last",
     "fail": "",
     "spin": False,
+    "busy": False,
     "chatter": False,
     "max_context": 4096,
     "profiles": [],
@@ -82,9 +83,17 @@ class FakeSession:
         if self._rows.max() > self._capacity:
             raise EngineError(f"row of {self._rows.max()} tokens in a cache of {self._capacity}")
         chunk = input_ids.shape[1]
-        time.sleep(self.options["step_ms" if chunk == 1 else "prefill_ms"] / 1e3)
+        self._work(self.options["step_ms" if chunk == 1 else "prefill_ms"] / 1e3)
         values = self._table[input_ids]
         return FakeLogits(values if self.options["logits"] == "all" else values[:, -1:])
+
+    def _work(self, seconds):
+        if self.options["busy"]:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+        else:
+            time.sleep(seconds)
 
     def _misbehave(self):
         if self.options["fail"] == "exit":

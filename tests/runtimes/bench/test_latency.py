@@ -1,9 +1,11 @@
 import json
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
 from llmc.compiler.errors import EngineError, UsageError
+from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Sample, compare, step_bytes, warnings_of
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.remote import WorkerProcess
@@ -64,11 +66,47 @@ def test_report_renders_and_is_json(make_subject, bandwidth, tmp_path):
 
 
 def test_a_spinning_idle_worker_is_reported(make_subject, bandwidth):
-    subjects = [make_subject("spins", spin=True), make_subject("sleeps", step_ms=30)]
+    subjects = [make_subject("spins", spin=True), make_subject("works", step_ms=30, busy=True)]
     options = BenchOptions(runs=1, load_window_s=0.05, measure_memory=False)
     report = run_benchmark(subjects, make_cases([2], 10), options, bandwidth=bandwidth)
     assert any("spins used" in warning and "idle" in warning for warning in report.warnings)
-    assert not any("sleeps used" in warning for warning in report.warnings)
+    assert not any("works used" in warning for warning in report.warnings)
+
+
+class Recorder:
+    """A worker that remembers its requests."""
+
+    requests: ClassVar[list] = []
+
+    def __init__(self, label, command):
+        self.label = label
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def cpu_seconds(self):
+        return 0.0
+
+    def request(self, command, **fields):
+        self.requests.append((self.label, command, fields))
+        info = {"weight_bytes": 0, "cache_bytes_per_token": 0}
+        times = {"first_token_s": 1.0, "step_s": [1.0]}
+        return {"load_s": 1.0, "base_rss_bytes": 1, "info": info, "peak_rss_bytes": 5, **times}
+
+
+def test_subjects_get_the_same_tokens_and_rounds_other_ones(make_subject, bandwidth, monkeypatch):
+    monkeypatch.setattr(latency, "WorkerProcess", Recorder)
+    monkeypatch.setattr(Recorder, "requests", [])
+    options = BenchOptions(runs=2, load_window_s=0, seed=40, threads=3)
+    report = run_benchmark([make_subject("a"), make_subject("b")], make_cases([4], 2), options, bandwidth=bandwidth)
+    timed = [(label, fields["seed"]) for label, command, fields in Recorder.requests if command == "run"][-4:]
+    assert timed == [("a", 40), ("b", 40), ("a", 41), ("b", 41)]
+    assert all(fields["threads"] == 3 for _, command, fields in Recorder.requests if command == "open")
+    assert report.results[0].bandwidth_share is None
+    assert report.results[0].peak_rss_bytes == 5
 
 
 def test_errors_of_workers_keep_their_class_and_name_the_subject(make_subject):

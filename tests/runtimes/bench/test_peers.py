@@ -9,7 +9,7 @@ import pytest
 from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench import peers
 from llmc.runtimes.bench.peer_llamacpp import LlamaCppTarget, describe_tensors
-from llmc.runtimes.bench.peers import peer_subject
+from llmc.runtimes.bench.peers import peer_subjects
 from llmc.runtimes.bench.protocol import RunRequest
 from llmc.runtimes.bench.remote import WorkerProcess, peer_command
 
@@ -99,7 +99,7 @@ def llama(monkeypatch):
     package = ModuleType("llama_cpp")
     monkeypatch.setitem(sys.modules, "llama_cpp", package)
     monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", native)
-    target = LlamaCppTarget()
+    target = LlamaCppTarget("off")
     target._model, target._threads = object(), 2
     return target, native
 
@@ -115,6 +115,7 @@ def test_llamacpp_decodes_what_llama_bench_would(llama):
     assert first == ([3, 3], [0, 1], [True, True])
     assert second[0] == [4, 4]
     (context,) = native.contexts
+    assert context.flash_attn_type == 0
     assert (context.n_ctx, context.n_seq_max, context.n_threads, context.n_threads_batch) == (2 * 5, 2, 2, 2)
 
 
@@ -134,17 +135,37 @@ def test_llamacpp_failure_is_named(llama):
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is not None, reason="llama_cpp is installed here")
 def test_an_interpreter_without_the_peer_is_named():
-    command = peer_command(Path(sys.executable), peers.PEERS["llamacpp-python"])
+    command = peer_command(Path(sys.executable), peers.PEERS["llamacpp-python"].module)
     with WorkerProcess("llamacpp-python", command) as worker, pytest.raises(EngineError) as caught:
         worker.request("prepare", source="x", cache="y")
     assert "No module named 'llama_cpp'" in str(caught.value)
 
 
+def test_each_variant_is_a_subject(monkeypatch, tmp_path):
+    started = []
+
+    class Worker(WorkerProcess):
+        def __init__(self, label, command):
+            started.append(command)
+
+        def __exit__(self, *error):
+            return None
+
+        def request(self, command, **fields):
+            return {"path": str(tmp_path / "made"), "details": {"ftype": "Q4_0"}}
+
+    monkeypatch.setattr(peers, "WorkerProcess", Worker)
+    on, off = peer_subjects("llamacpp-python", Path(sys.executable), tmp_path, tmp_path)
+    assert on.label == "llamacpp-python Q4_0, flash attention"
+    assert (on.command[-1], off.command[-1]) == ("on", "off")
+    assert on.command[:-1] == off.command[:-1] == started[0]
+
+
 def test_peer_paths_and_names_are_checked(tmp_path):
     with pytest.raises(UsageError, match="unknown peer 'nobody'"):
-        peer_subject("nobody", Path(sys.executable), tmp_path, tmp_path)
+        peer_subjects("nobody", Path(sys.executable), tmp_path, tmp_path)
     with pytest.raises(UsageError, match=r"missing\.gguf does not exist"):
-        peer_subject("llamacpp-python", Path(sys.executable), tmp_path / "missing.gguf", tmp_path)
+        peer_subjects("llamacpp-python", Path(sys.executable), tmp_path / "missing.gguf", tmp_path)
 
 
 def test_command_line_returns_the_errors_code(tmp_path, capsys):

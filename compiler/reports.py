@@ -1,0 +1,146 @@
+"""What the commands report: plain records that a table or JSON is made from.
+
+In: results of the driver. Out: frozen dataclasses, each with ``to_json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmc.compiler.json_record import JsonValue, encode
+from llmc.compiler.manifest import Manifest, PassRecord
+
+
+@dataclass(frozen=True)
+class PassOutcome:
+    """What one pass did.
+
+    Attributes:
+        record: What the manifest keeps.
+        rejections: (node, reason) of each place where a fusion did not fire.
+        milliseconds: Duration.
+    """
+
+    record: PassRecord
+    rejections: tuple[tuple[str, str], ...]
+    milliseconds: float
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """One sentence per place where the pass should have fired and did not."""
+        record = self.record
+        missing = {w: (record.counts.get(w, 0), n) for w, n in record.expected.items() if record.counts.get(w, 0) < n}
+        if not missing:
+            return ()
+        total = ", ".join(f"{what} fired {fired} of {n} times" for what, (fired, n) in missing.items())
+        return tuple(f"{record.name}: {total}; {node}: {reason}" for node, reason in self.rejections)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rejected = [{"node": node, "reason": reason} for node, reason in self.rejections]
+        return {**encode(self.record), "rejections": rejected, "milliseconds": self.milliseconds}
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass that ``optimize`` would run."""
+
+    name: str
+    fields: Mapping[str, JsonValue]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"name": self.name, "fields": dict(self.fields)}
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """What ``optimize`` made."""
+
+    manifest: Manifest
+    outcomes: tuple[PassOutcome, ...]
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """Of all passes."""
+        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        passes = [outcome.to_json() for outcome in self.outcomes]
+        return {"manifest": encode(self.manifest), "passes": passes, "shortfalls": list(self.shortfalls)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measured error against what is tolerated.
+
+    Attributes:
+        name: What was measured, as ``largest logit error``.
+        measured: The value.
+        tolerance: Largest (``at_most``) or smallest value that passes; None where the value is only reported.
+        at_most: Larger is worse.
+    """
+
+    name: str
+    measured: float
+    tolerance: float | None
+    at_most: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance."""
+        if self.tolerance is None:
+            return True
+        return self.measured <= self.tolerance if self.at_most else self.measured >= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` measured."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {"passed": self.passed, "checks": checks}
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What ``compile`` made.
+
+    Attributes:
+        manifest: Of the engine.
+        outcomes: What each pass did.
+        verification: What was measured; None when it was skipped.
+        skipped: Why verification was skipped.
+    """
+
+    manifest: Manifest
+    outcomes: tuple[PassOutcome, ...]
+    verification: VerifyReport | None
+    skipped: str | None
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """Of all passes."""
+        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "manifest": encode(self.manifest),
+            "passes": [outcome.to_json() for outcome in self.outcomes],
+            "shortfalls": list(self.shortfalls),
+            "verification": self.verification.to_json() if self.verification else None,
+            "skipped_verification": self.skipped,
+        }

@@ -1,0 +1,111 @@
+"""Does the engine say what the model says?
+
+In: a session and golden data. Out: measured errors, and whether they are within tolerances.
+
+The engine is led along the reference's own continuation (one batch of prompts of unequal length, then token by token),
+so that an early difference does not make all later positions incomparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmc.compiler.errors import VerificationError
+from llmc.compiler.golden import Golden, log_sum_exp
+from llmc.compiler.reports import Check, VerifyReport
+from llmc.runtimes.engine import Session
+
+LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
+EXACT_LOGIT_ERROR = 1e-3
+"""Largest error of a float32 engine's logits."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Errors of an engine against the reference.
+
+    Attributes:
+        logit_error: Largest absolute difference over the reference's top logits.
+        kl: Mean over positions of KL(reference || engine), nats.
+        top1: Share of positions where both predict the same token.
+    """
+
+    logit_error: float
+    kl: float
+    top1: float
+
+    def to_mapping(self) -> dict[str, float]:
+        """By metric name, for the manifest."""
+        return {LOGIT_ERROR: self.logit_error, KL: self.kl, TOP1: self.top1}
+
+
+def measure(session: Session, golden: Golden) -> Measured:
+    """Run the golden prompts and continuations through ``session``.
+
+    Raises:
+        VerificationError: the engine's vocabulary is not the reference's.
+        EngineError: the engine failed.
+    """
+    if session.info.vocab_size != golden.vocab_size:
+        raise VerificationError(
+            f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
+        )
+    batch, steps = golden.tokens.shape
+    session.reset(batch, int(golden.lengths.max()) + steps)
+    logits = session.forward(golden.prompts, golden.lengths)
+    last = golden.lengths - 1
+    errors, divergences, agreements = [], [], []
+    for step in range(steps):
+        values = logits.host()
+        for row in range(batch):
+            position = int(last[row]) if values.shape[1] > 1 else 0
+            error, divergence, same = _compare(values[row, position], golden, row, step)
+            errors.append(error)
+            divergences.append(divergence)
+            agreements.append(same)
+        if step + 1 < steps:
+            logits = session.forward(np.ascontiguousarray(golden.tokens[:, step : step + 1]))
+            last = np.zeros(batch, np.int64)
+    return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
+
+
+def _compare(values: np.ndarray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:  # type: ignore[type-arg]
+    ids = golden.top_ids[row, step]
+    reference = golden.top_logits[row, step].astype(np.float64)
+    engine = values[ids].astype(np.float64)
+    if not np.isfinite(values).all():
+        return float("inf"), float("inf"), False
+    log_p = reference - float(golden.log_sum_exp[row, step])
+    log_q = engine - log_sum_exp(values)
+    p = np.exp(log_p)
+    divergence = float((p * (log_p - log_q)).sum())
+    # What lies outside the kept logits is compared as one lump.
+    rest_p, rest_q = max(0.0, 1 - p.sum()), max(0.0, 1 - np.exp(log_q).sum())
+    if rest_p > 1e-12 and rest_q > 1e-12:
+        divergence += rest_p * float(np.log(rest_p / rest_q))
+    same = bool(int(values.argmax()) == int(golden.tokens[row, step]))
+    return float(np.abs(engine - reference).max()), max(0.0, divergence), same
+
+
+def tolerances(precision: str, measured: Measured) -> dict[str, float]:
+    """What ``verify`` will accept: fixed for float32, a margin over what was measured where weights are quantized."""
+    if precision == "fp32":
+        return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0}
+    margin = 1.25
+    return {
+        LOGIT_ERROR: measured.logit_error * margin + EXACT_LOGIT_ERROR,
+        KL: measured.kl * margin + 1e-4,
+        TOP1: max(0.0, measured.top1 - 0.05),
+    }
+
+
+def report(measured: Measured, accepted: Mapping[str, float]) -> VerifyReport:
+    """Measured values against tolerances."""
+    checks = []
+    for name, value in measured.to_mapping().items():
+        finite = value if np.isfinite(value) else 1e30
+        checks.append(Check(name, finite, accepted.get(name), at_most=name != TOP1))
+    return VerifyReport(tuple(checks))

@@ -1,0 +1,92 @@
+"""The order of the passes.
+
+In: what is asked for. Out: passes, in the order in which they run. Where a position is not obvious it says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmc.passes.attach_bodies import AttachBodies
+from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.fold_constants import FoldConstants
+from llmc.passes.fuse_qk_norm import FuseQKNorm
+from llmc.passes.fuse_rotary import FuseRotary
+from llmc.passes.fuse_silu import FuseSilu
+from llmc.passes.fuse_skip_norm import FuseSkipNorm
+from llmc.passes.fuse_transposed_matmul import FuseTransposedMatMul
+from llmc.passes.graph_pass import GraphPass
+from llmc.passes.last_token_logits import LastTokenLogits
+from llmc.passes.lower_attention import LowerAttention
+from llmc.passes.name_graph import NameGraph
+from llmc.passes.pack_gate_up import PackGateUp
+from llmc.passes.pack_qkv import PackQKV
+from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.remove_dead_code import RemoveDeadCode
+from llmc.passes.set_cache_io import SetCacheIO
+from llmc.passes.simplify_shapes import SimplifyShapes
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """What is asked of the graph for ONNX Runtime's CPU provider.
+
+    Attributes:
+        max_positions: Longest context.
+        cache: How the KV cache goes in and out.
+        logits: Of each row's last token, or of all.
+        quantization: Weights' format; None keeps floats.
+        query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
+    """
+
+    max_positions: int
+    cache: Literal["grow", "shared"] = "shared"
+    logits: Literal["last", "all"] = "last"
+    quantization: QuantizeWeights | None = None
+    query_seqlens: bool = True
+
+
+def portable_passes() -> list[GraphPass]:
+    """A traced graph to the portable one."""
+    return [
+        # First: a trace repeats every shape computation, and what is equal is folded and simplified once.
+        RemoveDeadCode(),
+        FoldConstants(),
+        SimplifyShapes(),
+        RemoveDeadCode(),
+        # After the clean-up, which renumbers nothing that is named here; before any pass that reports node names.
+        NameGraph(),
+        AttachBodies(),
+    ]
+
+
+def cpu_passes(target: CpuTarget) -> list[GraphPass]:
+    """The portable graph to ONNX Runtime's CPU provider."""
+    passes: list[GraphPass] = [
+        ConvertFloat(),
+        # Rotation lies between the norms and attention, so it moves inside first.
+        FuseRotary(target.max_positions),
+        RemoveDeadCode(),
+        FuseQKNorm(),
+        # The layout changes on both sides of what moved now meet and cancel; only then do projections feed attention.
+        SimplifyShapes(),
+        RemoveDeadCode(),
+        PackQKV(),
+        PackGateUp(),
+        FuseSilu(),
+        FuseSkipNorm(),
+    ]
+    if target.logits == "last":
+        passes.append(LastTokenLogits())
+    passes += [
+        LowerAttention(query_seqlens=target.query_seqlens),
+        # Only attention that is lowered can write into a shared cache.
+        SetCacheIO(target.cache),
+    ]
+    # After packing: a packed projection is one weight. Quantization also takes the tied output projection, whose
+    # transposed table would otherwise be fused below.
+    if target.quantization is not None:
+        passes.append(target.quantization)
+    passes += [FuseTransposedMatMul(), RemoveDeadCode()]
+    return passes

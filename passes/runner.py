@@ -1,0 +1,109 @@
+"""Runs passes and records what each did.
+
+In: a model and passes in order. Out: one :class:`~llmc.compiler.reports.PassOutcome` per pass, and, with a dump
+directory, the graph after each (``03_pack_qkv.onnx``, without weights).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from llmc.compiler.errors import LlmcError, PassError
+from llmc.compiler.json_record import encode
+from llmc.compiler.lazy_weight import LazyWeight
+from llmc.compiler.manifest import PassRecord
+from llmc.compiler.progress import NoProgress, Progress
+from llmc.compiler.reports import PassOutcome
+from llmc.passes.graph_pass import GraphPass, GraphPassResult
+
+log = logging.getLogger(__name__)
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[GraphPass], *, dump: Path | None = None, progress: Progress | None = None
+) -> list[PassOutcome]:
+    """Run ``passes`` on ``model`` in place.
+
+    Raises:
+        PassError: a pass failed; the message names it and those that had run.
+    """
+    progress = progress or NoProgress()
+    outcomes: list[PassOutcome] = []
+    progress.start("Optimizing", total=len(passes), unit="passes")
+    for number, graph_pass in enumerate(passes):
+        outcomes.append(_run(model, graph_pass, [o.record.name for o in outcomes]))
+        progress.advance(number + 1)
+        if dump is not None:
+            dump.mkdir(parents=True, exist_ok=True)
+            dump_graph(model, dump / f"{number:02d}_{snake_case(type(graph_pass).__name__)}.onnx")
+    return outcomes
+
+
+def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome:
+    name = type(graph_pass).__name__
+    nodes, weight = model.graph.num_nodes(), weight_bytes(model)
+    start = time.perf_counter()
+    try:
+        result = graph_pass(model)
+    except LlmcError:
+        raise
+    except Exception as error:
+        after = f" after {', '.join(done)}" if done else ""
+        raise PassError(f"{name} failed{after}: {error}") from error
+    elapsed = (time.perf_counter() - start) * 1e3
+    assert isinstance(result, GraphPassResult)
+    tally = result.tally
+    record = PassRecord(
+        name=name,
+        fields=encode(graph_pass),
+        modified=result.modified,
+        counts=dict(tally.fired),
+        expected=dict(tally.expected),
+        nodes_before=nodes,
+        nodes_after=model.graph.num_nodes(),
+        bytes_before=weight,
+        bytes_after=weight_bytes(model),
+    )
+    rejections = tuple((r.node, r.reason) for r in tally.rejections)
+    for node, reason in rejections:
+        log.info("%s left %s alone: %s", name, node, reason)
+    return PassOutcome(record, rejections, elapsed)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers; the same bytes under two names count once."""
+    sizes: dict[object, int] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            key = tensor.identity() if isinstance(tensor, LazyWeight) else id(tensor)
+            sizes[key] = tensor.nbytes
+    return sum(sizes.values())
+
+
+def dump_graph(model: ir.Model, path: Path) -> None:
+    """Write the graph without its weights: their places name a data file that does not exist."""
+    kept = {name: value.const_value for name, value in model.graph.initializers.items()}
+    try:
+        for name, tensor in kept.items():
+            if tensor is not None and tensor.nbytes > 1024:
+                place = ir.ExternalTensor(
+                    "weights-not-dumped", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                )
+                model.graph.initializers[name].const_value = place
+        onnx.save_model(ir.to_proto(model), path)
+    finally:
+        for name, tensor in kept.items():
+            model.graph.initializers[name].const_value = tensor
+
+
+def snake_case(name: str) -> str:
+    """``PackQKV`` -> ``pack_qkv``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,120 @@
+"""ONNX Runtime on the CPU.
+
+In (build): a target graph's directory. Out: ``engine.onnx``, the graph as ONNX Runtime optimizes it, over the same
+weights file, so that a start neither optimizes nor copies.
+In (open): an engine's or a graph's directory. Out: a session.
+
+The optimized graph belongs to the ONNX Runtime version that made it; another version opens ``model.onnx`` instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.artifact import open_artifact
+from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.manifest import Manifest
+from llmc.runtimes.engine import EngineInfo, Session
+from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
+from llmc.runtimes.threads import default_threads
+
+log = logging.getLogger(__name__)
+GRAPH, ENGINE = "model.onnx", "engine.onnx"
+PROVIDERS = ["CPUExecutionProvider"]
+UNLIMITED = 1 << 30
+"""Context of a graph that computes its positions: only memory ends it."""
+
+
+class OnnxRuntimeCpu:
+    """The engine; see :class:`llmc.runtimes.engine.Engine`."""
+
+    name = "onnxruntime-cpu"
+
+    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+        """Let ONNX Runtime optimize the graph once and keep the result; weights are referred to, not read.
+
+        Raises:
+            EngineError: the runtime refused the graph.
+        """
+        import onnxruntime
+
+        options = _session_options(threads)
+        # Level 3 would add layouts of this very processor; level 2 is every fusion that any x86 or Arm CPU can run.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(output / ENGINE)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        _make_inference(graph_directory / GRAPH, options)
+        return {"onnxruntime": onnxruntime.__version__, "graph": ENGINE}
+
+    def open(self, directory: Path, *, threads: int | None = None) -> Session:
+        """Load an engine or a graph.
+
+        Raises:
+            EngineError: the runtime refuses it.
+            ArtifactError: the directory is not what its manifest says.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        manifest = open_artifact(directory).manifest
+        count = threads or (manifest.engine.threads if manifest.engine else None) or default_threads()
+        options = _session_options(count)
+        graph = self._graph(directory, manifest, options)
+        inference = _make_inference(graph, options)
+        return OnnxRuntimeSession(inference, engine_info(manifest, self.name, count, inference))
+
+    def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
+        import onnxruntime
+
+        built_by = manifest.engine.details.get("onnxruntime") if manifest.engine else None
+        if built_by == onnxruntime.__version__:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return directory / ENGINE
+        if built_by is not None:
+            log.warning("built by onnxruntime %s, opened by %s: optimizing again", built_by, onnxruntime.__version__)
+        return directory / GRAPH
+
+
+def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) -> EngineInfo:
+    """What a session of this manifest can do."""
+    past = [item for item in inference.get_inputs() if item.name.startswith("past_key_values.")]
+    size = 2 if past and "16" in past[0].type else 4
+    per_token = sum(item.shape[1] * item.shape[3] for item in past) * size
+    return EngineInfo(
+        runtime=runtime,
+        vocab_size=inference.get_outputs()[0].shape[2],
+        num_layers=len(past) // 2,
+        max_context=manifest.max_context or UNLIMITED,
+        logits=manifest.logits,
+        cache=manifest.cache,
+        cache_bytes_per_token=per_token,
+        weight_bytes=manifest.weight_bytes,
+        precision=manifest.precision,
+        threads=threads,
+        details=dict(manifest.engine.details) if manifest.engine else {},
+    )
+
+
+def _session_options(threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        hint = "onnxruntime is not installed; pip install 'llmc-toolchain[cpu]'"
+        raise MissingDependencyError(hint) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    return options
+
+
+def _make_inference(graph: Path, options: Any) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {graph.name}: {first}") from error

@@ -75,12 +75,17 @@ class BlockFormat:
         if self.symmetric:
             extreme = np.where(high > -low, high, low)
             half = 2 ** (self.bits - 1)
-            return (extreme / -half).astype(np.float32), np.full(extreme.shape, half, np.float32)
+            return _nonzero(extreme / -half), np.full(extreme.shape, half, np.float32)
         high, low = np.maximum(high, 0), np.minimum(low, 0)
-        scales = ((high - low) / (2**self.bits - 1)).astype(np.float32)
+        scales = _nonzero((high - low) / (2**self.bits - 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = np.where(scales == 0, 0, np.rint(-low / scales))
         return scales, np.clip(zeros, 0, 2**self.bits - 1).astype(np.float32)
+
+
+def _nonzero(scales: Array) -> Array:
+    """Scales as float32; one so small that its inverse overflows becomes 0, as its block then is."""
+    return np.where(np.abs(scales) < np.finfo(np.float32).tiny, 0, scales).astype(np.float32)
 
 
 def _pack(levels: Array, bits: int) -> Array:

@@ -1,13 +1,13 @@
 """Rotary embedding into attention.
 
-    q = RotaryEmbedding(q₀, cos(position_ids), sin(position_ids))                 q₀, k₀
-    k = RotaryEmbedding(k₀, cos(position_ids), sin(position_ids))        →          │
-    CachedAttention(q, k, …)                                              CachedAttention(q₀, k₀, …, cos_table, sin_table,
-                                                                                         position_ids)
+    q = RotaryEmbedding(q₀, cos(position_ids), sin(position_ids))                q₀, k₀
+    k = RotaryEmbedding(k₀, cos(position_ids), sin(position_ids))       →          │
+    CachedAttention(q, k, …)                                             CachedAttention(q₀, k₀, …,
+                                                                             cos_table, sin_table, position_ids)
 
 cos and sin are whatever the model computes from the positions (plain, scaled, YaRN, Llama 3): the pass computes that
-part of the graph for every position up to ``max_positions`` and stores the two tables. It fires only where they depend
-on nothing but the position, which it checks by computing them in another order as well.
+part of the graph for every position up to ``max_positions`` and stores the two tables. It fires only where they
+depend on nothing but the token's own position, which it checks by computing them for other sequences as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import add_initializer, dims, graph_input, insert_before, is_weight
 
 FloatArray = npt.NDArray[np.float32]
+SAME_ANGLE = 1e-6
+"""Largest difference of two cosines that are computed twice; a dependence on the sequence shows far above it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class FuseRotary(FusionPass):
 
 def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Value]:
     """The rotary embeddings of query and key, and the positions that they depend on."""
+    if cached_attention.variant_of(node).qk_norm:
+        raise NearMiss("it normalizes its query and key itself, and would do so before the rotation")
     sides = []
     for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
         value = cached_attention.get_input(node, name)
@@ -87,12 +91,14 @@ def _rewire(
     graph: ir.Graph, node: ir.Node, rotaries: list[ir.Node], tables: tuple[ir.Value, ir.Value], positions: ir.Value
 ) -> None:
     merged: list[ir.Value] = []
+    made: list[ir.Node] = []
     for rotary in rotaries:
         source = rotary.inputs[0]
         assert source is not None
         value, nodes = to_merged(source, True, graph)
-        insert_before(node, nodes)
+        made += nodes
         merged.append(value)
+    insert_before(node, made)
     inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
     inputs.update(query=merged[0], key=merged[1], cos_cache=tables[0], sin_cache=tables[1], position_ids=positions)
     first = rotaries[0].attributes
@@ -113,11 +119,12 @@ def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) ->
         return known[0], known[1]
     forward = np.arange(rows, dtype=np.int64)
     made = tabulate([cos, sin], positions, forward)
-    sample = forward[:: max(1, rows // 64)][::-1].copy()
-    again = tabulate([cos, sin], positions, sample)
-    for table, other in zip(made, again, strict=True):
-        if not np.array_equal(table[sample], other):
-            raise NearMiss("its angles depend on more than each token's own position")
+    # Another order, a short sequence of low positions, a single high one: a threshold or an extreme then moves.
+    for sample in (forward[:: max(1, rows // 64)][::-1].copy(), forward[:2], forward[-1:]):
+        again = tabulate([cos, sin], positions, sample)
+        for table, other in zip(made, again, strict=True):
+            if not np.allclose(table[sample], other, rtol=0, atol=SAME_ANGLE):
+                raise NearMiss("its angles depend on more than each token's own position")
     return (
         add_initializer(model.graph, names[0], ir.tensor(made[0])),
         add_initializer(model.graph, names[1], ir.tensor(made[1])),
@@ -142,7 +149,10 @@ def tabulate(values: list[ir.Value], positions: ir.Value, at: npt.NDArray[np.int
         results = ReferenceEvaluator(graph).run(None, feed)
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, IndexError) as error:
         raise NearMiss(f"its angles cannot be computed ahead of time: {error}") from error
-    return [np.ascontiguousarray(np.asarray(result)[0]) for result in results]
+    for result in results:
+        if result.ndim != 3 or result.shape[:2] != (1, len(at)):
+            raise NearMiss(f"its angles have the shape {result.shape}, not one row per position")
+    return [np.ascontiguousarray(result[0]) for result in results]
 
 
 def _ancestors(values: list[ir.Value], positions: ir.Value) -> list[ir.Node]:
@@ -160,10 +170,10 @@ def _ancestors(values: list[ir.Value], positions: ir.Value) -> list[ir.Node]:
             found.add(node)
             # Shapes of inputs are known to be [1, positions]; only position_ids may be asked for its shape.
             stack.extend(node.inputs)
-    graph = values[0].producer()
-    assert graph is not None
-    assert graph.graph is not None
-    return [node for node in graph.graph if node in found]
+    makers = [value.producer() for value in values]
+    if None in makers or makers[0] is None or makers[0].graph is None:
+        raise NearMiss("its angles are constants, not computed from the position")
+    return [node for node in makers[0].graph if node in found]
 
 
 def _copy_subgraph(nodes: list[ir.Node], values: list[ir.Value], positions: ir.Value) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import FusionPass
+from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import is_weight, producer, replace_node
 
 
@@ -30,6 +30,9 @@ class FuseTransposedMatMul(FusionPass):
         """Replace one product."""
         transpose = producer(node.inputs[1], "Transpose")
         assert transpose is not None
+        perm = [int(axis) for axis in transpose.attributes.get_ints("perm", [1, 0])]
+        if perm != [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]:
+            raise NearMiss(f"its constant is transposed by {perm}, which does more than swap the last two axes")
         inputs = [node.inputs[0], transpose.inputs[0]]
         new = ir.node("FusedMatMul", inputs, {"transB": 1}, domain="com.microsoft", name=node.name)
         replace_node(node, [new], new.outputs)

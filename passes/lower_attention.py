@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.operators import cached_attention
 from llmc.passes.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph_pass import FusionPass, NearMiss
-from llmc.passes.graph_query import graph_input, small_initializer
+from llmc.passes.graph_query import copy_dtype, dims, graph_input, small_initializer
 
 DOMAIN = "com.microsoft"
 
@@ -45,13 +45,29 @@ class LowerAttention(FusionPass):
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one attention; the values that all of them need are computed once."""
-        _require_fused(node)
+        self._require_kernel(node)
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain, and sort: what all need may have been made near the end of the graph."""
         model.graph.opset_imports.setdefault(DOMAIN, 1)
         model.graph.sort()
+
+    def _require_kernel(self, node: ir.Node) -> None:
+        """Raise NearMiss where GroupQueryAttention cannot compute what the call asks for."""
+        variant = cached_attention.variant_of(node)
+        # Rotation outside is right as well, but position_ids then decide it and rows need not start at 0.
+        if variant.rotary and node.attributes.get_int("rotary_embedding_dim", 0) != 0:
+            raise NearMiss("it rotates part of each head only")
+        key, value = (dims(cached_attention.get_input(node, name)) for name in ("past_key", "past_value"))
+        if key is not None and value is not None and key[3] != value[3]:
+            raise NearMiss(f"its keys are {key[3]} wide and its values {value[3]}")
+        if variant.qk_norm and not self.qk_norm:
+            if variant.packed:
+                raise NearMiss("its query is packed, so its heads cannot be normalized one by one")
+            widths = [dims(cached_attention.get_input(node, name)) for name in ("query", "key", "q_norm_weight")]
+            if not all(shape is not None and isinstance(shape[-1], int) for shape in widths):
+                raise NearMiss("the width of its query or key is not known")
 
     def _lengths(self, model: ir.Model, before: ir.Node) -> dict[str, ir.Value]:
         """The operator's scalar and per-row lengths; made at the first attention, found again at the others."""
@@ -112,14 +128,6 @@ class LowerAttention(FusionPass):
         ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
 
 
-def _require_fused(node: ir.Node) -> None:
-    if not cached_attention.variant_of(node).rotary:
-        # Rotation outside would be right as well, but position_ids then decide it and rows need not start at 0.
-        return
-    if node.attributes.get_int("rotary_embedding_dim", 0):
-        raise NearMiss("it rotates part of each head only")
-
-
 def _attributes(node: ir.Node) -> dict[str, int | float]:
     given = node.attributes
     attributes: dict[str, int | float] = {
@@ -140,11 +148,13 @@ def _attributes(node: ir.Node) -> dict[str, int | float]:
 def _norm_by_head(
     graph: ir.Graph, node: ir.Node, value: ir.Value | None, weight: ir.Value | None, name: str
 ) -> ir.Value:
-    if value is None or weight is None or weight.shape is None or value.shape is None:
-        raise NearMiss("its query is packed, so its heads cannot be normalized one by one")
-    dim, width = int(weight.shape[0]), value.shape[2]  # type: ignore[arg-type]
-    if not isinstance(width, int):
-        raise NearMiss("the width of its query is not known")
+    assert value is not None
+    assert value.shape is not None
+    assert weight is not None
+    assert weight.shape is not None
+    dim, width = weight.shape[-1], value.shape[-1]
+    assert isinstance(dim, int)
+    assert isinstance(width, int)
     split = small_initializer(
         graph, f"shape_0_0_{width // dim}_{dim}", np.asarray([0, 0, width // dim, dim], np.int64)
     )
@@ -156,8 +166,9 @@ def _norm_by_head(
     norm = ir.node("RMSNormalization", [by_head.outputs[0], weight], options, name=f"{stem}/norm")
     merged = ir.node("Reshape", [norm.outputs[0], merge], name=f"{stem}/merge")
     for made in (by_head, norm):
-        made.outputs[0].dtype = value.dtype
+        copy_dtype(value, made.outputs[0])
         made.outputs[0].shape = ir.Shape([value.shape[0], value.shape[1], width // dim, dim])
-    merged.outputs[0].dtype, merged.outputs[0].shape = value.dtype, value.shape
+    merged.outputs[0].shape = value.shape
+    copy_dtype(value, merged.outputs[0])
     graph.insert_before(node, [by_head, norm, merged])
     return merged.outputs[0]

@@ -136,7 +136,8 @@ def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
     if is_weight(right) and right.shape is not None and len(right.shape) == 2:
         return right.name or "weight", stored_weight(right)
     transpose = producer(right, "Transpose")
-    source = transpose.inputs[0] if transpose is not None else None
+    swaps = transpose is not None and list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]
+    source = transpose.inputs[0] if transpose is not None and swaps else None
     if (
         source is not None
         and is_weight(source)

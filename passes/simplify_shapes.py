@@ -65,11 +65,13 @@ def _bypass(node: ir.Node, tally: Tally) -> None:
 
 def _simplify_reshape(node: ir.Node, graph: ir.Graph, tally: Tally) -> None:
     inner = producer(node.inputs[0], "Reshape")
-    if inner is not None:
-        node.replace_input_with(0, inner.inputs[0])
-        tally.count("merged reshapes")
-    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    source = inner.inputs[0] if inner is not None else node.inputs[0]
+    before, after = dims(source), dims(node.outputs[0])
     target = constant_target(before, after) if before is not None and after is not None else None
+    if inner is not None and target is not None:
+        # Only with a target of its own: a 0 in the old one copies a dimension of what the inner Reshape made.
+        node.replace_input_with(0, source)
+        tally.count("merged reshapes")
     if target is None or integers(node.inputs[1]) == target:
         if _moves_nothing(node):
             _bypass(node, tally)

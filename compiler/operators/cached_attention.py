@@ -12,8 +12,8 @@ replaces by what its runtime does fast. Its body, in standard ONNX, says what it
     output  = softmax(scores) · present_value     [batch, seq, heads x value_head_dim]
 
 Slot ``t`` of the cache holds the ``t``-th column of ``attention_mask``. Query row ``i`` is slot ``total - seq + i``.
-It sees the slots at or before its own, no farther back than ``window - 1``, whose mask is not 0; and always itself, so
-that rows of padding stay finite.
+It sees the slots at or before its own, no farther back than ``window - 1``, whose mask is not 0; and always itself,
+so that rows of padding stay finite.
 """
 
 from __future__ import annotations

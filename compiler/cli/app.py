@@ -1,0 +1,179 @@
+"""The command ``llmc``: its commands in the order of use, and how each of them ends.
+
+In: a command line. Out: what the command shows, and an exit code (see :mod:`llmc.compiler.cli.failures`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from llmc.compiler.cli.bench_command import bench
+from llmc.compiler.cli.build_command import build
+from llmc.compiler.cli.compile_command import compile_
+from llmc.compiler.cli.doctor_command import doctor
+from llmc.compiler.cli.export_command import export
+from llmc.compiler.cli.failures import InterruptError, report, wants_json
+from llmc.compiler.cli.generate_command import generate
+from llmc.compiler.cli.inspect_command import inspect
+from llmc.compiler.cli.optimize_command import optimize
+from llmc.compiler.cli.verify_command import verify
+
+LICENCE_NOTE = (
+    "Licence: the built-in model gemma3-270m comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
+    "which are not an open-source licence; installing its package is how you accept them. smollm2-135m: Apache-2.0."
+)
+DISTRIBUTION = "llmc-toolchain"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: As it is typed.
+        function: What it does; its docstring is its description.
+        examples: Whole command lines.
+        takes_model: Whether it takes a MODEL, whose licence is the user's to know.
+    """
+
+    name: str
+    function: Callable[..., None]
+    examples: tuple[str, ...]
+    takes_model: bool = False
+
+    @property
+    def epilog(self) -> str:
+        """What stands below the options in ``--help``: one paragraph a line."""
+        examples = "\n\n".join(f"  {example}" for example in self.examples)
+        return f"Examples:\n\n{examples}" + (f"\n\n{LICENCE_NOTE}" if self.takes_model else "")
+
+
+COMMANDS = (
+    Command(
+        "export",
+        export,
+        (
+            "llmc export smollm2-135m -o out/portable",
+            "llmc export HuggingFaceTB/SmolLM2-135M-Instruct -o out/portable --dtype fp16",
+            "llmc export ./model.gguf -o out/portable --overwrite",
+        ),
+        takes_model=True,
+    ),
+    Command(
+        "optimize",
+        optimize,
+        (
+            "llmc optimize out/portable -o out/int4 --target cpu --precision int4",
+            "llmc optimize out/portable -o out/fp32 --logits all --strict --dump out/graphs",
+            "llmc optimize out/portable --precision int8 --dry-run",
+        ),
+    ),
+    Command("build", build, ("llmc build out/int4 -o out/engine", "llmc build out/int4 -o out/engine --threads 4")),
+    Command(
+        "compile",
+        compile_,
+        (
+            "llmc compile smollm2-135m -o out/engine --target cpu --precision int4",
+            "llmc compile ./my-model -o out/engine --precision int8 --context 4096 --strict",
+            "llmc compile gemma3-270m -o out/gemma --precision int4 --model-path ~/packages",
+        ),
+        takes_model=True,
+    ),
+    Command("verify", verify, ("llmc verify out/engine", "llmc verify out/engine --json")),
+    Command(
+        "generate",
+        generate,
+        (
+            "llmc generate out/engine -p 'The moon pulls the sea, and so the tide' --max-tokens 96",
+            "llmc generate out/engine --chat --system 'Answer in one sentence.'",
+            "llmc generate out/engine -p - --temperature 0.8 --top-p 0.95 --seed 7 < prompt.txt",
+            "llmc generate out/engine -p 'One prompt' -p 'and another, in one batch' --quiet",
+        ),
+    ),
+    Command(
+        "bench",
+        bench,
+        (
+            "llmc bench out/engine",
+            "llmc bench out/int4 out/int8 --prompt 128,512 --gen 128 --batch 1,4 --runs 5",
+            "llmc bench out/engine --prompt 512 --gen 64 --threads 2 --json results.json",
+        ),
+    ),
+    Command(
+        "inspect",
+        inspect,
+        (
+            "llmc inspect out/engine",
+            "llmc inspect model.onnx --json",
+            "llmc inspect out/portable --diff out/int4",
+        ),
+    ),
+    Command("doctor", doctor, ("llmc doctor", "llmc doctor --json")),
+)
+
+
+class Group(TyperGroup):
+    """Ends every command the same way: with one sentence and an exit code, whatever was raised in it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C passes through typer as an exception that typer does not swallow."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise InterruptError from error
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        """Parse and run; without arguments, help."""
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, *rest, **extra)
+        except Exception as error:  # noqa: BLE001  (the one place where every error ends)
+            code = report(error, as_json=wants_json(arguments))
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of use, not of the alphabet."""
+        return list(self.commands)
+
+
+def describe(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Compile a language model into an engine that runs fast here, prove that it still says the same, measure it."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"llmc {version_of(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+def make_app() -> typer.Typer:
+    """The typer application."""
+    made = typer.Typer(
+        name="llmc",
+        cls=Group,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Start with: llmc compile smollm2-135m -o out/engine --precision int4",
+    )
+    made.callback(invoke_without_command=True)(describe)
+    for command in COMMANDS:
+        made.command(command.name, epilog=command.epilog)(command.function)
+    return made
+
+
+app = make_app()
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,75 @@
+"""``llmc compile``: a checkpoint to an engine: export, optimize and build in one go, and verified."""
+
+from __future__ import annotations
+
+from llmc.compiler.cli.output import Output
+from llmc.compiler.cli.parameters import (
+    EXPORT,
+    OPTIMIZE,
+    AsJson,
+    BlockSize,
+    CacheIo,
+    Context,
+    Dump,
+    ExportDtype,
+    Head,
+    LogitsRows,
+    Model,
+    ModelPath,
+    OutputDirectory,
+    Overwrite,
+    Quiet,
+    Strict,
+    Symmetric,
+    TargetName,
+    Threads,
+    TrustRemoteCode,
+    Verbose,
+    VerifyWhen,
+    WeightPrecision,
+)
+from llmc.compiler.cli.pass_tables import compile_tables
+from llmc.compiler.cli.verification_table import failure_of
+from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
+
+
+def compile_(
+    model: Model,
+    output: OutputDirectory,
+    target: TargetName = OPTIMIZE.target,
+    precision: WeightPrecision = OPTIMIZE.precision,
+    kv: CacheIo = OPTIMIZE.cache,
+    logits: LogitsRows = OPTIMIZE.logits,
+    context: Context = OPTIMIZE.context,
+    block_size: BlockSize = OPTIMIZE.block_size,
+    symmetric: Symmetric = OPTIMIZE.symmetric,
+    head: Head = OPTIMIZE.head,
+    dtype: ExportDtype = EXPORT.dtype,
+    strict: Strict = OPTIMIZE.strict,
+    dump: Dump = OPTIMIZE.dump,
+    threads: Threads = None,
+    verify: VerifyWhen = EXPORT.verify,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
+    model_path: ModelPath = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Make an engine of a checkpoint: export, optimize and build in one go.
+
+    The engine is compared with the model as transformers runs it, where that fits into memory.
+    """
+    shown = Output(as_json, quiet, verbose)
+    exporting = ExportOptions(
+        dtype=dtype, verify=verify, trust_remote_code=trust_remote_code, search_path=tuple(model_path or ())
+    )
+    optimizing = OptimizeOptions(target, precision, kv, logits, context, block_size, symmetric, head, strict, dump)
+    options = CompileOptions(exporting, optimizing, threads)
+    with shown.working() as progress:
+        from llmc.compiler import driver
+
+        report = driver.compile_model(model, output, options, overwrite=overwrite, progress=progress)
+    shown.show(lambda: compile_tables(output, report), report.to_json())
+    if report.verification is not None and not report.verification.passed:
+        shown.fail(failure_of(report.verification, output))

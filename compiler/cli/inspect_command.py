@@ -1,0 +1,47 @@
+"""``llmc inspect``: what is in an artifact or an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmc.compiler.cli.inspection_tables import diff_tables, inspection_tables
+from llmc.compiler.cli.output import Output
+from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE.onnx", help="Artifact or any ONNX file.", show_default=False)
+    ],
+    diff: Annotated[
+        Path | None,
+        typer.Option("--diff", metavar="OTHER", help="Show how this one differs instead.", show_default=False),
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", help="Tokens in the cache for which FLOPs are counted.")
+    ] = 1024,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show operators, bytes by kind of weight, cache bytes and FLOPs per token, and what each pass did.
+
+    Works on any ONNX file. Weights are not read, so it takes no longer for a large model.
+    """
+    shown = Output(as_json, quiet, verbose)
+    with shown.working():
+        if diff is not None:
+            from llmc.compiler.inspection_diff import diff_paths
+
+            difference = diff_paths(path, diff, context=context)
+        else:
+            from llmc.compiler.inspection import inspect_path
+
+            inspection = inspect_path(path, context=context)
+    if diff is not None:
+        shown.show(lambda: diff_tables(difference), difference.to_json())
+    else:
+        shown.show(lambda: inspection_tables(inspection), inspection.to_json())

@@ -1,0 +1,73 @@
+"""``llmc optimize``: a portable graph to a graph for one target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmc.compiler.cli.output import Output
+from llmc.compiler.cli.parameters import (
+    OPTIMIZE,
+    AsJson,
+    BlockSize,
+    CacheIo,
+    Context,
+    Directory,
+    Dump,
+    Head,
+    LogitsRows,
+    Overwrite,
+    Quiet,
+    Strict,
+    Symmetric,
+    TargetName,
+    Verbose,
+    WeightPrecision,
+)
+from llmc.compiler.cli.pass_tables import optimize_tables, plan_table
+from llmc.compiler.errors import UsageError
+from llmc.compiler.options import OptimizeOptions
+
+
+def optimize(
+    directory: Directory,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory to make; not needed with --dry-run."),
+    ] = None,
+    target: TargetName = OPTIMIZE.target,
+    precision: WeightPrecision = OPTIMIZE.precision,
+    kv: CacheIo = OPTIMIZE.cache,
+    logits: LogitsRows = OPTIMIZE.logits,
+    context: Context = OPTIMIZE.context,
+    block_size: BlockSize = OPTIMIZE.block_size,
+    symmetric: Symmetric = OPTIMIZE.symmetric,
+    head: Head = OPTIMIZE.head,
+    strict: Strict = OPTIMIZE.strict,
+    dump: Dump = OPTIMIZE.dump,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the passes and run none.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Rewrite a portable graph into what one runtime does fast, and show what each pass did.
+
+    A fusion that fires less often than the model's layers ask for is named with the node and the condition that
+    failed; with --strict it is an error.
+    """
+    shown = Output(as_json, quiet, verbose)
+    options = OptimizeOptions(target, precision, kv, logits, context, block_size, symmetric, head, strict, dump)
+    if output is None and not dry_run:
+        raise UsageError("no output directory; give one with -o DIR, or --dry-run to see the passes")
+    from llmc.compiler import driver
+
+    if output is None or dry_run:
+        plan = driver.plan(directory, options)
+        shown.show(lambda: plan_table(plan), {"passes": [item.to_json() for item in plan]})
+        return
+    with shown.working() as progress:
+        report = driver.optimize(directory, output, options, overwrite=overwrite, progress=progress)
+    shown.show(lambda: optimize_tables(output, report), report.to_json())

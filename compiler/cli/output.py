@@ -1,0 +1,126 @@
+"""Where a command's words go: results to stdout, everything else to stderr.
+
+In: ``--json``, ``--quiet``, ``-v``. Out: :class:`Output`, which shows progress while a library works, and its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import typer
+
+from llmc.compiler.cli.progress_display import BarDisplay, Display, LogDisplay
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from llmc.compiler.errors import LlmcError
+
+PIPE_WIDTH = 140
+"""Columns of a table that goes into a file or a pipe."""
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log records above a running progress display."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        label = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        text = f"llmc: {label}{record.getMessage()}"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a user wants to see.
+
+    Attributes:
+        json: JSON on stdout, and nothing else there.
+        quiet: Errors only.
+        verbosity: 0: warnings; 1: what is done; 2: everything.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbosity: int = 0
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Display]:
+        """Show progress and log on stderr; what a library prints goes there too, so that stdout holds the result."""
+        console = open_console(sys.stderr)
+        with _logging_to(console, self._level), contextlib.redirect_stdout(sys.stderr):
+            if self.quiet or self.json or not console.is_terminal:
+                with LogDisplay() as lines:
+                    yield lines
+            else:
+                with BarDisplay(console) as bars:
+                    yield bars
+
+    def show(self, renderable: Callable[[], RenderableType], value: Mapping[str, Any]) -> None:
+        """Print a result: ``value`` as JSON, or what ``renderable`` makes."""
+        if self.json:
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        else:
+            open_console(sys.stdout).print(renderable())
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """A line on stderr, unless the user wants silence."""
+        if not self.quiet and not self.json:
+            open_console(sys.stderr).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def fail(self, error: LlmcError) -> NoReturn:
+        """End with an error's exit code once the result was shown; with ``--json``, that says what is wrong."""
+        sys.stderr.write(f"llmc: error: {error}\n")
+        raise typer.Exit(error.exit_code)
+
+    @property
+    def _level(self) -> int:
+        if self.quiet:
+            return logging.ERROR
+        return (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbosity, 2)]
+
+
+def open_console(stream: TextIO) -> Console:
+    """A console on a stream; tables that go into a pipe are not squeezed into 80 columns."""
+    from rich.console import Console
+
+    console = Console(file=stream)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
+
+
+@contextlib.contextmanager
+def _logging_to(console: Console, level: int) -> Iterator[None]:
+    """Send llmc's log, and other packages' Python warnings at the lowest level, to a console."""
+    handler = ConsoleHandler(console)
+    loggers = [logging.getLogger("llmc"), *([logging.getLogger("py.warnings")] if level == logging.DEBUG else [])]
+    before = [(log, log.level, log.propagate) for log in loggers]
+    logging.captureWarnings(True)
+    quiet = logging.getLogger("py.warnings")
+    was_silent, quiet.disabled = quiet.disabled, level != logging.DEBUG
+    for log in loggers:
+        log.addHandler(handler)
+        log.setLevel(level)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        quiet.disabled = was_silent
+        for log, old_level, propagate in before:
+            log.removeHandler(handler)
+            log.setLevel(old_level)
+            log.propagate = propagate

@@ -1,0 +1,166 @@
+"""Arguments and options that several commands share: names, help and checks, written once.
+
+In: nothing. Out: annotated types for the commands' signatures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmc.compiler.errors import UsageError
+from llmc.compiler.options import (
+    Cache,
+    Dtype,
+    ExportOptions,
+    HeadPrecision,
+    Logits,
+    OptimizeOptions,
+    Precision,
+    Target,
+    Verify,
+)
+
+MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
+GRAPH_PANEL, REPORT_PANEL = "Graph and weights", "What is shown"
+EXPORT, OPTIMIZE = ExportOptions(), OptimizeOptions()
+"""The defaults that commands show."""
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Hugging Face directory, hub id, .gguf file, or built-in name: smollm2-135m, gemma3-270m.",
+        show_default=False,
+    ),
+]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Directory that an llmc command made.", show_default=False)
+]
+OutputDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Directory to make; it appears whole or not at all.", show_default=False
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an artifact that is there, once the new one is complete.")
+]
+ExportDtype = Annotated[Dtype, typer.Option("--dtype", help="Float type of the portable graph.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run modeling code that comes with the checkpoint.")
+]
+ModelPath = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--model-path",
+        metavar="DIR",
+        envvar=MODEL_PATH_VARIABLE,
+        help="Look here too for the packages of built-in models; repeatable.",
+        show_default=False,
+    ),
+]
+TargetName = Annotated[Target, typer.Option("--target", help="Runtime to optimize for.", rich_help_panel=GRAPH_PANEL)]
+WeightPrecision = Annotated[
+    Precision, typer.Option("--precision", help="Type of the weights.", rich_help_panel=GRAPH_PANEL)
+]
+CacheIo = Annotated[
+    Cache,
+    typer.Option(
+        "--kv",
+        help="KV cache: one fixed buffer (shared), or present = past + new (grow).",
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+LogitsRows = Annotated[
+    Logits,
+    typer.Option(
+        "--logits", help="Logits of each row's last token only, or of every token.", rich_help_panel=GRAPH_PANEL
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Longest context in tokens. Default: the model's, at most 8192.",
+        show_default=False,
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+BlockSize = Annotated[
+    int,
+    typer.Option("--block-size", help="Input features that share a quantization scale.", rich_help_panel=GRAPH_PANEL),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        help="Quantize without or with zero points. Default: what is best for the precision.",
+        show_default=False,
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+Head = Annotated[
+    HeadPrecision,
+    typer.Option("--head", help="Precision of the output projection and the embedding.", rich_help_panel=GRAPH_PANEL),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Fail when a fusion fires less often than the model says.", rich_help_panel=GRAPH_PANEL
+    ),
+]
+Dump = Annotated[
+    Path | None,
+    typer.Option(
+        "--dump",
+        metavar="DIR",
+        help="Write the graph after every pass there.",
+        show_default=False,
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="Threads to compute with. Default: one per physical core.", min=1, show_default=False
+    ),
+]
+VerifyWhen = Annotated[
+    Verify,
+    typer.Option(
+        "--verify",
+        help="Compare with transformers: where the model fits into memory (auto), always (on), never (off).",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.", rich_help_panel=REPORT_PANEL)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no log, errors only.", rich_help_panel=REPORT_PANEL)
+]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        help="Log what is done; -vv for everything.",
+        show_default=False,
+        rich_help_panel=REPORT_PANEL,
+    ),
+]
+
+
+def number_list(option: str, text: str) -> tuple[int, ...]:
+    """``"128,512"`` -> ``(128, 512)``.
+
+    Raises:
+        UsageError: not a list of whole numbers of at least 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r} is not a list of positive whole numbers; write it as 128,512")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,144 @@
+"""What the passes did, and what they would do.
+
+In: the reports of ``optimize`` and ``compile``, or a plan. Out: rich tables; shortfalls in colour, with node and
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.cli.artifact_table import artifact_table, size
+from llmc.compiler.cli.verification_table import verification_table
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from llmc.compiler.manifest import PassRecord
+    from llmc.compiler.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass
+
+SHORTFALL = "bold red"
+_MOST_SENTENCES = 10
+
+
+def optimize_tables(directory: Path, report: OptimizeReport) -> Group:
+    """Passes, shortfalls, the artifact."""
+    from rich.console import Group
+
+    shortfalls = shortfall_lines(report.outcomes, report.shortfalls)
+    return Group(outcome_table(report.outcomes), *shortfalls, artifact_table(directory, report.manifest))
+
+
+def compile_tables(directory: Path, report: CompileReport) -> Group:
+    """Passes, shortfalls, checks, the artifact."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [
+        outcome_table(report.outcomes),
+        *shortfall_lines(report.outcomes, report.shortfalls),
+    ]
+    if report.verification is not None:
+        parts.append(verification_table(report.verification))
+    else:
+        parts.append(Text(f"not verified: {report.skipped or 'not asked for'}", style="yellow"))
+    return Group(*parts, artifact_table(directory, report.manifest))
+
+
+def outcome_table(outcomes: Sequence[PassOutcome]) -> Table:
+    """One row per pass: what fired of what was expected, nodes, bytes, milliseconds."""
+    from rich.text import Text
+
+    table = _pass_table("Passes", times=True)
+    for outcome in outcomes:
+        record = outcome.record
+        fired = Text(_fired(record), style=SHORTFALL if _falls_short(record) else "" if record.modified else "dim")
+        table.add_row(record.name, fired, *_change(record), f"{outcome.milliseconds:.0f}")
+    return table
+
+
+def record_table(records: Iterable[PassRecord]) -> Table:
+    """The same from a manifest, which keeps no durations."""
+    from rich.text import Text
+
+    table = _pass_table("Passes", times=False)
+    for record in records:
+        fired = Text(_fired(record), style=SHORTFALL if _falls_short(record) else "" if record.modified else "dim")
+        table.add_row(record.name, fired, *_change(record))
+    return table
+
+
+def plan_table(plan: Sequence[PlannedPass]) -> Table:
+    """The passes that would run, with their configuration."""
+    from rich.table import Table
+
+    table = Table(title="Passes, in this order; none was run")
+    table.add_column("", justify="right", style="dim")
+    table.add_column("pass", no_wrap=True)
+    table.add_column("configuration")
+    for number, item in enumerate(plan, 1):
+        table.add_row(str(number), item.name, _fields(item.fields))
+    return table
+
+
+def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) -> list[Text]:
+    """A line per place where a fusion should have fired; a pass that gave no reason gets a line too."""
+    from rich.text import Text
+
+    explained = {outcome.record.name for outcome in outcomes if outcome.shortfalls}
+    silent = [
+        f"{outcome.record.name}: {_fired(outcome.record)}; no place looked like it (see --dump)"
+        for outcome in outcomes
+        if _falls_short(outcome.record) and outcome.record.name not in explained
+    ]
+    sentences = [*shortfalls, *silent]
+    lines = [Text(f"fell short: {sentence}", style=SHORTFALL) for sentence in sentences[:_MOST_SENTENCES]]
+    if len(sentences) > _MOST_SENTENCES:
+        lines.append(Text(f"and {len(sentences) - _MOST_SENTENCES} more; all of them with --json", style=SHORTFALL))
+    return lines
+
+
+def _pass_table(title: str, *, times: bool) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("pass", no_wrap=True)
+    table.add_column("fired")
+    table.add_column("nodes", justify="right", no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    if times:
+        table.add_column("ms", justify="right", no_wrap=True)
+    return table
+
+
+def _fired(record: PassRecord) -> str:
+    """``attention 30/30, lengths 1``: how often each rewrite fired, of how many expected times."""
+    names = [*record.expected, *(name for name in record.counts if name not in record.expected)]
+    parts = []
+    for name in names:
+        expected = record.expected.get(name)
+        parts.append(f"{name} {record.counts.get(name, 0)}{'' if expected is None else f'/{expected}'}")
+    return ", ".join(parts) or ("changed" if record.modified else "-")
+
+
+def _falls_short(record: PassRecord) -> bool:
+    return any(record.counts.get(name, 0) < count for name, count in record.expected.items())
+
+
+def _change(record: PassRecord) -> tuple[str, str]:
+    """Nodes and bytes, before and after; one number where nothing changed."""
+    nodes = (str(record.nodes_before), str(record.nodes_after))
+    weights = (size(record.bytes_before), size(record.bytes_after))
+    return _arrow(*nodes), _arrow(*weights)
+
+
+def _arrow(before: str, after: str) -> str:
+    return after if before == after else f"{before} → {after}"
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in fields.items()) or "-"

@@ -1,0 +1,154 @@
+"""Text from an engine: prompts in, text out as it comes, and how fast it came.
+
+In: an engine's directory, prompts, how to choose tokens. Out: :class:`Reply`, which is iterated while it is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmc.runtimes.chat import Message
+    from llmc.runtimes.engine import Session
+    from llmc.runtimes.generation import TokenStream
+    from llmc.runtimes.sampling import SamplingParams
+    from llmc.runtimes.text import TextTokenizer
+
+DEFAULT_MAX_TOKENS = 256
+"""New tokens unless the user asks for another number; fewer where the context leaves fewer."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a reply came.
+
+    Attributes:
+        tokens: New tokens, all rows.
+        ttft_s: Seconds to the first token; None without one.
+        tokens_per_s: Tokens after each row's first, per second; None with one token or none.
+    """
+
+    tokens: int
+    ttft_s: float | None
+    tokens_per_s: float | None
+
+    def __str__(self) -> str:
+        """As ``TTFT 31 ms, 96 tokens, 85.2 tok/s``."""
+        parts = [] if self.ttft_s is None else [f"TTFT {self.ttft_s * 1e3:.0f} ms"]
+        parts.append(f"{self.tokens} tokens")
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:.1f} tok/s")
+        return ", ".join(parts)
+
+
+class Reply:
+    """One generation: iterate it for the pieces of text, of every row at each step."""
+
+    def __init__(self, stream: TokenStream, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
+        self._stream, self._tokenizer, self._stop = stream, tokenizer, tuple(stop)
+        self.texts = [""] * len(stream.finished)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """Text that has become certain, row by row; :attr:`texts` has all of it so far."""
+        from llmc.runtimes.stream_decoder import stream_text
+
+        for step in stream_text(self._stream, self._tokenizer, self._stop):
+            self.texts = [text + piece for text, piece in zip(self.texts, step.texts, strict=True)]
+            yield step.texts
+
+    @property
+    def speed(self) -> Speed:
+        """How fast it came so far."""
+        timings, counts = self._stream.timings, [len(row) for row in self._stream.result().tokens]
+        decode_s = (timings.total_s or 0.0) - (timings.ttft_s or 0.0)
+        later = sum(max(0, count - 1) for count in counts)
+        return Speed(sum(counts), timings.ttft_s, later / decode_s if later and decode_s > 0 else None)
+
+    @property
+    def finished(self) -> tuple[str | None, ...]:
+        """Per row, why it ended: ``eos``, ``stop``, ``length``; None where it was interrupted."""
+        return self._stream.finished
+
+    def to_json(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Plain values for ``json.dump``."""
+        speed, tokens = self.speed, self._stream.result().tokens
+        rows = zip(prompts, self.texts, tokens, self.finished, strict=True)
+        return {
+            "results": [
+                {"prompt": prompt, "text": text, "tokens": list(ids), "finished": reason}
+                for prompt, text, ids, reason in rows
+            ],
+            "tokens": speed.tokens,
+            "ttft_s": speed.ttft_s,
+            "tokens_per_s": speed.tokens_per_s,
+        }
+
+
+@dataclass(frozen=True)
+class TextEngine:
+    """An open engine with its tokenizer.
+
+    Attributes:
+        session: The engine.
+        tokenizer: Of the same directory.
+        load_s: Seconds that opening took.
+    """
+
+    session: Session
+    tokenizer: TextTokenizer
+    load_s: float
+
+    @classmethod
+    def open(cls, directory: Path, threads: int | None) -> TextEngine:
+        """Open an artifact's engine and tokenizer; errors are theirs."""
+        from llmc.runtimes.engines import open_session
+        from llmc.runtimes.text import TextTokenizer
+
+        begin = time.perf_counter()
+        tokenizer = TextTokenizer.from_directory(directory)
+        session = open_session(directory, threads=threads)
+        return cls(session, tokenizer, time.perf_counter() - begin)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.session.close()
+
+    def encode(self, prompt: str) -> list[int]:
+        """Tokens of a plain prompt."""
+        return self.tokenizer.encode(prompt)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation that the model is to go on with."""
+        return self.tokenizer.encode_chat(messages)
+
+    def reply(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, stop: Sequence[str], max_tokens: int | None
+    ) -> Reply:
+        """Begin a generation.
+
+        Args:
+            prompts: Token ids, one list per row.
+            sampling: How tokens are chosen.
+            stop: Strings that end a row.
+            max_tokens: New tokens at most; None: :data:`DEFAULT_MAX_TOKENS`, or what the context leaves.
+
+        Raises:
+            UsageError: a prompt is empty or fills the context.
+        """
+        from llmc.runtimes.generation import Generator
+
+        longest, context = max(len(prompt) for prompt in prompts), self.session.info.max_context
+        if longest >= context:
+            raise UsageError(
+                f"the prompt has {longest} tokens and the engine's context is {context}; shorten the prompt, or "
+                "compile with a larger --context"
+            )
+        count = min(DEFAULT_MAX_TOKENS, context - longest) if max_tokens is None else max_tokens
+        stream = Generator(self.session).stream(prompts, sampling, max_tokens=count, eos_ids=self.tokenizer.eos_ids)
+        return Reply(stream, self.tokenizer, stop)

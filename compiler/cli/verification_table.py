@@ -1,0 +1,60 @@
+"""Checks of an engine against its model.
+
+In: a :class:`~llmc.compiler.reports.VerifyReport`. Out: a rich table, or the error of a report that did not pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmc.compiler.errors import VerificationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmc.compiler.reports import Check, VerifyReport
+
+
+def verification_table(report: VerifyReport) -> Table:
+    """One row per check: what was measured and what is tolerated."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Verification")
+    table.add_column("check")
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("tolerated", justify="right", no_wrap=True)
+    table.add_column("")
+    for check in report.checks:
+        verdict = Text("passed", style="green") if check.passed else Text("FAILED", style="bold red")
+        table.add_row(check.name, number(check.measured), tolerance(check), verdict if _judged(check) else Text("-"))
+    return table
+
+
+def failure_of(report: VerifyReport, directory: Path) -> VerificationError:
+    """The error of a report that did not pass: each check that failed, and what to do."""
+    failed = "; ".join(
+        f"{check.name} is {number(check.measured)}, tolerated {tolerance(check)}"
+        for check in report.checks
+        if not check.passed
+    )
+    return VerificationError(
+        f"{directory} does not say what its model says: {failed}; compile it again, at a higher precision if need be"
+    )
+
+
+def tolerance(check: Check) -> str:
+    """``≤ 0.001``, or a dash where the value is only reported."""
+    if check.tolerance is None:
+        return "-"
+    return f"{'≤' if check.at_most else '≥'} {number(check.tolerance)}"
+
+
+def number(value: float) -> str:
+    """A whole number as such, others with four digits."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _judged(check: Check) -> bool:
+    return check.tolerance is not None

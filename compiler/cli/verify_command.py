@@ -1,0 +1,28 @@
+"""``llmc verify``: does an artifact still say what its model says."""
+
+from __future__ import annotations
+
+from llmc.compiler.cli.output import Output
+from llmc.compiler.cli.parameters import AsJson, Directory, Quiet, Threads, Verbose
+from llmc.compiler.cli.verification_table import failure_of, verification_table
+
+
+def verify(
+    directory: Directory,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Compare an artifact with the golden tokens and logits that it carries; needs the runtime only.
+
+    Exit code 0 when every check passes, 8 when one does not.
+    """
+    shown = Output(as_json, quiet, verbose)
+    with shown.working() as progress:
+        from llmc.compiler import driver
+
+        report = driver.verify(directory, threads=threads, progress=progress)
+    shown.show(lambda: verification_table(report), report.to_json())
+    if not report.passed:
+        shown.fail(failure_of(report, directory))

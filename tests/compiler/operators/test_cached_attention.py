@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmc.compiler.operators import cached_attention
+from llmc.compiler.operators.cached_attention import INPUTS, OUTPUTS, Variant
+from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
+
+Array = npt.NDArray[Any]
+VARIANTS = [Variant(*flags) for flags in itertools.product((False, True), repeat=5)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, attributes, and a mask [batch, total]."""
+
+    variant: Variant = field(default_factory=Variant)
+    heads: int = 4
+    kv_heads: int = 2
+    dim: int = 8
+    value_dim: int = 8
+    seq: int = 5
+    past: int = 0
+    mask: tuple[tuple[int, ...], ...] = ()
+    window: int = 0
+    interleaved: int = 0
+    rotary_dim: int = 0
+    softcap: float = 1.5
+    epsilon: float = 1e-2
+    dtype: Any = np.float32
+
+    @property
+    def total(self) -> int:
+        return self.past + self.seq
+
+    def full_mask(self) -> Array:
+        return np.asarray(self.mask or ((1,) * self.total,) * 2, np.int64)
+
+    def attributes(self) -> dict[str, int | float]:
+        given: dict[str, int | float] = {"num_heads": self.heads, "kv_num_heads": self.kv_heads, "scale": 0.4}
+        optional = {
+            "softcap": self.softcap if self.variant.softcap else 0.0,
+            "window": self.window,
+            "interleaved": self.interleaved,
+            "rotary_embedding_dim": self.rotary_dim,
+            "norm_epsilon": self.epsilon if self.variant.qk_norm else 0.0,
+        }
+        return given | {name: value for name, value in optional.items() if value}
+
+    def inputs(self, seed: int = 0) -> dict[str, Array]:
+        """Random inputs of the call, by name."""
+        rng = np.random.default_rng(seed)
+
+        def draw(*shape: int) -> Array:
+            return rng.standard_normal(shape, dtype=np.float32).astype(self.dtype)
+
+        mask = self.full_mask()
+        batch, width = len(mask), self.rotary_dim or self.dim
+        made = {
+            "query": draw(batch, self.seq, self.heads * self.dim),
+            "key": draw(batch, self.seq, self.kv_heads * self.dim),
+            "value": draw(batch, self.seq, self.kv_heads * self.value_dim),
+            "past_key": draw(batch, self.kv_heads, self.past, self.dim),
+            "past_value": draw(batch, self.kv_heads, self.past, self.value_dim),
+            "attention_mask": mask,
+        }
+        if self.variant.packed:
+            made["query"] = np.concatenate([made.pop(name) for name in ("query", "key", "value")], axis=2)
+        if self.variant.rotary:
+            angles = rng.uniform(-3, 3, (self.total + 3, width // 2))
+            made["cos_cache"], made["sin_cache"] = (f(angles).astype(self.dtype) for f in (np.cos, np.sin))
+            # Positions as a model computes them: from the mask, so that rows that are padded on the left start at 0.
+            positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+            made["position_ids"] = positions[:, self.past :]
+        if self.variant.qk_norm:
+            made["q_norm_weight"], made["k_norm_weight"] = draw(self.dim), draw(self.dim)
+        if self.variant.sinks:
+            made["head_sink"] = draw(self.heads)
+        return made
+
+
+def run(case: Case, inputs: dict[str, Array]) -> list[Array]:
+    """The operator's body on ONNX Runtime."""
+    values: dict[str, ir.Value | None] = {
+        name: ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape) for name, array in inputs.items()
+    }
+    node = cached_attention.make_node(values, case.attributes())
+    for name, output in zip(OUTPUTS, node.outputs, strict=True):
+        output.name, output.dtype = name, ir.DataType.from_numpy(np.dtype(case.dtype))
+    function = cached_attention.function(case.variant)
+    assert node.op_identifier() == function.identifier()
+    graph_inputs = [value for value in values.values() if value is not None]
+    imports = {"": OPSET, DOMAIN: VERSION}
+    graph = ir.Graph(graph_inputs, node.outputs, nodes=[node], opset_imports=imports, name="call")
+    model = ir.Model(graph, ir_version=10, functions=[function])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    results: list[Array] = session.run(list(OUTPUTS), inputs)
+    return results
+
+
+def rotate(vector: Array, cos: Array, sin: Array, interleaved: int) -> Array:
+    """Pair by pair: (a, b) -> (a cos - b sin, a sin + b cos); what lies beyond the pairs stays."""
+    turned, count = vector.copy(), len(cos)
+    for i in range(count):
+        first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + count)
+        a, b = vector[first], vector[second]
+        turned[first], turned[second] = a * cos[i] - b * sin[i], a * sin[i] + b * cos[i]
+    return turned
+
+
+def normalize(vector: Array, weight: Array, epsilon: float) -> Array:
+    return vector / math.sqrt(float(np.mean(vector**2)) + epsilon) * weight
+
+
+def reference(case: Case, inputs: dict[str, Array]) -> list[Array]:
+    """Attention by its definition: one query at a time, over the slots that it sees."""
+    given = {name: array.astype(np.float64) for name, array in inputs.items()}
+    q_width, k_width = case.heads * case.dim, case.kv_heads * case.dim
+    query = given["query"]
+    query, key, value = (
+        (query[..., :q_width], query[..., q_width : q_width + k_width], query[..., q_width + k_width :])
+        if case.variant.packed
+        else (query, given["key"], given["value"])
+    )
+    batch = len(query)
+    present_key = np.zeros((batch, case.kv_heads, case.total, case.dim))
+    present_value = np.zeros((batch, case.kv_heads, case.total, case.value_dim))
+    present_key[:, :, : case.past], present_value[:, :, : case.past] = given["past_key"], given["past_value"]
+    output = np.zeros((batch, case.seq, case.heads * case.value_dim))
+
+    def prepare(vector: Array, norm: str, row: int, column: int) -> Array:
+        if case.variant.qk_norm:
+            vector = normalize(vector, given[norm], case.epsilon)
+        if case.variant.rotary:
+            position = int(given["position_ids"][row, column])
+            vector = rotate(vector, given["cos_cache"][position], given["sin_cache"][position], case.interleaved)
+        return vector
+
+    for row, head, column in itertools.product(range(batch), range(case.kv_heads), range(case.seq)):
+        slot = case.past + column
+        new_key = key[row, column, head * case.dim : (head + 1) * case.dim]
+        present_key[row, head, slot] = prepare(new_key, "k_norm_weight", row, column)
+        present_value[row, head, slot] = value[row, column, head * case.value_dim : (head + 1) * case.value_dim]
+    for row, head, column in itertools.product(range(batch), range(case.heads), range(case.seq)):
+        slot, shared = case.past + column, head // (case.heads // case.kv_heads)
+        vector = prepare(query[row, column, head * case.dim : (head + 1) * case.dim], "q_norm_weight", row, column)
+        oldest = max(0, slot - case.window + 1) if case.window else 0
+        seen = [t for t in range(oldest, slot + 1) if given["attention_mask"][row, t] or t == slot]
+        scores = [float(vector @ present_key[row, shared, t]) * 0.4 for t in seen]
+        if case.variant.softcap:
+            scores = [case.softcap * math.tanh(score / case.softcap) for score in scores]
+        weights = [math.exp(score) for score in scores]
+        rest = math.exp(given["head_sink"][head]) if case.variant.sinks else 0.0
+        mixed = sum(w * present_value[row, shared, t] for w, t in zip(weights, seen, strict=True))
+        output[row, column, head * case.value_dim : (head + 1) * case.value_dim] = mixed / (sum(weights) + rest)
+    return [output, present_key, present_value]
+
+
+def check(case: Case, atol: float = 1e-5, seed: int = 0) -> None:
+    inputs = case.inputs(seed)
+    for name, actual, expected in zip(OUTPUTS, run(case, inputs), reference(case, inputs), strict=True):
+        assert actual.shape == expected.shape
+        assert actual.dtype == case.dtype
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.overload or "plain")
+def test_every_variant_means_what_it_says(variant: Variant) -> None:
+    """With a past, one row padded on the left, and a window that cuts."""
+    mask = ((1,) * 8, (0,) * 4 + (1,) * 4)
+    check(Case(variant, past=3, mask=mask, window=4))
+
+
+LEFT = ((0, 0, 1, 1, 1), (1, 1, 1, 1, 1), (0, 0, 0, 0, 1))
+RIGHT = ((1, 1, 1, 0, 0), (1, 1, 1, 1, 1))
+HOLES = ((1, 0, 1, 0, 1, 1, 1), (1, 1, 0, 0, 0, 1, 1))
+FULL = Variant(rotary=True, qk_norm=True, softcap=True, sinks=True)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(), id="prefill"),
+        pytest.param(Case(seq=1, past=6), id="decode"),
+        pytest.param(Case(seq=3, past=4), id="continuation"),
+        pytest.param(Case(seq=1), id="one token"),
+        pytest.param(Case(mask=LEFT), id="left padding"),
+        pytest.param(Case(mask=RIGHT), id="right padding"),
+        pytest.param(Case(seq=2, past=5, mask=HOLES), id="padding in the past"),
+        pytest.param(Case(seq=1, past=6, mask=HOLES, window=3), id="decode over padding, in a window"),
+        pytest.param(Case(window=1), id="a window of one: itself"),
+        pytest.param(Case(window=2), id="window"),
+        pytest.param(Case(window=50), id="a window wider than the context"),
+        pytest.param(Case(heads=4, kv_heads=4), id="a key for each head"),
+        pytest.param(Case(heads=6, kv_heads=1), id="one key for all heads"),
+        pytest.param(Case(value_dim=5), id="values narrower than keys"),
+        pytest.param(Case(value_dim=12, past=2, window=3, variant=FULL), id="values wider than keys"),
+        pytest.param(Case(Variant(rotary=True), interleaved=1), id="interleaved rotation"),
+        pytest.param(Case(Variant(rotary=True), rotary_dim=4), id="partial rotation"),
+        pytest.param(Case(FULL, rotary_dim=4, interleaved=1, mask=LEFT), id="partial interleaved rotation"),
+        pytest.param(Case(Variant(packed=True, rotary=True), past=3, heads=6, kv_heads=2), id="packed"),
+    ],
+)
+def test_against_the_definition(case: Case) -> None:
+    check(case)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    variant=st.sampled_from(VARIANTS),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dim=st.sampled_from([2, 4, 6]),
+    seq=st.integers(1, 4),
+    past=st.integers(0, 4),
+    window=st.integers(0, 5),
+    seed=st.integers(0, 99),
+)
+def test_shapes(
+    variant: Variant, kv_heads: int, group: int, dim: int, seq: int, past: int, window: int, seed: int
+) -> None:
+    mask = tuple(tuple(int(x) for x in row) for row in np.random.default_rng(seed).integers(0, 2, (2, past + seq)))
+    case = Case(variant, group * kv_heads, kv_heads, dim, dim, seq, past, mask, window)
+    check(case, seed=seed)
+
+
+@pytest.mark.parametrize("variant", [Variant(), replace(FULL, packed=True)], ids=["plain", "everything"])
+def test_float16(variant: Variant) -> None:
+    """Scores and softmax are computed in float32; products round to half precision."""
+    check(Case(variant, dtype=np.float16, past=3, window=6), atol=5e-3)
+
+
+def test_padding_stays_finite() -> None:
+    """A row of nothing but padding sees itself."""
+    case = Case(mask=((0, 0, 0, 0, 0),))
+    output = run(case, case.inputs())[0]
+    assert np.isfinite(output).all()
+
+
+def test_what_is_masked_is_not_seen() -> None:
+    case = Case(past=3, mask=((0, 0, 1) + (1,) * 5,))
+    inputs = case.inputs()
+    changed = {name: array.copy() for name, array in inputs.items()}
+    changed["past_key"][:, :, :2], changed["past_value"][:, :, :2] = 100.0, -100.0
+    assert np.array_equal(run(case, inputs)[0], run(case, changed)[0])
+
+
+def call(variant: Variant) -> ir.Node:
+    case = Case(variant)
+    return cached_attention.make_node({name: ir.val(name) for name in case.inputs()}, case.attributes())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.overload or "plain")
+def test_a_call_knows_its_variant(variant: Variant) -> None:
+    node = call(variant)
+    assert cached_attention.is_cached_attention(node)
+    assert cached_attention.variant_of(node) == variant
+    assert node.overload == variant.overload == cached_attention.function(variant).overload
+
+
+def test_overloads_differ() -> None:
+    assert len({variant.overload for variant in VARIANTS}) == len(VARIANTS)
+    assert Variant().overload == ""
+    assert Variant(packed=True, qk_norm=True).overload == "packed_qk_norm"
+
+
+def test_inputs_are_found_by_name() -> None:
+    node = call(Variant(sinks=True))
+    sink = cached_attention.get_input(node, "head_sink")
+    assert sink is not None
+    assert sink.name == "head_sink"
+    assert node.inputs.index(sink) == INPUTS.index("head_sink")
+    assert cached_attention.get_input(node, "cos_cache") is None
+    assert cached_attention.get_input(call(Variant()), "head_sink") is None
+
+
+def test_an_unknown_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"CachedAttention has no input \['bias'\]"):
+        cached_attention.make_node({"query": ir.val("query"), "bias": ir.val("bias")}, {})
+
+
+def test_other_nodes_are_no_calls() -> None:
+    assert not cached_attention.is_cached_attention(ir.node("CachedAttention", [], domain="other"))
+    assert not cached_attention.is_cached_attention(ir.node("MaskToken", [], domain=DOMAIN))
+
+
+def test_a_replaced_call_keeps_names_and_metadata() -> None:
+    node = call(Variant())
+    node.name = "layer/attention"
+    node.metadata_props["layer"] = "3"
+    for name, output in zip(OUTPUTS, node.outputs, strict=True):
+        output.name, output.shape = name, ir.Shape(["batch", "seq", 32])
+    inputs = {name: cached_attention.get_input(node, name) for name in INPUTS}
+    values = [value for value in inputs.values() if value is not None]
+    sink = ir.val("head_sink")
+    graph = ir.Graph([*values, sink], node.outputs, nodes=[node], opset_imports={"": OPSET, DOMAIN: VERSION})
+    new = cached_attention.replace_call(node, {**inputs, "head_sink": sink}, Case().attributes())
+    assert list(graph) == [new]
+    assert cached_attention.variant_of(new) == Variant(sinks=True)
+    assert (new.name, new.overload, new.metadata_props) == ("layer/attention", "sinks", {"layer": "3"})
+    assert [value.name for value in graph.outputs] == list(OUTPUTS)
+    assert [value.shape for value in new.outputs] == [ir.Shape(["batch", "seq", 32])] * 3

@@ -98,6 +98,10 @@ schema: $(STAMP) ## write compiler/manifest.schema.json from the dataclasses
 	    > compiler/manifest.schema.tmp
 	mv compiler/manifest.schema.tmp compiler/manifest.schema.json
 
+.PHONY: docs
+docs: $(STAMP) ## write docs/commands.md from the commands
+	$(BIN)/python -m llmc.compiler.cli.reference docs/commands.md
+
 .PHONY: gemma
 gemma: setup ## install Gemma 3 270M (under the Gemma Terms of Use) and run its tests
 	@echo 'Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), which are'

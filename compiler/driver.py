@@ -8,14 +8,14 @@ without an intermediate graph on disk.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from llmc.compiler.artifact import new_artifact, open_artifact, write_manifest
-from llmc.compiler.captured_model import Captured, capture_model, write_golden
+from llmc.compiler.captured_model import capture_model, write_golden
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.errors import FusionContractError, UsageError, VerificationError
 from llmc.compiler.geometry import ModelGeometry
@@ -31,10 +31,14 @@ from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import CpuTarget, cpu_passes
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
+from llmc.passes.use_cpu_kernels import UseCpuKernels
 from llmc.passes.weight_traffic import decode_weight_bytes
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
 from llmc.runtimes.operator_support import has_input
 
+KERNEL_PRECISIONS = ("int4", "int8")
+"""Precisions for which llmc has CPU operators of its own."""
+ENGINE = "engine.onnx"
 ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -254,6 +258,11 @@ def _target_manifest(
 
 def _build(staging: Path, target: Manifest, threads: int | None, progress: Progress) -> Manifest:
     progress.start("Building engine")
+    if target.precision in KERNEL_PRECISIONS:
+        model = ir.load(staging / MODEL)
+        outcomes = run_passes(model, [UseCpuKernels()])
+        target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
+        onnx.save_model(ir.to_proto(model), staging / ENGINE)
     runtime = RUNTIME_OF_TARGET.get(target.target, str(target.target))
     details = get_engine(runtime).build(staging, staging, threads=threads)
     record = EngineRecord(runtime=runtime, threads=threads, profiles=(), details=dict(details))

@@ -2,8 +2,8 @@
 
 In: a session and golden data. Out: measured errors, and whether they are within tolerances.
 
-The engine is led along the reference's own continuation (one batch of prompts of unequal length, then token by token),
-so that an early difference does not make all later positions incomparable.
+The engine is led along the reference's own continuation (one batch of prompts of unequal length, then token by
+token), so that an early difference does not make all later positions incomparable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from llmc.compiler.errors import VerificationError
 from llmc.compiler.golden import Golden, log_sum_exp
 from llmc.compiler.reports import Check, VerifyReport
-from llmc.runtimes.engine import Session
+from llmc.runtimes.engine import FloatArray, Session
 
 LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
 EXACT_LOGIT_ERROR = 1e-3
@@ -72,7 +72,7 @@ def measure(session: Session, golden: Golden) -> Measured:
     return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
 
 
-def _compare(values: np.ndarray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:  # type: ignore[type-arg]
+def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:
     ids = golden.top_ids[row, step]
     reference = golden.top_logits[row, step].astype(np.float64)
     engine = values[ids].astype(np.float64)

@@ -95,7 +95,12 @@ def dump_graph(model: ir.Model, path: Path) -> None:
         for name, tensor in kept.items():
             if tensor is not None and tensor.nbytes > 1024:
                 place = ir.ExternalTensor(
-                    "weights-not-dumped", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                    "weights-not-dumped",
+                    0,
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=name,
                 )
                 model.graph.initializers[name].const_value = place
         onnx.save_model(ir.to_proto(model), path)

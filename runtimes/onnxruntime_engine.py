@@ -1,10 +1,12 @@
 """ONNX Runtime on the CPU.
 
-In (build): a target graph's directory. Out: ``engine.onnx``, the graph as ONNX Runtime optimizes it, over the same
-weights file, so that a start neither optimizes nor copies.
+In (build): a target graph's directory. Out: ``engine.onnx`` over the same weights file. Where the build put llmc's own
+operators into it, it runs with the kernel library of the machine that opens it; else it is the graph as ONNX Runtime
+optimizes it, so that a start does not optimize again.
 In (open): an engine's or a graph's directory. Out: a session.
 
-The optimized graph belongs to the ONNX Runtime version that made it; another version opens ``model.onnx`` instead.
+``model.onnx`` needs nothing but ONNX Runtime. It is opened, with a warning that says why, where the machine cannot run
+the kernels or the optimized graph belongs to another ONNX Runtime version.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import EngineError, MissingDependencyError
 from llmc.compiler.manifest import Manifest
+from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
 from llmc.runtimes.engine import EngineInfo, Session
 from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
 from llmc.runtimes.threads import default_threads
@@ -34,7 +37,7 @@ class OnnxRuntimeCpu:
     name = "onnxruntime-cpu"
 
     def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
-        """Let ONNX Runtime optimize the graph once and keep the result; weights are referred to, not read.
+        """Make ``engine.onnx``, unless a pass already made it of llmc's own operators.
 
         Raises:
             EngineError: the runtime refused the graph.
@@ -42,12 +45,14 @@ class OnnxRuntimeCpu:
         import onnxruntime
 
         options = _session_options(threads)
+        if (output / ENGINE).exists():
+            _make_inference(graph_directory / GRAPH, _without_weights(options))
+            return {"graph": ENGINE, "kernels": "llmc.cpu"}
         # Level 3 would add layouts of this very processor; level 2 is every fusion that any x86 or Arm CPU can run.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(output / ENGINE)
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        _make_inference(graph_directory / GRAPH, options)
-        return {"onnxruntime": onnxruntime.__version__, "graph": ENGINE}
+        _make_inference(graph_directory / GRAPH, _without_weights(options))
+        return {"graph": ENGINE, "onnxruntime": onnxruntime.__version__}
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine or a graph.
@@ -67,13 +72,26 @@ class OnnxRuntimeCpu:
     def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
         import onnxruntime
 
-        built_by = manifest.engine.details.get("onnxruntime") if manifest.engine else None
-        if built_by == onnxruntime.__version__:
+        details = manifest.engine.details if manifest.engine else {}
+        if "kernels" in details:
+            try:
+                options.register_custom_ops_library(str(kernel_library()))
+            except KernelsUnavailable as reason:
+                log.warning("running without llmc's CPU kernels, slower: %s", reason)
+                return directory / GRAPH
+            return directory / ENGINE
+        if (built_by := details.get("onnxruntime")) == onnxruntime.__version__:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             return directory / ENGINE
         if built_by is not None:
             log.warning("built by onnxruntime %s, opened by %s: optimizing again", built_by, onnxruntime.__version__)
         return directory / GRAPH
+
+
+def _without_weights(options: Any) -> Any:
+    """Check or optimize a graph without packing its weights."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
 
 
 def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) -> EngineInfo:

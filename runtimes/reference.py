@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmc.compiler.errors import CheckpointError, EngineError
-from llmc.runtimes.host_logits import HostLogits
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, LogitsKind
+from llmc.runtimes.host_logits import HostLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -178,6 +178,6 @@ def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> 
         agrees = bool(torch.equal(actual.bool(), expected))
     if not agrees:
         raise UnsupportedModelError(
-            "the model's attention mask is neither causal nor a causal sliding window, which llmc does not capture yet"
+            "the model's attention mask is neither causal nor a causal sliding window; llmc captures no other yet"
         )
     return MaskFacts(window)

@@ -104,7 +104,7 @@ def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.dtype.is_floating_point
+    return bool(tensor.dtype.is_floating_point)
 
 
 def _initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
@@ -136,7 +136,7 @@ def _replace_meta_by_fake(model: torch.nn.Module, mode: FakeTensorMode) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
-                module._parameters[name] = fake(parameter)  # type: ignore[assignment]
+                module._parameters[name] = fake(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = fake(buffer)

@@ -81,7 +81,7 @@ def _make_wrapper(fake: FakeModel, capture: AttentionCapture) -> torch.nn.Module
     """The function that is traced: the graph's inputs and outputs, in order."""
     import torch
 
-    class Wrapper(torch.nn.Module):
+    class Wrapper(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = fake.model

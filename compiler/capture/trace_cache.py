@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TraceLayer(CacheLayerMixin):
+class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's past; never sliding, because the window is the attention operator's business.
 
     Attributes:
@@ -49,14 +49,15 @@ class TraceLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens in the past (symbolic)."""
-        return self.past_key.shape[2]
+        length: int = self.past_key.shape[2]
+        return length
 
     def get_max_length(self) -> int:
         """No maximum."""
         return -1
 
 
-class TraceCache(Cache):
+class TraceCache(Cache):  # type: ignore[misc]
     """All layers of :class:`TraceLayer`."""
 
     def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:

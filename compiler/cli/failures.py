@@ -89,6 +89,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 def _usage_sentence(error: BaseException) -> str:
     message = " ".join(str(error.format_message()).split()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "")  # pydantic's prefix
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "llmc"
     return f"{message}; see '{command} --help'"

@@ -38,7 +38,7 @@ class ConsoleHandler(logging.Handler):
         """Write one line."""
         label = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         text = f"llmc: {label}{record.getMessage()}"
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Output:
     def note(self, text: str) -> None:
         """A line on stderr, unless the user wants silence."""
         if not self.quiet and not self.json:
-            open_console(sys.stderr).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+            open_console(sys.stderr).print(text, style="dim", soft_wrap=True)
 
     def fail(self, error: LlmcError) -> NoReturn:
         """End with an error's exit code once the result was shown; with ``--json``, that says what is wrong."""
@@ -96,7 +96,7 @@ def open_console(stream: TextIO) -> Console:
     """A console on a stream; tables that go into a pipe are not squeezed into 80 columns."""
     from rich.console import Console
 
-    console = Console(file=stream)
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)  # text from outside may hold brackets
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console

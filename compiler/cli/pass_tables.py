@@ -130,14 +130,13 @@ def _falls_short(record: PassRecord) -> bool:
 
 
 def _change(record: PassRecord) -> tuple[str, str]:
-    """Nodes and bytes, before and after; one number where nothing changed."""
-    nodes = (str(record.nodes_before), str(record.nodes_after))
-    weights = (size(record.bytes_before), size(record.bytes_after))
-    return _arrow(*nodes), _arrow(*weights)
-
-
-def _arrow(before: str, after: str) -> str:
-    return after if before == after else f"{before} → {after}"
+    """Nodes and bytes, before and after; nothing where they did not change."""
+    nodes = weights = ""
+    if record.nodes_before != record.nodes_after:
+        nodes = f"{record.nodes_before} → {record.nodes_after}"
+    if record.bytes_before != record.bytes_after:
+        weights = f"{size(record.bytes_before)} → {size(record.bytes_after)}"
+    return nodes, weights
 
 
 def _fields(fields: Mapping[str, Any]) -> str:

@@ -122,6 +122,7 @@ def amount(value: float, unit: str) -> str:
 def _bars(console: Console) -> RichProgress:
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
     from rich.text import Text
 
     class AmountColumn(ProgressColumn):
@@ -131,16 +132,18 @@ def _bars(console: Console) -> RichProgress:
             unit = str(task.fields.get("unit", ""))
             if task.total is None or not unit:
                 return Text("")
-            done = amount(task.completed, unit) if unit == BYTES else f"{task.completed:.0f}"
             speed = task.finished_speed or task.speed
-            rate = f"  {amount(speed, BYTES)}/s" if unit == BYTES and speed else ""
-            return Text(f"{done} of {amount(task.total, unit)}{rate}", style="progress.download")
+            rate = f", {amount(speed, BYTES)}/s" if unit == BYTES and speed else ""
+            text = amount(task.total, unit)
+            if not task.finished:
+                text = f"{amount(task.completed, unit if unit == BYTES else '')} of {text}"
+            return Text(text + rate, style="progress.download")
 
     return RichProgress(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        AmountColumn(),
+        AmountColumn(Column(no_wrap=True)),
         TimeElapsedColumn(),
         console=console,
     )

@@ -5,13 +5,12 @@ In: an engine's directory, prompts, how to choose tokens. Out: :class:`Reply`, w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.errors import LlmcError, UsageError
 
 if TYPE_CHECKING:
     from llmc.runtimes.chat import Message
@@ -97,12 +96,10 @@ class TextEngine:
     Attributes:
         session: The engine.
         tokenizer: Of the same directory.
-        load_s: Seconds that opening took.
     """
 
     session: Session
     tokenizer: TextTokenizer
-    load_s: float
 
     @classmethod
     def open(cls, directory: Path, threads: int | None) -> TextEngine:
@@ -110,10 +107,12 @@ class TextEngine:
         from llmc.runtimes.engines import open_session
         from llmc.runtimes.text import TextTokenizer
 
-        begin = time.perf_counter()
-        tokenizer = TextTokenizer.from_directory(directory)
         session = open_session(directory, threads=threads)
-        return cls(session, tokenizer, time.perf_counter() - begin)
+        try:
+            return cls(session, TextTokenizer.from_directory(directory))
+        except LlmcError:
+            session.close()
+            raise
 
     def close(self) -> None:
         """Free the engine."""

@@ -221,7 +221,7 @@ def identical_pairs() -> dict[str, tuple[LazyWeight, LazyWeight]]:
     return {
         "source": (read(), read()),
         "tensor": (TensorWeight(tensor, FLOAT, transposed=True), TensorWeight(tensor, FLOAT, transposed=True)),
-        "stacked": tuple(StackedWeight([read("a"), read("b")], transposed=True) for _ in range(2)),  # type: ignore[dict-item]
+        "stacked": tuple(StackedWeight([read("a"), read("b")], transposed=True) for _ in range(2)),
         "mapped": (scaled(2, read(), 4, 2), scaled(2, read(), 4, 2)),
         "mapped in two shapes": (scaled(2, read(), 4, 2), scaled(2, read(), 4, 2, 1)),
         "turned twice": (read(), transposed_weight(transposed_weight(read()))),

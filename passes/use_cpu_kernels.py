@@ -1,0 +1,157 @@
+"""Quantized layers to llmc's own operators for the CPU.
+
+    MatMulNBits(x)                                          →  llmc.cpu::MatMulNBits(x)
+    MatMulNBits(SkipSimplifiedLayerNormalization(x, r, w))  →  llmc.cpu::MatMulNBits(x, gamma = w, skip = r), x + r
+    MatMulNBits(RMSNormalization(x, w))                     →  llmc.cpu::MatMulNBits(x, gamma = w)
+    act(gate) * up, [gate up] = Split(MatMulNBits(x))       →  llmc.cpu::GatedMatMulNBits(x)
+
+The operators take the weights as MatMulNBits has them and pack them when they are created, so the graph goes on
+sharing its data file with the one that uses ONNX Runtime's own. A norm moves inside where one product is all that
+reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
+from llmc.passes.graph_query import integers, only_consumer, producer
+
+SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
+STEP, TILE = 32, 16
+ACTIVATIONS = {("com.microsoft", "QuickGelu"): 1, ("", "Gelu"): 2}
+"""Operator -> the kernel's code for it."""
+
+
+@dataclass(frozen=True)
+class UseCpuMatMul(FusionPass):
+    """Replace MatMulNBits, and take in the norm before it."""
+
+    what: ClassVar[str] = "matmul"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every MatMulNBits."""
+        return [node for node in model.graph if node.op_type == "MatMulNBits" and node.domain == SOURCE]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Replace one product."""
+        bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 32)
+        if bits not in {4, 8} or block % STEP:
+            raise NearMiss(f"the kernel takes 4 or 8 bits in blocks of a multiple of {STEP}, not {bits} and {block}")
+        x, weight, scales, zeros, bias = ([*node.inputs, None, None, None, None])[:5]
+        if len(node.inputs) > 5:
+            bias = node.inputs[5]
+        else:
+            bias = None
+        attributes: dict[str, int | float] = {
+            name: node.attributes.get_int(name, 0) for name in ("K", "N", "bits", "block_size")
+        }
+        norm = _norm_before(x, node)
+        inputs = [x, weight, scales, zeros, bias]
+        if norm is not None:
+            gamma = norm.inputs[2] if norm.op_type.startswith("Skip") else norm.inputs[1]
+            skip = norm.inputs[1] if norm.op_type.startswith("Skip") else None
+            inputs = [norm.inputs[0], weight, scales, zeros, bias, gamma, skip]
+            attributes["epsilon"] = norm.attributes.get_float("epsilon", 1e-5)
+        while inputs[-1] is None:
+            inputs.pop()
+        takes_skip = norm is not None and norm.op_type.startswith("Skip")
+        new = ir.node(
+            "MatMulNBits", inputs, attributes, domain=DOMAIN, num_outputs=2 if takes_skip else 1, name=node.name
+        )
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs[:1])
+        if norm is not None:
+            _remove_norm(model.graph, norm, new)
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the domain."""
+        model.graph.opset_imports.setdefault(DOMAIN, 1)
+        model.graph.sort()
+
+
+def _norm_before(x: ir.Value | None, node: ir.Node) -> ir.Node | None:
+    """The norm whose result only ``node`` reads."""
+    norm = x.producer() if x is not None else None
+    if norm is None or x is None or only_consumer(x) is not node or norm.outputs[0] is not x:
+        return None
+    if norm.op_type == "SkipSimplifiedLayerNormalization" and norm.domain == SOURCE and len(norm.inputs) == 3:
+        return norm
+    is_plain = norm.op_type == "RMSNormalization" and not norm.domain
+    last = norm.attributes.get_int("axis", -1) in {-1, 2}
+    return norm if is_plain and last and x.shape is not None and len(x.shape) == 3 else None
+
+
+def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
+    if norm.op_type.startswith("Skip") and len(norm.outputs) > 3:
+        total = norm.outputs[3]
+        made = new.outputs[1]
+        name = total.name
+        made.dtype, made.shape = total.dtype, total.shape
+        total.replace_all_uses_with(made, replace_graph_outputs=True)
+        total.name, made.name = f"{name}.unfused", name
+    graph.remove(norm, safe=True)
+
+
+@dataclass(frozen=True)
+class UseCpuGatedMatMul(FusionPass):
+    """Take the activation and the product of a gated block into the projection before them."""
+
+    what: ClassVar[str] = "gated"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every Split of a quantized product."""
+        splits = [node for node in model.graph if node.op_type == "Split" and not node.domain]
+        return [node for node in splits if producer(node.inputs[0], "MatMulNBits", DOMAIN) is not None]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Replace projection, split, activation and product by one node."""
+        projection = producer(node.inputs[0], "MatMulNBits", DOMAIN)
+        assert projection is not None
+        if only_consumer(projection.outputs[0]) is not node:
+            raise NearMiss("its projection is read elsewhere, too")
+        sizes = integers(node.inputs[1]) or []
+        if len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % TILE:
+            raise NearMiss(f"its halves are {sizes}, not two of the same multiple of {TILE}")
+        activation = only_consumer(node.outputs[0])
+        code = ACTIVATIONS.get((activation.domain, activation.op_type)) if activation is not None else None
+        if activation is None or code is None or not _computes(activation, code):
+            raise NearMiss(f"the kernel has no {activation.op_type if activation else 'such activation'}")
+        product = only_consumer(activation.outputs[0])
+        if product is None or product.op_type != "Mul" or only_consumer(node.outputs[1]) is not product:
+            raise NearMiss("its halves do not meet in one product")
+        attributes = {name: attribute.value for name, attribute in projection.attributes.items()}
+        new = ir.node(
+            "GatedMatMulNBits",
+            projection.inputs,
+            {**attributes, "activation": code},
+            domain=DOMAIN,
+            num_outputs=len(projection.outputs),
+            name=projection.name,
+        )
+        old = [product.outputs[0], *projection.outputs[1:]]
+        made = [new.outputs[0], *new.outputs[1:]]
+        nodes = [product, activation, node, projection]
+        ir.convenience.replace_nodes_and_values(model.graph, product, nodes, [new], old, made)
+
+    def finish(self, model: ir.Model) -> None:
+        """Nodes moved to where the product was."""
+        model.graph.sort()
+
+
+def _computes(activation: ir.Node, code: int) -> bool:
+    if code == 1:
+        return activation.attributes.get_float("alpha", 1.702) == 1.0
+    return activation.attributes.get_string("approximate", "none") == "tanh"
+
+
+@dataclass(frozen=True)
+class UseCpuKernels(GraphPass):
+    """Both of the above, in their order."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """Products first: the gated form starts from them."""
+        for part in (UseCpuMatMul(), UseCpuGatedMatMul()):
+            part.rewrite(model, tally)

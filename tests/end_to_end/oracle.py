@@ -1,0 +1,167 @@
+"""What the model says, from transformers alone; and engines and graphs led along it.
+
+The reference is loaded by transformers' own readers, and its logits come from one forward of each unpadded row without
+a cache, so that nothing of llmc's reading, padding or caching can be wrong on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from llmc.runtimes.engine import Session
+from llmc.runtimes.padding import to_right_padded
+
+Array = npt.NDArray[Any]
+THREADS = 2
+
+
+def load_eager(path: Path) -> Any:
+    """transformers' model of a directory or a ``.gguf`` file: float32, eager attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(THREADS)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if path.suffix == ".gguf":
+        path, options = path.parent, {**options, "gguf_file": path.name}
+    return AutoModelForCausalLM.from_pretrained(str(path), **options).eval()
+
+
+def whole_logits(model: Any, tokens: Sequence[int]) -> Array:
+    """One row, unpadded, in one forward without a cache: [len(tokens), vocab_size] float32."""
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+
+
+def greedy(model: Any, prompt: Sequence[int], steps: int) -> list[int]:
+    """transformers' own greedy continuation, end tokens not heeded."""
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.tensor([list(prompt)])
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=steps, eos_token_id=None
+        )
+    return made[0, len(prompt) :].tolist()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, its greedy continuation, and the logits of every position of both ([tokens, vocab_size])."""
+
+    prompt: list[int]
+    continuation: list[int]
+    logits: Array
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.continuation
+
+
+def reference_row(model: Any, prompt: Sequence[int], steps: int) -> Row:
+    continuation = greedy(model, prompt, steps)
+    return Row(list(prompt), continuation, whole_logits(model, [*prompt, *continuation]))
+
+
+def pad(rows: Sequence[Sequence[int]], side: str) -> tuple[Array, Array]:
+    """``input_ids`` and ``attention_mask`` [batch, longest]; what stands under a mask of 0 is a real token."""
+    longest = max(map(len, rows))
+    ids, mask = np.full((len(rows), longest), 11, np.int64), np.zeros((len(rows), longest), np.int64)
+    for index, row in enumerate(rows):
+        at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        ids[index, at], mask[index, at] = row, 1
+    return ids, mask
+
+
+class PortableGraph:
+    """The portable graph on plain ONNX Runtime, by its documented inputs and outputs."""
+
+    def __init__(self, directory: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = THREADS
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self.inputs = [item.name for item in self._session.get_inputs()]
+        self._past = {i.name: i for i in self._session.get_inputs() if i.name.startswith("past_key_values.")}
+        self.reset(1)
+
+    def reset(self, batch: int) -> None:
+        self._mask = np.zeros((batch, 0), np.int64)
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        self._cache = {
+            name: np.zeros((batch, item.shape[1], 0, item.shape[3]), types[item.type])
+            for name, item in self._past.items()
+        }
+
+    def forward(self, ids: Array, mask: Array) -> Array:
+        """Append columns: ``ids`` and ``mask`` [batch, seq]; logits [batch, seq, vocab_size]."""
+        before = self._mask.sum(axis=1, keepdims=True)
+        self._mask = np.concatenate([self._mask, mask], axis=1)
+        positions = np.maximum(before + mask.cumsum(axis=1) - 1, 0)
+        feeds = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions, **self._cache}
+        results = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        self._cache = {name: results[name.replace("past_key_values.", "present.")] for name in self._cache}
+        return results["logits"]
+
+
+def portable_errors(graph: PortableGraph, rows: Sequence[Row], *, side: str = "left", chunk: int = 0) -> list[float]:
+    """Largest error of each column's logits, over prompts padded on ``side`` in chunks and over the decode steps."""
+    ids, mask = pad([row.prompt for row in rows], side)
+    graph.reset(len(rows))
+    errors = []
+    step = chunk or ids.shape[1]
+    for start in range(0, ids.shape[1], step):
+        part = slice(start, start + step)
+        logits = graph.forward(ids[:, part], mask[:, part])
+        for index, row in enumerate(rows):
+            valid = mask[index, part] == 1
+            done = int(mask[index, :start].sum())
+            expected = row.logits[done : done + int(valid.sum())]
+            errors.append(_distance(logits[index, valid], expected))
+    for number in range(len(rows[0].continuation)):
+        token = np.array([[row.continuation[number]] for row in rows], np.int64)
+        logits = graph.forward(token, np.ones_like(token))
+        errors += [_distance(logits[i, 0], row.logits[len(row.prompt) + number]) for i, row in enumerate(rows)]
+    return errors
+
+
+def session_errors(session: Session, rows: Sequence[Row], *, side: str = "left", chunk: int = 0) -> list[float]:
+    """As :func:`portable_errors`, through a session: ragged chunks, and logits of all or of each row's last token."""
+    ids, lengths = to_right_padded(*pad([row.prompt for row in rows], side))
+    session.reset(len(rows), ids.shape[1] + len(rows[0].continuation))
+    errors = []
+    step = chunk or ids.shape[1]
+    for start in range(0, ids.shape[1], step):
+        part = np.ascontiguousarray(ids[:, start : start + step])
+        valid = np.clip(lengths - start, 0, part.shape[1])
+        logits = session.forward(part, valid).host()
+        for index, row in enumerate(rows):
+            count = int(valid[index])
+            if count and session.info.logits == "all":
+                errors.append(_distance(logits[index, :count], row.logits[start : start + count]))
+            elif count:
+                errors.append(_distance(logits[index, 0], row.logits[start + count - 1]))
+    for number in range(len(rows[0].continuation)):
+        token = np.array([[row.continuation[number]] for row in rows], np.int64)
+        logits = session.forward(token).host()
+        errors += [_distance(logits[i, 0], row.logits[len(row.prompt) + number]) for i, row in enumerate(rows)]
+    assert session.lengths.tolist() == [len(row.tokens) for row in rows]
+    return errors
+
+
+def _distance(actual: Array, expected: Array) -> float:
+    """Largest absolute difference; NaN counts as infinite."""
+    assert actual.shape == expected.shape
+    return float(np.nan_to_num(np.abs(actual - expected), nan=np.inf).max(initial=0.0))

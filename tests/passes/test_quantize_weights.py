@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.errors import UsageError
+from llmc.compiler.lazy_weight import LazyWeight, StackedWeight, TensorWeight, transposed_weight
+from llmc.compiler.write_model import DATA, write_model
+from llmc.passes.block_quantization import BlockFormat
+from llmc.passes.quantize_weights import LOOKUP_SIZE, QuantizeWeights
+from llmc.passes.remove_dead_code import RemoveDeadCode
+
+from .graphs import apply, close, draw, left_alone, node_of, operators, parse, run
+
+Array = npt.NDArray[Any]
+VOCABULARY, HIDDEN, INNER = 96, 64, 72
+IDS = {"ids": np.asarray([[3, 0, 95, 17], [1, 1, 2, 50]])}
+TEXT = """main_graph (int64[batch, seq] ids) => (float[batch, seq, 96] logits) {
+    x = Gather(table, ids)
+    up = MatMul(x, up_w)
+    biased = Add(up, up_b)
+    act = Tanh(biased)
+    down = MatMul(act, down_w)
+    %s
+}"""
+UNTIED, TIED = "logits = MatMul(down, head_w)", "turned = Transpose<perm=[1,0]>(table)\nlogits = MatMul(down, turned)"
+
+
+def weights() -> dict[str, Array]:
+    return {
+        "table": draw(VOCABULARY, HIDDEN),
+        "up_w": draw(HIDDEN, INNER, seed=1, scale=0.2),
+        "up_b": draw(INNER, seed=2),
+        "down_w": draw(INNER, HIDDEN, seed=3, scale=0.2),
+        "head_w": draw(HIDDEN, VOCABULARY, seed=4),
+    }
+
+
+def make(head: str = UNTIED, *, lazy: bool = True) -> ir.Model:
+    given = weights()
+    if head != UNTIED:
+        del given["head_w"]
+    return parse(TEXT % head, given, lazy=lazy)
+
+
+def reference(graph_pass: QuantizeWeights, head: str = UNTIED) -> Array:
+    """The same layers in NumPy, each weight being what its integers stand for."""
+    w = weights()
+    body = BlockFormat(graph_pass.bits, graph_pass.block_size, graph_pass.symmetric)
+    ends = BlockFormat(graph_pass.head_bits, graph_pass.block_size, graph_pass.symmetric)
+    table = ends.dequantize(w["table"])
+    x = table[IDS["ids"]]
+    hidden = np.tanh(x @ body.dequantize(w["up_w"].T).T + w["up_b"]) @ body.dequantize(w["down_w"].T).T
+    logits: Array = hidden @ (ends.dequantize(w["head_w"].T) if head == UNTIED else table).T
+    return logits
+
+
+def quantize(**options: Any) -> QuantizeWeights:
+    return QuantizeWeights(**{"accuracy_level": 0, **options})
+
+
+@pytest.mark.parametrize("head", [UNTIED, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "head_bits"), [(4, 4), (8, 8), (4, 8)])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_numbers_are_those_of_the_integers(
+    head: str, symmetric: bool, bits: Any, head_bits: Any, block_size: int
+) -> None:
+    """The inner width, 72, is no multiple of a block of 16 or 32."""
+    graph_pass = quantize(bits=bits, head_bits=head_bits, symmetric=symmetric, block_size=block_size)
+    model = make(head)
+    exact = run(model, IDS)["logits"]
+    tally = apply(graph_pass, model)
+    assert tally.fired == tally.expected == {"embedding": 1, "linear": 2, "head": 1}
+    assert not tally.rejections
+    apply(RemoveDeadCode(), model)
+    assert operators(model) == [
+        "com.microsoft::GatherBlockQuantized",
+        "com.microsoft::MatMulNBits",
+        "Tanh",
+        "com.microsoft::MatMulNBits",
+        "com.microsoft::MatMulNBits",
+    ]
+    logits = run(model, IDS)["logits"]
+    np.testing.assert_allclose(logits, reference(graph_pass, head), rtol=1e-4, atol=1e-4)
+    assert np.std(logits - exact) < np.std(exact) * (0.02 if bits == head_bits == 8 else 0.3)
+
+
+def test_eager_weights_are_quantized_too() -> None:
+    model = make(lazy=False)
+    apply(quantize(), model)
+    close(run(model, IDS), {"logits": reference(quantize())}, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_any_orientation() -> None:
+    """As a checkpoint has them ([out, in], seen transposed), turned twice, and stacked."""
+    w = weights()
+
+    def stored(array: Array) -> LazyWeight:
+        return TensorWeight(ir.tensor(array), ir.DataType.FLOAT, transposed=False)
+
+    parts = [stored(np.ascontiguousarray(part.T)) for part in (w["down_w"][:, :20], w["down_w"][:, 20:])]
+    lazies: Mapping[str, LazyWeight] = {
+        "up_w": transposed_weight(stored(np.ascontiguousarray(w["up_w"].T))),
+        "down_w": StackedWeight(parts, transposed=True),
+        "table": transposed_weight(stored(np.ascontiguousarray(w["table"].T))),
+        "head_w": TensorWeight(ir.tensor(w["head_w"]), ir.DataType.FLOAT, transposed=True),
+    }
+    model = make()
+    for name, weight in lazies.items():
+        model.graph.initializers[name].const_value = weight
+    apply(quantize(), model)
+    close(run(model, IDS), {"logits": reference(quantize())}, rtol=1e-4, atol=1e-4)
+
+
+def test_attributes_and_bias() -> None:
+    model = make()
+    apply(QuantizeWeights(bits=4, block_size=16), model)
+    products = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    first = {name: attribute.value for name, attribute in products[0].attributes.items()}
+    assert first == {"K": HIDDEN, "N": INNER, "bits": 4, "block_size": 16, "accuracy_level": 4}
+    bias = products[0].inputs[5]
+    assert bias is model.graph.initializers["up_b"]
+    assert products[0].inputs[3] is None, "symmetric blocks have no zero points"
+    assert [len(node.inputs) for node in products[1:]] == [3, 3]
+    assert model.graph.opset_imports["com.microsoft"] == 1
+    assert {"up_w.packed", "up_w.scales", "down_w.packed", "head_w.packed"} <= set(model.graph.initializers)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("extra = Identity(product)\ny = Add(product, b)\nlogits = Add(y, extra)", "the product is used elsewhere"),
+        ("logits = Add(product, row)", "what is added is no vector of the layer's width"),
+        ("logits = Add(product, z)", "what is added is no constant"),
+    ],
+)
+def test_an_addition_that_is_no_bias_stays(text: str, why: str) -> None:
+    text = f"m (float[n, 64] x, float[n, 48] z) => (float[n, 48] logits) {{ product = MatMul(x, w)\n{text} }}"
+    model = parse(text, {"w": draw(64, 48), "b": draw(48), "row": draw(1)})
+    feeds = {"x": draw(3, 64, seed=1), "z": draw(3, 48, seed=2)}
+    graph_pass = quantize(bits=8, head_bits=8)
+    before = run(model, feeds)
+    apply(graph_pass, model)
+    assert "Add" in operators(model), why
+    assert len(node_of(model, "MatMulNBits").inputs) == 3, why
+    close(run(model, feeds), before, rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_tied_table_is_stored_once(symmetric: bool, tmp_path: Path) -> None:
+    model = make(TIED)
+    apply(quantize(symmetric=symmetric), model)
+    apply(RemoveDeadCode(), model)
+    lookup, head = node_of(model, "GatherBlockQuantized"), [n for n in model.graph if n.op_type == "MatMulNBits"][-1]
+    for at, beside in ((0, 1), (2, 2)) if symmetric else ((0, 1), (2, 2), (3, 3)):
+        first, second = lookup.inputs[at], head.inputs[beside]
+        assert first is not None
+        assert second is not None
+        assert isinstance(first.const_value, LazyWeight)
+        assert isinstance(second.const_value, LazyWeight)
+        assert first.const_value.identity() == second.const_value.identity()
+    assert list(head.inputs[1].shape) == [VOCABULARY, HIDDEN // 32, 16]
+    assert list(lookup.inputs[0].shape) == [VOCABULARY, HIDDEN // 2]
+    write_model(model, tmp_path)
+    tied = (tmp_path / DATA).stat().st_size
+    model = make(UNTIED)
+    apply(quantize(symmetric=symmetric), model)
+    apply(RemoveDeadCode(), model)
+    write_model(model, tmp_path)
+    assert (tmp_path / DATA).stat().st_size - tied >= VOCABULARY * HIDDEN // 2
+
+
+def test_a_weight_that_two_products_share_is_stored_once() -> None:
+    text = "m (float[n, 64] x) => (float[n, 64] logits) { h = MatMul(x, w)\nt = Tanh(h)\nlogits = MatMul(t, w) }"
+    model = parse(text, {"w": draw(64, 64)}, lazy=True)
+    apply(quantize(), model)
+    first, second = (node for node in model.graph if node.op_type == "MatMulNBits")
+    assert first.inputs[1] is second.inputs[1]
+
+
+def test_the_head_is_the_product_nearest_to_the_logits() -> None:
+    """Also under a cap on the logits."""
+    capped = "head = MatMul(down, head_w)\nratio = Div(head, cap)\nbent = Tanh(ratio)\nlogits = Mul(cap, bent)"
+    model = parse(TEXT % capped, {**weights(), "cap": np.asarray(30.0, np.float32)}, lazy=True)
+    assert apply(quantize(bits=8, head_bits=4), model).fired == {"embedding": 1, "linear": 2, "head": 1}
+    bits = [node.attributes.get_int("bits") for node in model.graph if node.op_type == "MatMulNBits"]
+    assert bits == [8, 8, 4]
+    assert node_of(model, "GatherBlockQuantized").attributes.get_int("bits") == 4
+
+
+def test_nothing_is_read_while_the_graph_is_rewritten() -> None:
+    class Unread(LazyWeight):
+        def rows(self, start: int, stop: int) -> Array:
+            raise AssertionError("a weight was read")
+
+    model = make()
+    for value in model.graph.initializers.values():
+        if value.shape is not None and len(value.shape) == 2:
+            shape = [int(d) for d in value.shape.numpy()]
+            transposed = value.name != "table"
+            value.const_value = Unread(shape[::-1] if transposed else shape, ir.DataType.FLOAT, transposed=transposed)
+    assert quantize(symmetric=False)(model).modified
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "reasons"),
+    [
+        (1, (64, 80), ["it does not look up rows"]),
+        (0, (80, 72), ["its width 72 is no multiple of the block size 32"]),
+        (0, (LOOKUP_SIZE // 32 - 1, 32), []),
+    ],
+    ids=["columns", "width", "small"],
+)
+def test_look_ups_that_stay(axis: int, shape: tuple[int, int], reasons: list[str]) -> None:
+    lookup = f"y = Gather<axis={axis}>(t, ids)"
+    text = f"m (int64[n] ids, float[n, 64] z) => (y, float[n, 64] logits) {{ {lookup}\nlogits = Tanh(z) }}"
+    model = parse(text, {"t": draw(*shape)})
+    result = quantize()(model)
+    assert result.tally.expected == ({"embedding": 1} if reasons else {})
+    assert left_alone(quantize(), model) == reasons
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "logits = MatMul(x, z)",
+        "t = Transpose<perm=[1,0]>(z)\nu = MatMul(x, t)\nlogits = MatMul(u, z)",
+        "logits = MatMul(x, experts)",
+        "same = Transpose<perm=[0,1]>(w)\nlogits = MatMul(x, same)",
+    ],
+    ids=["activation", "transposed activation", "three axes", "no transpose"],
+)
+def test_products_that_stay(body: str) -> None:
+    text = f"m (float[64, 64] x, float[64, 64] z) => (logits) {{ {body} }}"
+    model = parse(text, {"experts": draw(2, 64, 64), "w": draw(64, 64)})
+    assert left_alone(quantize(), model) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "weights are quantized to 4 or 8 bits, not 3 or 4"),
+        ({"head_bits": 16}, "weights are quantized to 4 or 8 bits, not 4 or 16"),
+        ({"block_size": 8}, "block size 8 is not a power of two from 16 up"),
+        ({"block_size": 48}, "block size 48 is not a power of two from 16 up"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        QuantizeWeights(**options)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmc.runtimes.bench.machine import MachineFingerprint, installed_versions, machine_fingerprint
+from llmc.runtimes.machine import MachineFingerprint, installed_versions, machine_fingerprint
 
 DISTRIBUTION = "llmc-toolchain"
 REPORTED_PACKAGES = (

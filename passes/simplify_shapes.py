@@ -1,8 +1,8 @@
 """Makes the shape arithmetic of a traced graph constant, and removes what moves nothing.
 
-    Reshape(x, Concat(batch, seq, 9, 64))      →  Reshape(x, [0, 0, 9, 64])
-    Expand(x, shape of x), Reshape to own shape, Cast to own type, Identity  →  x
+    Reshape(x, Concat(batch, seq, 9, 64))         →  Reshape(x, [0, 0, 9, 64])
     Transpose(Transpose(x)), Reshape(Reshape(x))  →  x, or one of them
+    Expand, Reshape to its own shape, Cast to its own type, Slice of everything, Identity  →  x
 
 Symbolic dimensions are compared by name: the trace gives equal names to sizes that are always equal.
 """
@@ -18,6 +18,8 @@ from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import dims, integers, producer, small_initializer
 
 Dims = list[int | str | None]
+FARTHEST = 2**31 - 1
+"""What exporters write for "to the end"; no axis is longer."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,21 @@ def _moves_nothing(node: ir.Node) -> bool:
         return (
             source is not None and source.dtype is not None and int(source.dtype) == node.attributes.get_int("to", 0)
         )
+    if node.op_type == "Slice":
+        return _takes_all(node)
     if node.op_type in {"Reshape", "Expand"} and before is not None and after is not None:
         # One anonymous or computed dimension is enough to make two shapes differ at run time.
         return before == after and all(d is not None for d in before)
     return False
+
+
+def _takes_all(node: ir.Node) -> bool:
+    """Whether a Slice goes from the first element to the last of every axis (a model's ``x[:, :]``)."""
+    starts, ends = (integers(value) for value in node.inputs[1:3])
+    steps = integers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else [1]
+    if starts is None or ends is None or steps is None:
+        return False
+    return not any(starts) and min(ends) >= FARTHEST and all(step == 1 for step in steps)
 
 
 def _bypass(node: ir.Node, tally: Tally) -> None:

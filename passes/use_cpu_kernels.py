@@ -41,11 +41,7 @@ class UseCpuMatMul(FusionPass):
         bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 32)
         if bits not in {4, 8} or block % STEP:
             raise NearMiss(f"the kernel takes 4 or 8 bits in blocks of a multiple of {STEP}, not {bits} and {block}")
-        x, weight, scales, zeros, bias = ([*node.inputs, None, None, None, None])[:5]
-        if len(node.inputs) > 5:
-            bias = node.inputs[5]
-        else:
-            bias = None
+        x, weight, scales, zeros, _, bias = [*node.inputs, None, None, None, None][:6]
         attributes: dict[str, int | float] = {
             name: node.attributes.get_int(name, 0) for name in ("K", "N", "bits", "block_size")
         }
@@ -89,7 +85,7 @@ def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
         total = norm.outputs[3]
         made = new.outputs[1]
         name = total.name
-        made.dtype, made.shape = total.dtype, total.shape
+        made.type, made.shape = total.type, total.shape
         total.replace_all_uses_with(made, replace_graph_outputs=True)
         total.name, made.name = f"{name}.unfused", name
     graph.remove(norm, safe=True)

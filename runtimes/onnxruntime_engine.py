@@ -21,8 +21,8 @@ from llmc.compiler.errors import EngineError, MissingDependencyError
 from llmc.compiler.manifest import Manifest
 from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
 from llmc.runtimes.engine import EngineInfo, Session
+from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
-from llmc.runtimes.threads import default_threads
 
 log = logging.getLogger(__name__)
 GRAPH, ENGINE = "model.onnx", "engine.onnx"
@@ -63,7 +63,7 @@ class OnnxRuntimeCpu:
             MissingDependencyError: onnxruntime is not installed.
         """
         manifest = open_artifact(directory).manifest
-        count = threads or (manifest.engine.threads if manifest.engine else None) or default_threads()
+        count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
         options = _session_options(count)
         graph = self._graph(directory, manifest, options)
         inference = _make_inference(graph, options)
@@ -121,7 +121,7 @@ def _session_options(threads: int | None) -> Any:
         hint = "onnxruntime is not installed; pip install 'llmc-toolchain[cpu]'"
         raise MissingDependencyError(hint) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or default_threads()
+    options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3

@@ -155,10 +155,10 @@ class OnnxRuntimeSession:
 
     def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
         """This step's present is the next step's past."""
-        values = dict(zip([o.name for o in self._inference.get_outputs()], self._binding.get_outputs(), strict=True))
+        # A binding gives its outputs in the order in which they were bound first, not in the graph's: logits come last.
+        values = self._binding.get_outputs()[: len(self._present)]
         ragged = self._positions and bool((valid != chunk).any())
-        for past, present in zip(self._past, self._present, strict=True):
-            value = values[present]
+        for past, present, value in zip(self._past, self._present, values, strict=True):
             if ragged:
                 value = _ort_value(_left_padded(value.numpy(), before, valid))
             self._binding.bind_ortvalue_input(past, value)

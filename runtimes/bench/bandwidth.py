@@ -20,7 +20,7 @@ import numpy.typing as npt
 import psutil
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.bench.machine import last_level_cache_bytes
+from llmc.runtimes.machine import last_level_cache_bytes
 from llmc.runtimes.bench.summary import Summary
 
 SMALLEST_BUFFER = 512 << 20

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import psutil
 
-from llmc.runtimes.bench.machine import usable_cpus
+from llmc.runtimes.machine import usable_cpus
 
 BUSY_FIELDS = ("user", "nice", "system", "irq", "softirq", "steal")
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from llmc.compiler.errors import ArtifactError, EngineError, LlmcError
 from llmc.runtimes.bench.arguments import positive_numbers
-from llmc.runtimes.bench.machine import MachineFingerprint, machine_fingerprint
+from llmc.runtimes.machine import MachineFingerprint, machine_fingerprint
 from llmc.runtimes.bench.process_memory import run_measured
 from llmc.runtimes.bench.synthetic import LlamaGeometry, write_checkpoint
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmc.compiler.errors import UsageError
 from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.machine import MachineFingerprint
+from llmc.runtimes.machine import MachineFingerprint
 from llmc.runtimes.bench.summary import Percentiles, Summary
 
 SCHEMA_VERSION = 1

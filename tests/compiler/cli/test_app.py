@@ -26,7 +26,7 @@ EXPORT = ("export", "model", "-o", "out")
 
 
 def start(*arguments: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Run the console script's function in a new process: seconds, and how it ended, stderr's last line the modules."""
+    """Run the console script's function in a new process: seconds, and how it ended; stderr ends with the modules."""
     code = (
         "import atexit, json, sys\n"
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"

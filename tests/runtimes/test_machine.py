@@ -7,7 +7,7 @@ import pytest
 from llmc.compiler.errors import UsageError
 from llmc.runtimes.bench import bandwidth as bandwidth_module
 from llmc.runtimes.bench import load as load_module
-from llmc.runtimes.bench import machine
+from llmc.runtimes import machine
 from llmc.runtimes.bench.bandwidth import measure_read_bandwidth
 from llmc.runtimes.bench.load import LoadMeter, other_load
 
@@ -32,7 +32,7 @@ def test_fingerprint_is_plain_json_and_plausible():
 
 def test_fingerprint_imports_no_runtime():
     code = (
-        "import sys; from llmc.runtimes.bench.machine import machine_fingerprint as f; f(); "
+        "import sys; from llmc.runtimes.machine import machine_fingerprint as f; f(); "
         "sys.exit(any(name in sys.modules for name in ('onnxruntime', 'torch', 'transformers', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

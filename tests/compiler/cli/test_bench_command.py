@@ -1,0 +1,100 @@
+"""bench: what is measured, and where the report goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+from typer.testing import Result
+
+from llmc.compiler.cli.bench_command import subject_labels
+from llmc.runtimes.bench import latency
+from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
+from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.results import BenchCase, BenchReport
+from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine import machine_fingerprint
+
+Run = Callable[..., Result]
+INFO = {"weight_bytes": 10_000_000, "cache_bytes_per_token": 100}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replace the measurement; its report has made-up samples for what was asked."""
+
+    def run(subjects: Any, cases: Any, options: Any, *, bandwidth: Any = None, progress: Any = None) -> BenchReport:
+        progress("read bandwidth", 1, 2)
+        progress("warm-up", 2, 2)
+        samples = {
+            (subject.label, case): [Sample(0.1 * (place + 1), (0.01, 0.02), 0.4)] * options.runs
+            for place, subject in enumerate(subjects)
+            for case in cases
+        }
+        reached = Bandwidth(Summary(10e9, 9e9, 11e9, 5), threads=1, buffer_bytes=1 << 30, cache_bytes=1 << 20)
+        records = tuple(Opened(subject, INFO, 1000, [0.5]).record() for subject in subjects)
+        return BenchReport(
+            machine=machine_fingerprint(),
+            bandwidth=reached,
+            options=options,
+            subjects=records,
+            results=analyze(samples, records, cases, {}, reached),
+            comparisons=compare(samples, [subject.label for subject in subjects], cases),
+            other_load_before=0.4,
+            other_load_after=0.0,
+            warnings=("other processes used 40% of the cores before the benchmark",),
+        )
+
+    fake = create_autospec(latency.run_benchmark, side_effect=run)
+    monkeypatch.setattr(latency, "run_benchmark", fake)
+    return fake
+
+
+def test_defaults(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    result = llmc("bench", tmp_path / "engine")
+    assert result.exit_code == 0, result.stderr
+    (subject,), cases, options = measured.call_args.args
+    assert subject.label == "engine"
+    assert cases == (BenchCase(128, 128), BenchCase(512, 128))
+    assert (options.runs, options.threads) == (5, None)
+    for words in ("pp128+tg128", "decode tok/s", "of bandwidth", "warning: other processes used 40%"):
+        assert words in result.stdout
+
+
+def test_options_and_comparison(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    options = ("--prompt", "8, 16", "--gen", 4, "--batch", "1,4", "--runs", 2, "--threads", 3)
+    result = llmc("bench", tmp_path / "a", tmp_path / "b", *options)
+    assert result.exit_code == 0, result.stderr
+    subjects, cases, chosen = measured.call_args.args
+    assert [subject.label for subject in subjects] == ["a", "b"]
+    assert cases == (BenchCase(8, 4), BenchCase(16, 4), BenchCase(8, 4, 4), BenchCase(16, 4, 4))
+    assert (chosen.runs, chosen.threads) == (2, 3)
+    assert "a / other" in result.stdout
+
+
+def test_json_into_a_file(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "results.json"
+    result = llmc("bench", tmp_path / "engine", "--json", file)
+    assert result.exit_code == 0, result.stderr
+    assert "Throughput" in result.stdout
+    assert json.loads(file.read_text())["subjects"][0]["label"] == "engine"
+
+
+def test_json_on_stdout(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    result = llmc("bench", tmp_path / "engine", "--json", "-")
+    assert json.loads(result.stdout)["warnings"][0].startswith("other processes")
+    assert "Throughput" not in result.stdout
+
+
+def test_errors_as_json_only_when_stdout_is_asked_for(llmc: Run, tmp_path: Path) -> None:
+    assert "error" in json.loads(llmc("bench", tmp_path, "--gen", 1, "--json", "-").stdout)
+    assert llmc("bench", tmp_path, "--gen", 1, "--json", tmp_path / "f").stdout == ""
+
+
+def test_labels() -> None:
+    assert subject_labels([Path("x/a"), Path("y/b")]) == ["a", "b"]
+    assert subject_labels([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]

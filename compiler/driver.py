@@ -203,11 +203,12 @@ def _target_passes(geometry: ModelGeometry, options: OptimizeOptions) -> list[Gr
     quantization = None
     if bits is not None:
         head = {"int4": 4, "int8": 8, "auto": 8}[options.head]
-        symmetric = options.symmetric if options.symmetric is not None else True
+        # Four bits need the offset; eight are near enough without.
+        plain = options.symmetric if options.symmetric is not None else bits == 8
         quantization = QuantizeWeights(
             bits=4 if bits == 4 else 8,
             block_size=options.block_size,
-            symmetric=symmetric,
+            offset=not plain,
             head_bits=4 if head == 4 else 8,
         )
     target = CpuTarget(

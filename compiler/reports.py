@@ -35,7 +35,8 @@ class PassOutcome:
         if not missing:
             return ()
         total = ", ".join(f"{what} fired {fired} of {n} times" for what, (fired, n) in missing.items())
-        return tuple(f"{record.name}: {total}; {node}: {reason}" for node, reason in self.rejections)
+        reasons = [f"{node}: {reason}" for node, reason in self.rejections] or ["no place looked like it"]
+        return tuple(f"{record.name}: {total}; {reason}" for reason in reasons)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

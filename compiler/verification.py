@@ -90,14 +90,18 @@ def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[f
     return float(np.abs(engine - reference).max()), max(0.0, divergence), same
 
 
+LARGEST_KL = {"int8": 0.1, "int4": 1.0}
+"""Divergence, in nats, beyond which quantized weights no longer say what the model says."""
+
+
 def tolerances(precision: str, measured: Measured) -> dict[str, float]:
-    """What ``verify`` will accept: fixed for float32, a margin over what was measured where weights are quantized."""
+    """What ``verify`` will accept: fixed for float32; else a margin over what was measured, up to a fixed limit."""
     if precision == "fp32":
         return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0}
     margin = 1.25
     return {
         LOGIT_ERROR: measured.logit_error * margin + EXACT_LOGIT_ERROR,
-        KL: measured.kl * margin + 1e-4,
+        KL: min(measured.kl * margin + 1e-4, LARGEST_KL.get(precision, 0.1)),
         TOP1: max(0.0, measured.top1 - 0.05),
     }
 

@@ -7,6 +7,12 @@ In: [rows, features] float. Out: the layouts that com.microsoft::MatMulNBits and
 
 Symmetric blocks take as scale the value of largest magnitude, sign included, divided by the most negative integer, so
 that this value is met exactly and all 2^bits levels are used (as llama.cpp's Q4_0 does).
+
+Blocks with an offset keep their smallest and largest value instead, and one more float per block:
+
+    value = (integer - 2^(bits-1)) * scale + offset
+
+which stores weights that came in such blocks (GGUF's Q4_1, Q4_K) as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmc.compiler.errors import UsageError
+
 Array = npt.NDArray[Any]
 
 
@@ -28,12 +36,23 @@ class BlockFormat:
     Attributes:
         bits: 4 or 8.
         block_size: Features that share a scale.
-        symmetric: Zero point fixed at 2^(bits-1); else stored per block.
+        symmetric: Zero point fixed at 2^(bits-1); else an integer stored per block.
+        offset: Zero point fixed, and a float offset stored per block; excludes ``symmetric = False``.
     """
 
     bits: int
     block_size: int
     symmetric: bool
+    offset: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse two kinds of zero point at once.
+
+        Raises:
+            UsageError: a zero point and an offset.
+        """
+        if self.offset and not self.symmetric:
+            raise UsageError("a block has a zero point or an offset, not both")
 
     def pack(self, rows: Array) -> Array:
         """[rows, blocks * block_size * bits / 8] uint8."""
@@ -41,6 +60,8 @@ class BlockFormat:
         scales, zeros = self._parameters(blocks)
         with np.errstate(divide="ignore", invalid="ignore"):
             inverse = np.where(scales == 0, 0, 1 / scales).astype(np.float32)
+        if self.offset:
+            blocks = blocks - self._offsets(blocks)[..., None]
         levels = np.rint(blocks * inverse[..., None])
         levels += zeros[..., None]
         np.clip(levels, 0, 2**self.bits - 1, out=levels)
@@ -55,12 +76,20 @@ class BlockFormat:
         zeros = self._parameters(self._blocks(rows))[1].astype(np.uint8)
         return _pack(zeros, self.bits)
 
+    def offsets(self, rows: Array) -> Array:
+        """[rows, blocks] float32; zeros where the format has none."""
+        made: Array = self._offsets(self._blocks(rows))
+        return made
+
     def dequantize(self, rows: Array) -> Array:
         """What the integers stand for, [rows, features] float32: the specification of what kernels compute."""
         blocks = self._blocks(rows)
         scales, zeros = self._parameters(blocks)
         levels = _unpack(self.pack(rows), self.bits).reshape(blocks.shape).astype(np.float32)
-        return ((levels - zeros[..., None]) * scales[..., None]).reshape(len(rows), -1)[:, : rows.shape[1]]
+        values = (levels - zeros[..., None]) * scales[..., None]
+        if self.offset:
+            values += self._offsets(blocks)[..., None]
+        return values.reshape(len(rows), -1)[:, : rows.shape[1]]
 
     def _blocks(self, rows: Array) -> Array:
         """[rows, blocks, block_size] float32, zeros after the last feature."""
@@ -72,6 +101,9 @@ class BlockFormat:
     def _parameters(self, blocks: Array) -> tuple[Array, Array]:
         """Scale and zero point of each block, float32."""
         high, low = blocks.max(axis=2), blocks.min(axis=2)
+        if self.offset:
+            scales = ((high - low) / (2**self.bits - 1)).astype(np.float32)
+            return scales, np.full(scales.shape, 2 ** (self.bits - 1), np.float32)
         if self.symmetric:
             extreme = np.where(high > -low, high, low)
             half = 2 ** (self.bits - 1)
@@ -81,6 +113,14 @@ class BlockFormat:
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = np.where(scales == 0, 0, np.rint(-low / scales))
         return scales, np.clip(zeros, 0, 2**self.bits - 1).astype(np.float32)
+
+    def _offsets(self, blocks: Array) -> Array:
+        """What the middle level stands for: the smallest value plus half the levels."""
+        if not self.offset:
+            return np.zeros(blocks.shape[:2], np.float32)
+        scales, zeros = self._parameters(blocks)
+        middle: Array = (blocks.min(axis=2) + zeros * scales).astype(np.float32)
+        return middle
 
 
 def _nonzero(scales: Array) -> Array:

@@ -84,6 +84,8 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
         # Only attention that is lowered can write into a shared cache.
         SetCacheIO(target.cache),
     ]
+    # What packing left behind would be quantized as well.
+    passes.append(RemoveDeadCode())
     # After packing: a packed projection is one weight. Quantization also takes the tied output projection, whose
     # transposed table would otherwise be fused below.
     if target.quantization is not None:

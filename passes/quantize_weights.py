@@ -2,6 +2,7 @@
 
     MatMul(x, W) (+ b)            →  com.microsoft::MatMulNBits(x, packed, scales, zero points, b)
     Gather(table, ids)            →  com.microsoft::GatherBlockQuantized(packed, ids, scales, zero points)
+    MatMul(x, W) with offsets     →  MatMulNBits(x, …) + MatMul(sums of x by block, offsets)
     MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tied table is stored once
 
 Round to nearest, block by block along the input features. Nothing is read here: the packed tensors are lazy and are
@@ -14,16 +15,19 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.errors import UsageError
 from llmc.compiler.lazy_weight import LazyWeight, MappedWeight, TensorWeight, as_weight
 from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import add_initializer, is_weight, producer
+from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
 from llmc.passes.linear import linear_of, stored_weight
 
 DOMAIN = "com.microsoft"
+BLOCK_SUMS = "llmc.block_sums"
+"""Marks the Reshape that splits activations into blocks, so that layers with the same input share it."""
 LOOKUP_SIZE = 1 << 12
 """Elements from which a table that is looked up in counts as an embedding."""
 
@@ -35,7 +39,9 @@ class QuantizeWeights(GraphPass):
     Attributes:
         bits: 4 or 8, for linear layers.
         block_size: Input features that share a scale; a power of two, at least 16.
-        symmetric: No zero point; else one per block.
+        symmetric: No zero point; else an integer per block.
+        offset: A float offset per block instead, for linear layers (see block_quantization); the output projection
+            and the embedding share their bytes, and the look-up knows no offsets.
         head_bits: Bits of the output projection and of the embedding table.
         accuracy_level: 4 computes with int8 activations where the kernel can; 0 leaves it to the runtime.
     """
@@ -43,6 +49,7 @@ class QuantizeWeights(GraphPass):
     bits: Literal[4, 8] = 4
     block_size: int = 32
     symmetric: bool = True
+    offset: bool = False
     head_bits: Literal[4, 8] = 4
     accuracy_level: int = 4
 
@@ -78,7 +85,9 @@ class QuantizeWeights(GraphPass):
             model.graph.opset_imports.setdefault(DOMAIN, 1)
 
     def _format(self, *, is_head: bool) -> BlockFormat:
-        return BlockFormat(self.head_bits if is_head else self.bits, self.block_size, self.symmetric)
+        if is_head:
+            return BlockFormat(self.head_bits, self.block_size, self.symmetric)
+        return BlockFormat(self.bits, self.block_size, self.symmetric, self.offset)
 
     def _quantize_product(
         self, graph: ir.Graph, node: ir.Node, is_head: bool, known: dict[tuple[object, ...], dict[str, ir.Value]]
@@ -89,6 +98,10 @@ class QuantizeWeights(GraphPass):
         fmt = self._format(is_head=is_head)
         blocks = math.ceil(tensor.stored_shape[1] / fmt.block_size)
         packed_shape = (tensor.stored_shape[0], blocks, fmt.block_size * fmt.bits // 8)
+        if fmt.offset and tensor.stored_shape[1] % fmt.block_size:
+            raise NearMiss(
+                f"{tensor.stored_shape[1]} input features are no multiple of the block size {fmt.block_size}"
+            )
         made = _initializers(graph, name, tensor, fmt, packed_shape, known)
         bias, last = _bias(node)
         inputs = [node.inputs[0], made["packed"], made["scales"], made.get("zero_points"), None, bias]
@@ -101,10 +114,36 @@ class QuantizeWeights(GraphPass):
             "block_size": fmt.block_size,
             "accuracy_level": self.accuracy_level,
         }
-        new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)
-        ir.convenience.replace_nodes_and_values(
-            graph, last, [last] if last is node else [last, node], [new], list(last.outputs), list(new.outputs)
-        )
+        new = [ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)]
+        if fmt.offset:
+            new += _add_offsets(graph, node, new[0], made["offsets"], fmt)
+        old = [last] if last is node else [last, node]
+        ir.convenience.replace_nodes_and_values(graph, last, old, new, list(last.outputs), list(new[-1].outputs))
+
+
+def _add_offsets(
+    graph: ir.Graph, node: ir.Node, product: ir.Node, offsets: ir.Value, fmt: BlockFormat
+) -> list[ir.Node]:
+    """``product + (sums of x over each block) · offsets``; the sums of one x are computed once."""
+    x = node.inputs[0]
+    assert x is not None
+    assert offsets.const_value is not None
+    blocks = int(offsets.const_value.shape.numpy()[0])
+    nodes: list[ir.Node] = []
+    known = [use.node for use in x.uses() if use.node.metadata_props.get(BLOCK_SUMS) == str(fmt.block_size)]
+    if known:
+        sums = next(iter(known[0].outputs[0].uses())).node
+    else:
+        shape = np.asarray([0, 0, blocks, fmt.block_size], np.int64)
+        target = small_initializer(graph, f"shape_0_0_{blocks}_{fmt.block_size}", shape)
+        axis = small_initializer(graph, "axis_3", np.asarray([3], np.int64))
+        by_block = ir.node("Reshape", [x, target], name=f"{node.name}/blocks")
+        by_block.metadata_props[BLOCK_SUMS] = str(fmt.block_size)
+        sums = ir.node("ReduceSum", [by_block.outputs[0], axis], {"keepdims": 0}, name=f"{node.name}/block_sums")
+        nodes = [by_block, sums]
+    correction = ir.node("MatMul", [sums.outputs[0], offsets], name=f"{node.name}/offsets")
+    total = ir.node("Add", [product.outputs[0], correction.outputs[0]], name=f"{node.name}/Add")
+    return [*nodes, correction, total]
 
 
 def _head(model: ir.Model) -> ir.Node | None:
@@ -207,6 +246,12 @@ def _initializers(
             width = math.ceil(blocks * fmt.bits / 8)
             parts["zero_points"] = MappedWeight(
                 tensor, (height, width), uint8, fmt.packed_zero_points, ("zeros", fmt)
+            )
+        if fmt.offset:
+            # [blocks, out] in the graph, rows of [out, blocks] while it is made.
+            key_of = ("offsets", fmt)
+            parts["offsets"] = MappedWeight(
+                tensor, (height, blocks), tensor.dtype, fmt.offsets, key_of, transposed=True
             )
         stem = name.removesuffix(".weight")
         known[key] = {part: add_initializer(graph, f"{stem}.{part}", weight) for part, weight in parts.items()}

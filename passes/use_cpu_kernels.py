@@ -1,6 +1,7 @@
 """Quantized layers to llmc's own operators for the CPU.
 
     MatMulNBits(x)                                          →  llmc.cpu::MatMulNBits(x)
+    MatMulNBits(x) + MatMul(block sums of x, offsets)       →  llmc.cpu::MatMulNBits(x, offsets)
     MatMulNBits(SkipSimplifiedLayerNormalization(x, r, w))  →  llmc.cpu::MatMulNBits(x, gamma = w, skip = r), x + r
     MatMulNBits(RMSNormalization(x, w))                     →  llmc.cpu::MatMulNBits(x, gamma = w)
     act(gate) * up, [gate up] = Split(MatMulNBits(x))       →  llmc.cpu::GatedMatMulNBits(x)
@@ -18,7 +19,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import integers, only_consumer, producer
+from llmc.passes.graph_query import integers, is_weight, only_consumer, producer
 
 SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
 STEP, TILE = 32, 16
@@ -45,12 +46,15 @@ class UseCpuMatMul(FusionPass):
         attributes: dict[str, int | float] = {
             name: node.attributes.get_int(name, 0) for name in ("K", "N", "bits", "block_size")
         }
+        add, offsets = _offsets_after(node, x)
+        if add is not node:
+            _remove_offsets(model.graph, node, add)
         norm = _norm_before(x, node)
-        inputs = [x, weight, scales, zeros, bias]
+        inputs = [x, weight, scales, zeros, bias, None, None, offsets]
         if norm is not None:
             gamma = norm.inputs[2] if norm.op_type.startswith("Skip") else norm.inputs[1]
             skip = norm.inputs[1] if norm.op_type.startswith("Skip") else None
-            inputs = [norm.inputs[0], weight, scales, zeros, bias, gamma, skip]
+            inputs = [norm.inputs[0], weight, scales, zeros, bias, gamma, skip, offsets]
             attributes["epsilon"] = norm.attributes.get_float("epsilon", 1e-5)
         while inputs[-1] is None:
             inputs.pop()
@@ -66,6 +70,35 @@ class UseCpuMatMul(FusionPass):
         """Declare the domain."""
         model.graph.opset_imports.setdefault(DOMAIN, 1)
         model.graph.sort()
+
+
+def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
+    """The addition of block offsets to this product, and the offsets; the node itself and None where there are none."""
+    add = only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or add.domain:
+        return node, None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    correction = producer(other, "MatMul")
+    sums = producer(correction.inputs[0], "ReduceSum") if correction is not None else None
+    by_block = producer(sums.inputs[0], "Reshape") if sums is not None else None
+    if correction is None or by_block is None or by_block.inputs[0] is not x or not is_weight(correction.inputs[1]):
+        return node, None
+    return add, correction.inputs[1]
+
+
+def _remove_offsets(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
+    """Let the product give the sum's value, and drop what is then unused."""
+    result, product = add.outputs[0], node.outputs[0]
+    other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
+    product.type, product.shape = result.type, result.shape
+    result.replace_all_uses_with(product, replace_graph_outputs=True)
+    graph.remove(add, safe=True)
+    value = other
+    while value is not None and (maker := value.producer()) is not None and not list(value.uses()):
+        if maker.op_type not in {"MatMul", "ReduceSum", "Reshape"}:
+            break
+        value = maker.inputs[0]
+        graph.remove(maker, safe=True)
 
 
 def _norm_before(x: ir.Value | None, node: ir.Node) -> ir.Node | None:

@@ -19,7 +19,10 @@ MAX_LINES = 400
 
 LEAVES = frozenset(
     f"llmc.compiler.{name}"
-    for name in ("errors", "json_record", "geometry", "manifest", "atomic_rename", "staging", "artifact")
+    for name in (
+        *("errors", "json_record", "geometry", "manifest", "atomic_rename", "staging", "artifact"),
+        *("options", "progress", "reports", "versions"),
+    )
 )
 
 #: Tensors that are read when they are written: what capture makes, and passes compose.

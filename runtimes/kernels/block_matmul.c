@@ -11,7 +11,7 @@
 
 static size_t data_bytes(const PackedMatrix *m) { return (size_t)TILE * m->block_size * m->bits / 8; }
 
-static size_t parameter_bytes(const PackedMatrix *m) { return TILE * 2 + (m->has_zeros ? TILE : 0); }
+static size_t parameter_bytes(const PackedMatrix *m) { return TILE * 2 + (m->has_zeros ? TILE * 2 : 0); }
 
 static unsigned level(const PackedMatrix *m, const uint8_t *b, int64_t row, int64_t block, int feature) {
     const uint8_t *place = b + ((size_t)row * m->blocks + block) * m->block_size * m->bits / 8;
@@ -39,24 +39,36 @@ static void pack_block(const PackedMatrix *m, const uint8_t *b, int64_t tile, in
     }
 }
 
-static void pack_parameters(const PackedMatrix *m, const float *scales, const uint8_t *zeros, int64_t tile,
-                            int64_t block, uint8_t *to) {
-    size_t zero_row = ((size_t)m->blocks * m->bits + 7) / 8;
+/* Where 0 lies between the levels of a block: (level - zero) * scale = (level - 2^(bits-1)) * scale + offset. */
+static float zero_point(const PackedMatrix *m, const float *scales, const uint8_t *zeros, const float *offsets,
+                        int64_t row, int64_t block) {
+    const float middle = (float)(1 << (m->bits - 1));
+    if (offsets) {
+        float scale = scales[row * m->blocks + block];
+        return scale == 0.0f ? middle : middle - offsets[block * m->n + row] / scale;
+    }
+    const uint8_t *packed = zeros + row * (((size_t)m->blocks * m->bits + 7) / 8);
+    return m->bits == 8 ? packed[block] : (float)((packed[block / 2] >> (block % 2 * 4)) & 15);
+}
+
+static void store_half(uint8_t *to, float value) {
+    uint16_t half = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(to, &half, 2);
+}
+
+static void pack_parameters(const PackedMatrix *m, const float *scales, const uint8_t *zeros, const float *offsets,
+                            int64_t tile, int64_t block, uint8_t *to) {
     for (int r = 0; r < TILE; r++) {
         int64_t row = tile * TILE + r;
-        float scale = row < m->n ? scales[row * m->blocks + block] / m->rescale : 0.0f;
-        uint16_t half = _cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT);
-        memcpy(to + 2 * r, &half, 2);
-        if (!m->has_zeros) continue;
-        uint8_t zero = 0;
-        if (row < m->n && m->bits == 8) zero = zeros[row * zero_row + block];
-        if (row < m->n && m->bits == 4) zero = (zeros[row * zero_row + block / 2] >> (block % 2 * 4)) & 15;
-        to[2 * TILE + r] = zero;
+        if (row >= m->n) break; /* the memory is zero */
+        store_half(to + 2 * r, scales[row * m->blocks + block] / m->rescale);
+        if (m->has_zeros) store_half(to + 2 * TILE + 2 * r, zero_point(m, scales, zeros, offsets, row, block));
     }
 }
 
-int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const uint8_t *zeros) {
-    m->has_zeros = zeros != NULL;
+int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const uint8_t *zeros,
+                const float *offsets) {
+    m->has_zeros = zeros != NULL || offsets != NULL;
     float largest = 0.0f;
     for (int64_t i = 0; i < m->n * m->blocks; i++) largest = fmaxf(largest, fabsf(scales[i]));
     int exponent = 0;
@@ -75,7 +87,7 @@ int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const ui
         uint8_t *to = m->data + tile * m->tile_bytes, *parameters = to + m->blocks * data_bytes(m);
         for (int64_t block = 0; block < m->blocks; block++) {
             pack_block(m, b, tile, block, to + block * data_bytes(m));
-            pack_parameters(m, scales, zeros, tile, block, parameters + block * parameter_bytes(m));
+            pack_parameters(m, scales, zeros, offsets, tile, block, parameters + block * parameter_bytes(m));
         }
     }
     return 0;
@@ -166,8 +178,8 @@ static inline __attribute__((always_inline)) void group(const PackedMatrix *m, c
         parameters += TILE * 2;
         __m512 zero = _mm512_set1_ps((float)(1 << (bits - 1)));
         if (m->has_zeros) {
-            zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)parameters)));
-            parameters += TILE;
+            zero = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)parameters));
+            parameters += TILE * 2;
         }
         for (int r = 0; r < rows; r++) {
             __m512 value = _mm512_cvtepi32_ps(sum[r]);

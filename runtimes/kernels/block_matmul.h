@@ -6,7 +6,8 @@
  *     8 bits: 8 registers; byte i of lane r of register j holds feature 4j+i
  *
  * so that one VPDPBUSD multiplies 16 rows with 4 features and leaves one sum per row. Scales are float16, 16 side by
- * side, times 2^-exponent of the whole matrix so that none underflows; zero points are bytes, 16 side by side.
+ * side, times 2^-exponent of the whole matrix so that none underflows; zero points are float16, 16 side by side: those
+ * of blocks with an offset are no integers.
  */
 #ifndef LLMC_BLOCK_MATMUL_H
 #define LLMC_BLOCK_MATMUL_H
@@ -23,7 +24,7 @@ typedef struct {
     int64_t blocks;    /* blocks of a row */
     int block_size;    /* a multiple of LANE */
     int bits;          /* 4 or 8 */
-    int has_zeros;     /* zero points differ from 2^(bits-1) */
+    int has_zeros;     /* zero points differ from 2^(bits-1) and are stored */
     float rescale;     /* 2^exponent */
     size_t tile_bytes; /* distance of two tiles */
     uint8_t *data;     /* tiles */
@@ -36,7 +37,8 @@ typedef struct {
     float *sums;    /* [rows, blocks], of the integers */
 } QuantizedRows;
 
-int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const uint8_t *zeros);
+int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const uint8_t *zeros,
+                const float *offsets);
 void free_matrix(PackedMatrix *m);
 
 /* Quantize one row of float [k] into its place. */

@@ -5,6 +5,7 @@
  *
  * inputs   0 a [.., k] float     1 W as com.microsoft::MatMulNBits has it   2 scales   3 zero points (optional)
  *          4 bias (optional)     5 gamma [k] of an RMSNorm (optional)       6 skip, shaped like a (optional)
+ *          7 offsets [blocks, n] (optional, instead of zero points)
  * outputs  0 y [.., n]           1 a + skip (optional)
  */
 #include <math.h>
@@ -14,7 +15,7 @@
 #include "block_matmul.h"
 #include "ort_abi.h"
 
-enum { IN_A, IN_WEIGHT, IN_SCALES, IN_ZEROS, IN_BIAS, IN_GAMMA, IN_SKIP, INPUTS };
+enum { IN_A, IN_WEIGHT, IN_SCALES, IN_ZEROS, IN_BIAS, IN_GAMMA, IN_SKIP, IN_OFFSETS, INPUTS };
 enum { SILU = 1, GELU_TANH = 2 };
 #define ROWS_PER_TASK 64
 
@@ -200,7 +201,7 @@ static OrtStatus *constant(OrtApi api, const OrtKernelInfo *info, size_t index, 
     OrtStatus *status = ORT_CONSTANT_INPUT(api)(info, index, &is_constant, &value);
     if (status != NULL || !is_constant || value == NULL) {
         if (status) ORT_RELEASE_STATUS(api)(status);
-        return index == IN_ZEROS ? NULL : fail(api, "llmc.cpu: weights must be constants");
+        return index == IN_ZEROS || index == IN_OFFSETS ? NULL : fail(api, "llmc.cpu: weights must be constants");
     }
     return ORT_TENSOR_DATA(api)((OrtValue *)value, (void **)data);
 }
@@ -213,10 +214,11 @@ static int64_t attribute(OrtApi api, const OrtKernelInfo *info, const char *name
 }
 
 static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo *info, void **out) {
-    const void *weight, *scales, *zeros;
+    const void *weight, *scales, *zeros, *offsets;
     OrtStatus *status = constant(api, info, IN_WEIGHT, &weight);
     if (status == NULL) status = constant(api, info, IN_SCALES, &scales);
     if (status == NULL) status = constant(api, info, IN_ZEROS, &zeros);
+    if (status == NULL) status = constant(api, info, IN_OFFSETS, &offsets);
     if (status != NULL) return status;
     Kernel *kernel = calloc(1, sizeof *kernel);
     if (kernel == NULL) return fail(api, "llmc.cpu: out of memory");
@@ -237,7 +239,7 @@ static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo 
         return fail(api, "llmc.cpu: unsupported bits, block size or shape");
     }
     m->blocks = (m->k + m->block_size - 1) / m->block_size;
-    if (pack_matrix(m, weight, scales, zeros) != 0) {
+    if (pack_matrix(m, weight, scales, zeros, offsets) != 0) {
         free(kernel);
         return fail(api, "llmc.cpu: out of memory");
     }

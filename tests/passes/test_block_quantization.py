@@ -132,11 +132,12 @@ def test_a_block_too_small_for_a_scale_is_zeros(fmt: BlockFormat, value: float) 
 def test_an_asymmetric_block_of_one_sign_keeps_zero(bits: int) -> None:
     """Zero stays a level, so that the padding after the last feature and pruned weights stay zero."""
     fmt = BlockFormat(bits, 16, symmetric=False)
-    rows = np.linspace(5, 6, 16, dtype=np.float32)[None]
-    rows[0, 3] = 0.0
-    assert fmt.dequantize(rows)[0, 3] == 0.0
-    assert fmt.dequantize(-rows)[0, 3] == 0.0
-    assert np.abs(fmt.dequantize(rows) - rows).max() <= 6 / (2**bits - 1) / 2 + 1e-5
+    solid = np.linspace(5, 6, 16, dtype=np.float32)[None]
+    holed = solid.copy()
+    holed[0, 3] = 0.0
+    for rows in (solid, -solid, holed, -holed):
+        assert np.abs(fmt.dequantize(rows) - rows).max() <= 6 / (2**bits - 1) / 2 + 1e-5
+        assert not fmt.dequantize(rows)[rows == 0].any()
 
 
 def test_packing_puts_the_first_value_low() -> None:

@@ -161,10 +161,17 @@ def _has_weight(node: ir.Node) -> bool:
     if node.domain:
         return False
     if node.op_type == "MatMul":
-        return _product_weight(node) is not None
+        return _product_weight(node) is not None and not _is_correction(node)
     table = node.inputs[0] if node.op_type == "Gather" else None
     tensor = table.const_value if table is not None and is_weight(table) else None
     return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
+
+
+def _is_correction(node: ir.Node) -> bool:
+    """Whether a product is what an earlier run added for its offsets."""
+    sums = producer(node.inputs[0], "ReduceSum")
+    by_block = producer(sums.inputs[0], "Reshape") if sums is not None else None
+    return by_block is not None and BLOCK_SUMS in by_block.metadata_props
 
 
 def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "simd.h"
+
 #define HUGE_PAGE ((size_t)2 << 20)
 
 static size_t data_bytes(const PackedMatrix *m) { return (size_t)TILE * m->block_size * m->bits / 8; }
@@ -105,14 +107,14 @@ void quantize_row(const PackedMatrix *m, const float *x, const QuantizedRows *to
         int64_t count = m->k - start < m->block_size ? m->k - start : m->block_size;
         __m512 largest = _mm512_setzero_ps();
         for (int64_t i = 0; i < count; i += 16) {
-            __mmask16 mask = count - i >= 16 ? 0xffff : (__mmask16)((1u << (count - i)) - 1);
+            const __mmask16 mask = first_lanes(count - i);
             largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + start + i)));
         }
         float scale = _mm512_reduce_max_ps(largest) / 127.0f;
         __m512 inverse = _mm512_set1_ps(scale > 0.0f ? 1.0f / scale : 0.0f);
         __m512i sum = _mm512_setzero_si512();
         for (int64_t i = 0; i < m->block_size; i += 16) {
-            __mmask16 mask = count - i >= 16 ? 0xffff : count > i ? (__mmask16)((1u << (count - i)) - 1) : 0;
+            const __mmask16 mask = first_lanes(count - i);
             __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + start + i), inverse));
             sum = _mm512_add_epi32(sum, q);
             _mm_storeu_si128((__m128i *)(values + start + i), _mm512_cvtsepi32_epi8(q));

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.compiler.errors import UsageError
 from llmc.passes.block_quantization import BlockFormat
 
 from .graphs import draw, parse, run
@@ -95,6 +96,31 @@ def test_symmetric_error_is_half_a_step_except_at_the_end_without_a_level(bits: 
     extreme = np.where(array.max(1) > -array.min(1), array.argmax(1), array.argmin(1))[:, None]
     met, wanted = (np.take_along_axis(a, extreme, axis=1) for a in (fmt.dequantize(array), array))
     np.testing.assert_allclose(met, wanted, rtol=1e-6, atol=float(slack))
+
+
+@settings(max_examples=100, deadline=None)
+@given(bits=st.sampled_from([4, 8]), rows=blocks_of_16)
+def test_with_an_offset_the_error_is_half_a_step(bits: int, rows: list[list[float]]) -> None:
+    """Both ends of a block are levels, wherever zero is."""
+    fmt, array = BlockFormat(bits, 16, symmetric=True, offset=True), np.asarray(rows, np.float32)
+    # The step and the offset are rounded to float32, which shows where all values are far from 0.
+    slack = np.abs(array).max(axis=1, keepdims=True) * 4e-7 + np.finfo(np.float32).tiny * 256
+    assert (np.abs(fmt.dequantize(array) - array) <= fmt.scales(array) * (0.5 + 1e-4) + slack).all()
+
+
+def test_blocks_that_come_with_an_offset_are_met() -> None:
+    """As GGUF's Q4_1 stores them: 16 levels above a minimum."""
+    rng = np.random.default_rng(0)
+    levels = rng.permuted(np.tile(np.arange(16), (5, 2, 2)), axis=2)
+    scale, low = rng.uniform(0.01, 0.1, (5, 2, 1)), rng.uniform(-1, 1, (5, 2, 1))
+    rows = (levels * scale + low).astype(np.float32).reshape(5, 64)
+    fmt = BlockFormat(4, 32, symmetric=True, offset=True)
+    np.testing.assert_allclose(fmt.dequantize(rows), rows, rtol=0, atol=1e-6)
+
+
+def test_a_block_has_one_kind_of_zero_point() -> None:
+    with pytest.raises(UsageError, match="a block has a zero point or an offset, not both"):
+        BlockFormat(4, 32, symmetric=False, offset=True)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -16,7 +16,7 @@ from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.quantize_weights import LOOKUP_SIZE, QuantizeWeights
 from llmc.passes.remove_dead_code import RemoveDeadCode
 
-from .graphs import apply, close, draw, left_alone, node_of, operators, parse, run
+from .graphs import apply, close, draw, draw_all, left_alone, node_of, operators, parse, run
 
 Array = npt.NDArray[Any]
 VOCABULARY, HIDDEN, INNER = 96, 64, 72
@@ -175,6 +175,33 @@ def test_a_tied_table_is_stored_once(symmetric: bool, tmp_path: Path) -> None:
     apply(RemoveDeadCode(), model)
     write_model(model, tmp_path)
     assert (tmp_path / DATA).stat().st_size - tied >= VOCABULARY * HIDDEN // 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("width", [64, 1024])
+def test_offsets_are_added_beside_the_product(bits: Any, width: int) -> None:
+    """Sums over blocks are made once for two products of the same input; the head has no offsets."""
+    body = "a = MatMul(x, w1)\nb = MatMul(x, w2)\nc = Add(b, bias)\nd = Mul(a, c)\nlogits = MatMul(d, head)"
+    shapes = {"w1": (width, 48), "w2": (width, 48), "bias": (48,), "head": (48, 40)}
+    w = draw_all(shapes, seed=3, scale=0.1)
+    model = parse(f"m (float[batch, seq, {width}] x) => (logits) {{ {body} }}", w, lazy=True)
+    for number, node in enumerate(model.graph):
+        node.name = f"node_{number}"
+    graph_pass = quantize(bits=bits, offset=True)
+    assert apply(graph_pass, model).fired == {"linear": 2, "head": 1}
+    assert operators(model).count("ReduceSum") == 1
+    x = draw(2, 3, width, seed=9)
+    fmt, head = BlockFormat(bits, 32, True, offset=True), BlockFormat(4, 32, True)
+    first, second = (x @ fmt.dequantize(w[name].T).T for name in ("w1", "w2"))
+    wanted = (first * (second + w["bias"])) @ head.dequantize(w["head"].T).T
+    close(run(model, {"x": x}), {"logits": wanted}, rtol=1e-4, atol=1e-3)
+
+
+def test_offsets_need_whole_blocks() -> None:
+    body = "h = MatMul(x, w)\nt = Tanh(h)\nlogits = MatMul(t, z)"
+    model = parse(f"m (float[b, s, 72] x, float[40, 8] z) => (logits) {{ {body} }}", {"w": draw(72, 40)})
+    reason = "72 input features are no multiple of the block size 32"
+    assert left_alone(quantize(offset=True), model) == [reason]
 
 
 def test_a_weight_that_two_products_share_is_stored_once() -> None:

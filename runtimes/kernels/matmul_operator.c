@@ -1,4 +1,4 @@
-/* Operators of the domain llmc.cpu for ONNX Runtime.
+/* Matrix products of the domain llmc.cpu.
  *
  *     MatMulNBits       y = norm(a + skip) * W + bias
  *     GatedMatMulNBits  y = activation(gate) * up, [gate up] = norm(a + skip) * W
@@ -13,7 +13,8 @@
 #include <string.h>
 
 #include "block_matmul.h"
-#include "ort_abi.h"
+#include "ort_kernel.h"
+#include "simd.h"
 
 enum { IN_A, IN_WEIGHT, IN_SCALES, IN_ZEROS, IN_BIAS, IN_GAMMA, IN_SKIP, IN_OFFSETS, INPUTS };
 enum { SILU = 1, GELU_TANH = 2 };
@@ -33,36 +34,6 @@ typedef struct {
     float *sum, *y;
     int64_t count, out, row_tasks;
 } Call;
-
-static _Thread_local struct {
-    void *memory;
-    size_t size;
-} scratch;
-
-static void *scratch_memory(size_t size) {
-    if (scratch.size < size) {
-        free(scratch.memory);
-        scratch.memory = aligned_alloc(64, (size + 4095) / 4096 * 4096);
-        scratch.size = scratch.memory ? (size + 4095) / 4096 * 4096 : 0;
-    }
-    return scratch.memory;
-}
-
-/* exp with a relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]. */
-static inline __m512 exp16(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.3f)), _mm512_set1_ps(88.3f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
 
 static inline __m512 activate(int activation, __m512 x) {
     __m512 z = x;
@@ -89,7 +60,7 @@ static void prepare_row(void *data, size_t row) {
     float *sum = call->sum ? call->sum + row * k : NULL;
     __m512 squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < k; i += 16) {
-        __mmask16 mask = k - i >= 16 ? 0xffff : (__mmask16)((1u << (k - i)) - 1);
+        const __mmask16 mask = first_lanes(k - i);
         __m512 x = _mm512_maskz_loadu_ps(mask, a + i);
         if (skip) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, skip + i));
         if (sum) _mm512_mask_storeu_ps(sum + i, mask, x);
@@ -98,7 +69,7 @@ static void prepare_row(void *data, size_t row) {
     }
     __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)k + kernel->epsilon));
     for (int64_t i = 0; i < k; i += 16) {
-        __mmask16 mask = k - i >= 16 ? 0xffff : (__mmask16)((1u << (k - i)) - 1);
+        const __mmask16 mask = first_lanes(k - i);
         __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, normed + i), inverse);
         _mm512_mask_storeu_ps(normed + i, mask, _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, call->gamma + i)));
     }
@@ -107,8 +78,8 @@ static void prepare_row(void *data, size_t row) {
 
 static void finish_tile(const Call *call, int64_t tile, int64_t first, int64_t count, const float *values,
                         const float *up) {
-    const int64_t column = tile * TILE, left = call->out - column;
-    const __mmask16 mask = left >= TILE ? 0xffff : (__mmask16)((1u << left) - 1);
+    const int64_t column = tile * TILE;
+    const __mmask16 mask = first_lanes(call->out - column);
     const __m512 bias = call->bias ? _mm512_maskz_loadu_ps(mask, call->bias + column) : _mm512_setzero_ps();
     for (int64_t r = 0; r < count; r++) {
         __m512 v = _mm512_add_ps(_mm512_loadu_ps(values + r * TILE), bias);
@@ -127,28 +98,6 @@ static void multiply_task(void *data, size_t index) {
     multiply_tile(m, &call->rows, tile, first, count, values, TILE);
     if (call->kernel->activation) multiply_tile(m, &call->rows, tile + call->out / TILE, first, count, up, TILE);
     finish_tile(call, tile, first, count, values, call->kernel->activation ? up : NULL);
-}
-
-static OrtStatus *fail(OrtApi api, const char *text) { return ORT_CREATE_STATUS(api)(1, text); }
-
-static OrtStatus *read_shape(OrtApi api, const OrtValue *value, int64_t dims[8], size_t *rank) {
-    OrtTensorTypeAndShapeInfo *info = NULL;
-    OrtStatus *status = ORT_SHAPE(api)(value, &info);
-    if (status == NULL) status = ORT_DIM_COUNT(api)(info, rank);
-    if (status == NULL && (*rank < 1 || *rank > 8)) status = fail(api, "llmc.cpu: activations must have 1 to 8 axes");
-    if (status == NULL) status = ORT_DIMS(api)(info, dims, *rank);
-    if (info) ORT_RELEASE_SHAPE(api)(info);
-    return status;
-}
-
-static const float *optional_input(OrtApi api, OrtKernelContext *context, size_t index) {
-    size_t count = 0;
-    const OrtValue *value = NULL;
-    void *data = NULL;
-    if (ORT_INPUT_COUNT(api)(context, &count) != NULL || index >= count) return NULL;
-    if (ORT_INPUT(api)(context, index, &value) != NULL || value == NULL) return NULL;
-    if (ORT_TENSOR_DATA(api)((OrtValue *)value, &data) != NULL) return NULL;
-    return data;
 }
 
 static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
@@ -180,7 +129,7 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     if (status != NULL || rows == 0) return status;
 
     const size_t blocks = (size_t)rows * m->blocks;
-    char *memory = scratch_memory(blocks * (m->block_size + 2 * sizeof(float)) + 256);
+    char *memory = llmc_scratch(blocks * (m->block_size + 2 * sizeof(float)) + 256);
     if (memory == NULL) return fail(api, "llmc.cpu: out of memory");
     call.rows.scales = (float *)memory;
     call.rows.sums = call.rows.scales + blocks;
@@ -204,13 +153,6 @@ static OrtStatus *constant(OrtApi api, const OrtKernelInfo *info, size_t index, 
         return index == IN_ZEROS || index == IN_OFFSETS ? NULL : fail(api, "llmc.cpu: weights must be constants");
     }
     return ORT_TENSOR_DATA(api)((OrtValue *)value, (void **)data);
-}
-
-static int64_t attribute(OrtApi api, const OrtKernelInfo *info, const char *name) {
-    int64_t value = 0;
-    OrtStatus *status = ORT_ATTRIBUTE_INT(api)(info, name, &value);
-    if (status) ORT_RELEASE_STATUS(api)(status);
-    return value;
 }
 
 static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo *info, void **out) {
@@ -255,7 +197,6 @@ static void destroy(void *opaque) {
 
 static const char *name_plain(const OrtCustomOp *op) { return (void)op, "MatMulNBits"; }
 static const char *name_gated(const OrtCustomOp *op) { return (void)op, "GatedMatMulNBits"; }
-static const char *provider(const OrtCustomOp *op) { return (void)op, NULL; }
 static size_t inputs(const OrtCustomOp *op) { return (void)op, INPUTS; }
 static size_t outputs(const OrtCustomOp *op) { return (void)op, 2; }
 static int input_type(const OrtCustomOp *op, size_t i) {
@@ -264,10 +205,6 @@ static int input_type(const OrtCustomOp *op, size_t i) {
 static int output_type(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, TYPE_FLOAT; }
 static int input_kind(const OrtCustomOp *op, size_t i) { return (void)op, i >= IN_ZEROS ? OPTIONAL : REQUIRED; }
 static int output_kind(const OrtCustomOp *op, size_t i) { return (void)op, i ? OPTIONAL : REQUIRED; }
-static int memory_type(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, 0; }
-static int first_version(const OrtCustomOp *op) { return (void)op, 1; }
-static int last_version(const OrtCustomOp *op) { return (void)op, 0x7fffffff; }
-
 #define OPERATOR(get_name)                                                                                  \
     {                                                                                                       \
         .version = LLMC_ORT_API_VERSION, .GetName = get_name, .GetExecutionProviderType = provider,         \
@@ -277,15 +214,4 @@ static int last_version(const OrtCustomOp *op) { return (void)op, 0x7fffffff; }
         .KernelComputeV2 = compute, .GetStartVersion = first_version, .GetEndVersion = last_version,        \
     }
 
-static const OrtCustomOp plain = OPERATOR(name_plain), gated = OPERATOR(name_gated);
-
-__attribute__((visibility("default"))) OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
-                                                                    const OrtApiBase *base) {
-    OrtApi api = base->GetApi(LLMC_ORT_API_VERSION);
-    OrtCustomOpDomain *domain = NULL;
-    OrtStatus *status = ORT_CREATE_DOMAIN(api)("llmc.cpu", &domain);
-    if (status == NULL) status = ORT_DOMAIN_ADD(api)(domain, &plain);
-    if (status == NULL) status = ORT_DOMAIN_ADD(api)(domain, &gated);
-    if (status == NULL) status = ORT_OPTIONS_ADD_DOMAIN(api)(options, domain);
-    return status;
-}
+const OrtCustomOp llmc_matmul = OPERATOR(name_plain), llmc_gated_matmul = OPERATOR(name_gated);

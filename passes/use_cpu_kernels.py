@@ -20,6 +20,8 @@ import onnx_ir as ir
 
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
 from llmc.passes.graph_query import integers, is_weight, only_consumer, producer
+from llmc.passes.remove_dead_code import RemoveDeadCode
+from llmc.passes.use_cpu_attention import UseCpuAttention
 
 SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
 STEP, TILE = 32, 16
@@ -178,9 +180,10 @@ def _computes(activation: ir.Node, code: int) -> bool:
 
 @dataclass(frozen=True)
 class UseCpuKernels(GraphPass):
-    """Both of the above, in their order."""
+    """All of llmc's CPU operators, in their order."""
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Products first: the gated form starts from them."""
-        for part in (UseCpuMatMul(), UseCpuGatedMatMul()):
+        """Products before gates, which start from them; then what computed the inputs that are gone."""
+        for part in (UseCpuMatMul(), UseCpuGatedMatMul(), UseCpuAttention()):
             part.rewrite(model, tally)
+        RemoveDeadCode().rewrite(model, Tally())

@@ -229,13 +229,11 @@ static int input_kind(const OrtCustomOp *op, size_t i) {
     return (void)op, i == IN_KEY || i == IN_VALUE || i >= IN_CHUNK ? OPTIONAL : REQUIRED;
 }
 static int output_kind(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, REQUIRED; }
-static int version(const OrtCustomOp *op) { return (void)op, 1; }
-static int last_version(const OrtCustomOp *op) { return (void)op, 0x7fffffff; }
 
 const OrtCustomOp llmc_attention = {
     .version = LLMC_ORT_API_VERSION, .GetName = name, .GetExecutionProviderType = provider,
     .GetInputType = input_type, .GetInputTypeCount = inputs, .GetOutputType = output_type,
     .GetOutputTypeCount = outputs, .KernelDestroy = destroy, .GetInputCharacteristic = input_kind,
     .GetOutputCharacteristic = output_kind, .GetInputMemoryType = memory_type, .CreateKernelV2 = create,
-    .KernelComputeV2 = compute, .GetStartVersion = version, .GetEndVersion = last_version,
+    .KernelComputeV2 = compute, .GetStartVersion = first_version, .GetEndVersion = last_version,
 };

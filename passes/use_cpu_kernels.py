@@ -75,7 +75,7 @@ class UseCpuMatMul(FusionPass):
 
 
 def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
-    """The addition of block offsets to this product, and the offsets; the node itself and None where there are none."""
+    """The addition of block offsets to this product, and the offsets; the node itself and None without any."""
     add = only_consumer(node.outputs[0])
     if add is None or add.op_type != "Add" or add.domain:
         return node, None

@@ -115,10 +115,9 @@ def _without_version(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _convert_slow_tokenizer(source: Path, directory: Path) -> None:
     if not any((source / name).is_file() for name in _SLOW_TOKENIZER_NAMES):
-        raise CheckpointError(
-            f"{source} has no tokenizer ({', '.join(('tokenizer.json', *_SLOW_TOKENIZER_NAMES))}); copy the model's "
-            "tokenizer files there."
-        )
+        names = ", ".join(("tokenizer.json", *_SLOW_TOKENIZER_NAMES))
+        logger.warning("%s has no tokenizer (%s): the artifact will take token ids only", source, names)
+        return
     from transformers import AutoTokenizer
 
     logger.info("converting the tokenizer of %s to tokenizer.json", source)

@@ -12,8 +12,9 @@ replaces by what its runtime does fast. Its body, in standard ONNX, says what it
     output  = softmax(scores) · present_value     [batch, seq, heads x value_head_dim]
 
 Slot ``t`` of the cache holds the ``t``-th column of ``attention_mask``. Query row ``i`` is slot ``total - seq + i``.
-It sees the slots at or before its own, no farther back than ``window - 1``, whose mask is not 0; and always itself,
-so that rows of padding stay finite.
+It sees the slots at or before its own whose mask is not 0, no farther back than ``window - 1`` tokens; and always
+itself, so that rows of padding stay finite. Tokens are counted by the mask: padding between them, as a right-padded
+prompt leaves it before the decoded tokens, takes no room in the window.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def _rotate(body: Body, x: ir.Value) -> ir.Value:
 
 
 def _mask(body: Body, q: ir.Value, present_key: ir.Value) -> ir.Value:
-    """Which slots each query row sees, [batch, 1, 1, seq, total] bool."""
+    """Which slots each query row sees, [batch, 1, 1, seq, total] bool; the mask is [batch, total]."""
     zero, one = body.op("Constant", value_int=0), body.op("Constant", value_int=1)
     seq = body.op("Squeeze", body.op("Shape", q, start=2, end=3))
     total = body.op("Squeeze", body.op("Shape", present_key, start=2, end=3))
@@ -183,9 +184,13 @@ def _mask(body: Body, q: ir.Value, present_key: ir.Value) -> ir.Value:
     distance = body.op("Sub", body.op("Unsqueeze", rows, body.integers(1)), columns)
     window = body.referring("Constant", refer={"value_int": ("window", _INT)})
     farthest = body.op("Where", body.op("Greater", window, zero), window, body.op("Add", total, one))
-    causal = body.op("And", body.op("GreaterOrEqual", distance, zero), body.op("Less", distance, farthest))
+    causal = body.op("GreaterOrEqual", distance, zero)
     real = body.op("Cast", body["attention_mask"], to=int(ir.DataType.BOOL))
-    visible = body.op("And", causal, body.op("Unsqueeze", real, body.integers(1)))
+    counted = body.op("CumSum", body.op("Cast", real, to=int(ir.DataType.INT64)), one)
+    own = body.op("Unsqueeze", body.op("Gather", counted, rows, axis=1), body.integers(2))
+    tokens = body.op("Sub", own, body.op("Unsqueeze", counted, body.integers(1)))
+    near = body.op("And", causal, body.op("Less", tokens, farthest))
+    visible = body.op("And", near, body.op("Unsqueeze", real, body.integers(1)))
     mask = body.op("Or", visible, body.op("Equal", distance, zero))
     return body.op("Unsqueeze", mask, body.integers(1, 2))
 

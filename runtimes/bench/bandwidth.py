@@ -20,8 +20,8 @@ import numpy.typing as npt
 import psutil
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.machine import last_level_cache_bytes
 from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine import last_level_cache_bytes
 
 SMALLEST_BUFFER = 512 << 20
 CACHE_MULTIPLE = 4

@@ -28,9 +28,9 @@ from llmc.compiler.errors import UsageError
 from llmc.runtimes.bench.analysis import Opened, Sample, Samples, analyze, compare, warnings_of
 from llmc.runtimes.bench.bandwidth import Bandwidth, measure_read_bandwidth
 from llmc.runtimes.bench.load import LoadMeter, other_load
-from llmc.runtimes.machine import machine_fingerprint
 from llmc.runtimes.bench.remote import LLMC_WORKER, WorkerProcess
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, Subject
+from llmc.runtimes.machine import machine_fingerprint
 
 logger = logging.getLogger(__name__)
 

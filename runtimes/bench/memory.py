@@ -25,9 +25,9 @@ from rich.table import Table
 
 from llmc.compiler.errors import ArtifactError, EngineError, LlmcError
 from llmc.runtimes.bench.arguments import positive_numbers
-from llmc.runtimes.machine import MachineFingerprint, machine_fingerprint
 from llmc.runtimes.bench.process_memory import run_measured
 from llmc.runtimes.bench.synthetic import LlamaGeometry, write_checkpoint
+from llmc.runtimes.machine import MachineFingerprint, machine_fingerprint
 
 COMPILE = (sys.executable, "-P", "-c", "from llmc.compiler.cli.app import main; main()", "compile")
 COMPILE_OPTIONS = ("--target", "cpu", "--precision", "int4", "--verify", "off")

@@ -26,10 +26,10 @@ from rich.progress import Progress
 from llmc.compiler.errors import LlmcError, UsageError
 from llmc.runtimes.bench.arguments import positive_numbers
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
-from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.bench.remote import WorkerProcess, peer_command
 from llmc.runtimes.bench.report import render_report, write_json
 from llmc.runtimes.bench.results import BenchOptions, BenchReport, Subject
+from llmc.runtimes.machine import physical_cores
 
 
 @dataclass(frozen=True)

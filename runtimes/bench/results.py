@@ -22,8 +22,8 @@ from typing import Any
 
 from llmc.compiler.errors import UsageError
 from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.machine import MachineFingerprint
 from llmc.runtimes.bench.summary import Percentiles, Summary
+from llmc.runtimes.machine import MachineFingerprint
 
 SCHEMA_VERSION = 1
 

@@ -116,7 +116,7 @@ def test_records_refuse_impossible_values(manifest: Manifest) -> None:
     with pytest.raises(ArtifactError, match="0 threads"):
         EngineRecord(runtime="x", threads=0, profiles=(), details={})
     with pytest.raises(ArtifactError, match="fired is -1"):
-        PassRecord("P", {}, False, {"fired": -1}, 1, 1, 1, 1)
+        PassRecord("P", {}, False, {"fired": -1}, {}, 1, 1, 1, 1)
 
 
 def test_the_shipped_schema_is_the_dataclasses(manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """What the model says, from transformers alone; and engines and graphs led along it.
 
-The reference is loaded by transformers' own readers, and its logits come from one forward of each unpadded row without
-a cache, so that nothing of llmc's reading, padding or caching can be wrong on both sides.
+The reference is loaded by transformers' own readers, and its logits come from one forward of each unpadded row
+without a cache, so that nothing of llmc's reading, padding or caching can be wrong on both sides.
 """
 
 from __future__ import annotations

@@ -40,7 +40,10 @@ def make_session(domain, *, heads, kv_heads, dim, window, packed, rotary, thread
         **{n: ["b", "s", kv_heads * dim] for n in ("k", "v")},
         **{n: ["b", kv_heads, "c", dim] for n in ("past_k", "past_v", "pk", "pv")},
         **{n: [CAPACITY, dim // 2] for n in ("cos", "sin")},
-        **{"seqlens": ["b"], "chunk": ["b"], "total": [], "y": ["b", "s", heads * dim]},
+        "seqlens": ["b"],
+        "chunk": ["b"],
+        "total": [],
+        "y": ["b", "s", heads * dim],
     }
     infos = {
         n: helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), shape) for n, shape in shapes.items()

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from llmc.compiler.errors import UsageError
+from llmc.runtimes import machine
 from llmc.runtimes.bench import bandwidth as bandwidth_module
 from llmc.runtimes.bench import load as load_module
-from llmc.runtimes import machine
 from llmc.runtimes.bench.bandwidth import measure_read_bandwidth
 from llmc.runtimes.bench.load import LoadMeter, other_load
 

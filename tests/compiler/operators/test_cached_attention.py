@@ -159,8 +159,9 @@ def reference(case: Case, inputs: dict[str, Array]) -> list[Array]:
     for row, head, column in itertools.product(range(batch), range(case.heads), range(case.seq)):
         slot, shared = case.past + column, head // (case.heads // case.kv_heads)
         vector = prepare(query[row, column, head * case.dim : (head + 1) * case.dim], "q_norm_weight", row, column)
-        oldest = max(0, slot - case.window + 1) if case.window else 0
-        seen = [t for t in range(oldest, slot + 1) if given["attention_mask"][row, t] or t == slot]
+        mask = given["attention_mask"][row]
+        window = case.window or case.total + 1
+        seen = [t for t in range(slot) if mask[t] and mask[t + 1 : slot + 1].sum() < window] + [slot]
         scores = [float(vector @ present_key[row, shared, t]) * 0.4 for t in seen]
         if case.variant.softcap:
             scores = [case.softcap * math.tanh(score / case.softcap) for score in scores]
@@ -202,7 +203,7 @@ FULL = Variant(rotary=True, qk_norm=True, softcap=True, sinks=True)
         pytest.param(Case(mask=LEFT), id="left padding"),
         pytest.param(Case(mask=RIGHT), id="right padding"),
         pytest.param(Case(seq=2, past=5, mask=HOLES), id="padding in the past"),
-        pytest.param(Case(seq=1, past=6, mask=HOLES, window=3), id="decode over padding, in a window"),
+        pytest.param(Case(seq=1, past=6, mask=HOLES, window=3), id="decode over padding, in a window of tokens"),
         pytest.param(Case(window=1), id="a window of one: itself"),
         pytest.param(Case(window=2), id="window"),
         pytest.param(Case(window=50), id="a window wider than the context"),

@@ -22,7 +22,7 @@ from llmc.compiler.manifest import Manifest
 from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
 from llmc.runtimes.engine import EngineInfo, Session
 from llmc.runtimes.machine import physical_cores
-from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
+from llmc.runtimes.onnxruntime_session import RAGGED_CHUNKS, OnnxRuntimeSession
 
 log = logging.getLogger(__name__)
 GRAPH, ENGINE = "model.onnx", "engine.onnx"
@@ -110,8 +110,17 @@ def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) 
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,
         threads=threads,
-        details=dict(manifest.engine.details) if manifest.engine else {},
+        details={
+            **(manifest.engine.details if manifest.engine else {}),
+            RAGGED_CHUNKS: _takes_ragged_chunks(manifest),
+        },
     )
+
+
+def _takes_ragged_chunks(manifest: Manifest) -> bool:
+    """Whether rows of one chunk may differ in length when the cache is not empty."""
+    lowered = [record for record in manifest.passes if record.name == "LowerAttention"]
+    return all(record.fields.get("query_seqlens", True) for record in lowered)
 
 
 def _session_options(threads: int | None) -> Any:

@@ -22,6 +22,8 @@ from llmc.runtimes.engine import EngineInfo, Int64Array
 from llmc.runtimes.host_logits import HostLogits
 
 PAST, PRESENT = "past_key_values.", "present."
+RAGGED_CHUNKS = "ragged_chunks"
+"""Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
 
 
 class OnnxRuntimeSession:
@@ -106,6 +108,12 @@ class OnnxRuntimeSession:
         needed = int((self._lengths + valid).max())
         if needed > self._capacity:
             raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {self._capacity}")
+        ragged = chunk > 1 and not full and bool((valid != chunk).any())
+        if ragged and self._lengths.any() and not self._info.details.get(RAGGED_CHUNKS, True):
+            raise EngineError(
+                "rows of unequal length can only be continued in chunks by a graph made with ONNX Runtime 1.32 or "
+                "newer; optimize again with it, or prefill each prompt whole"
+            )
         self._bind_chunk(input_ids)
         mask = self._portable_mask(valid, chunk) if self._positions else self._fused_mask(valid, chunk, full)
         self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))

@@ -38,7 +38,7 @@ typedef struct {
 } Call;
 
 static int64_t valid_rows(const Call *call, int64_t b) {
-    const int64_t rows = call->chunk ? call->chunk[b] : call->seq;
+    const int64_t rows = call->chunk ? call->chunk[b] : call->total[b] + 1;
     return rows < call->seq ? rows : call->seq;
 }
 

@@ -1,0 +1,152 @@
+"""Running passes: records, dumps, errors, the order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.errors import PassError, UsageError
+from llmc.compiler.manifest import PassRecord
+from llmc.compiler.reports import PassOutcome
+from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
+from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
+from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.runner import dump_graph, run_passes, snake_case, weight_bytes
+
+
+def small_model():
+    x = ir.val("x", ir.DataType.FLOAT, ["n", 512])
+    weight = ir.val("w", const_value=ir.tensor(np.ones((512, 4), np.float32), name="w"))
+    product = ir.node("MatMul", [x, weight], name="product")
+    result = ir.node("Relu", [product.outputs[0]], name="relu")
+    result.outputs[0].name, result.outputs[0].dtype, result.outputs[0].shape = (
+        "y",
+        ir.DataType.FLOAT,
+        ir.Shape(["n", 4]),
+    )
+    graph = ir.Graph(
+        [x], [result.outputs[0]], nodes=[product, result], initializers=[weight], opset_imports={"": 23}, name="g"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+@dataclass(frozen=True)
+class DropRelu(GraphPass):
+    """Replaces Relu by Identity."""
+
+    strength: int = 3
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        for node in model.graph:
+            if node.op_type == "Relu":
+                node.op_type = "Identity"
+                tally.count("relu")
+
+
+@dataclass(frozen=True)
+class NeverFits(FusionPass):
+    """Looks at every node and refuses."""
+
+    what = "nothing"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        return list(model.graph)
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        raise NearMiss(f"{node.op_type} is not what it wants")
+
+
+@dataclass(frozen=True)
+class Breaks(GraphPass):
+    """Raises."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        raise KeyError("lost")
+
+
+def test_a_record_says_what_happened():
+    model = small_model()
+    (outcome,) = run_passes(model, [DropRelu(strength=5)])
+    record = outcome.record
+    assert (record.name, dict(record.fields)) == ("DropRelu", {"strength": 5})
+    assert record.modified
+    assert dict(record.counts) == {"relu": 1}
+    assert (record.nodes_before, record.nodes_after) == (2, 2)
+    assert record.bytes_before == record.bytes_after == 512 * 4 * 4
+    assert outcome.milliseconds >= 0
+    (again,) = run_passes(model, [DropRelu()])
+    assert not again.record.modified
+
+
+def test_shortfalls_name_node_and_condition():
+    (outcome,) = run_passes(small_model(), [NeverFits()])
+    assert outcome.shortfalls == (
+        "NeverFits: nothing fired 0 of 2 times; product: MatMul is not what it wants",
+        "NeverFits: nothing fired 0 of 2 times; relu: Relu is not what it wants",
+    )
+
+
+def test_a_shortfall_without_a_reason_is_not_silent():
+    record = PassRecord("P", {}, False, {"x": 1}, {"x": 2}, 1, 1, 1, 1)
+    assert PassOutcome(record, (), 0.0).shortfalls == ("P: x fired 1 of 2 times; no place looked like it",)
+
+
+def test_a_failing_pass_is_named_with_those_before_it():
+    with pytest.raises(PassError, match=r"Breaks failed after DropRelu: 'lost'"):
+        run_passes(small_model(), [DropRelu(), Breaks()])
+
+
+def test_dumps_are_numbered_and_carry_no_weights(tmp_path):
+    model = small_model()
+    run_passes(model, [DropRelu(), NeverFits()], dump=tmp_path / "dump")
+    files = sorted(path.name for path in (tmp_path / "dump").iterdir())
+    assert files == ["00_drop_relu.onnx", "01_never_fits.onnx"]
+    graph = onnx.load(tmp_path / "dump" / files[0], load_external_data=False).graph
+    assert [node.op_type for node in graph.node] == ["MatMul", "Identity"]
+    assert (tmp_path / "dump" / files[0]).stat().st_size < 2000
+    assert model.graph.initializers["w"].const_value.numpy().sum() == 512 * 4
+
+
+def test_a_dump_that_fails_puts_the_weights_back(tmp_path):
+    model = small_model()
+    with pytest.raises(OSError, match="no-such-directory"):
+        dump_graph(model, tmp_path / "no-such-directory" / "x.onnx")
+    assert weight_bytes(model) == 512 * 4 * 4
+    assert model.graph.initializers["w"].const_value.numpy().shape == (512, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("PackQKV", "pack_qkv"), ("FuseQKNorm", "fuse_qk_norm"), ("SetCacheIO", "set_cache_io")]
+)
+def test_snake_case(name, expected):
+    assert snake_case(name) == expected
+
+
+def names(passes):
+    return [type(item).__name__ for item in passes]
+
+
+def test_the_order_for_the_cpu():
+    order = names(cpu_passes(CpuTarget(max_positions=64, quantization=QuantizeWeights())))
+    positions = {name: order.index(name) for name in order}
+    assert positions["FuseRotary"] < positions["FuseQKNorm"] < positions["PackQKV"] < positions["LowerAttention"]
+    assert positions["LowerAttention"] < positions["SetCacheIO"] < positions["QuantizeWeights"]
+    # What packing leaves behind is gone before weights are quantized.
+    assert order[positions["QuantizeWeights"] - 1] == "RemoveDeadCode"
+    assert order[-1] == "RemoveDeadCode"
+
+
+def test_options_change_the_passes():
+    assert "QuantizeWeights" not in names(cpu_passes(CpuTarget(max_positions=64)))
+    assert "LastTokenLogits" not in names(cpu_passes(CpuTarget(max_positions=64, logits="all")))
+    assert names(portable_passes())[-1] == "AttachBodies"
+
+
+@pytest.mark.parametrize("options", [{"bits": 3}, {"head_bits": 5}, {"block_size": 24}, {"block_size": 8}])
+def test_impossible_quantization_is_refused(options):
+    with pytest.raises(UsageError):
+        QuantizeWeights(**options)

@@ -28,10 +28,9 @@ from llmc.compiler.verification import measure, report, tolerances
 from llmc.compiler.versions import tool_versions
 from llmc.compiler.write_model import DATA, MODEL, write_model
 from llmc.passes.graph_pass import GraphPass
-from llmc.passes.pipeline import CpuTarget, cpu_passes
+from llmc.passes.pipeline import CpuTarget, cpu_engine_passes, cpu_passes
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
-from llmc.passes.use_cpu_kernels import UseCpuKernels
 from llmc.passes.weight_traffic import decode_weight_bytes
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
 from llmc.runtimes.operator_support import has_input
@@ -261,7 +260,7 @@ def _build(staging: Path, target: Manifest, threads: int | None, progress: Progr
     progress.start("Building engine")
     if target.precision in KERNEL_PRECISIONS:
         model = ir.load(staging / MODEL)
-        outcomes = run_passes(model, [UseCpuKernels()])
+        outcomes = run_passes(model, cpu_engine_passes())
         target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
         onnx.save_model(ir.to_proto(model), staging / ENGINE)
     runtime = RUNTIME_OF_TARGET.get(target.target, str(target.target))

@@ -26,6 +26,9 @@ from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.simplify_shapes import SimplifyShapes
+from llmc.passes.use_cpu_attention import UseCpuAttention
+from llmc.passes.use_cpu_gated_matmul import UseCpuGatedMatMul
+from llmc.passes.use_cpu_matmul import UseCpuMatMul
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,15 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
         passes.append(target.quantization)
     passes += [FuseTransposedMatMul(), RemoveDeadCode()]
     return passes
+
+
+def cpu_engine_passes() -> list[GraphPass]:
+    """The graph for ONNX Runtime's CPU provider to the one with llmc's own operators, over the same weights."""
+    return [
+        UseCpuMatMul(),
+        # Starts from the products above.
+        UseCpuGatedMatMul(),
+        UseCpuAttention(),
+        # What computed the inputs that the operators do not take.
+        RemoveDeadCode(),
+    ]

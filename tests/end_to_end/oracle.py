@@ -6,7 +6,7 @@ without a cache, so that nothing of llmc's reading, padding or caching can be wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,52 +116,77 @@ class PortableGraph:
         return results["logits"]
 
 
-def portable_errors(graph: PortableGraph, rows: Sequence[Row], *, side: str = "left", chunk: int = 0) -> list[float]:
-    """Largest error of each column's logits, over prompts padded on ``side`` in chunks and over the decode steps."""
+@dataclass
+class Agreement:
+    """How far an engine led along the reference's own tokens is from it.
+
+    Attributes:
+        error: Largest difference of a logit; NaN counts as infinite.
+        tokens: Whether each decoded token is the engine's own choice: greedy decoding then gives the same text.
+    """
+
+    error: float = 0.0
+    tokens: bool = True
+
+    def compare(self, actual: Array, expected: Array) -> None:
+        assert actual.shape == expected.shape
+        self.error = max(self.error, float(np.nan_to_num(np.abs(actual - expected), nan=np.inf).max(initial=0.0)))
+
+    def choose(self, logits: Array, token: int) -> None:
+        self.tokens = self.tokens and int(logits.argmax()) == token
+
+
+def lead_graph(
+    graph: PortableGraph, rows: Sequence[Row], *, side: str = "left", chunk: int = 0, steps: int = 64
+) -> Agreement:
+    """Prompts padded on ``side``, whole or in chunks, then ``steps`` tokens of their continuations one by one."""
     ids, mask = pad([row.prompt for row in rows], side)
     graph.reset(len(rows))
-    errors = []
-    step = chunk or ids.shape[1]
-    for start in range(0, ids.shape[1], step):
-        part = slice(start, start + step)
+    result = Agreement()
+    width = chunk or ids.shape[1]
+    for start in range(0, ids.shape[1], width):
+        part = slice(start, start + width)
         logits = graph.forward(ids[:, part], mask[:, part])
         for index, row in enumerate(rows):
-            valid = mask[index, part] == 1
+            valid = logits[index, mask[index, part] == 1]
             done = int(mask[index, :start].sum())
-            expected = row.logits[done : done + int(valid.sum())]
-            errors.append(_distance(logits[index, valid], expected))
-    for number in range(len(rows[0].continuation)):
-        token = np.array([[row.continuation[number]] for row in rows], np.int64)
-        logits = graph.forward(token, np.ones_like(token))
-        errors += [_distance(logits[i, 0], row.logits[len(row.prompt) + number]) for i, row in enumerate(rows)]
-    return errors
+            result.compare(valid, row.logits[done : done + len(valid)])
+            if len(valid) and done + len(valid) == len(row.prompt):
+                result.choose(valid[-1], row.continuation[0])
+    _decode(lambda tokens: graph.forward(tokens, np.ones_like(tokens)), rows, steps, result)
+    return result
 
 
-def session_errors(session: Session, rows: Sequence[Row], *, side: str = "left", chunk: int = 0) -> list[float]:
-    """As :func:`portable_errors`, through a session: ragged chunks, and logits of all or of each row's last token."""
+def lead_session(
+    session: Session, rows: Sequence[Row], *, side: str = "left", chunk: int = 0, steps: int = 64
+) -> Agreement:
+    """As :func:`lead_graph`, through a session: ragged chunks, and logits of all or of each row's last token."""
     ids, lengths = to_right_padded(*pad([row.prompt for row in rows], side))
-    session.reset(len(rows), ids.shape[1] + len(rows[0].continuation))
-    errors = []
-    step = chunk or ids.shape[1]
-    for start in range(0, ids.shape[1], step):
-        part = np.ascontiguousarray(ids[:, start : start + step])
-        valid = np.clip(lengths - start, 0, part.shape[1])
-        logits = session.forward(part, valid).host()
+    steps = min(steps, len(rows[0].continuation))
+    session.reset(len(rows), ids.shape[1] + steps)
+    result = Agreement()
+    width = chunk or ids.shape[1]
+    for start in range(0, ids.shape[1], width):
+        part = np.ascontiguousarray(ids[:, start : start + width])
+        counts = np.clip(lengths - start, 0, part.shape[1])
+        logits = session.forward(part, counts).host()
         for index, row in enumerate(rows):
-            count = int(valid[index])
-            if count and session.info.logits == "all":
-                errors.append(_distance(logits[index, :count], row.logits[start : start + count]))
-            elif count:
-                errors.append(_distance(logits[index, 0], row.logits[start + count - 1]))
-    for number in range(len(rows[0].continuation)):
-        token = np.array([[row.continuation[number]] for row in rows], np.int64)
-        logits = session.forward(token).host()
-        errors += [_distance(logits[i, 0], row.logits[len(row.prompt) + number]) for i, row in enumerate(rows)]
-    assert session.lengths.tolist() == [len(row.tokens) for row in rows]
-    return errors
+            end = start + int(counts[index])
+            if end == start:
+                continue
+            given = logits[index, : end - start]
+            result.compare(given, row.logits[end - len(given) : end])
+            if end == len(row.prompt):
+                result.choose(given[-1], row.continuation[0])
+    _decode(lambda tokens: session.forward(tokens).host(), rows, steps, result)
+    assert session.lengths.tolist() == [len(row.prompt) + steps for row in rows]
+    return result
 
 
-def _distance(actual: Array, expected: Array) -> float:
-    """Largest absolute difference; NaN counts as infinite."""
-    assert actual.shape == expected.shape
-    return float(np.nan_to_num(np.abs(actual - expected), nan=np.inf).max(initial=0.0))
+def _decode(forward: Callable[[Array], Array], rows: Sequence[Row], steps: int, result: Agreement) -> None:
+    for step in range(min(steps, len(rows[0].continuation))):
+        logits = forward(np.array([[row.continuation[step]] for row in rows], np.int64))
+        for index, row in enumerate(rows):
+            result.compare(logits[index, 0], row.logits[len(row.prompt) + step])
+            if step + 1 < len(row.continuation):
+                result.choose(logits[index, 0], row.continuation[step + 1])

@@ -1,14 +1,12 @@
-"""Quantized layers to llmc's own operators for the CPU.
+"""Quantized products to llmc's own operator for the CPU.
 
     MatMulNBits(x)                                          →  llmc.cpu::MatMulNBits(x)
     MatMulNBits(x) + MatMul(block sums of x, offsets)       →  llmc.cpu::MatMulNBits(x, offsets)
     MatMulNBits(SkipSimplifiedLayerNormalization(x, r, w))  →  llmc.cpu::MatMulNBits(x, gamma = w, skip = r), x + r
     MatMulNBits(RMSNormalization(x, w))                     →  llmc.cpu::MatMulNBits(x, gamma = w)
-    act(gate) * up, [gate up] = Split(MatMulNBits(x))       →  llmc.cpu::GatedMatMulNBits(x)
 
-The operators take the weights as MatMulNBits has them and pack them when they are created, so the graph goes on
-sharing its data file with the one that uses ONNX Runtime's own. A norm moves inside where one product is all that
-reads it.
+The operator takes the weights as MatMulNBits has them and packs them when it is created, so the graph goes on sharing
+its data file with the one that uses ONNX Runtime's own. A norm moves inside where one product is all that reads it.
 """
 
 from __future__ import annotations
@@ -18,15 +16,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import integers, is_weight, only_consumer, producer
-from llmc.passes.remove_dead_code import RemoveDeadCode
-from llmc.passes.use_cpu_attention import UseCpuAttention
+from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_query import is_weight, only_consumer, producer
 
 SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
-STEP, TILE = 32, 16
-ACTIVATIONS = {("com.microsoft", "QuickGelu"): 1, ("", "Gelu"): 2}
-"""Operator -> the kernel's code for it."""
+STEP = 32
+"""Block sizes that the kernel takes are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -124,66 +119,3 @@ def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
         total.replace_all_uses_with(made, replace_graph_outputs=True)
         total.name, made.name = f"{name}.unfused", name
     graph.remove(norm, safe=True)
-
-
-@dataclass(frozen=True)
-class UseCpuGatedMatMul(FusionPass):
-    """Take the activation and the product of a gated block into the projection before them."""
-
-    what: ClassVar[str] = "gated"
-
-    def sites(self, model: ir.Model) -> list[ir.Node]:
-        """Every Split of a quantized product."""
-        splits = [node for node in model.graph if node.op_type == "Split" and not node.domain]
-        return [node for node in splits if producer(node.inputs[0], "MatMulNBits", DOMAIN) is not None]
-
-    def fuse(self, model: ir.Model, node: ir.Node) -> None:
-        """Replace projection, split, activation and product by one node."""
-        projection = producer(node.inputs[0], "MatMulNBits", DOMAIN)
-        assert projection is not None
-        if only_consumer(projection.outputs[0]) is not node:
-            raise NearMiss("its projection is read elsewhere, too")
-        sizes = integers(node.inputs[1]) or []
-        if len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % TILE:
-            raise NearMiss(f"its halves are {sizes}, not two of the same multiple of {TILE}")
-        activation = only_consumer(node.outputs[0])
-        code = ACTIVATIONS.get((activation.domain, activation.op_type)) if activation is not None else None
-        if activation is None or code is None or not _computes(activation, code):
-            raise NearMiss(f"the kernel has no {activation.op_type if activation else 'such activation'}")
-        product = only_consumer(activation.outputs[0])
-        if product is None or product.op_type != "Mul" or only_consumer(node.outputs[1]) is not product:
-            raise NearMiss("its halves do not meet in one product")
-        attributes = {name: attribute.value for name, attribute in projection.attributes.items()}
-        new = ir.node(
-            "GatedMatMulNBits",
-            projection.inputs,
-            {**attributes, "activation": code},
-            domain=DOMAIN,
-            num_outputs=len(projection.outputs),
-            name=projection.name,
-        )
-        old = [product.outputs[0], *projection.outputs[1:]]
-        made = [new.outputs[0], *new.outputs[1:]]
-        nodes = [product, activation, node, projection]
-        ir.convenience.replace_nodes_and_values(model.graph, product, nodes, [new], old, made)
-
-    def finish(self, model: ir.Model) -> None:
-        """Nodes moved to where the product was."""
-        model.graph.sort()
-
-
-def _computes(activation: ir.Node, code: int) -> bool:
-    if code == 1:
-        return activation.attributes.get_float("alpha", 1.702) == 1.0
-    return activation.attributes.get_string("approximate", "none") == "tanh"
-
-
-@dataclass(frozen=True)
-class UseCpuKernels(GraphPass):
-    """All of llmc's CPU operators, in their order."""
-
-    def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Products before gates, which start from them; then what computed the inputs that are gone."""
-        for part in (UseCpuMatMul(), UseCpuGatedMatMul(), UseCpuAttention()):
-            part.rewrite(model, tally)
-        RemoveDeadCode().rewrite(model, Tally())

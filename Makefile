@@ -71,7 +71,7 @@ constraints: $(STAMP) ## write constraints-dev.txt from what is installed in .ve
 demo: $(STAMP) ## compile SmolLM2-135M to an int4 CPU engine, verify it, generate, benchmark
 	$(BIN)/llmc compile smollm2-135m -o $(DEMO) --target cpu --precision int4 --overwrite
 	$(BIN)/llmc verify $(DEMO)
-	$(BIN)/llmc generate $(DEMO) -p 'The moon pulls the sea, and so the tide' --max-tokens 96
+	$(BIN)/llmc generate $(DEMO) --chat -p 'Explain in one paragraph why the sea has tides.' --max-tokens 120
 	$(BIN)/llmc bench $(DEMO) --prompt 128,512 --gen 128 --runs 3
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -44,8 +44,12 @@ class LowerAttention(FusionPass):
         return [node for node in model.graph if cached_attention.is_cached_attention(node)]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
-        """Lower one attention; the values that all of them need are computed once."""
-        self._require_kernel(node)
+        """Lower one attention; the values that all of them need are computed once.
+
+        All or none: the rows of a lowered attention's cache start at slot 0, those of the others follow the mask.
+        """
+        for attention in (node, *self.sites(model)):
+            self._require_kernel(attention)
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:

@@ -67,7 +67,8 @@ class OnnxRuntimeCpu:
         options = _session_options(count)
         graph = self._graph(directory, manifest, options)
         inference = _make_inference(graph, options)
-        return OnnxRuntimeSession(inference, engine_info(manifest, self.name, count, inference))
+        info = engine_info(manifest, self.name, count, inference)
+        return OnnxRuntimeSession(inference, info, fused=_is_fused(manifest))
 
     def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
         import onnxruntime
@@ -115,6 +116,11 @@ def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) 
             RAGGED_CHUNKS: _takes_ragged_chunks(manifest),
         },
     )
+
+
+def _is_fused(manifest: Manifest) -> bool:
+    """Whether each row's tokens lie from slot 0 of its cache on; else slots are columns of the attention mask."""
+    return any(record.name == "LowerAttention" and record.counts.get("attention") for record in manifest.passes)
 
 
 def _takes_ragged_chunks(manifest: Manifest) -> bool:

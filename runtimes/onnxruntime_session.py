@@ -6,8 +6,10 @@ Two kinds of graph run behind it:
 
 * fused: rows start at slot 0 of the cache; the mask only says how many tokens each row holds and how many of this
   chunk are valid. ``shared`` caches are one buffer bound once as past and present; ``grow`` caches go round.
-* portable: slots and columns of the mask correspond one to one, and the distance of two slots is the distance of
-  their tokens. The cache is kept left-padded: after a chunk in which rows differ, each row's tokens move to the end.
+* unfused (portable, or a target that kept the attention's body): slots and columns of the mask correspond one to one.
+  The cache is kept left-padded: after a chunk in which rows differ, each row's tokens move to the end.
+
+Whether a graph asks for ``position_ids`` does not tell the two apart: a fused one does where it rotates outside.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ RAGGED_CHUNKS = "ragged_chunks"
 class OnnxRuntimeSession:
     """One graph and one cache; see :class:`llmc.runtimes.engine.Session`."""
 
-    def __init__(self, inference: Any, info: EngineInfo) -> None:
+    def __init__(self, inference: Any, info: EngineInfo, *, fused: bool) -> None:
+        """Wrap a loaded graph; ``fused`` says which of the two kinds it is."""
         self._inference = inference
+        self._fused = fused
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = "position_ids" in inputs
@@ -115,7 +119,7 @@ class OnnxRuntimeSession:
                 "newer; optimize again with it, or prefill each prompt whole"
             )
         self._bind_chunk(input_ids)
-        mask = self._portable_mask(valid, chunk) if self._positions else self._fused_mask(valid, chunk, full)
+        mask = self._fused_mask(valid, chunk, full) if self._fused else self._slot_mask(valid, chunk)
         self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))
         if self._positions:
             positions = self._lengths[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])
@@ -155,7 +159,7 @@ class OnnxRuntimeSession:
         np.less(columns[None, :chunk], valid[:, None], out=mask[:, before:], casting="unsafe")
         return mask
 
-    def _portable_mask(self, valid: Int64Array, chunk: int) -> Int64Array:
+    def _slot_mask(self, valid: Int64Array, chunk: int) -> Int64Array:
         """Ones for a left-padded past, then ones for the valid tokens of the chunk."""
         past = int(self._lengths.max())
         before = np.arange(past) >= past - self._lengths[:, None]
@@ -163,9 +167,9 @@ class OnnxRuntimeSession:
 
     def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
         """This step's present is the next step's past."""
-        # A binding gives its outputs in the order in which they were bound first, not in the graph's: logits come last.
+        # A binding gives its outputs in the order in which they were bound, not in the order of the graph: logits last.
         values = self._binding.get_outputs()[: len(self._present)]
-        ragged = self._positions and bool((valid != chunk).any())
+        ragged = not self._fused and bool((valid != chunk).any())
         for past, present, value in zip(self._past, self._present, values, strict=True):
             if ragged:
                 value = _ort_value(_left_padded(value.numpy(), before, valid))

@@ -88,6 +88,7 @@ class AttentionCapture:
         facts = self._facts(module, attention_mask, options)
         batch, heads, seq, head_dim = query.shape
         kv_heads, value_dim = key.shape[1], value.shape[3]
+        _require_cache(type(module).__name__, layer, kv_heads, head_dim, value_dim)
         sinks = options.get("s_aux")
         inputs = [_merge_heads(query), _merge_heads(key), _merge_heads(value), layer.past_key, layer.past_value]
         inputs += [self._padding()]
@@ -150,6 +151,17 @@ class AttentionCapture:
         if known is None:
             raise UnsupportedModelError(f"{name} changes its attention mask, which llmc does not capture yet")
         return known[1]
+
+
+def _require_cache(name: str, layer: TraceLayer, kv_heads: int, head_dim: int, value_dim: int) -> None:
+    """Raise where a layer's keys and values are not what the configuration says that the cache holds."""
+    past = (layer.past_key.shape[1], layer.past_key.shape[3], layer.past_value.shape[3])
+    if past != (kv_heads, head_dim, value_dim):
+        raise UnsupportedModelError(
+            f"the configuration says {past[0]} heads of {past[1]} in the KV cache (values of {past[2]}), but {name} "
+            f"has {kv_heads} of {head_dim} (values of {value_dim}); check config.json, or the layers differ, which "
+            "llmc does not capture yet"
+        )
 
 
 def _merge_heads(x: torch.Tensor) -> torch.Tensor:

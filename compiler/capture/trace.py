@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import onnx_ir as ir
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules
-from llmc.compiler.errors import CaptureError, LlmcError
+from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.operators.domain import OPSET
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EXAMPLE_BATCH, EXAMPLE_SEQ, EXAMPLE_PAST = 2, 3, 5
 """Sizes of the traced example; all three are symbolic in the graph and differ so that none is confused."""
+NOISY = ("torch.onnx", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
+"""Loggers that tell of a failure before it is raised, with tracebacks."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,12 @@ def _export(fake: FakeModel, capture: AttentionCapture, geometry: ModelGeometry,
         except LlmcError:
             raise
         except Exception as error:
-            reason = f"torch could not export this {geometry.model_type} model: {_first_line(error)}"
+            if capture.calls == 0:
+                raise UnsupportedModelError(
+                    f"{geometry.model_type} models do not go through transformers' attention interface, where llmc "
+                    f"captures attention (torch stopped at: {_root_cause(error)})"
+                ) from error
+            reason = f"torch could not export this {geometry.model_type} model: {_root_cause(error)}"
             raise CaptureError(reason) from error
 
 
@@ -157,7 +165,7 @@ def _to_onnx(program: Any, num_layers: int) -> ir.Model:
                 output_names=["logits", *present],
             )
     except Exception as error:
-        raise CaptureError(f"torch could not convert the traced model to ONNX: {_first_line(error)}") from error
+        raise CaptureError(f"torch could not convert the traced model to ONNX: {_root_cause(error)}") from error
     assert result is not None
     model: ir.Model = result.model
     return model
@@ -168,10 +176,10 @@ def _quiet() -> Iterator[None]:
     """Keep torch's progress lines and warnings away from the user's terminal."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+        loggers = [logging.getLogger(name) for name in NOISY]
         levels = [item.level for item in loggers]
         for item in loggers:
-            item.setLevel(logging.ERROR)
+            item.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
@@ -179,6 +187,9 @@ def _quiet() -> Iterator[None]:
                 item.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+def _root_cause(error: BaseException) -> str:
+    """First line of the error that all others were made from, without terminal colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -167,7 +167,7 @@ class OnnxRuntimeSession:
 
     def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
         """This step's present is the next step's past."""
-        # A binding gives its outputs in the order in which they were bound, not in the order of the graph: logits last.
+        # A binding gives its outputs in the order in which they were bound, not in that of the graph: logits last.
         values = self._binding.get_outputs()[: len(self._present)]
         ragged = not self._fused and bool((valid != chunk).any())
         for past, present, value in zip(self._past, self._present, values, strict=True):

@@ -40,7 +40,8 @@ class OnnxRuntimeSession:
         self._positions = "position_ids" in inputs
         self._past = [name for name in inputs if name.startswith(PAST)]
         self._present = [PRESENT + name.removeprefix(PAST) for name in self._past]
-        self._cache_type = {"tensor(float16)": np.float16}.get(inputs[self._past[0]].type, np.float32)
+        self._cache_type = _float_type(inputs[self._past[0]])
+        self._logits_type = _float_type(inference.get_outputs()[0])
         self._heads = [(inputs[name].shape[1], inputs[name].shape[3]) for name in self._past]
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
@@ -55,7 +56,7 @@ class OnnxRuntimeSession:
     @property
     def lengths(self) -> Int64Array:
         """Tokens that each row holds, [batch] int64."""
-        return self._lengths
+        return self._lengths.copy()
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
@@ -132,7 +133,7 @@ class OnnxRuntimeSession:
         self._lengths += valid
         if self._info.cache == "grow":
             self._carry_cache(before, valid, chunk)
-        return HostLogits(self._logits, valid - 1)
+        return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
 
     def _bind_chunk(self, input_ids: Int64Array) -> None:
         """Bind buffers of the chunk's shape; the decode step finds them bound."""
@@ -140,7 +141,7 @@ class OnnxRuntimeSession:
             batch, chunk = self._chunk = input_ids.shape
             self._ids = np.empty((batch, chunk), np.int64)
             rows = chunk if self._info.logits == "all" else 1
-            self._logits: npt.NDArray[np.float32] = np.empty((batch, rows, self._info.vocab_size), np.float32)
+            self._logits: npt.NDArray[Any] = np.empty((batch, rows, self._info.vocab_size), self._logits_type)
             self._binding.bind_ortvalue_input("input_ids", _ort_value(self._ids))
             self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
         np.copyto(self._ids, input_ids)
@@ -180,6 +181,10 @@ class OnnxRuntimeSession:
         """Free the graph and the cache."""
         self._binding = None
         self._inference = None
+
+
+def _float_type(item: Any) -> type[np.floating[Any]]:
+    return {"tensor(float16)": np.float16}.get(item.type, np.float32)
 
 
 def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array) -> npt.NDArray[Any]:

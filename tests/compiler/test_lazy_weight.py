@@ -267,7 +267,7 @@ def test_chunks_bring_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_mapped_chunk_is_bounded_by_what_is_read_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale is one number for a row: by its own bytes all rows would fit."""
-    monkeypatch.setattr(lazy_weight, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(lazy_weight, "MAPPED_CHUNK_BYTES", 64)
     array = draw(9, 8)
     source = ArraySource(w=array)
     base = SourceWeight(source, "w", array.shape, FLOAT)

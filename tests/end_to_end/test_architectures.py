@@ -1,0 +1,112 @@
+"""Architectures that need no code of their own, on tiny random models; and those that llmc cannot capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.driver import build, export, optimize
+from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
+from llmc.compiler.options import ExportOptions, OptimizeOptions
+from llmc.runtimes.engines import open_session
+
+from .oracle import Row, lead_session, load_eager, reference_row
+from .tiny import SIZES, save_model
+
+BOUND = 1e-4
+"""Largest error, in units of the largest logit."""
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+    "embedding_multiplier": 3.0,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 1e4,
+}
+ARCHITECTURES = [
+    pytest.param("llama", {}, id="llama"),
+    pytest.param("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}, id="llama 3 angles, tied"),
+    pytest.param("llama", {"rope_parameters": YARN, "attention_bias": True}, id="yarn angles, biases"),
+    pytest.param("mistral", {"sliding_window": 8}, id="mistral, in a window"),
+    pytest.param("qwen2", {}, id="qwen2: biases"),
+    pytest.param("qwen3", {"head_dim": 32}, id="qwen3: norms by head"),
+    pytest.param("gemma2", {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}, id="gemma2: softcaps"),
+    pytest.param("gemma3_text", {"head_dim": 32, "sliding_window": 8}, id="gemma3"),
+    pytest.param("olmo2", {}, id="olmo2: norms over all heads"),
+    pytest.param("granite", GRANITE, id="granite: multipliers"),
+    pytest.param("phi3", {}, id="phi3: packed projections"),
+    pytest.param("phi", {}, id="phi: partial rotation"),
+    pytest.param("nemotron", {}, id="nemotron: partial rotation, no gate"),
+    pytest.param("cohere", {}, id="cohere: interleaved rotation"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "config"), ARCHITECTURES)
+def test_architectures(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
+    """Ragged batch, whole and in chunks, decode; the portable graph, and the CPU target with either cache."""
+    source = save_model(tmp_path / "hf", model_type, **config)
+    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
+    optimize(tmp_path / "portable", tmp_path / "grow", OptimizeOptions(cache="grow", logits="all"))
+    optimize(tmp_path / "portable", tmp_path / "shared", OptimizeOptions())
+    build(tmp_path / "shared", tmp_path / "engine")
+    rows = reference_rows(source)
+    for name in ("portable", "grow", "engine"):
+        assert error_of(tmp_path / name, rows) < BOUND, name
+
+
+def reference_rows(source: Path) -> list[Row]:
+    random, eager = np.random.default_rng(0), load_eager(source)
+    prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in (33, 5, 20)]
+    return [reference_row(eager, prompt, 6) for prompt in prompts]
+
+
+def error_of(directory: Path, rows: Sequence[Row]) -> float:
+    session = open_session(directory, threads=1)
+    try:
+        largest = max(float(np.abs(row.logits).max()) for row in rows)
+        return max(lead_session(session, rows, chunk=chunk).error for chunk in (0, 7)) / largest
+    finally:
+        session.close()
+
+
+BLOOM = {"n_layer": 2, "n_head": 4}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "error", "message"),
+    [
+        ("bloom", BLOOM, UnsupportedModelError, "bloom models do not go through transformers' attention interface"),
+        ("mamba", {}, UnsupportedModelError, "mamba models do not go through transformers' attention interface"),
+        ("mixtral", MIXTRAL, CaptureError, "torch could not convert the traced model to ONNX: No ONNX function"),
+        ("gpt2", {"n_layer": 2, "head_dim": 32}, UnsupportedModelError, "2 heads of 32 in the KV cache .* 4 of 16"),
+        ("gpt_neox", {}, UnsupportedModelError, "renamed or merged by transformers"),
+    ],
+)
+def test_what_cannot_be_captured_is_said_in_one_sentence(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model_type: str,
+    config: dict[str, Any],
+    error: type[LlmcError],
+    message: str,
+) -> None:
+    source = save_model(tmp_path / "hf", model_type, **config)
+    capfd.readouterr()
+    with pytest.raises(error, match=message) as raised:
+        export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
+    assert "\n" not in str(raised.value)
+    assert "\x1b" not in str(raised.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

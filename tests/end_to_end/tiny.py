@@ -1,0 +1,45 @@
+"""Tiny random models of any architecture, made and saved by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+STD = 0.15
+"""Spread of the weights: attention is then far from uniform, and a wrong rotation or mask shows."""
+
+
+def make_model(model_type: str, **config: Any) -> Any:
+    """A model in float32 whose norms and biases are not all ones and zeros; ``config`` overrides :data:`SIZES`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(model_type, **{**SIZES, **config})
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=STD)
+            else:
+                parameter.normal_(0, STD, generator=generator)
+    return model.eval()
+
+
+def save_model(path: Path, model_type: str = "llama", **config: Any) -> Path:
+    """Make a model and save it as a Hugging Face directory without a tokenizer."""
+    make_model(model_type, **config).save_pretrained(path)
+    return path

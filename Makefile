@@ -116,8 +116,12 @@ memory: $(STAMP) ## peak memory of an int4 compile of 8B layer geometry with 8 a
 	$(BIN)/python -m llmc.runtimes.bench.memory
 
 .PHONY: bench-llamacpp
-bench-llamacpp: $(VENV)/.stamp-llamacpp ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)
-	$(BIN)/python -m llmc.runtimes.bench.peers
+bench-llamacpp: $(VENV)/.stamp-llamacpp $(DEMO)/llmc.json ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)
+	$(BIN)/python -m llmc.runtimes.bench.peers $(DEMO) --peer llamacpp-python=$(BIN)/python \
+	    --gguf $$($(BIN)/python -c 'from llmc.compiler.checkpoint.builtin_models import locate_builtin_model as f; print(f("smollm2-135m"))')
+
+$(DEMO)/llmc.json: $(STAMP)
+	$(BIN)/llmc compile smollm2-135m -o $(DEMO) --target cpu --precision int4 --overwrite
 
 $(VENV)/.stamp-llamacpp: $(STAMP)
 	$(PIP) install -qq -c constraints-dev.txt $(LLAMA_CPP)

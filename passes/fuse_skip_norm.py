@@ -14,7 +14,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import FusionPass, NearMiss
-from llmc.passes.graph_query import copy_dtype, dims, is_weight, producer
+from llmc.passes.graph_query import constant, copy_dtype, dims, is_weight, producer
+
+BETWEEN = {"Cast", "Identity", "Reshape", "Transpose", "Expand", "Unsqueeze", "Mul", "Div"}
+"""What may lie between an addition and a norm that belongs to it; it keeps them from being fused."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class FuseSkipNorm(FusionPass):
     what: ClassVar[str] = "skip_norm"
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
-        """Every norm that follows an addition, even if a cast or a reshape lies between."""
+        """Every norm that follows an addition, even if a cast, a reshape or a constant factor lies between."""
         norms = [node for node in model.graph if node.op_type == "RMSNormalization" and not node.domain]
         return [norm for norm in norms if _addition(norm.inputs[0]) is not None]
 
@@ -43,10 +46,13 @@ class FuseSkipNorm(FusionPass):
 
 
 def _addition(value: ir.Value | None) -> ir.Node | None:
-    """The addition that ``value`` comes from, through nothing but casts and layout changes."""
+    """The addition that ``value`` comes from, through nothing but casts, layout changes and constant factors."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in {"Cast", "Identity", "Reshape", "Transpose", "Expand", "Unsqueeze"}:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while node is not None and not node.domain and node.op_type in BETWEEN:
+        varying = [v for v in node.inputs if v is not None and not is_weight(v) and constant(v) is None]
+        if len(varying) != 1:
+            return None
+        node = varying[0].producer()
     return node if node is not None and node.op_type == "Add" and not node.domain else None
 
 

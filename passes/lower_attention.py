@@ -11,6 +11,7 @@ take, become RMSNormalization nodes again, by head and without a transposition.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,8 @@ from llmc.passes.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import copy_dtype, dims, graph_input, small_initializer
 
-DOMAIN = "com.microsoft"
+DOMAIN, KERNEL = "com.microsoft", "GroupQueryAttention"
+PRESENT_KEY = re.compile(r"present\.\d+\.key")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class LowerAttention(FusionPass):
     what: ClassVar[str] = "attention"
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
-        """Every attention."""
-        return [node for node in model.graph if cached_attention.is_cached_attention(node)]
+        """Every attention; and what makes a layer's cache in the place of one."""
+        makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
+        others = [node for node in makers if node is not None and node.op_type not in {cached_attention.NAME, KERNEL}]
+        return [*(node for node in model.graph if cached_attention.is_cached_attention(node)), *others]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one attention; the values that all of them need are computed once.
@@ -59,6 +63,8 @@ class LowerAttention(FusionPass):
 
     def _require_kernel(self, node: ir.Node) -> None:
         """Raise NearMiss where GroupQueryAttention cannot compute what the call asks for."""
+        if not cached_attention.is_cached_attention(node):
+            raise NearMiss(f"it makes {node.outputs[0].name}, but is {node.op_type} and no attention")
         variant = cached_attention.variant_of(node)
         # Rotation outside is right as well, but position_ids then decide it and rows need not start at 0.
         if variant.rotary and node.attributes.get_int("rotary_embedding_dim", 0) != 0:
@@ -128,7 +134,7 @@ class LowerAttention(FusionPass):
         inputs += [*norms, shared.get("query_seqlens")]
         while inputs[-1] is None:
             inputs.pop()
-        new = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
+        new = ir.node(KERNEL, inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import FusionPass, NearMiss
-from llmc.passes.graph_query import copy_dtype, is_weight, producer, small_initializer
+from llmc.passes.graph_query import constant, copy_dtype, dims, is_weight, producer, small_initializer
 from llmc.passes.linear import Linear, linear_of, stack_linears
 
 ACTIVATIONS = {"Gelu", "Relu", "Sigmoid", "QuickGelu", "Swish", "HardSwish", "Tanh"}
@@ -27,7 +27,10 @@ class PackGateUp(FusionPass):
     what: ClassVar[str] = "gate_up"
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
-        """Every product of an activation and something else that is no constant, unless it is split already."""
+        """Every product of an activation and something else that is no constant, unless it is split already.
+
+        Two projections that meet in a product after something was done to either belong here as well.
+        """
         return [node for node in model.graph if _is_gated(node)]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
@@ -44,7 +47,21 @@ def _is_gated(node: ir.Node) -> bool:
         if source is None or other is None or other is source or is_weight(other):
             continue
         return producer(source, "Split") is None
-    return False
+    if all(linear_of(value) is not None for value in node.inputs):
+        return False
+    projections = [_projection_behind(value) for value in node.inputs]
+    return None not in projections and projections[0] is not projections[1]
+
+
+def _projection_behind(value: ir.Value | None) -> ir.Node | None:
+    """The matrix product with a weight that ``value`` is computed from, element by element."""
+    node = value.producer() if value is not None else None
+    while node is not None and not node.domain and node.op_type != "MatMul":
+        varying = [v for v in node.inputs if v is not None and not is_weight(v) and constant(v) is None]
+        if len(varying) != 1 or dims(varying[0]) is None or dims(varying[0]) != dims(value):
+            return None
+        node = varying[0].producer()
+    return node if node is not None and node.op_type == "MatMul" and is_weight(node.inputs[1]) else None
 
 
 def gate_and_up(node: ir.Node) -> tuple[Linear, Linear]:
@@ -53,7 +70,11 @@ def gate_and_up(node: ir.Node) -> tuple[Linear, Linear]:
     Raises:
         NearMiss: one side is no linear layer.
     """
-    index = 0 if activation_input(node.inputs[0]) is not None else 1
+    activated = [activation_input(value) is not None for value in node.inputs]
+    if not any(activated):
+        made_by = [maker.op_type for value in node.inputs if value is not None and (maker := value.producer())]
+        raise NearMiss(f"neither {' nor '.join(made_by)} is an activation that the pass knows")
+    index = activated.index(True)
     gate, up = linear_of(activation_input(node.inputs[index])), linear_of(node.inputs[1 - index])
     if gate is None:
         raise NearMiss("what is activated is no projection with a constant weight")

@@ -84,6 +84,8 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
         passes.append(LastTokenLogits())
     passes += [
         LowerAttention(query_seqlens=target.query_seqlens),
+        # What was not lowered has other parts inside than when it was exported, and so another body.
+        AttachBodies(),
         # Only attention that is lowered can write into a shared cache.
         SetCacheIO(target.cache),
     ]

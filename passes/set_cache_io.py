@@ -15,7 +15,6 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.errors import PassError
-from llmc.compiler.operators import cached_attention
 from llmc.passes.graph_pass import GraphPass, Tally
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -33,7 +32,7 @@ class SetCacheIO(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Set the third dimension of every past and present."""
-        if self.kind == "shared" and any(cached_attention.is_cached_attention(node) for node in model.graph):
+        if self.kind == "shared" and not all(_writes_in_place(value) for value in model.graph.outputs):
             raise PassError("a shared cache needs attention that writes in place; lower the graph to a target first")
         past, present = ("capacity", "capacity") if self.kind == "shared" else ("past", "total")
         for values, prefix, length in ((model.graph.inputs, PAST, past), (model.graph.outputs, PRESENT, present)):
@@ -47,3 +46,11 @@ class SetCacheIO(GraphPass):
         for value in unused:
             model.graph.inputs.remove(value)
             tally.count("unused inputs")
+
+
+def _writes_in_place(output: ir.Value) -> bool:
+    """Whether an output is none of the caches, or made by attention that a target has for itself."""
+    node = output.producer()
+    if node is None or not (output.name or "").startswith(PRESENT):
+        return True
+    return node.op_type == "GroupQueryAttention"

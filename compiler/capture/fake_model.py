@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.errors import CaptureError
+from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,11 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+        if error.args == (attn_implementation,):
+            raise UnsupportedModelError(
+                f"{config.model_type} models have a fixed list of attention classes and do not go through "
+                "transformers' attention interface, where llmc captures attention"
+            ) from error
         reason = f"transformers cannot make a {config.model_type} model from this configuration: {error}"
         raise CaptureError(reason) from error
     model.eval()

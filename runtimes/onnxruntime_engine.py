@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU.
 
-In (build): a target graph's directory. Out: ``engine.onnx`` over the same weights file. Where llmc's own operators are
-in it already, it runs with the kernel library of the machine that opens it; else it becomes the graph as ONNX Runtime
-optimizes it, so that a start does not optimize again.
+In (build): a target graph's directory. Out: ``engine.onnx`` over the same weights file. Where llmc's own operators
+are in it already, it runs with the kernel library of the machine that opens it; else it becomes the graph as ONNX
+Runtime optimizes it, so that a start does not optimize again.
 In (open): an engine's or a graph's directory. Out: a session.
 
 ``model.onnx`` needs nothing but ONNX Runtime. It is opened, with a warning that says why, where the machine cannot

@@ -91,7 +91,7 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
         ("mamba", {}, UnsupportedModelError, "mamba models do not go through transformers' attention interface"),
         ("mixtral", MIXTRAL, CaptureError, "torch could not convert the traced model to ONNX: No ONNX function"),
         ("gpt2", {"n_layer": 2, "head_dim": 32}, UnsupportedModelError, "2 heads of 32 in the KV cache .* 4 of 16"),
-        ("gpt_neox", {}, UnsupportedModelError, "renamed or merged by transformers"),
+        ("gpt_neox", {"num_key_value_heads": 4}, UnsupportedModelError, "renamed or merged by transformers"),
     ],
 )
 def test_what_cannot_be_captured_is_said_in_one_sentence(

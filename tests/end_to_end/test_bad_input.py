@@ -137,6 +137,8 @@ def test_interrupted_while_weights_are_written(checkpoint: Path, tmp_path: Path,
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SLOWLY, *arguments, "--quiet"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        # A test run in the background of a shell ignores SIGINT, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     assert next(line for line in process.stderr if line == "writing\n")

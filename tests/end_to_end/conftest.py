@@ -21,7 +21,8 @@ TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
 MODELS = {"smollm2-135m": "smollm2_gguf", "gemma3-270m": "gemma3_gguf"}
 """Built-in name -> the fixture that finds its file, or skips with the reason."""
 BOTH = [pytest.param("smollm2-135m", id="smollm2"), pytest.param("gemma3-270m", id="gemma", marks=pytest.mark.gemma)]
-DECODED = 64
+DECODED = {"single": 64, "ragged": 32, "long": 8, "long ragged": 8}
+"""Greedy tokens after each kind of prompt."""
 
 
 class Built:
@@ -78,9 +79,8 @@ class Built:
                 "long": [(1, 620)],
                 "long ragged": [(1, 620), (3, 30), (6, 540)],
             }
-            steps = 8 if "long" in kind else DECODED
-            rows = [reference_row(self.eager, self.tokens(skip)[:length], steps) for skip, length in places[kind]]
-            self._rows[kind] = rows
+            prompts = [self.tokens(skip)[:length] for skip, length in places[kind]]
+            self._rows[kind] = [reference_row(self.eager, prompt, DECODED[kind]) for prompt in prompts]
         return self._rows[kind]
 
     def remove(self) -> None:

@@ -111,7 +111,8 @@ class Session(Protocol):
             lengths: Valid tokens per row in this chunk, [batch] int64; None: all ``chunk``.
 
         Raises:
-            EngineError: a row would exceed the capacity, or the runtime failed.
+            EngineError: a row would exceed the capacity, or (on some runtimes) the longest row and the chunk's
+                columns together do; or the runtime failed.
         """
         ...
 

@@ -150,6 +150,12 @@ class OnnxRuntimeSession:
         """Row sums are the tokens held, sums over the last ``chunk`` columns the valid ones of this chunk."""
         batch, before = len(valid), int(self._lengths.max())
         width = before + chunk
+        if width > self._capacity and self._info.cache == "shared":
+            # The kernel wants room for the chunk's columns after the longest row, be they valid or not.
+            raise EngineError(
+                f"a row holds {before} tokens and the chunk has {chunk} columns, more than the cache's "
+                f"{self._capacity}; reset the session with a larger capacity"
+            )
         if batch == 1 and full:
             return self._mask[:, :width]
         if self._mask_flat.size < batch * width:
@@ -157,7 +163,9 @@ class OnnxRuntimeSession:
         mask = self._mask_flat[: batch * width].reshape(batch, width)
         columns = np.arange(width)
         np.less(columns[None, :before], self._lengths[:, None], out=mask[:, :before], casting="unsafe")
-        np.less(columns[None, :chunk], valid[:, None], out=mask[:, before:], casting="unsafe")
+        # The kernel takes no row without a token; an empty one is given one, which its first own token overwrites.
+        counted = np.maximum(valid, self._lengths == 0)
+        np.less(columns[None, :chunk], counted[:, None], out=mask[:, before:], casting="unsafe")
         return mask
 
     def _slot_mask(self, valid: Int64Array, chunk: int) -> Int64Array:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from llmc.compiler.driver import build, export, optimize
 from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
-from llmc.compiler.options import ExportOptions, OptimizeOptions
+from llmc.compiler.options import Cache, ExportOptions, OptimizeOptions
 from llmc.runtimes.engines import open_session
 
-from .oracle import Row, lead_session, load_eager, reference_row
+from .oracle import Row, lead_session, load_eager, reference_row, whole_logits
 from .tiny import SIZES, save_model
 
 BOUND = 1e-4
@@ -48,6 +48,7 @@ ARCHITECTURES = [
     pytest.param("phi3", {}, id="phi3: packed projections"),
     pytest.param("phi", {}, id="phi: partial rotation"),
     pytest.param("nemotron", {}, id="nemotron: partial rotation, no gate"),
+    pytest.param("gpt2", {"n_layer": 2, "n_head": 4, "num_key_value_heads": 4}, id="gpt2: learned positions"),
     pytest.param("cohere", {}, id="cohere: interleaved rotation"),
 ]
 
@@ -77,6 +78,32 @@ def error_of(directory: Path, rows: Sequence[Row]) -> float:
         largest = max(float(np.abs(row.logits).max()) for row in rows)
         return max(lead_session(session, rows, chunk=chunk).error for chunk in (0, 7)) / largest
     finally:
+        session.close()
+
+
+def test_a_row_may_wait(tmp_path: Path) -> None:
+    """Rows advance by different numbers of tokens, 0 included, from the first chunk on; in a window of 4."""
+    source = save_model(tmp_path / "hf", "mistral", sliding_window=4)
+    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
+    random, eager = np.random.default_rng(0), load_eager(source)
+    tokens = random.integers(3, SIZES["vocab_size"], (2, 12))
+    expected = [whole_logits(eager, row.tolist()) for row in tokens]
+    caches: tuple[Cache, ...] = get_args(Cache)
+    for cache in caches:
+        optimize(tmp_path / "portable", tmp_path / cache, OptimizeOptions(cache=cache, logits="all"))
+    for name in ("portable", *caches):
+        session = open_session(tmp_path / name, threads=1)
+        session.reset(2, 16)
+        for step in ([5, 0], [0, 3], [3, 4], [1, 0], [0, 1], [1, 1], [2, 3]):
+            before = session.lengths
+            chunk = np.full((2, max(step)), 7, np.int64)
+            for row, count in enumerate(step):
+                chunk[row, :count] = tokens[row, before[row] : before[row] + count]
+            logits = session.forward(chunk, np.array(step)).host()
+            for row, count in enumerate(step):
+                wanted = expected[row][before[row] : before[row] + count]
+                np.testing.assert_allclose(logits[row, :count], wanted, rtol=0, atol=1e-4)
+        assert session.lengths.tolist() == [12, 12]
         session.close()
 
 

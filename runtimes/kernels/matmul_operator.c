@@ -4,7 +4,7 @@
  *     GatedMatMulNBits  y = activation(gate) * up, [gate up] = norm(a + skip) * W
  *
  * inputs   0 a [.., k] float     1 W as com.microsoft::MatMulNBits has it   2 scales   3 zero points (optional)
- *          4 bias (optional)     5 gamma [k] of an RMSNorm (optional)       6 skip, shaped like a (optional)
+ *          4 bias [n] (optional) 5 gamma [k] of an RMSNorm (optional)       6 skip, shaped like a (optional)
  *          7 offsets [blocks, n] (optional, instead of zero points)
  * outputs  0 y [.., n]           1 a + skip (optional)
  */
@@ -80,10 +80,15 @@ static void finish_tile(const Call *call, int64_t tile, int64_t first, int64_t c
                         const float *up) {
     const int64_t column = tile * TILE;
     const __mmask16 mask = first_lanes(call->out - column);
-    const __m512 bias = call->bias ? _mm512_maskz_loadu_ps(mask, call->bias + column) : _mm512_setzero_ps();
+    const __m512 none = _mm512_setzero_ps();
+    const __m512 bias = call->bias ? _mm512_maskz_loadu_ps(mask, call->bias + column) : none;
+    const __m512 up_bias = call->bias && up ? _mm512_maskz_loadu_ps(mask, call->bias + call->out + column) : none;
     for (int64_t r = 0; r < count; r++) {
         __m512 v = _mm512_add_ps(_mm512_loadu_ps(values + r * TILE), bias);
-        if (up) v = _mm512_mul_ps(activate(call->kernel->activation, v), _mm512_loadu_ps(up + r * TILE));
+        if (up) {
+            const __m512 other = _mm512_add_ps(_mm512_loadu_ps(up + r * TILE), up_bias);
+            v = _mm512_mul_ps(activate(call->kernel->activation, v), other);
+        }
         _mm512_mask_storeu_ps(call->y + (first + r) * call->out + column, mask, v);
     }
 }

@@ -16,7 +16,7 @@ HIDDEN, INNER = 64, 48
 FORMAT = BlockFormat(4, 32, True)
 
 
-def quantized(node_name, x, features, out, seed):
+def quantized(node_name, x, features, out, seed, biased=False):
     """A MatMulNBits node and its initializers."""
     weight = np.random.default_rng(seed).normal(size=(out, features)).astype(np.float32)
     packed = FORMAT.pack(weight).reshape(out, features // 32, 16)
@@ -24,12 +24,17 @@ def quantized(node_name, x, features, out, seed):
         ir.val(f"{node_name}.{k}", const_value=ir.tensor(v)) for k, v in (("w", packed), ("s", FORMAT.scales(weight)))
     ]
     attributes = {"K": features, "N": out, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    node = ir.node("MatMulNBits", [x, *values], attributes, domain="com.microsoft", name=node_name)
+    inputs = [x, *values]
+    if biased:
+        bias = np.random.default_rng(seed + 10).normal(size=out).astype(np.float32) * 5
+        values.append(ir.val(f"{node_name}.b", const_value=ir.tensor(bias)))
+        inputs += [None, None, values[-1]]
+    node = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node_name)
     node.outputs[0].name = f"{node_name}.y"
     return node, values
 
 
-def block(*, skip=True, act="QuickGelu", alpha=1.0, halves=(INNER, INNER), second_reader=False):
+def block(*, skip=True, act="QuickGelu", alpha=1.0, halves=(INNER, INNER), second_reader=False, biased=False):
     """residual + norm, packed gate and up, activation, product, down."""
     x = ir.val("x", ir.DataType.FLOAT, ["b", "s", HIDDEN])
     r = ir.val("r", ir.DataType.FLOAT, ["b", "s", HIDDEN])
@@ -48,7 +53,7 @@ def block(*, skip=True, act="QuickGelu", alpha=1.0, halves=(INNER, INNER), secon
         norm = ir.node("RMSNormalization", [x, gamma], {"epsilon": 1e-5, "axis": -1})
         norm.outputs[0].name = "n"
     norm.outputs[0].shape, norm.outputs[0].dtype = ir.Shape(["b", "s", HIDDEN]), ir.DataType.FLOAT
-    up, up_values = quantized("gate_up", norm.outputs[0], HIDDEN, sum(halves), 1)
+    up, up_values = quantized("gate_up", norm.outputs[0], HIDDEN, sum(halves), 1, biased)
     sizes = ir.val("sizes", const_value=ir.tensor(np.asarray(halves, np.int64)))
     split = ir.node("Split", [up.outputs[0], sizes], {"axis": -1}, num_outputs=2, name="split")
     options = {"alpha": alpha} if act == "QuickGelu" else {"approximate": "tanh"} if act == "Gelu" else {}
@@ -122,9 +127,10 @@ def test_norm_gate_and_product_become_one_node(skip, act):
 @pytest.mark.parametrize("halves", [(64, 64), (48, 48)])
 @pytest.mark.parametrize("act", ["QuickGelu", "Gelu"])
 @pytest.mark.parametrize("skip", [True, False])
-def test_numbers_agree(skip, act, halves):
-    expected = run(block(skip=skip, act=act, halves=halves))
-    model = block(skip=skip, act=act, halves=halves)
+@pytest.mark.parametrize("biased", [True, False])
+def test_numbers_agree(skip, act, halves, biased):
+    expected = run(block(skip=skip, act=act, halves=halves, biased=biased))
+    model = block(skip=skip, act=act, halves=halves, biased=biased)
     use_kernels(model)
     for new, old in zip(run(model, kernel_library()), expected, strict=True):
         # Both quantize activations to int8, and round at different places.

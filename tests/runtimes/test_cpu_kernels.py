@@ -113,15 +113,19 @@ def test_norm_and_residual_inside(rows, threads):
     np.testing.assert_allclose(plain[0], expected, atol=0.02 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [1, 9, 130])
 @pytest.mark.parametrize("activation", [1, 2])
-def test_gated_product(rows, activation):
+def test_gated_product(rows, activation, biased):
     generator = np.random.default_rng(2)
     weight = generator.normal(size=(96, 64)).astype(np.float32)
     x = generator.normal(size=(1, rows, 64)).astype(np.float32)
     fmt = BlockFormat(4, 32, True)
-    (y,) = run({"a": x}, weight, fmt, op="GatedMatMulNBits", activation=activation)
-    gate, up = np.split(quantized_activations(x[0], 32).astype(np.float64) @ fmt.dequantize(weight).T, 2, axis=1)
+    bias = generator.normal(size=96).astype(np.float32) * 3 if biased else np.zeros(96, np.float32)
+    extra = {"bias": bias} if biased else {}
+    (y,) = run({"a": x}, weight, fmt, op="GatedMatMulNBits", activation=activation, extra=extra)
+    product = quantized_activations(x[0], 32).astype(np.float64) @ fmt.dequantize(weight).T + bias
+    gate, up = np.split(product, 2, axis=1)
     if activation == 1:
         activated = gate / (1 + np.exp(-gate))
     else:

@@ -6,6 +6,7 @@ In: an open checkpoint. Out: :class:`Captured`, whose graph has lazy weights, an
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,13 +155,7 @@ def _prompts(captured: Captured, directory: Path) -> list[list[int]]:
 def _float32_bytes(captured: Captured) -> int:
     tensors = captured.checkpoint.weights.tensors()
     used = {name for name in captured.names.values() if name in tensors}
-    total = 0
-    for name in used:
-        size = 4
-        for dim in tensors[name].shape:
-            size *= dim
-        total += size
-    return total
+    return sum(4 * math.prod(tensors[name].shape) for name in used)
 
 
 def _available_memory() -> int:

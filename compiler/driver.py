@@ -35,12 +35,12 @@ from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
 from llmc.passes.weight_traffic import decode_weight_bytes
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
+from llmc.runtimes.onnxruntime_engine import ENGINE
 from llmc.runtimes.operator_support import has_input
 
 log = logging.getLogger(__name__)
 KERNEL_PRECISIONS = ("int4", "int8")
 """Precisions for which llmc has CPU operators of its own."""
-ENGINE = "engine.onnx"
 ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

@@ -55,8 +55,8 @@ class OptimizeOptions:
         logits: ``last``: logits of each row's last token; ``all``: of every token.
         context: Longest context in tokens; None: the model's own, at most :data:`DEFAULT_CONTEXT`.
         block_size: Input features that share a quantization scale.
-        symmetric: Quantize without zero points; None: what is best for the precision.
-        head: Precision of the output projection and the embedding; ``auto``: what is best for the precision.
+        symmetric: Blocks without an offset; None: with one for int4, without for int8.
+        head: Precision of the output projection and the embedding; ``auto``: int8.
         strict: Fail when a fusion fires less often than it must.
         dump: Directory that gets the graph after every pass, without weights.
     """

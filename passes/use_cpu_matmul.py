@@ -46,19 +46,17 @@ class UseCpuMatMul(FusionPass):
         add, offsets = _offsets_after(node, x)
         if add is not node:
             _remove_offsets(model.graph, node, add)
-        norm = _norm_before(x, node)
-        inputs = [x, weight, scales, zeros, bias, None, None, offsets]
+        norm, gamma, skip = _norm_before(x, node), None, None
         if norm is not None:
-            gamma = norm.inputs[2] if norm.op_type.startswith("Skip") else norm.inputs[1]
-            skip = norm.inputs[1] if norm.op_type.startswith("Skip") else None
-            inputs = [norm.inputs[0], weight, scales, zeros, bias, gamma, skip, offsets]
+            # The norm's weight is its last input, after the residual where there is one.
+            x, *residual, gamma = norm.inputs
+            skip = residual[0] if residual else None
             attributes["epsilon"] = norm.attributes.get_float("epsilon", 1e-5)
+        inputs = [x, weight, scales, zeros, bias, gamma, skip, offsets]
         while inputs[-1] is None:
             inputs.pop()
-        takes_skip = norm is not None and norm.op_type.startswith("Skip")
-        new = ir.node(
-            "MatMulNBits", inputs, attributes, domain=DOMAIN, num_outputs=2 if takes_skip else 1, name=node.name
-        )
+        outputs = 1 if skip is None else 2
+        new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, num_outputs=outputs, name=node.name)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs[:1])
         if norm is not None:
             _remove_norm(model.graph, norm, new)
@@ -111,9 +109,8 @@ def _norm_before(x: ir.Value | None, node: ir.Node) -> ir.Node | None:
 
 
 def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
-    if norm.op_type.startswith("Skip") and len(norm.outputs) > 3:
-        total = norm.outputs[3]
-        made = new.outputs[1]
+    if len(norm.outputs) > 3:
+        total, made = norm.outputs[3], new.outputs[1]
         name = total.name
         made.type, made.shape = total.type, total.shape
         total.replace_all_uses_with(made, replace_graph_outputs=True)

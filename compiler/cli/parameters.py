@@ -97,14 +97,18 @@ Symmetric = Annotated[
     bool | None,
     typer.Option(
         "--symmetric/--asymmetric",
-        help="Quantize without or with zero points. Default: what is best for the precision.",
+        help="Blocks without or with an offset each. Default: with one for int4, without for int8.",
         show_default=False,
         rich_help_panel=GRAPH_PANEL,
     ),
 ]
 Head = Annotated[
     HeadPrecision,
-    typer.Option("--head", help="Precision of the output projection and the embedding.", rich_help_panel=GRAPH_PANEL),
+    typer.Option(
+        "--head",
+        help="Precision of the output projection and the embedding; auto is int8.",
+        rich_help_panel=GRAPH_PANEL,
+    ),
 ]
 Strict = Annotated[
     bool,

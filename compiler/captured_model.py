@@ -64,7 +64,7 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     geometry = ModelGeometry.from_config(checkpoint.config)
     dtype = DTYPES[options.dtype]
     progress.start("Tracing")
-    trace = trace_model(checkpoint.config, geometry, dtype)
+    trace = trace_model(checkpoint.config, dtype)
     conversion = (trace.model_class, geometry.model_type) if checkpoint.format == "safetensors" else ()
     names = check_shapes(checkpoint.weights, trace.parameter_shapes, trace.tied, conversion)
     bind_weights(trace, checkpoint.weights, names, dtype)

@@ -6,12 +6,19 @@ llmc::CachedAttention (a call)   →   the same call, and the function that says
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.operators import cached_attention
+from llmc.compiler.operators import cached_attention, moe
 from llmc.compiler.operators.domain import DOMAIN, VERSION
 from llmc.passes.graph_pass import GraphPass, Tally
+
+OPERATORS: tuple[tuple[Any, Any], ...] = (
+    (cached_attention.is_cached_attention, cached_attention),
+    (moe.is_moe, moe),
+)
+"""How a call is recognised, and the module that knows its variants; recurrences bring their bodies from the trace."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +28,14 @@ class AttachBodies(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Set each call's overload and add the function that it names."""
         for node in model.graph:
-            if not cached_attention.is_cached_attention(node):
+            operator = next((item for matches, item in OPERATORS if matches(node)), None)
+            if operator is None:
                 continue
-            variant = cached_attention.variant_of(node)
+            variant = operator.variant_of(node)
             if node.overload != variant.overload:
                 node.overload = variant.overload
             if node.op_identifier() not in model.functions:
-                body = cached_attention.function(variant)
+                body = operator.function(variant)
                 model.functions[body.identifier()] = body
                 tally.count("bodies")
         if tally.fired:

@@ -45,7 +45,8 @@ def _rename_dimensions(model: ir.Model, tally: Tally) -> None:
     by_name = {value.name: value for value in model.graph.inputs}
     sources = (("input_ids", 0, "batch"), ("input_ids", 1, "sequence"), ("attention_mask", 1, "total"))
     renames: dict[str, str] = {}
-    for name, axis, new in (*sources, ("past_key_values.0.key", 2, "past")):
+    past = next((name for name in by_name if name and name.endswith(".key")), "")
+    for name, axis, new in (*sources, (past, 2, "past")):
         value = by_name.get(name)
         dim = value.shape[axis] if value is not None and value.shape is not None else None
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None and dim.value != new:

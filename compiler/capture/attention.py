@@ -20,7 +20,7 @@ from llmc.compiler.operators.domain import DOMAIN, VERSION
 if TYPE_CHECKING:
     import torch
 
-    from llmc.compiler.capture.trace_cache import TraceCache, TraceLayer
+    from llmc.compiler.capture.trace_cache import TraceCache
 
 PROBE_SLOTS = 40
 """Side of the grid on which a mask function is evaluated, beyond the window that it names."""
@@ -28,9 +28,15 @@ PROBE_SLOTS = 40
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What a mask lets a query see: everything at or before it, no farther back than ``window - 1`` (0: no limit)."""
+    """What a mask lets a query see: everything at or before it, within limits.
 
-    window: int
+    Attributes:
+        window: No farther back than ``window - 1`` tokens; 0: no limit.
+        chunk: Only tokens of the same chunk of so many; 0: no chunks.
+    """
+
+    window: int = 0
+    chunk: int = 0
 
 
 class AttentionCapture:
@@ -42,8 +48,11 @@ class AttentionCapture:
         self.calls = 0
         self._masks: dict[int, tuple[torch.Tensor, MaskFacts]] = {}
 
-    def begin(self, cache: TraceCache, attention_mask: torch.Tensor) -> None:
-        """Start a forward pass: the cache that the model sees, and the 2-D padding mask [batch, total]."""
+    def begin(self, cache: TraceCache | None, attention_mask: torch.Tensor | None) -> None:
+        """Start a forward pass: the cache that the model sees, and the 2-D padding mask [batch, total].
+
+        Without a cache the pass is a probe: attention returns zeros of the right shape.
+        """
         self.cache, self.attention_mask, self.calls = cache, attention_mask, 0
         self._masks.clear()
 
@@ -55,14 +64,16 @@ class AttentionCapture:
         mask_function: Callable[..., Any],
         local_size: int | None = None,
         **_: Any,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Stand in for a mask factory: a token that models hand to their attention, unread.
 
         Raises:
-            UnsupportedModelError: the mask is neither causal nor a causal sliding window.
+            UnsupportedModelError: the mask is neither causal nor a causal sliding window nor causal chunks.
         """
         import torch
 
+        if self.cache is None:
+            return None
         facts = identify_mask(mask_function, local_size)
         token = torch.onnx.ops.symbolic(
             f"{DOMAIN}::MaskToken", [self._padding()], dtype=torch.bool, shape=[batch_size, 1, q_length, kv_length],
@@ -84,13 +95,15 @@ class AttentionCapture:
         """One call of a model's attention: q, k, v [batch, heads, seq, head_dim] -> [batch, seq, heads, head_dim]."""
         import torch
 
-        layer = self._layer(module)
-        facts = self._facts(module, attention_mask, options)
         batch, heads, seq, head_dim = query.shape
         kv_heads, value_dim = key.shape[1], value.shape[3]
-        _require_cache(type(module).__name__, layer, kv_heads, head_dim, value_dim)
+        if self.cache is None:
+            return query.new_zeros(batch, seq, heads, value_dim), None
+        layer = self._layer(module, key, value)
+        facts = self._facts(module, attention_mask, options)
+        past_key, past_value = (self.cache.past[f"{layer}.{kind}"] for kind in ("key", "value"))
         sinks = options.get("s_aux")
-        inputs = [_merge_heads(query), _merge_heads(key), _merge_heads(value), layer.past_key, layer.past_value]
+        inputs = [_merge_heads(query), _merge_heads(key), _merge_heads(value), past_key, past_value]
         inputs += [self._padding()]
         if sinks is not None:
             inputs += [None] * (cached_attention.INPUTS.index("head_sink") - len(inputs)) + [sinks.reshape(-1)]
@@ -100,8 +113,9 @@ class AttentionCapture:
             "scale": float(scaling if scaling is not None else head_dim**-0.5),
             "softcap": float(options.get("softcap") or 0.0),
             "window": facts.window,
+            "chunk": facts.chunk,
         }
-        total = layer.past_key.shape[2] + seq
+        total = past_key.shape[2] + seq
         output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::{cached_attention.NAME}",
             inputs,
@@ -113,9 +127,11 @@ class AttentionCapture:
                 (batch, kv_heads, total, value_dim),
             ],
             version=VERSION,
-            metadata_props={"layer": str(getattr(module, "layer_idx", ""))},
+            metadata_props={"layer": str(layer)},
         )
-        layer.present = (present_key, present_value)
+        # A layer that reads another's keys and values appends them to the same past; that layer's present is the one.
+        self.cache.present.setdefault(f"{layer}.key", present_key)
+        self.cache.present.setdefault(f"{layer}.value", present_value)
         self.calls += 1
         return output.reshape(batch, seq, heads, value_dim), None
 
@@ -123,45 +139,31 @@ class AttentionCapture:
         assert self.attention_mask is not None
         return self.attention_mask
 
-    def _layer(self, module: torch.nn.Module) -> TraceLayer:
+    def _layer(self, module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> int:
+        """The layer whose cache holds this key and value: its own, or another's that it shares."""
         from llmc.compiler.capture.trace_cache import TraceLayer
 
         assert self.cache is not None
-        index = getattr(module, "layer_idx", None)
-        name = type(module).__name__
-        if not isinstance(index, int) or not 0 <= index < len(self.cache.layers):
-            raise UnsupportedModelError(f"{name} does not say which layer it is, so its KV cache cannot be found")
-        layer = self.cache.layers[index]
-        assert isinstance(layer, TraceLayer)
-        if layer.present is not None:
-            raise UnsupportedModelError(
-                f"{name} calls attention twice in layer {index}, which llmc does not capture yet"
-            )
-        return layer
+        for layer in self.cache.layers:
+            if isinstance(layer, TraceLayer) and layer.new is not None and layer.new[0] is key:
+                if layer.new[1] is value:
+                    return layer.index
+        raise UnsupportedModelError(
+            f"{type(module).__name__} attends to other keys and values than those that it put into the cache"
+        )
 
     def _facts(self, module: torch.nn.Module, mask: torch.Tensor | None, options: dict[str, Any]) -> MaskFacts:
         name = type(module).__name__
         if options.get("position_bias") is not None:
-            raise UnsupportedModelError(f"{name} adds a position bias to its scores, which llmc does not capture yet")
+            raise UnsupportedModelError(f"{name} adds a position bias to its scores")
         if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
             raise UnsupportedModelError(f"{name} is bidirectional attention; llmc compiles causal language models")
         if mask is None:
             return MaskFacts(window=int(options.get("sliding_window") or 0))
         known = self._masks.get(id(mask))
         if known is None:
-            raise UnsupportedModelError(f"{name} changes its attention mask, which llmc does not capture yet")
+            raise UnsupportedModelError(f"{name} changes its attention mask")
         return known[1]
-
-
-def _require_cache(name: str, layer: TraceLayer, kv_heads: int, head_dim: int, value_dim: int) -> None:
-    """Raise where a layer's keys and values are not what the configuration says that the cache holds."""
-    past = (layer.past_key.shape[1], layer.past_key.shape[3], layer.past_value.shape[3])
-    if past != (kv_heads, head_dim, value_dim):
-        raise UnsupportedModelError(
-            f"the configuration says {past[0]} heads of {past[1]} in the KV cache (values of {past[2]}), but {name} "
-            f"has {kv_heads} of {head_dim} (values of {value_dim}); check config.json, or the layers differ, which "
-            "llmc does not capture yet"
-        )
 
 
 def _merge_heads(x: torch.Tensor) -> torch.Tensor:
@@ -179,17 +181,16 @@ def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> 
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
 
-    window = int(local_size or 0)
-    base = max(window - PROBE_SLOTS // 2, 0)
+    size = int(local_size or 0)
+    base = max(size - PROBE_SLOTS // 2, 0)
     with _disable_current_modes(), torch.no_grad():
         slots = torch.cat((torch.arange(PROBE_SLOTS), torch.arange(base, base + PROBE_SLOTS)))
         queries, keys = slots[:, None], slots[None, :]
         zero = torch.zeros((), dtype=torch.long)
-        expected = (keys <= queries) & ((queries - keys < window) if window else True)
-        actual = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(expected.shape)
-        agrees = bool(torch.equal(actual.bool(), expected))
-    if not agrees:
-        raise UnsupportedModelError(
-            "the model's attention mask is neither causal nor a causal sliding window; llmc captures no other yet"
-        )
-    return MaskFacts(window)
+        causal = keys <= queries
+        actual = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(causal.shape).bool()
+        if torch.equal(actual, causal & (queries - keys < size) if size else causal):
+            return MaskFacts(window=size)
+        if size and torch.equal(actual, causal & (queries // size == keys // size)):
+            return MaskFacts(chunk=size)
+    raise UnsupportedModelError("its attention mask is neither causal nor a causal sliding window nor causal chunks")

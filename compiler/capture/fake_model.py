@@ -7,6 +7,7 @@ Out: the model with parameters of ``FakeTensor`` type (shape and dtype, no memor
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from transformers import AutoModelForCausalLM
 
+    # transformers writes the attention's name into the configuration, which the caller may use for another model.
+    config = copy.deepcopy(config)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)

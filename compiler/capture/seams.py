@@ -2,7 +2,7 @@
 
 In: a model and its :class:`AttentionCapture`.
 Out: a context in which transformers' attention and mask interfaces, the model's RMSNorm modules and its files' rotary
-functions lead to captured operators. Nothing stays changed afterwards.
+functions and its experts lead to captured operators. Nothing stays changed afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.capture.attention import AttentionCapture
+from llmc.compiler.capture.experts import captured_experts, is_experts
 from llmc.compiler.capture.norms import captured_forward, find_norms
 from llmc.compiler.capture.rotary import FUNCTION, captured_rotary, identify_rotary
 
@@ -29,13 +30,27 @@ def attention_interface(capture: AttentionCapture) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    from transformers import masking_utils
+
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, capture.attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, capture.mask)
+    chunked_overlay = masking_utils.chunked_overlay
+    # Its padding is symbolic in a trace, so that the mask could not be evaluated; the operator counts tokens itself.
+    masking_utils.chunked_overlay = lambda size, padding: chunked_overlay(size, _no_padding(padding))
     try:
         yield
     finally:
+        masking_utils.chunked_overlay = chunked_overlay
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
+
+
+def _no_padding(padding: torch.Tensor) -> torch.Tensor:
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        return torch.zeros(1, dtype=torch.long)
 
 
 @contextlib.contextmanager
@@ -50,13 +65,16 @@ def captured_modules(model: torch.nn.Module) -> Iterator[int]:
         if (facts := identify_rotary(function)) is not None:
             originals.append((file, function))
             setattr(file, FUNCTION, captured_rotary(function, facts))
+    experts = [module for module in model.modules() if is_experts(module)]
     for name, facts_of_norm in norms.items():
         module = model.get_submodule(name)
         module.forward = captured_forward(module, facts_of_norm)
+    for module in experts:
+        module.forward = captured_experts(module)
     try:
         yield len(norms)
     finally:
         for file, function in originals:
             setattr(file, FUNCTION, function)
-        for name in norms:
-            del model.get_submodule(name).forward
+        for module in [*map(model.get_submodule, norms), *experts]:
+            del module.forward

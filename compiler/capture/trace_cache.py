@@ -1,64 +1,179 @@
-"""The cache object that a model sees while it is traced.
+"""The cache objects that a model sees while it is traced.
 
-In: the past key and value of every layer, as symbolic tensors.
-Out: an object that speaks transformers' cache protocol, hands new keys and values through untouched (the attention
-operator appends them), and collects the present ones.
+In: the cache's layout and its tensors, symbolic. Out: objects that speak transformers' cache protocol.
+
+* :class:`TraceCache` is what the whole model gets. In a layer whose attention is captured, new keys and values go
+  through untouched, because the attention operator appends them; with ``appending`` they are appended here, for
+  attention that is traced as arithmetic.
+* :class:`StepCache` is what one step of a stateful layer gets: the states, as if there had been tokens before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 if TYPE_CHECKING:
-    import torch
+    from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout
 
 
 class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's past; never sliding, because the window is the attention operator's business.
+    """A layer with keys and values; never sliding, because the window is the attention's business.
 
     Attributes:
-        past_key: [batch, kv_heads, past, head_dim].
-        past_value: [batch, kv_heads, past, value_head_dim].
-        present: Key and value after the step, set by the captured attention.
+        index: The layer's number.
+        cache: The cache that it belongs to.
+        new: The chunk's own key and value, as :meth:`update` returned them.
     """
 
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, past_key: torch.Tensor, past_value: torch.Tensor) -> None:
+    def __init__(self, index: int, cache: TraceCache) -> None:
         super().__init__()
-        self.past_key = past_key
-        self.past_value = past_value
-        self.present: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.index, self.cache = index, cache
+        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
         self.is_initialized = True
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to allocate."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The new states as they are."""
-        return key_states, value_states
+        """The new states, as they are or appended to the past."""
+        if not self.cache.appending:
+            self.new = (key_states, value_states)
+            return self.new
+        joined = [self.cache.append(f"{self.index}.{kind}", x) for kind, x in
+                  (("key", key_states), ("value", value_states))]  # fmt: skip
+        return joined[0], joined[1]
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Keys of a sparse attention's indexer, [batch, total, dim]."""
+        return self.cache.append(f"{self.index}.indexer_key", indexer_key_states, axis=1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Total length and offset of the keys."""
-        return self.get_seq_length() + query_length, 0
+        return self.cache.past_length + query_length, 0
 
     def get_seq_length(self) -> int:
         """Tokens in the past (symbolic)."""
-        length: int = self.past_key.shape[2]
-        return length
+        return self.cache.past_length
 
     def get_max_length(self) -> int:
         """No maximum."""
         return -1
 
 
-class TraceCache(Cache):  # type: ignore[misc]
-    """All layers of :class:`TraceLayer`."""
+class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
+    """A layer with states only; the module that owns them is replaced, so nobody asks this object for them."""
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        super().__init__(layers=[TraceLayer(k, v) for k, v in zip(keys, values, strict=True)])
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to allocate."""
+
+    def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
+        """Never called."""
+        raise NotImplementedError
+
+    def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
+        """Never called."""
+        raise NotImplementedError
+
+
+class TraceCache(Cache):  # type: ignore[misc]
+    """All layers of a model.
+
+    Attributes:
+        past: Entry's suffix (``3.key``) -> tensor before the step.
+        present: The same after the step, filled while the model runs.
+        past_length: Tokens in the past (symbolic).
+        appending: Whether keys and values are appended here.
+    """
+
+    def __init__(
+        self, layout: CacheLayout, past: Mapping[str, torch.Tensor], past_length: int, *, appending: bool
+    ) -> None:
+        self.past, self.past_length, self.appending = dict(past), past_length, appending
+        self.present: dict[str, torch.Tensor] = {}
+        stateful = {entry.layer for entry in layout.entries if not entry.grows}
+        growing = {entry.layer for entry in layout.entries if entry.grows}
+        layers = [
+            StateLayer(index) if index in stateful - growing else TraceLayer(index, self)
+            for index in range(layout.layers)
+        ]
+        super().__init__(layers=layers)
+
+    def append(self, suffix: str, new: torch.Tensor, axis: int = 2) -> torch.Tensor:
+        """past + new, which becomes the present."""
+        joined = torch.cat([self.past[suffix], new], dim=axis)
+        self.present[suffix] = joined
+        return joined
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens in the past, whatever the layer keeps."""
+        return self.past_length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Total length and offset of the keys, whatever the layer keeps."""
+        return self.past_length + query_length, 0
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """Always: an empty state is zeros."""
+        return True
+
+
+class StepCache(Cache):  # type: ignore[misc]
+    """The states of one layer at one token."""
+
+    def __init__(self, entries: Sequence[CacheEntry], values: Sequence[torch.Tensor]) -> None:
+        super().__init__(layers=[])
+        self._states = {(e.kind, e.state): value for e, value in zip(entries, values, strict=True)}
+
+    def states(self) -> list[torch.Tensor]:
+        """What they are now, in the order of the entries."""
+        return list(self._states.values())
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
+        """The last inputs of a short convolution, [batch, channels, kernel]."""
+        return self._states["conv_state", state_idx]
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
+        """A recurrent state, [batch, …]."""
+        return self._states["recurrent_state", state_idx]
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """Append; keep as many as there were; return all."""
+        old = self._states["conv_state", state_idx]
+        joined = torch.cat([old, conv_states], dim=-1)
+        self._states["conv_state", state_idx] = joined[..., -old.shape[-1] :]
+        return joined
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """Replace."""
+        old = self._states["recurrent_state", state_idx]
+        self._states["recurrent_state", state_idx] = recurrent_states.to(old.dtype).reshape(old.shape)
+        return self._states["recurrent_state", state_idx]
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """Always."""
+        return True
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Never: nobody takes tokens back."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Some tokens came before."""
+        return 1

@@ -14,7 +14,8 @@ replaces by what its runtime does fast. Its body, in standard ONNX, says what it
 Slot ``t`` of the cache holds the ``t``-th column of ``attention_mask``. Query row ``i`` is slot ``total - seq + i``.
 It sees the slots at or before its own whose mask is not 0, no farther back than ``window - 1`` tokens; and always
 itself, so that rows of padding stay finite. Tokens are counted by the mask: padding between them, as a right-padded
-prompt leaves it before the decoded tokens, takes no room in the window.
+prompt leaves it before the decoded tokens, takes no room in the window. With ``chunk`` it sees only the tokens of its
+own chunk, of that many tokens from the row's first one on.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ INPUTS = (
     "head_sink",
 )
 OUTPUTS = ("output", "present_key", "present_value")
+PARTS = ("packed", "rotary", "qk_norm", "softcap", "sinks", "chunked")
+"""The optional parts, in the order in which an overload names them."""
 _INT, _FLOAT = ir.AttributeType.INT, ir.AttributeType.FLOAT
 
 
@@ -54,6 +57,7 @@ class Variant:
         qk_norm: ``q_norm_weight`` and ``k_norm_weight`` ([head_dim]) are given.
         softcap: The attribute ``softcap`` is positive.
         sinks: ``head_sink`` ([heads]) is given.
+        chunked: The attribute ``chunk`` is positive.
     """
 
     packed: bool = False
@@ -61,11 +65,12 @@ class Variant:
     qk_norm: bool = False
     softcap: bool = False
     sinks: bool = False
+    chunked: bool = False
 
     @property
     def overload(self) -> str:
         """Name of the variant, as ONNX's function overload: ``packed_rotary``; empty for the plain one."""
-        return "_".join(name for name in ("packed", "rotary", "qk_norm", "softcap", "sinks") if getattr(self, name))
+        return "_".join(name for name in PARTS if getattr(self, name))
 
 
 def is_cached_attention(node: ir.Node) -> bool:
@@ -87,6 +92,7 @@ def variant_of(node: ir.Node) -> Variant:
         qk_norm=get_input(node, "q_norm_weight") is not None,
         softcap=node.attributes.get_float("softcap", 0.0) > 0.0,
         sinks=get_input(node, "head_sink") is not None,
+        chunked=node.attributes.get_int("chunk", 0) > 0,
     )
 
 
@@ -118,7 +124,7 @@ def make_node(
 def function(variant: Variant) -> ir.Function:
     """The body of one variant.
 
-    Attributes of the call: ``num_heads``, ``kv_num_heads``, ``scale``; ``softcap`` (0: none), ``window`` (0: none),
+    Attributes of the call: ``num_heads``, ``kv_num_heads``, ``scale``; ``softcap`` (0: none), ``window`` (0: none), ``chunk`` (0: none),
     ``interleaved`` (0: rotate halves), ``rotary_embedding_dim`` (0: the whole head), ``norm_epsilon``.
     """
     body = Body(INPUTS)
@@ -147,6 +153,7 @@ def _attributes() -> list[ir.Attr]:
         *required,
         ir.AttrFloat32("softcap", 0.0),
         ir.AttrInt64("window", 0),
+        ir.AttrInt64("chunk", 0),
         ir.AttrInt64("interleaved", 0),
         ir.AttrInt64("rotary_embedding_dim", 0),
         ir.AttrFloat32("norm_epsilon", 1e-6),
@@ -174,7 +181,7 @@ def _rotate(body: Body, x: ir.Value) -> ir.Value:
     return body.referring("RotaryEmbedding", *inputs, refer=refer)
 
 
-def _mask(body: Body, q: ir.Value, present_key: ir.Value) -> ir.Value:
+def _mask(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value) -> ir.Value:
     """Which slots each query row sees, [batch, 1, 1, seq, total] bool; the mask is [batch, total]."""
     zero, one = body.op("Constant", value_int=0), body.op("Constant", value_int=1)
     seq = body.op("Squeeze", body.op("Shape", q, start=2, end=3))
@@ -190,6 +197,12 @@ def _mask(body: Body, q: ir.Value, present_key: ir.Value) -> ir.Value:
     own = body.op("Unsqueeze", body.op("Gather", counted, rows, axis=1), body.integers(2))
     tokens = body.op("Sub", own, body.op("Unsqueeze", counted, body.integers(1)))
     near = body.op("And", causal, body.op("Less", tokens, farthest))
+    if variant.chunked:
+        size = body.referring("Constant", refer={"value_int": ("chunk", _INT)})
+        number = body.op("Div", body.op("Sub", counted, one), size)
+        same = body.op("Equal", body.op("Unsqueeze", body.op("Gather", number, rows, axis=1), body.integers(2)),
+                       body.op("Unsqueeze", number, body.integers(1)))  # fmt: skip
+        near = body.op("And", near, same)
     visible = body.op("And", near, body.op("Unsqueeze", real, body.integers(1)))
     mask = body.op("Or", visible, body.op("Equal", distance, zero))
     return body.op("Unsqueeze", mask, body.integers(1, 2))
@@ -209,7 +222,7 @@ def _attend(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value, pr
         cap = body.scalar_float("softcap")
         scores = body.op("Mul", body.op("Tanh", body.op("Div", scores, cap)), cap)
     lowest = body.op("Constant", value_float=-3.4028234663852886e38)
-    scores = body.op("Where", _mask(body, q, present_key), scores, lowest)
+    scores = body.op("Where", _mask(body, variant, q, present_key), scores, lowest)
     weights = _softmax_with_sinks(body, scores) if variant.sinks else body.op("Softmax", scores, axis=-1)
     values = body.op("Unsqueeze", present_value, body.integers(2))
     attended = body.op("MatMul", body.op("CastLike", weights, q), values)

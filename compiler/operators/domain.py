@@ -35,6 +35,30 @@ class Body:
         """Add a Split node with ``count`` outputs."""
         return self._tape.op_multi_out("Split", [value, sizes], {"axis": axis}, num_outputs=count)
 
+    def split_evenly(self, value: ir.Value, axis: int, count: int) -> Sequence[ir.Value]:
+        """Add a Split node with ``count`` outputs of equal size."""
+        return self._tape.op_multi_out("Split", [value], {"axis": axis, "num_outputs": count}, num_outputs=count)
+
+    def add(self, node: ir.Node) -> None:
+        """Add a node that was made elsewhere, as one with a graph for an attribute."""
+        self._tape._nodes.append(node)
+
+    def subgraph(self, name: str, outputs: Mapping[str, ir.Value]) -> ir.Graph:
+        """Close the body as the graph of a control-flow node; what it makes gets names that no outer graph has."""
+        for index, node in enumerate(self._tape.nodes):
+            node.name = f"{name}/{index}"
+            for number, value in enumerate(node.outputs):
+                value.name = f"{name}/{index}.{number}"
+        for output_name, value in outputs.items():
+            value.name = output_name
+        return ir.Graph(
+            list(self.inputs.values()),
+            list(outputs.values()),
+            nodes=self._tape.nodes,
+            opset_imports={"": OPSET},
+            name=name,
+        )
+
     def referring(
         self,
         op_type: str,
@@ -46,7 +70,7 @@ class Body:
         node = ir.node(op_type, list(inputs), attributes, num_outputs=1)
         for name, (source, kind) in refer.items():
             node.attributes.add(ir.RefAttr(name, source, kind))
-        self._tape._nodes.append(node)
+        self.add(node)
         return node.outputs[0]
 
     def integers(self, *names_or_values: str | int) -> ir.Value:

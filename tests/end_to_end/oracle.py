@@ -101,9 +101,14 @@ class PortableGraph:
         self._mask = np.zeros((batch, 0), np.int64)
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self._cache = {
-            name: np.zeros((batch, item.shape[1], 0, item.shape[3]), types[item.type])
+            name: np.zeros([self._size(dim, batch) for dim in item.shape], types[item.type])
             for name, item in self._past.items()
         }
+
+    @staticmethod
+    def _size(dim: int | str, batch: int) -> int:
+        """A dimension of an empty cache: the batch and the fixed ones are what they are, the length is 0."""
+        return dim if isinstance(dim, int) else {"batch": batch}.get(dim, 0)
 
     def forward(self, ids: Array, mask: Array) -> Array:
         """Append columns: ``ids`` and ``mask`` [batch, seq]; logits [batch, seq, vocab_size]."""
@@ -111,6 +116,7 @@ class PortableGraph:
         self._mask = np.concatenate([self._mask, mask], axis=1)
         positions = np.maximum(before + mask.cumsum(axis=1) - 1, 0)
         feeds = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions, **self._cache}
+        feeds = {name: value for name, value in feeds.items() if name in self.inputs}
         results = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
         self._cache = {name: results[name.replace("past_key_values.", "present.")] for name in self._cache}
         return results["logits"]
@@ -190,3 +196,7 @@ def _decode(forward: Callable[[Array], Array], rows: Sequence[Row], steps: int, 
             result.compare(logits[index, 0], row.logits[len(row.prompt) + step])
             if step + 1 < len(row.continuation):
                 result.choose(logits[index, 0], row.continuation[step + 1])
+
+
+class PortableGraph2(PortableGraph):
+    pass

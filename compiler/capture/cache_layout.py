@@ -1,0 +1,217 @@
+"""What a model keeps between two forward calls, found by letting it run.
+
+In: a fake model. Out: :class:`CacheLayout`: one entry per tensor of the cache, and the modules that keep a state.
+
+Nothing is read from the configuration: transformers' own cache is handed to the model, a prefill of fake tensors is
+run, and what then lies in the cache is the layout. So layers may differ in heads and widths, have a state instead of
+a KV cache, have both, or have none because they read another layer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmc.compiler.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["key", "value", "indexer_key", "conv_state", "recurrent_state"]
+Dim = int | Literal["batch", "past"]
+PROBE_BATCH, PROBE_SEQ = 2, 11
+"""Sizes of the probe; the sequence is of a length that no model has as a width."""
+CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+"""What models call the argument that takes transformers' cache."""
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One tensor that goes into a step and comes out of it.
+
+    Attributes:
+        layer: Layer index, as the model counts.
+        kind: ``key`` and ``value`` grow by the chunk's tokens; states have a fixed shape.
+        state: Which of a layer's states; 0 for the others.
+        shape: Dimensions, ``batch`` and ``past`` by name.
+        dtype: torch's type.
+    """
+
+    layer: int
+    kind: Kind
+    state: int
+    shape: tuple[Dim, ...]
+    dtype: torch.dtype
+
+    @property
+    def suffix(self) -> str:
+        """``3.key``, ``0.conv_state``, ``0.conv_state.1``: what stands behind ``past_key_values.``."""
+        return f"{self.layer}.{self.kind}" + (f".{self.state}" if self.state else "")
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has one slot per token."""
+        return "past" in self.shape
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """All entries, in the order of the layers.
+
+    Attributes:
+        entries: The tensors.
+        layers: Layers that the model counts.
+        argument: Name of the model's cache argument.
+        mixers: Path of each module that reads and writes a layer's states -> that layer.
+    """
+
+    entries: tuple[CacheEntry, ...]
+    layers: int
+    argument: str
+    mixers: dict[str, int] = field(default_factory=dict)
+
+    def of_layer(self, layer: int) -> tuple[CacheEntry, ...]:
+        """The entries of one layer."""
+        return tuple(entry for entry in self.entries if entry.layer == layer)
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """The name under which ``model`` takes a cache.
+
+    Raises:
+        UnsupportedModelError: it takes none that transformers' cache protocol covers.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in parameters:
+            return name
+    raise UnsupportedModelError(
+        f"{type(model).__name__} takes no KV cache of transformers, so it cannot go on from a prefix; "
+        "llmc compiles models that decode token by token"
+    )
+
+
+def model_inputs(model: torch.nn.Module, **inputs: Any) -> dict[str, Any]:
+    """Those of ``inputs`` that the model's forward accepts."""
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    always = {"input_ids", *CACHE_ARGUMENTS}
+    taken = {name for name in inputs if name in parameters or (open_ended and name not in always)}
+    return {name: value for name, value in inputs.items() if name in taken}
+
+
+def run_probe(model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractContextManager[Any]] | None = None) -> Any:
+    """Run a prefill of fake tensors; the cache that the model filled.
+
+    Args:
+        model: A fake model.
+        mode: Its fake tensor mode.
+        watch: Context in which the model runs, made from the empty cache.
+
+    Raises:
+        UnsupportedModelError: the model keeps a cache of its own.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    argument = cache_argument(model)
+    cache = DynamicCache(config=model.config)
+    with mode, torch.no_grad(), watch(cache) if watch is not None else contextlib.nullcontext():
+        ids = torch.zeros((PROBE_BATCH, PROBE_SEQ), dtype=torch.long)
+        positions = torch.arange(PROBE_SEQ)[None].expand(PROBE_BATCH, -1)
+        inputs = model_inputs(
+            model, input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True
+        )
+        output = model(**inputs, **{argument: cache})
+    used = getattr(output, argument, None)
+    if used is not None and used is not cache:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps its own {type(used).__name__} instead of transformers' cache, "
+            "which llmc does not capture"
+        )
+    return cache
+
+
+def discover_cache(model: Any, mode: Any) -> CacheLayout:
+    """Run a prefill under ``mode`` (the model's fake tensor mode) and read what lies in the cache afterwards.
+
+    Raises:
+        UnsupportedModelError: the model keeps something that transformers' cache protocol does not cover.
+    """
+    owners: dict[int, list[str]] = {}
+    cache = run_probe(model, mode, lambda made: _recorded_state_calls(model, made, owners))
+    entries = tuple(entry for index, layer in enumerate(cache.layers) for entry in _layer_entries(index, layer))
+    if not entries:
+        raise UnsupportedModelError(f"{type(model).__name__} keeps nothing between two calls, so it cannot decode")
+    return CacheLayout(entries, len(cache.layers), cache_argument(model), _mixers(owners))
+
+
+def _layer_entries(index: int, layer: Any) -> Iterator[CacheEntry]:
+    for kind, attribute in (("key", "keys"), ("value", "values"), ("indexer_key", "indexer_keys")):
+        tensor = getattr(layer, attribute, None)
+        if tensor is not None and tensor.ndim >= 3:
+            dims: list[Dim] = ["batch", *tensor.shape[1:]]
+            dims[-2] = "past"
+            yield CacheEntry(index, kind, 0, tuple(dims), tensor.dtype)  # type: ignore[arg-type]
+    for kind, attribute in (("conv_state", "conv_states"), ("recurrent_state", "recurrent_states")):
+        for number, tensor in (getattr(layer, attribute, None) or {}).items():
+            if tensor is not None:
+                yield CacheEntry(index, kind, number, ("batch", *tensor.shape[1:]), tensor.dtype)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[int, list[str]]) -> Iterator[None]:
+    """Note in ``owners`` which module is running when a layer's state is asked for or written."""
+    from torch.nn.modules import module as hooks
+
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = []
+
+    def enter(module: Any, _: Any) -> None:
+        stack.append(names.get(id(module), stack[-1] if stack else ""))
+
+    def leave(module: Any, _: Any, __: Any) -> None:
+        stack.pop()
+
+    def watch(method: str) -> None:
+        original = getattr(cache, method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            index = inspect.signature(original).bind(*args, **kwargs).arguments.get("layer_idx")
+            if isinstance(index, int):
+                owners.setdefault(index, []).append(stack[-1])
+            return original(*args, **kwargs)
+
+        setattr(cache, method, call)
+
+    methods = ("update_conv_state", "update_recurrent_state", "get_conv_state", "get_recurrent_state")
+    for method in methods:
+        watch(method)
+    handles = [
+        hooks.register_module_forward_pre_hook(enter),
+        hooks.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for method in methods:
+            delattr(cache, method)
+
+
+def _mixers(owners: dict[int, list[str]]) -> dict[str, int]:
+    """For each layer with states, the innermost module that makes all its calls."""
+    found: dict[str, int] = {}
+    for layer, paths in owners.items():
+        parts = [path.split(".") for path in paths]
+        common: list[str] = []
+        for column in zip(*parts, strict=False):
+            if len(set(column)) != 1:
+                break
+            common.append(column[0])
+        found[".".join(common)] = layer
+    return found

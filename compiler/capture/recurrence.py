@@ -1,0 +1,291 @@
+"""Layers that keep a state, captured as ``llmc::Recurrence``.
+
+In: the modules that read and write states (found by :mod:`.cache_layout`).
+Out: a replacement of their forward that puts one Recurrence node into the graph, and the bodies of these nodes.
+
+The body is the module's own one-token step: the module is exported once per kind, with a sequence of one and with
+previous states, as when it decodes. Its way through a whole chunk (a parallel scan, a convolution over the sequence)
+computes the same and is never traced, so no model's scan needs code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
+
+from llmc.compiler.capture.cache_layout import PROBE_SEQ, CacheEntry, CacheLayout, run_probe
+from llmc.compiler.capture.convert import quiet, root_cause, to_onnx
+from llmc.compiler.capture.fake_model import FakeModel
+from llmc.compiler.errors import CaptureError, UnsupportedModelError
+from llmc.compiler.operators import recurrence
+from llmc.compiler.operators.domain import DOMAIN, VERSION
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmc.compiler.capture.trace_cache import TraceCache
+
+Role = Literal["sequence", "cache", "mask", "constant"]
+PREFIX = "module."
+"""What the exported step puts before the module's own parameter names."""
+
+
+@dataclass
+class Call:
+    """How a module is called, as the probe saw it.
+
+    Attributes:
+        roles: What each leaf of (args, kwargs) is.
+        leaves: The leaves; sequences and caches are replaced in every call.
+        spec: torch's description of the tree.
+        output: Shape and dtype of the result's one tensor.
+        output_index: Which leaf of the result it is.
+        output_spec: The result's tree.
+        output_leaves: Its leaves.
+    """
+
+    roles: list[Role]
+    leaves: list[Any]
+    spec: Any
+    output: tuple[tuple[int, ...], Any]
+    output_index: int
+    output_spec: Any
+    output_leaves: list[Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kind of layer: its body, and which of the module's tensors the body takes."""
+
+    overload: str
+    weights: tuple[str, ...]
+
+
+@dataclass
+class RecurrenceCapture:
+    """The stateful modules of one model.
+
+    Attributes:
+        fake: The model.
+        layout: Its cache.
+        functions: The bodies, by overload.
+    """
+
+    fake: FakeModel
+    layout: CacheLayout
+    functions: dict[str, ir.Function] = field(default_factory=dict)
+    _calls: dict[str, Call] = field(default_factory=dict)
+    _steps: dict[str, Step] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """See how each module is called, and export each kind's step.
+
+        Raises:
+            UnsupportedModelError: a module takes or returns something that one step cannot have.
+            CaptureError: torch cannot export a step.
+        """
+        if not self.layout.mixers:
+            return
+        with self._replaced(lambda path, module: _recording(self._calls, path, module)):
+            run_probe(self.fake.model, self.fake.mode)
+        known: dict[tuple[Any, ...], Step] = {}
+        for path, layer in self.layout.mixers.items():
+            module = self.fake.model.get_submodule(path)
+            if path not in self._calls:
+                raise UnsupportedModelError(f"{path} keeps a state but is never called with a sequence")
+            key = self._key(module, path, layer)
+            if key not in known:
+                known[key] = self._export(module, path, layer, f"{type(module).__name__}_{len(known)}")
+            self._steps[path] = known[key]
+
+    @contextlib.contextmanager
+    def captured(self, cache: Callable[[], TraceCache], valid: Callable[[], torch.Tensor]) -> Iterator[None]:
+        """Replace the modules' forward for the time of a trace.
+
+        Args:
+            cache: The cache of the running trace.
+            valid: Which tokens of the chunk are no padding, [batch, seq] bool.
+        """
+        with self._replaced(lambda path, module: self._emitting(path, module, cache, valid)):
+            yield
+
+    @contextlib.contextmanager
+    def _replaced(self, make: Callable[[str, Any], Any]) -> Iterator[None]:
+        modules = {path: self.fake.model.get_submodule(path) for path in self.layout.mixers}
+        for path, module in modules.items():
+            module.forward = make(path, module)
+        try:
+            yield
+        finally:
+            for module in modules.values():
+                del module.forward
+
+    def _key(self, module: torch.nn.Module, path: str, layer: int) -> tuple[Any, ...]:
+        tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(module).items())
+        buffers = tuple(id(b) for b in module.buffers() if b.numel() and not _is_fake(b))
+        scalars = tuple(
+            (name, key, value)
+            for name, child in module.named_modules()
+            for key, value in sorted(vars(child).items())
+            if isinstance(value, int | float | str) and key != "layer_idx"
+        )
+        roles = tuple(self._calls[path].roles)
+        return (type(module), tensors, buffers, scalars, roles, tuple(e.shape for e in self._states(layer)))
+
+    def _states(self, layer: int) -> list[CacheEntry]:
+        return [entry for entry in self.layout.of_layer(layer) if not entry.grows]
+
+    def _export(self, module: torch.nn.Module, path: str, layer: int, overload: str) -> Step:
+        import torch
+
+        call, states = self._calls[path], self._states(layer)
+        batch = torch.export.Dim("batch")
+        with self.fake.mode:
+            sequences = [
+                torch.zeros((3, 1, *leaf.shape[2:]), dtype=leaf.dtype)
+                for leaf, role in zip(call.leaves, call.roles, strict=True)
+                if role == "sequence"
+            ]
+            values = [torch.zeros((3, *e.shape[1:]), dtype=e.dtype) for e in states]  # type: ignore[arg-type]
+            dynamic = ([{0: batch}] * len(sequences), [{0: batch}] * len(values))
+            try:
+                with torch.no_grad(), quiet():
+                    program = torch.export.export(
+                        _make_step(module, call, states), (sequences, values), dynamic_shapes=dynamic, strict=False
+                    )
+            except Exception as error:
+                reason = f"torch could not export one step of {type(module).__name__}: {root_cause(error)}"
+                raise CaptureError(reason) from error
+        inputs = [f"sequence_{i}" for i in range(len(sequences))] + [f"state_{i}" for i in range(len(values))]
+        outputs = ["y", *(f"present_{i}" for i in range(len(values)))]
+        graph = to_onnx(program, inputs, outputs).graph
+        tensors = _tensors(module)
+        used = [name for name in graph.initializers if name.removeprefix(PREFIX) in tensors]
+        signature = recurrence.Signature(len(sequences), len(values), len(used))
+        body = recurrence.function(overload, graph, signature, {name: i for i, name in enumerate(used)})
+        self.functions[overload] = body
+        return Step(overload, tuple(name.removeprefix(PREFIX) for name in used))
+
+    def _emitting(
+        self, path: str, module: Any, cache: Callable[[], TraceCache], valid: Callable[[], torch.Tensor]
+    ) -> Any:
+        import torch
+        from torch.utils import _pytree
+
+        call, step, layer = self._calls[path], self._steps[path], self.layout.mixers[path]
+        states = self._states(layer)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            leaves, _ = _flatten(args, kwargs)
+            mask = valid()
+            batch, seq = mask.shape
+            sequences = [
+                leaf.expand(batch, *leaf.shape[1:])
+                for leaf, role in zip(leaves, call.roles, strict=True)
+                if role == "sequence"
+            ]
+            tensors = _tensors(module)
+            past = [cache().past[entry.suffix] for entry in states]
+            shape, dtype = call.output
+            results = torch.onnx.ops.symbolic_multi_out(
+                f"{DOMAIN}::{recurrence.NAME}",
+                [*sequences, *past, mask, *(tensors[name] for name in step.weights)],
+                {},
+                dtypes=[dtype, *(entry.dtype for entry in states)],
+                shapes=[(batch, seq, *shape[2:]), *((batch, *entry.shape[1:]) for entry in states)],
+                version=VERSION,
+                metadata_props={"overload": step.overload},
+            )
+            for entry, value in zip(states, results[1:], strict=True):
+                cache().present[entry.suffix] = value
+            out = list(call.output_leaves)
+            out[call.output_index] = results[0]
+            return _pytree.tree_unflatten(out, call.output_spec)
+
+        return forward
+
+
+def _make_step(module: Any, call: Call, states: Sequence[CacheEntry]) -> torch.nn.Module:
+    """The function that is exported: sequences of one token and states in, y and states out."""
+    import torch
+    from torch.utils import _pytree
+
+    class StepModule(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, sequences: list[torch.Tensor], values: list[torch.Tensor]) -> list[torch.Tensor]:
+            from llmc.compiler.capture.trace_cache import StepCache
+
+            cache = StepCache(states, [value.clone() for value in values])
+            given = iter(sequences)
+            leaves = []
+            for leaf, role in zip(call.leaves, call.roles, strict=True):
+                chosen: Any = {"cache": cache, "mask": None}.get(role, leaf)
+                leaves.append(next(given) if role == "sequence" else chosen)
+            args, kwargs = _pytree.tree_unflatten(leaves, call.spec)
+            result = _pytree.tree_leaves(self.module(*args, **kwargs))[call.output_index]
+            return [result, *cache.states()]
+
+    return StepModule()
+
+
+def _recording(calls: dict[str, Call], path: str, module: Any) -> Any:
+    import torch
+    from torch.utils import _pytree
+
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        leaves, spec = _flatten(args, kwargs)
+        result = original(*args, **kwargs)
+        out, out_spec = _pytree.tree_flatten(result)
+        tensors = [i for i, leaf in enumerate(out) if isinstance(leaf, torch.Tensor)]
+        if not tensors or out[tensors[0]].ndim < 3 or out[tensors[0]].shape[1] != PROBE_SEQ:
+            raise UnsupportedModelError(f"{type(module).__name__} keeps a state but does not return a sequence")
+        first = tensors[0]
+        kept = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in out]
+        shape, dtype = tuple(out[first].shape), out[first].dtype
+        calls[path] = Call([_role(x) for x in leaves], leaves, spec, (shape, dtype), first, out_spec, kept)
+        return result
+
+    return forward
+
+
+def _role(leaf: Any) -> Role:
+    import torch
+    from transformers.cache_utils import Cache
+
+    if isinstance(leaf, Cache):
+        return "cache"
+    if isinstance(leaf, torch.Tensor):
+        # Padding is the operator's business: the step sees one valid token and no mask.
+        return "sequence" if leaf.ndim >= 3 and leaf.shape[1] == PROBE_SEQ else "mask"
+    return "constant"
+
+
+def _flatten(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+    from torch.utils import _pytree
+    from transformers.cache_utils import Cache
+
+    leaves, spec = _pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Cache))
+    return leaves, spec
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers: what the checkpoint fills."""
+    persistent = set(module.state_dict(keep_vars=True))
+    named = dict(module.named_parameters())
+    named.update({name: buffer for name, buffer in module.named_buffers() if name in persistent})
+    return named
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)

@@ -33,6 +33,7 @@ from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import CpuTarget, cpu_engine_passes, cpu_passes
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
+from llmc.passes.set_cache_io import cache_kind
 from llmc.passes.weight_traffic import decode_weight_bytes
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
 from llmc.runtimes.onnxruntime_engine import ENGINE
@@ -250,7 +251,7 @@ def _target_manifest(
         kind="target",
         target=options.target,
         precision=options.precision,
-        cache=options.cache,
+        cache=cache_kind(model),
         logits=options.logits,
         max_context=max_context(portable.model, options),
         weight_bytes=decode_weight_bytes(model),

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.operators import cached_attention
+from llmc.passes.attention_bias import chunk_bias
 from llmc.passes.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import copy_dtype, dims, graph_input, small_initializer
@@ -34,10 +35,12 @@ class LowerAttention(FusionPass):
     Attributes:
         query_seqlens: The runtime's GroupQueryAttention has the input of that name.
         qk_norm: The runtime's kernel normalizes queries and keys itself.
+        max_positions: Longest context; chunks that hold all of it change nothing. 0: no limit.
     """
 
     query_seqlens: bool
     qk_norm: bool = False
+    max_positions: int = 0
 
     what: ClassVar[str] = "attention"
 
@@ -69,6 +72,8 @@ class LowerAttention(FusionPass):
         # Rotation outside is right as well, but position_ids then decide it and rows need not start at 0.
         if variant.rotary and node.attributes.get_int("rotary_embedding_dim", 0) != 0:
             raise NearMiss("it rotates part of each head only")
+        if variant.chunked and not self.query_seqlens:
+            raise NearMiss("it attends within chunks, whose mask needs the runtime to take query_seqlens")
         key, value = (dims(cached_attention.get_input(node, name)) for name in ("past_key", "past_value"))
         if key is not None and value is not None and key[3] != value[3]:
             raise NearMiss(f"its keys are {key[3]} wide and its values {value[3]}")
@@ -121,12 +126,14 @@ class LowerAttention(FusionPass):
         elif norms[0] is not None:
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
         inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared["seqlens_k"]]
+        chunk = node.attributes.get_int("chunk", 0)
+        bias = chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
         inputs += [
             shared["total_sequence_length"],
             given("cos_cache"),
             given("sin_cache"),
             None,
-            None,
+            bias,
             given("head_sink"),
             None,
             None,

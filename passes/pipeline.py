@@ -10,6 +10,7 @@ from typing import Literal
 
 from llmc.passes.attach_bodies import AttachBodies
 from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.equal_head_widths import EqualHeadWidths
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.fuse_qk_norm import FuseQKNorm
 from llmc.passes.fuse_rotary import FuseRotary
@@ -29,6 +30,7 @@ from llmc.passes.simplify_shapes import SimplifyShapes
 from llmc.passes.use_cpu_attention import UseCpuAttention
 from llmc.passes.use_cpu_gated_matmul import UseCpuGatedMatMul
 from llmc.passes.use_cpu_matmul import UseCpuMatMul
+from llmc.passes.use_position_ids import UsePositionIds
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def portable_passes() -> list[GraphPass]:
         RemoveDeadCode(),
         # After the clean-up, which renumbers nothing that is named here; before any pass that reports node names.
         NameGraph(),
+        # Computes with the names of the dimensions.
+        UsePositionIds(),
+        RemoveDeadCode(),
         AttachBodies(),
     ]
 
@@ -83,7 +88,9 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
     if target.logits == "last":
         passes.append(LastTokenLogits())
     passes += [
-        LowerAttention(query_seqlens=target.query_seqlens),
+        # The kernel has one width for keys and values.
+        EqualHeadWidths(),
+        LowerAttention(query_seqlens=target.query_seqlens, max_positions=target.max_positions),
         # What was not lowered has other parts inside than when it was exported, and so another body.
         AttachBodies(),
         # Only attention that is lowered can write into a shared cache.

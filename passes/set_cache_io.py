@@ -4,7 +4,7 @@
     shared   past [batch, kv_heads, capacity, dim]  →  present [batch, kv_heads, capacity, dim], the same memory
 
 Attention that writes into its cache works either way; the pass states in the graph's inputs and outputs which one
-holds, and removes ``position_ids`` when the rotary embedding is inside attention and nothing else reads them.
+holds (``grow`` where some attention was not lowered), and removes ``position_ids`` when the rotary embedding is inside attention and nothing else reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from llmc.compiler.errors import PassError
 from llmc.passes.graph_pass import GraphPass, Tally
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -31,13 +30,18 @@ class SetCacheIO(GraphPass):
     kind: Literal["grow", "shared"]
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Set the third dimension of every past and present."""
-        if self.kind == "shared" and not all(_writes_in_place(value) for value in model.graph.outputs):
-            raise PassError("a shared cache needs attention that writes in place; lower the graph to a target first")
-        past, present = ("capacity", "capacity") if self.kind == "shared" else ("past", "total")
+        """Set the third dimension of every past and present key and value; states keep their shape."""
+        kind = self.kind
+        if kind == "shared" and (outside := [v for v in model.graph.outputs if not _writes_in_place(v)]):
+            # The graph stays right with a cache that grows; only attention that a target has for itself writes in place.
+            kind = "grow"
+            node = outside[0].producer()
+            assert node is not None
+            tally.reject(node, f"it makes {outside[0].name} and does not write in place, so the cache grows")
+        past, present = ("capacity", "capacity") if kind == "shared" else ("past", "total")
         for values, prefix, length in ((model.graph.inputs, PAST, past), (model.graph.outputs, PRESENT, present)):
             for value in values:
-                if value.name is not None and value.name.startswith(prefix) and value.shape is not None:
+                if _is_key_or_value(value, prefix) and value.shape is not None:
                     batch, heads, old, dim = list(value.shape)
                     if getattr(old, "value", old) != length:
                         value.shape = ir.Shape([batch, heads, length, dim])
@@ -48,9 +52,21 @@ class SetCacheIO(GraphPass):
             tally.count("unused inputs")
 
 
+def cache_kind(model: ir.Model) -> Literal["grow", "shared"]:
+    """How the KV cache of a graph goes in and out, read from its inputs."""
+    pasts = [value for value in model.graph.inputs if _is_key_or_value(value, PAST) and value.shape is not None]
+    lengths = {getattr(value.shape[2], "value", None) for value in pasts if value.shape is not None}
+    return "shared" if lengths == {"capacity"} or not pasts else "grow"
+
+
+def _is_key_or_value(value: ir.Value, prefix: str) -> bool:
+    name = value.name or ""
+    return name.startswith(prefix) and name.endswith((".key", ".value"))
+
+
 def _writes_in_place(output: ir.Value) -> bool:
-    """Whether an output is none of the caches, or made by attention that a target has for itself."""
+    """Whether an output is no key and no value, or made by attention that a target has for itself."""
     node = output.producer()
-    if node is None or not (output.name or "").startswith(PRESENT):
+    if node is None or not _is_key_or_value(output, PRESENT):
         return True
     return node.op_type == "GroupQueryAttention"

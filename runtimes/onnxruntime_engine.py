@@ -12,6 +12,7 @@ run the kernels or the optimized graph belongs to another ONNX Runtime version.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,15 @@ def _without_weights(options: Any) -> Any:
 def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) -> EngineInfo:
     """What a session of this manifest can do."""
     past = [item for item in inference.get_inputs() if item.name.startswith("past_key_values.")]
-    size = 2 if past and "16" in past[0].type else 4
-    per_token = sum(item.shape[1] * item.shape[3] for item in past) * size
+    growing = [item for item in past if not all(isinstance(dim, int) for dim in item.shape[1:])]
+    per_token = sum(
+        math.prod(dim for dim in item.shape if isinstance(dim, int)) * (2 if "16" in item.type else 4)
+        for item in growing
+    )
     return EngineInfo(
         runtime=runtime,
         vocab_size=inference.get_outputs()[0].shape[2],
-        num_layers=len(past) // 2,
+        num_layers=sum(item.name.endswith(".key") for item in past),
         max_context=manifest.max_context or UNLIMITED,
         logits=manifest.logits,
         cache=manifest.cache,

@@ -10,6 +10,9 @@ Two kinds of graph run behind it:
   The cache is kept left-padded: after a chunk in which rows differ, each row's tokens move to the end.
 
 Whether a graph asks for ``position_ids`` does not tell the two apart: a fused one does where it rotates outside.
+
+Beside keys and values a cache may hold states (of convolutions, of recurrences), whose shape is fixed. They start as
+zeros; each has two buffers, and what one step writes the next one reads.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ class OnnxRuntimeSession:
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = "position_ids" in inputs
-        self._past = [name for name in inputs if name.startswith(PAST)]
-        self._present = [PRESENT + name.removeprefix(PAST) for name in self._past]
-        self._cache_type = _float_type(inputs[self._past[0]])
-        self._logits_type = _float_type(inference.get_outputs()[0])
-        self._heads = [(inputs[name].shape[1], inputs[name].shape[3]) for name in self._past]
+        past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
+        self._growing = [tensor for tensor in past if tensor.axis is not None]
+        self._states = [tensor for tensor in past if tensor.axis is None]
+        self._state_buffers: list[tuple[Any, Any]] = []
+        self._logits_type = _element_type(inference.get_outputs()[0])
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
         self._binding: Any = None
@@ -74,8 +77,10 @@ class OnnxRuntimeSession:
         self._lengths = np.zeros(batch, np.int64)
         if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
             self._allocate(batch, capacity)
-        elif self._info.cache == "grow":
+            return
+        if self._info.cache == "grow":
             self._bind_empty_cache(batch)
+        self._bind_empty_states(batch)
 
     def _allocate(self, batch: int, capacity: int) -> None:
         self._capacity = capacity
@@ -88,20 +93,32 @@ class OnnxRuntimeSession:
                 self._bind_empty_cache(batch)
             else:
                 self._bind_shared_cache(batch, capacity)
+            self._bind_empty_states(batch)
         except MemoryError as error:
             size = batch * capacity * self._info.cache_bytes_per_token
             raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
 
     def _bind_shared_cache(self, batch: int, capacity: int) -> None:
-        for past, present, (heads, dim) in zip(self._past, self._present, self._heads, strict=True):
-            buffer = _ort_value(np.zeros((batch, heads, capacity, dim), self._cache_type))
-            self._binding.bind_ortvalue_input(past, buffer)
-            self._binding.bind_ortvalue_output(present, buffer)
+        for tensor in self._growing:
+            buffer = _ort_value(tensor.zeros(batch, capacity))
+            self._binding.bind_ortvalue_input(tensor.past, buffer)
+            self._binding.bind_ortvalue_output(tensor.present, buffer)
 
     def _bind_empty_cache(self, batch: int) -> None:
-        for past, present, (heads, dim) in zip(self._past, self._present, self._heads, strict=True):
-            self._binding.bind_ortvalue_input(past, _ort_value(np.zeros((batch, heads, 0, dim), self._cache_type)))
-            self._binding.bind_output(present, "cpu")
+        for tensor in self._growing:
+            self._binding.bind_ortvalue_input(tensor.past, _ort_value(tensor.zeros(batch, 0)))
+            self._binding.bind_output(tensor.present, "cpu")
+
+    def _bind_empty_states(self, batch: int) -> None:
+        self._state_buffers = [
+            (_ort_value(tensor.zeros(batch, 0)), _ort_value(tensor.zeros(batch, 0))) for tensor in self._states
+        ]
+        self._bind_states()
+
+    def _bind_states(self) -> None:
+        for tensor, (read, written) in zip(self._states, self._state_buffers, strict=True):
+            self._binding.bind_ortvalue_input(tensor.past, read)
+            self._binding.bind_ortvalue_output(tensor.present, written)
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
@@ -133,6 +150,8 @@ class OnnxRuntimeSession:
         self._lengths += valid
         if self._info.cache == "grow":
             self._carry_cache(before, valid, chunk)
+        self._state_buffers = [(written, read) for read, written in self._state_buffers]
+        self._bind_states()
         return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
 
     def _bind_chunk(self, input_ids: Int64Array) -> None:
@@ -177,13 +196,13 @@ class OnnxRuntimeSession:
     def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
         """This step's present is the next step's past."""
         # A binding gives its outputs in the order in which they were bound, not in that of the graph: logits last.
-        values = self._binding.get_outputs()[: len(self._present)]
+        values = self._binding.get_outputs()[: len(self._growing)]
         ragged = not self._fused and bool((valid != chunk).any())
-        for past, present, value in zip(self._past, self._present, values, strict=True):
+        for tensor, value in zip(self._growing, values, strict=True):
             if ragged:
-                value = _ort_value(_left_padded(value.numpy(), before, valid))
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_output(present, "cpu")
+                value = _ort_value(_left_padded(value.numpy(), before, valid, tensor.axis or 0))
+            self._binding.bind_ortvalue_input(tensor.past, value)
+            self._binding.bind_output(tensor.present, "cpu")
 
     def close(self) -> None:
         """Free the graph and the cache."""
@@ -191,23 +210,49 @@ class OnnxRuntimeSession:
         self._inference = None
 
 
-def _float_type(item: Any) -> type[np.floating[Any]]:
-    return {"tensor(float16)": np.float16}.get(item.type, np.float32)
+class _CacheTensor:
+    """One input of the cache and the output that becomes it.
+
+    Attributes:
+        past, present: Names of the input and the output.
+        axis: The axis with a slot per token; None for a state.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self.past, self.present = item.name, PRESENT + item.name.removeprefix(PAST)
+        self._shape, self._type = item.shape, _element_type(item)
+        growing = [index for index, dim in enumerate(item.shape) if index and not isinstance(dim, int)]
+        self.axis = growing[0] if growing else None
+
+    def zeros(self, batch: int, length: int) -> npt.NDArray[Any]:
+        """An empty one, with room for ``length`` tokens."""
+        sizes = [dim if isinstance(dim, int) else length for dim in self._shape]
+        return np.zeros([batch, *sizes[1:]], self._type)
 
 
-def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array) -> npt.NDArray[Any]:
+def _element_type(item: Any) -> type[np.generic]:
+    types: dict[str, type[np.generic]] = {"tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    return types.get(item.type, np.float32)
+
+
+def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array, axis: int) -> npt.NDArray[Any]:
     """Move each row's tokens, which lie before and after a gap, to the end of the shortest cache that holds them all.
 
     Args:
-        cache: [batch, heads, total, dim]: a left-padded past, then a right-padded chunk.
+        cache: [batch, …, total, …]: a left-padded past, then a right-padded chunk.
         before: Tokens of each row in the past.
         valid: Tokens of each row in the chunk.
+        axis: Of the tokens.
     """
     past, total = int(before.max()), int((before + valid).max())
-    packed = np.zeros((*cache.shape[:2], total, cache.shape[3]), cache.dtype)
+    shape = list(cache.shape)
+    shape[axis] = total
+    packed = np.zeros(shape, cache.dtype)
+    # Views with the tokens first after the batch.
+    source, target = np.moveaxis(cache, axis, 1), np.moveaxis(packed, axis, 1)
     for row, (old, new) in enumerate(zip(before, valid, strict=True)):
-        packed[row, :, total - new - old : total - new] = cache[row, :, past - old : past]
-        packed[row, :, total - new : total] = cache[row, :, past : past + new]
+        target[row, total - new - old : total - new] = source[row, past - old : past]
+        target[row, total - new : total] = source[row, past : past + new]
     return packed
 
 

@@ -9,6 +9,7 @@ model also names a window in its call. A mask function is therefore identified b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from llmc.compiler.capture.trace_cache import TraceCache
 
+log = logging.getLogger(__name__)
+HARMLESS = {"position_ids", "s_aux"}
+"""Tensors among an attention's options that are known: positions change nothing, sinks are an input."""
 PROBE_SLOTS = 40
 """Side of the grid on which a mask function is evaluated, beyond the window that it names."""
 
@@ -43,10 +47,11 @@ class AttentionCapture:
     """Registered as a model's attention and mask for the time of one trace."""
 
     def __init__(self) -> None:
+        self.on_probe: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         self.cache: TraceCache | None = None
         self.attention_mask: torch.Tensor | None = None
         self.calls = 0
-        self._masks: dict[int, tuple[torch.Tensor, MaskFacts]] = {}
+        self._masks: dict[int, tuple[torch.Tensor, MaskFacts | None]] = {}
 
     def begin(self, cache: TraceCache | None, attention_mask: torch.Tensor | None) -> None:
         """Start a forward pass: the cache that the model sees, and the 2-D padding mask [batch, total].
@@ -67,8 +72,7 @@ class AttentionCapture:
     ) -> torch.Tensor | None:
         """Stand in for a mask factory: a token that models hand to their attention, unread.
 
-        Raises:
-            UnsupportedModelError: the mask is neither causal nor a causal sliding window nor causal chunks.
+        Models also make masks that no layer uses in the end; so one that llmc does not know is refused when it is used.
         """
         import torch
 
@@ -98,8 +102,10 @@ class AttentionCapture:
         batch, heads, seq, head_dim = query.shape
         kv_heads, value_dim = key.shape[1], value.shape[3]
         if self.cache is None:
+            if self.on_probe is not None:
+                self.on_probe(key, value)
             return query.new_zeros(batch, seq, heads, value_dim), None
-        layer = self._layer(module, key, value)
+        layer = self._layer(module, query, key, value)
         facts = self._facts(module, attention_mask, options)
         past_key, past_value = (self.cache.past[f"{layer}.{kind}"] for kind in ("key", "value"))
         sinks = options.get("s_aux")
@@ -139,23 +145,28 @@ class AttentionCapture:
         assert self.attention_mask is not None
         return self.attention_mask
 
-    def _layer(self, module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> int:
+    def _layer(self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
         """The layer whose cache holds this key and value: its own, or another's that it shares."""
-        from llmc.compiler.capture.trace_cache import TraceLayer
-
         assert self.cache is not None
-        for layer in self.cache.layers:
-            if isinstance(layer, TraceLayer) and layer.new is not None and layer.new[0] is key:
-                if layer.new[1] is value:
-                    return layer.index
+        for layer, states in self.cache.new.items():
+            if states[0] is key and states[1] is value:
+                return layer
+        # What was put into the cache came out as the chunk's own; what the model made of it (as keys and values from
+        # a latent) is the chunk's own as well, and is what is kept.
+        if self.cache.last is not None and key.shape[2] == value.shape[2] == query.shape[2]:
+            if f"{self.cache.last}.key" not in self.cache.present:
+                return self.cache.last
         raise UnsupportedModelError(
             f"{type(module).__name__} attends to other keys and values than those that it put into the cache"
         )
 
     def _facts(self, module: torch.nn.Module, mask: torch.Tensor | None, options: dict[str, Any]) -> MaskFacts:
+        import torch
+
         name = type(module).__name__
-        if options.get("position_bias") is not None:
-            raise UnsupportedModelError(f"{name} adds a position bias to its scores")
+        strange = [k for k, v in options.items() if isinstance(v, torch.Tensor) and k not in HARMLESS]
+        if strange:
+            raise UnsupportedModelError(f"{name} hands {', '.join(strange)} to its attention, which llmc does not know")
         if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
             raise UnsupportedModelError(f"{name} is bidirectional attention; llmc compiles causal language models")
         if mask is None:
@@ -163,6 +174,10 @@ class AttentionCapture:
         known = self._masks.get(id(mask))
         if known is None:
             raise UnsupportedModelError(f"{name} changes its attention mask")
+        if known[1] is None:
+            raise UnsupportedModelError(
+                f"the attention mask of {name} is neither causal nor a causal sliding window nor causal chunks"
+            )
         return known[1]
 
 
@@ -172,11 +187,11 @@ def _merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).reshape(batch, seq, heads * dim)
 
 
-def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> MaskFacts:
+def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> MaskFacts | None:
     """Which of the masks that llmc knows ``mask_function(batch, head, query, key)`` is, found by evaluating it.
 
-    Raises:
-        UnsupportedModelError: it is none of them.
+    Returns:
+        None when it is none of them, or depends on what is only known when the graph runs.
     """
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
@@ -188,9 +203,13 @@ def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> 
         queries, keys = slots[:, None], slots[None, :]
         zero = torch.zeros((), dtype=torch.long)
         causal = keys <= queries
-        actual = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(causal.shape).bool()
+        try:
+            actual = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(causal.shape).bool()
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+            log.debug("a mask cannot be evaluated: %s", error)
+            return None
         if torch.equal(actual, causal & (queries - keys < size) if size else causal):
             return MaskFacts(window=size)
         if size and torch.equal(actual, causal & (queries // size == keys // size)):
             return MaskFacts(chunk=size)
-    raise UnsupportedModelError("its attention mask is neither causal nor a causal sliding window nor causal chunks")
+    return None

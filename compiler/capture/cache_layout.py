@@ -20,6 +20,8 @@ from llmc.compiler.errors import UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
+    from llmc.compiler.capture.attention import AttentionCapture
+
 Kind = Literal["key", "value", "indexer_key", "conv_state", "recurrent_state"]
 Dim = int | Literal["batch", "past"]
 PROBE_BATCH, PROBE_SEQ = 2, 11
@@ -135,23 +137,39 @@ def run_probe(model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractC
     return cache
 
 
-def discover_cache(model: Any, mode: Any) -> CacheLayout:
+def discover_cache(model: Any, mode: Any, capture: AttentionCapture | None = None) -> CacheLayout:
     """Run a prefill under ``mode`` (the model's fake tensor mode) and read what lies in the cache afterwards.
+
+    With ``capture``, a layer keeps what its attention is called with: where the model keeps something else (a latent,
+    from which it makes keys and values for each call), that is made once and kept instead.
 
     Raises:
         UnsupportedModelError: the model keeps something that transformers' cache protocol does not cover.
     """
     owners: dict[int, list[str]] = {}
-    cache = run_probe(model, mode, lambda made: _recorded_state_calls(model, made, owners))
-    entries = tuple(entry for index, layer in enumerate(cache.layers) for entry in _layer_entries(index, layer))
+    attended: dict[int, tuple[Any, Any]] = {}
+
+    @contextlib.contextmanager
+    def watch(made: Any) -> Iterator[None]:
+        with _recorded_state_calls(model, made, owners), _recorded_attention(made, attended, capture):
+            yield
+
+    cache = run_probe(model, mode, watch)
+    entries = tuple(
+        entry
+        for index, layer in enumerate(cache.layers)
+        for entry in _layer_entries(index, layer, attended.get(index))
+    )
     if not entries:
         raise UnsupportedModelError(f"{type(model).__name__} keeps nothing between two calls, so it cannot decode")
     return CacheLayout(entries, len(cache.layers), cache_argument(model), _mixers(owners))
 
 
-def _layer_entries(index: int, layer: Any) -> Iterator[CacheEntry]:
-    for kind, attribute in (("key", "keys"), ("value", "values"), ("indexer_key", "indexer_keys")):
-        tensor = getattr(layer, attribute, None)
+def _layer_entries(index: int, layer: Any, attended: tuple[Any, Any] | None) -> Iterator[CacheEntry]:
+    kept = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    if attended is not None and kept[0] is not None:
+        kept = attended
+    for kind, tensor in zip(("key", "value", "indexer_key"), (*kept, getattr(layer, "indexer_keys", None)), strict=True):
         if tensor is not None and tensor.ndim >= 3:
             dims: list[Dim] = ["batch", *tensor.shape[1:]]
             dims[-2] = "past"
@@ -160,6 +178,36 @@ def _layer_entries(index: int, layer: Any) -> Iterator[CacheEntry]:
         for number, tensor in (getattr(layer, attribute, None) or {}).items():
             if tensor is not None:
                 yield CacheEntry(index, kind, number, ("batch", *tensor.shape[1:]), tensor.dtype)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _recorded_attention(
+    cache: Any, attended: dict[int, tuple[Any, Any]], capture: AttentionCapture | None
+) -> Iterator[None]:
+    """Note in ``attended`` with which key and value the attention of each layer is called first."""
+    if capture is None:
+        yield
+        return
+    updated: dict[int, tuple[Any, Any]] = {}
+    original = cache.update
+
+    def update(key: Any, value: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        updated[layer_idx] = original(key, value, layer_idx, *args, **kwargs)
+        updated[layer_idx] = updated.pop(layer_idx)
+        return updated[layer_idx]
+
+    def called(key: Any, value: Any) -> None:
+        shared = [layer for layer, states in updated.items() if states[0] is key and states[1] is value]
+        last = next(reversed(updated), None)
+        if not shared and last is not None:
+            attended.setdefault(last, (key, value))
+
+    cache.update, capture.on_probe = update, called
+    try:
+        yield
+    finally:
+        capture.on_probe = None
+        del cache.update
 
 
 @contextlib.contextmanager

@@ -88,31 +88,42 @@ def _state(model: torch.nn.Module) -> dict[str, Any]:
 
 def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Compute non-persistent buffers for real, by the initializer that transformers itself uses after loading."""
-    import torch
-
     real: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+        metas = {name: module._buffers[name] for name in names}
         if not names:
             continue
+        # What the initializer leaves alone keeps what was there before, and so shows when that differs.
+        made = [_initialized(model, module, metas, fill) for fill in (0, 1)]
         for name in names:
-            meta = module._buffers[name]
-            assert meta is not None
-            module._buffers[name] = torch.full_like(meta, torch.nan, device="cpu") if _is_float(meta) else meta
-        _initialize(model, module)
-        for name in names:
-            value = module._buffers[name]
+            value, again = (values[name] for values in made)
             path = f"{prefix}.{name}" if prefix else name
-            if value is None or value.is_meta or (_is_float(value) and bool(value.isnan().any())):
+            if value is None or again is None or value.is_meta or not _same(value, again):
                 raise CaptureError(
                     f"transformers does not say how the buffer {path} of {type(module).__name__} is made"
                 )
             real[path] = value
+            module._buffers[name] = value
     return real
 
 
-def _is_float(tensor: torch.Tensor) -> bool:
-    return bool(tensor.dtype.is_floating_point)
+def _initialized(
+    model: PreTrainedModel, module: torch.nn.Module, metas: dict[str, torch.Tensor | None], fill: int
+) -> dict[str, torch.Tensor | None]:
+    import torch
+
+    for name, meta in metas.items():
+        assert meta is not None
+        module._buffers[name] = torch.full_like(meta, fill, device="cpu")
+    _initialize(model, module)
+    return {name: module._buffers[name] for name in metas}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:

@@ -110,7 +110,13 @@ def captured_forward(module: torch.nn.Module, facts: NormFacts) -> Any:
     """A replacement for ``module.forward`` that puts one RMSNormalization node into the graph."""
     import torch
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    original = module.forward
+
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if any(value is not None for value in (*args, *kwargs.values())):
+            # Called with more than the input (a gate), it computes something else.
+            result: torch.Tensor = original(x, *args, **kwargs)
+            return result
         if facts.parameter is None:
             scale = torch.ones(x.shape[-1], dtype=x.dtype)
         else:

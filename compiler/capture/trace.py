@@ -25,6 +25,7 @@ from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.recurrence import RecurrenceCapture
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules
 from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
+from llmc.compiler.operators.domain import OPSET
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ class _Tracing:
         self.capture.begin(None, None)
         try:
             with quiet():
-                layout = discover_cache(fake.model, fake.mode)
+                layout = discover_cache(fake.model, fake.mode, self.capture if self.reason is None else None)
                 recurrences = RecurrenceCapture(fake, layout)
                 recurrences.prepare()
         except LlmcError:
@@ -196,6 +197,8 @@ def _make_wrapper(
             ]
             seq = input_ids.shape[1]
             length = lengths[0] if lengths else attention_mask.shape[1] - seq
+            if lengths:
+                attention_mask = _of_length(attention_mask, length + seq)
             cache = TraceCache(layout, by_name, length, appending=appending)
             capture.begin(cache, attention_mask)
             inputs = model_inputs(
@@ -214,6 +217,16 @@ def _make_wrapper(
             return output.logits, [cache.present[entry.suffix] for entry in layout.entries]
 
     return Wrapper()
+
+
+def _of_length(mask: torch.Tensor, total: int) -> torch.Tensor:
+    """The mask, and the fact that it has as many columns as past and chunk together, which torch cannot be told."""
+    import torch
+
+    same: torch.Tensor = torch.onnx.ops.symbolic(
+        "Identity", [mask], dtype=mask.dtype, shape=[mask.shape[0], total], version=OPSET
+    )
+    return same
 
 
 def _set_overloads(model: ir.Model) -> None:

@@ -26,7 +26,6 @@ class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
     Attributes:
         index: The layer's number.
         cache: The cache that it belongs to.
-        new: The chunk's own key and value, as :meth:`update` returned them.
     """
 
     is_sliding = False
@@ -35,7 +34,6 @@ class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, index: int, cache: TraceCache) -> None:
         super().__init__()
         self.index, self.cache = index, cache
-        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
         self.is_initialized = True
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -46,8 +44,9 @@ class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The new states, as they are or appended to the past."""
         if not self.cache.appending:
-            self.new = (key_states, value_states)
-            return self.new
+            self.cache.new[self.index] = (key_states, value_states)
+            self.cache.last = self.index
+            return key_states, value_states
         joined = [self.cache.append(f"{self.index}.{kind}", x) for kind, x in
                   (("key", key_states), ("value", value_states))]  # fmt: skip
         return joined[0], joined[1]
@@ -96,6 +95,8 @@ class TraceCache(Cache):  # type: ignore[misc]
         present: The same after the step, filled while the model runs.
         past_length: Tokens in the past (symbolic).
         appending: Whether keys and values are appended here.
+        new: Layer -> the chunk's own key and value, where they are not.
+        last: The layer that put its key and value into the cache last.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class TraceCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.past, self.past_length, self.appending = dict(past), past_length, appending
         self.present: dict[str, torch.Tensor] = {}
+        self.new: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.last: int | None = None
         stateful = {entry.layer for entry in layout.entries if not entry.grows}
         growing = {entry.layer for entry in layout.entries if entry.grows}
         layers = [

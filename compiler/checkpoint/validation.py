@@ -6,54 +6,41 @@ Out: for each parameter the checkpoint's tensor that fills it, or one error that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
 
 from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.errors import CheckpointError
 
 # Named in a message before the rest is only counted.
 _SHOWN = 3
+# Values of a tensor that are compared at a time.
+_COMPARED = 1 << 22
 
 
 def check_shapes(
-    weights: WeightSource,
-    expected: Mapping[str, tuple[int, ...]],
-    tied: Mapping[str, str],
-    conversion_keys: Sequence[str] = (),
+    weights: WeightSource, expected: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]
 ) -> dict[str, str]:
     """The checkpoint's tensor for each parameter of the model.
 
-    A parameter is filled by the tensor of its own name; by one whose name lacks or has in addition a leading part
-    (``model.``), as when a base model was saved; or, if it is tied and absent, by its source's tensor.
+    A parameter is filled by the tensor of its own name or, if it is tied and absent, by one that shares its values.
 
     Args:
-        weights: The checkpoint's tensors.
+        weights: The checkpoint's tensors, under the model's names.
         expected: Parameter names of the model to shapes, as in its state dict.
         tied: Parameters that share another's values, e.g. ``{"lm_head.weight": "model.embed_tokens.weight"}``.
-        conversion_keys: The model's class name and ``model_type``, under which transformers lists the tensors that it
-            renames or merges on loading. Leave empty for weights that are converted already (GGUF).
 
     Returns:
-        Parameter names to tensor names, in the order of ``expected``.
+        Parameter names to tensor names, in the order of ``expected``; tied parameters have the same tensor.
 
     Raises:
-        CheckpointError: tensors are missing, or their shapes differ from the model's.
-        UnsupportedModelError: transformers would convert this checkpoint's tensors on loading.
+        CheckpointError: tensors are missing, their shapes differ from the model's, or tied ones have different values.
     """
     infos = weights.tensors()
-    found = {name: _find(name, infos) for name in expected}
+    found = {name: name if name in infos else None for name in expected}
     for name, source in [*tied.items(), *((source, name) for name, source in tied.items())]:
         if name in found and found[name] is None:
-            found[name] = found[source] if source in found else _find(source, infos)
-    used = {tensor for tensor in found.values() if tensor is not None}
-    converted = _first_conversion(sorted(infos), expected, used, conversion_keys)
-    if converted is not None:
-        raise UnsupportedModelError(
-            f"{converted} in {_place(infos[converted])} is renamed or merged by transformers when it loads this "
-            f"model (conversion_mapping of {' or '.join(conversion_keys)}), which llmc does not do yet; load the "
-            "model with transformers and save it with save_original_format=False first."
-        )
+            found[name] = found.get(source)
     missing = [name for name, tensor in found.items() if tensor is None]
     if missing:
         raise CheckpointError(
@@ -73,39 +60,35 @@ def check_shapes(
             f"{'disagrees' if len(wrong) == 1 else 'disagree'}: check that config.json and the weights belong "
             "together."
         )
-    return result
+    return _untwinned(weights, result, tied)
 
 
-def _find(name: str, infos: Mapping[str, TensorInfo]) -> str | None:
-    """``name``, or the same without its first part, or with a first part in front."""
-    if name in infos:
-        return name
-    _, _, rest = name.partition(".")
-    # A single component left over ("weight") would match a tensor that has nothing to do with this one.
-    if "." in rest and rest in infos:
-        return rest
-    prefixes = dict.fromkeys(tensor.partition(".")[0] for tensor in infos)
-    return next((f"{prefix}.{name}" for prefix in prefixes if f"{prefix}.{name}" in infos), None)
+def _untwinned(weights: WeightSource, names: dict[str, str], tied: Mapping[str, str]) -> dict[str, str]:
+    """One tensor for parameters that the model ties, where the checkpoint has one for each."""
+    for name, source in tied.items():
+        one, other = names.get(name), names.get(source)
+        if one is None or other is None or one == other:
+            continue
+        if not _equal(weights, one, other):
+            raise CheckpointError(
+                f"the config ties {one} to {other}, and the checkpoint has different values for them: set "
+                "tie_word_embeddings to false in config.json."
+            )
+        names[name] = other
+    return names
 
 
-def _first_conversion(
-    tensors: Iterable[str], expected: Mapping[str, tuple[int, ...]], used: set[str], keys: Sequence[str]
-) -> str | None:
-    """The first tensor that transformers would rename into a parameter, or whose values it would convert."""
-    if not keys:
-        return None
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping: list[Any] = next((m for m in map(get_checkpoint_conversion_mapping, keys) if m is not None), [])
-    mapping = [*mapping, *(get_checkpoint_conversion_mapping("legacy") or [])]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    for tensor in tensors:
-        renamed, converter_pattern = rename_source_key(tensor, renamings, converters)
-        if converter_pattern is not None or (tensor not in used and renamed != tensor and renamed in expected):
-            return tensor
-    return None
+def _equal(weights: WeightSource, one: str, other: str) -> bool:
+    shape = weights.tensors()[one].shape
+    if not shape:
+        return bool(weights.read(one) == weights.read(other))
+    step = max(1, _COMPARED // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        left, right = (weights.read(name, start, start + step) for name in (one, other))
+        # As bytes: a NaN equals itself here.
+        if left.dtype != right.dtype or left.tobytes() != right.tobytes():
+            return False
+    return True
 
 
 def _place(info: TensorInfo) -> str:

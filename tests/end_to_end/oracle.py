@@ -85,9 +85,9 @@ def pad(rows: Sequence[Sequence[int]], side: str) -> tuple[Array, Array]:
 class PortableGraph:
     """The portable graph on plain ONNX Runtime, by its documented inputs and outputs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int = THREADS) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = THREADS
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
             str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]

@@ -1,0 +1,79 @@
+"""What is added to the scores of an attention whose rows start at slot 0 of the cache.
+
+In: the lengths that GroupQueryAttention takes. Out: [batch or 1, heads or 1, seq, total] float, by absolute positions.
+
+Query ``s`` of row ``b`` is at position ``total_b - valid_b + s``, and slot ``j`` holds the token at position ``j``.
+A bias is made once and used by every layer that asks for the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.passes.chunk_lengths import find_value
+from llmc.passes.graph_query import small_initializer
+
+LOWEST = float(np.finfo(np.float16).min)
+"""Far below every score, and a number in every float type."""
+
+
+def chunk_bias(graph: ir.Graph, before: ir.Node, size: int, lengths: Mapping[str, ir.Value]) -> ir.Value:
+    """0 where query and key lie in the same chunk of ``size`` positions, else :data:`LOWEST`.
+
+    Args:
+        graph: Gets the nodes.
+        before: An attention that uses it.
+        size: Tokens of a chunk.
+        lengths: ``seqlens_k``, ``total_sequence_length`` and ``query_seqlens`` as values.
+    """
+    name = f"chunk_bias_{size}"
+    if (known := find_value(graph, name)) is not None:
+        return known
+    make = _Builder(graph, name)
+    queries, keys = _positions(make, before, lengths)
+    chunk = make.constant("size", np.asarray(size, np.int64))
+    same = make.op("Equal", make.op("Div", queries, chunk), make.op("Div", keys, chunk))
+    kept, dropped = make.constant("kept", np.asarray(0, np.float32)), make.constant("dropped", np.float32(LOWEST))
+    bias = make.op("Where", same, kept, dropped)
+    bias = make.op("Unsqueeze", bias, make.constant("axis_1", np.asarray([1], np.int64)))
+    query = before.inputs[0]
+    if query is not None and query.dtype not in {None, ir.DataType.FLOAT}:
+        bias = make.op("Cast", bias, to=int(query.dtype or ir.DataType.FLOAT))
+    bias.name = name
+    graph.insert_before(before, make.nodes)
+    return bias
+
+
+class _Builder:
+    """Collects nodes that belong to one value."""
+
+    def __init__(self, graph: ir.Graph, stem: str) -> None:
+        self.graph, self.stem, self.nodes = graph, stem, list[ir.Node]()
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, list(inputs), attributes, name=f"{self.stem}/{op_type}_{len(self.nodes)}")
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
+        return small_initializer(self.graph, f"{self.stem}.{name}", np.asarray(array))
+
+
+def _positions(make: _Builder, before: ir.Node, lengths: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Positions of the queries [batch, seq, 1] and of the slots [1, 1, total], int64."""
+    zero, one = make.constant("zero", np.asarray(0, np.int64)), make.constant("one", np.asarray(1, np.int64))
+    int64 = int(ir.DataType.INT64)
+    last = make.op("Cast", lengths["seqlens_k"], to=int64)
+    valid = make.op("Cast", lengths["query_seqlens"], to=int64)
+    first = make.op("Sub", make.op("Add", last, one), valid)
+    seq = make.op("Squeeze", make.op("Shape", before.inputs[0], start=1, end=2))
+    total = make.op("Cast", lengths["total_sequence_length"], to=int64)
+    offsets = make.op("Range", zero, seq, one)
+    queries = make.op("Add", make.op("Unsqueeze", first, make.constant("axis", np.asarray([1], np.int64))), offsets)
+    queries = make.op("Unsqueeze", queries, make.constant("axis_2", np.asarray([2], np.int64)))
+    slots = make.op("Range", zero, total, one)
+    keys = make.op("Unsqueeze", slots, make.constant("axes_0_1", np.asarray([0, 1], np.int64)))
+    return queries, keys

@@ -22,7 +22,7 @@ MAKEFLAGS += --no-print-directory
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- environment ------------------------------------------------------------------------------------------------------
 
@@ -86,6 +86,15 @@ test: setup ## everything CI runs: format, lint, types, tests, packaging
 .PHONY: test-slow
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m 'slow and not gpu'
+
+# CONFORMANCE=--resume goes on after an interrupted run.
+.PHONY: conformance
+conformance: setup ## grade every causal LM type of transformers, show the drift (30 minutes; TYPES="llama" for some)
+	$(BIN)/python -m tests.conformance.run $(TYPES) $(CONFORMANCE)
+
+.PHONY: conformance-docs
+conformance-docs: setup ## record the grades in docs/architectures.json and .md
+	$(BIN)/python -m tests.conformance.run --resume --write-docs
 
 .PHONY: format
 format: $(STAMP) ## format the code and sort its imports

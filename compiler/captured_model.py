@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,14 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from llmc.compiler.capture.bind_weights import bind_weights
+from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
+from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
+from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
+from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.validation import check_shapes
-from llmc.compiler.errors import UsageError
+from llmc.compiler.checkpoint.weights import WeightSource
+from llmc.compiler.errors import CheckpointError, UsageError
 from llmc.compiler.geometry import ModelGeometry
 from llmc.compiler.golden import PROMPTS, random_prompts, record_golden
 from llmc.compiler.manifest import FileRecord, Manifest, Source
@@ -44,12 +50,14 @@ class Captured:
         checkpoint: Where it came from.
         model: The graph, with lazy weights.
         manifest: Of the portable artifact, without files.
-        names: Parameter name -> checkpoint tensor name.
+        weights: The checkpoint's tensors as the model has them.
+        names: Parameter name -> name in ``weights``.
     """
 
     checkpoint: Checkpoint
     model: ir.Model
     manifest: Manifest
+    weights: WeightSource
     names: dict[str, str]
 
 
@@ -65,9 +73,9 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     dtype = DTYPES[options.dtype]
     progress.start("Tracing")
     trace = trace_model(checkpoint.config, dtype)
-    conversion = (trace.model_class, geometry.model_type) if checkpoint.format == "safetensors" else ()
-    names = check_shapes(checkpoint.weights, trace.parameter_shapes, trace.tied, conversion)
-    bind_weights(trace, checkpoint.weights, names, dtype)
+    weights = model_weights(checkpoint)
+    names = check_shapes(weights, trace.parameter_shapes, trace.tied)
+    bind_weights(trace, weights, names, dtype)
     outcomes = run_passes(trace.model, portable_passes(), progress=progress)
     progress.start("Hashing checkpoint")
     hashes = checkpoint.content_hashes()
@@ -89,7 +97,30 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
         files={},
         tools=tool_versions(),
     )
-    return Captured(checkpoint, trace.model, manifest, names)
+    return Captured(checkpoint, trace.model, manifest, weights, names)
+
+
+def model_weights(checkpoint: Checkpoint) -> WeightSource:
+    """The checkpoint's tensors as transformers' model has them: read on demand wherever that is possible.
+
+    Raises:
+        CheckpointError: the tensors cannot be converted, or not in the memory that there is.
+    """
+    if checkpoint.format == "gguf":
+        return checkpoint.weights
+    try:
+        return convert_weights(checkpoint.weights, checkpoint.config, checkpoint.path)
+    except LazyConversionError as error:
+        needed = REFERENCE_OVERHEAD * _float32_bytes(checkpoint.weights, checkpoint.weights.tensors())
+        available = _available_memory()
+        if needed > available:
+            raise CheckpointError(
+                f"{error}, for which the whole model must be loaded: that takes about {needed / 2**30:.0f} GiB of "
+                f"memory, and {available / 2**30:.0f} GiB are available; save the model with transformers, with "
+                "save_original_format=False, on a larger machine first."
+            ) from error
+        log.warning("%s; the whole model is loaded, about %.1f GiB", error, needed / 2**30)
+        return LoadedWeights(load_pretrained(checkpoint.path, checkpoint.config))
 
 
 def write_golden(captured: Captured, directory: Path, options: ExportOptions, progress: Progress) -> str | None:
@@ -103,7 +134,7 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
     """
     if options.verify == "off":
         return "--verify off"
-    needed = REFERENCE_OVERHEAD * _float32_bytes(captured)
+    needed = REFERENCE_OVERHEAD * _float32_bytes(captured.weights, captured.names.values())
     available = _available_memory()
     if needed > available:
         reason = (
@@ -126,16 +157,22 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
 
 
 def load_reference_model(captured: Captured) -> PreTrainedModel:
-    """transformers' own model with the checkpoint's weights, eager attention, float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """transformers' own model with the checkpoint's weights, eager attention, float32.
 
-    checkpoint = captured.checkpoint
-    model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
+    transformers loads it wherever it can, so that the reference does not depend on how llmc reads the tensors.
+    """
+    import torch
+
+    checkpoint, weights = captured.checkpoint, captured.weights
+    if isinstance(weights, LoadedWeights):
+        return weights.model
+    if isinstance(weights, ConvertedWeights) and not weights.nested:
+        return load_pretrained(checkpoint.path, checkpoint.config)
+    model = make_causal_model(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in captured.names:
-                array = checkpoint.weights.read(captured.names[name])
+                array = weights.read(captured.names[name])
                 values = torch.from_numpy(array.astype("float32") if array.dtype.kind not in "iub" else array)
                 tensor.copy_(values.reshape(tensor.shape))
     model.tie_weights()
@@ -152,10 +189,9 @@ def _prompts(captured: Captured, directory: Path) -> list[list[int]]:
     return [list(tokenizer.encode(prompt)) for prompt in PROMPTS]
 
 
-def _float32_bytes(captured: Captured) -> int:
-    tensors = captured.checkpoint.weights.tensors()
-    used = {name for name in captured.names.values() if name in tensors}
-    return sum(4 * math.prod(tensors[name].shape) for name in used)
+def _float32_bytes(weights: WeightSource, names: Iterable[str]) -> int:
+    tensors = weights.tensors()
+    return sum(4 * math.prod(tensors[name].shape) for name in set(names))
 
 
 def _available_memory() -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.compiler.operators import moe
 from llmc.compiler.weight_census import constant_source
 
 DEFAULT_CONTEXT = 1024
@@ -110,7 +111,8 @@ def _product_flops(node: ir.Node) -> int | None:
 
 def _expert_flops(node: ir.Node) -> int | None:
     quantized = node.op_type == "QMoE"
-    positions = (2, 5, 8) if quantized else (2, 4, 6)
+    portable = moe.is_moe(node)
+    positions = (3, 4) if portable else (2, 5, 8) if quantized else (2, 4, 6)
     matrices = [node.inputs[index] for index in positions if index < len(node.inputs)]
     given = [matrix for matrix in matrices if matrix is not None]
     sizes = [size for matrix in given if (size := _elements(matrix)) is not None]
@@ -118,7 +120,9 @@ def _expert_flops(node: ir.Node) -> int | None:
     if first is None or first.shape is None or len(sizes) != len(given) or not isinstance(first.shape[0], int):
         return None
     per_byte = 8 // node.attributes.get_int("expert_weight_bits", 4) if quantized else 1
-    return 2 * per_byte * sum(sizes) * node.attributes.get_int("k", 1) // first.shape[0]
+    indices = node.inputs[1].shape if node.inputs[1] is not None else None
+    chosen = indices[-1] if portable and indices is not None else node.attributes.get_int("k", 1)
+    return 2 * per_byte * sum(sizes) * chosen // first.shape[0] if isinstance(chosen, int) else None
 
 
 def _elements(value: ir.Value | None) -> int | None:

@@ -37,7 +37,7 @@ from llmc.passes.set_cache_io import cache_kind
 from llmc.passes.weight_traffic import decode_weight_bytes
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
 from llmc.runtimes.onnxruntime_engine import ENGINE
-from llmc.runtimes.operator_support import has_input
+from llmc.runtimes.operator_support import has_attribute, has_input
 
 log = logging.getLogger(__name__)
 KERNEL_PRECISIONS = ("int4", "int8")
@@ -223,6 +223,7 @@ def _target_passes(geometry: ModelGeometry, options: OptimizeOptions) -> list[Gr
         logits=options.logits,
         quantization=quantization,
         query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
+        expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
     )
     return cpu_passes(target)
 

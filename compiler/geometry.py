@@ -31,8 +31,8 @@ class ModelGeometry:
         model_type: transformers' name of the architecture, as ``llama``.
         num_layers: Decoder layers.
         hidden_size: Width of the residual stream.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads; a divisor of ``num_heads``.
+        num_heads: Query heads; 0 where no layer has attention. Of layers that differ, the most; so for all sizes.
+        num_kv_heads: Key and value heads.
         head_dim: Width of one query or key head.
         value_head_dim: Width of one value head (narrower than ``head_dim`` in multi-head latent attention).
         vocab_size: Width of the logits.
@@ -61,20 +61,15 @@ class ModelGeometry:
         Raises:
             UnsupportedModelError: a size is not positive, or two of them contradict each other.
         """
-        for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "value_head_dim"):
+        for name in ("num_layers", "hidden_size", "vocab_size", "intermediate_size"):
             self._require_positive(name, getattr(self, name))
-        for name in ("vocab_size", "intermediate_size"):
+        for name in ("num_kv_heads", "head_dim", "value_head_dim") if self.num_heads else ():
             self._require_positive(name, getattr(self, name))
         if self.max_position_embeddings is not None:
             self._require_positive("max_position_embeddings", self.max_position_embeddings)
         for window in self.sliding_windows:
             if window is not None:
                 self._require_positive("sliding window", window)
-        if self.num_heads % self.num_kv_heads:
-            raise UnsupportedModelError(
-                f"{self.model_type}: {self.num_heads} attention heads cannot share {self.num_kv_heads} key-value "
-                "heads evenly; correct config.json"
-            )
         if len(self.sliding_windows) != self.num_layers:
             raise UnsupportedModelError(
                 f"{self.model_type}: {len(self.sliding_windows)} layer types for {self.num_layers} layers; "
@@ -89,24 +84,30 @@ class ModelGeometry:
         heads as heads, ``head_dim = hidden_size / heads``, ``intermediate_size = 4 * hidden_size``.
 
         Raises:
-            UnsupportedModelError: a size is missing, or differs between layers where llmc needs one number.
+            UnsupportedModelError: a size is missing or impossible.
         """
         # A multimodal configuration keeps the decoder's numbers one level down.
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-        heads = _required(text, _NUM_HEADS, "attention heads")
+        heads = _first(text, _NUM_HEADS) or 0
         hidden = _required(text, _HIDDEN_SIZE, "hidden size")
         layers = _required(text, _NUM_LAYERS, "number of layers")
-        head_dim = _head_dim(text, hidden, heads)
+        head_dim = _head_dim(text, hidden, heads) if heads else 0
+        kv_heads = _num_kv_heads(text, heads)
+        if heads and heads % kv_heads and not isinstance(_read(text, _NUM_HEADS[0]), list | tuple):
+            raise UnsupportedModelError(
+                f"{_label(text)}: {heads} attention heads cannot share {kv_heads} key-value heads evenly; "
+                "correct config.json"
+            )
         return cls(
             model_type=str(getattr(text, "model_type", "unknown") or "unknown"),
             num_layers=layers,
             hidden_size=hidden,
             num_heads=heads,
-            num_kv_heads=_num_kv_heads(text, heads),
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
-            value_head_dim=_first(text, ("v_head_dim",)) or head_dim,
+            value_head_dim=(_first(text, ("v_head_dim",)) or head_dim) if heads else 0,
             vocab_size=_required(text, ("vocab_size",), "vocabulary size"),
-            intermediate_size=_widest(text, _INTERMEDIATE_SIZE) or 4 * hidden,
+            intermediate_size=_first(text, _INTERMEDIATE_SIZE) or 4 * hidden,
             max_position_embeddings=_max_positions(text),
             sliding_windows=_sliding_windows(text, layers),
             tie_word_embeddings=_tied(config, text),
@@ -127,8 +128,8 @@ class ModelGeometry:
 
     @property
     def queries_per_kv_head(self) -> int:
-        """Query heads that share one key-value head."""
-        return self.num_heads // self.num_kv_heads
+        """Query heads that share one key-value head; 0 without attention."""
+        return self.num_heads // self.num_kv_heads if self.num_heads else 0
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> int:
         """Bytes of KV cache that one token of one row takes over all layers.
@@ -145,36 +146,22 @@ class ModelGeometry:
 
 
 def _read(config: Any, name: str) -> Any:
-    """The attribute, None where it is missing."""
+    """The attribute, None where it is missing; a list where each layer has its own."""
     try:
         return getattr(config, name, None)
-    except RuntimeError as error:  # how a configuration with settings per layer refuses to give one number
-        raise UnsupportedModelError(
-            f"{_label(config)}: {name} differs between layers, which llmc cannot compile yet"
-        ) from error
+    except RuntimeError:  # how a configuration with settings per layer refuses to give one number
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
 
 
 def _first(config: Any, names: Sequence[str]) -> int | None:
-    """The first of the attributes that is set to one number; a list of equal numbers counts as that number."""
+    """The first of the attributes that is set to a number, or to a list of numbers, of which it is the largest."""
     for name in names:
         value = _read(config, name)
-        if isinstance(value, list | tuple) and value:
-            if any(item != value[0] for item in value):
-                raise UnsupportedModelError(
-                    f"{_label(config)}: {name} differs between layers, which llmc cannot compile yet"
-                )
-            value = value[0]
+        if isinstance(value, list | tuple):
+            value = max((item for item in value if isinstance(item, int)), default=None)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None
-
-
-def _widest(config: Any, names: Sequence[str]) -> int | None:
-    for name in names:
-        value = _read(config, name)
-        if isinstance(value, list | tuple) and value:
-            return int(max(value))
-    return _first(config, names)
 
 
 def _max_positions(config: Any) -> int | None:
@@ -186,8 +173,7 @@ def _required(config: Any, names: Sequence[str], what: str) -> int:
     value = _first(config, names)
     if value is None:
         raise UnsupportedModelError(
-            f"{_label(config)}: the configuration states no {what} ({names[0]}); llmc compiles decoders with "
-            "attention, and needs it in config.json"
+            f"{_label(config)}: the configuration states no {what} ({names[0]}), which llmc needs in config.json"
         )
     return value
 
@@ -195,7 +181,7 @@ def _required(config: Any, names: Sequence[str], what: str) -> int:
 def _num_kv_heads(config: Any, heads: int) -> int:
     if _read(config, "multi_query") and not _read(config, "new_decoder_architecture"):
         return 1  # Falcon's and GPT-BigCode's way to say it; their num_kv_heads is then not in use
-    return _first(config, _NUM_KV_HEADS) or heads
+    return (_first(config, _NUM_KV_HEADS) or heads) if heads else 0
 
 
 def _head_dim(config: Any, hidden: int, heads: int) -> int:

@@ -5,8 +5,9 @@
 
 GroupQueryAttention wants rows that start at slot 0 of the cache. ``seqlens_k`` is each row's number of ones in the
 mask, less 1; the total is the mask's width; ``query_seqlens``, where the runtime has it, the number of ones in the
-last columns, so that rows of one chunk may differ in length. Norms of queries and keys, which the CPU kernel does not
-take, become RMSNormalization nodes again, by head and without a transposition.
+last columns, so that rows of one chunk may differ in length. Chunks and ALiBi become an ``attention_bias``. Norms of
+queries and keys, which the CPU kernel does not take, become RMSNormalization nodes again, by head and without a
+transposition.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.operators import cached_attention
-from llmc.passes.attention_bias import chunk_bias
+from llmc.passes.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import copy_dtype, dims, graph_input, small_initializer
@@ -74,6 +75,10 @@ class LowerAttention(FusionPass):
             raise NearMiss("it rotates part of each head only")
         if variant.chunked and not self.query_seqlens:
             raise NearMiss("it attends within chunks, whose mask needs the runtime to take query_seqlens")
+        if variant.alibi and variant.chunked:
+            raise NearMiss("it has ALiBi and attends within chunks, and the kernel takes one bias")
+        if variant.alibi and variant.sinks:
+            raise NearMiss("it has ALiBi and sinks, beside which a bias that rows share up to a constant is wrong")
         key, value = (dims(cached_attention.get_input(node, name)) for name in ("past_key", "past_value"))
         if key is not None and value is not None and key[3] != value[3]:
             raise NearMiss(f"its keys are {key[3]} wide and its values {value[3]}")
@@ -126,14 +131,12 @@ class LowerAttention(FusionPass):
         elif norms[0] is not None:
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
         inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared["seqlens_k"]]
-        chunk = node.attributes.get_int("chunk", 0)
-        bias = chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
         inputs += [
             shared["total_sequence_length"],
             given("cos_cache"),
             given("sin_cache"),
             None,
-            bias,
+            self._bias(graph, node, shared),
             given("head_sink"),
             None,
             None,
@@ -143,6 +146,13 @@ class LowerAttention(FusionPass):
             inputs.pop()
         new = ir.node(KERNEL, inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
+
+    def _bias(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> ir.Value | None:
+        """What is added to the scores, if anything."""
+        slopes, chunk = cached_attention.get_input(node, "alibi_slopes"), node.attributes.get_int("chunk", 0)
+        if slopes is not None:
+            return alibi_bias(graph, node, slopes, shared)
+        return chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
 
 
 def _attributes(node: ir.Node) -> dict[str, int | float]:

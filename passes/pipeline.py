@@ -20,10 +20,13 @@ from llmc.passes.fuse_transposed_matmul import FuseTransposedMatMul
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.last_token_logits import LastTokenLogits
 from llmc.passes.lower_attention import LowerAttention
+from llmc.passes.lower_moe import LowerMoE
 from llmc.passes.name_graph import NameGraph
 from llmc.passes.pack_gate_up import PackGateUp
 from llmc.passes.pack_qkv import PackQKV
+from llmc.passes.positions_by_row import PositionsByRow
 from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.recognize_attention import RecognizeAttention
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.simplify_shapes import SimplifyShapes
@@ -43,6 +46,7 @@ class CpuTarget:
         logits: Of each row's last token, or of all.
         quantization: Weights' format; None keeps floats.
         query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
+        expert_kernels: The runtime's CPU provider has the operators for experts as they were measured.
     """
 
     max_positions: int
@@ -50,6 +54,7 @@ class CpuTarget:
     logits: Literal["last", "all"] = "last"
     quantization: QuantizeWeights | None = None
     query_seqlens: bool = True
+    expert_kernels: bool = True
 
 
 def portable_passes() -> list[GraphPass]:
@@ -64,6 +69,11 @@ def portable_passes() -> list[GraphPass]:
         NameGraph(),
         # Computes with the names of the dimensions.
         UsePositionIds(),
+        PositionsByRow(),
+        RemoveDeadCode(),
+        # Computes with the names of the dimensions, too; then its layouts meet the model's own.
+        RecognizeAttention(),
+        SimplifyShapes(),
         RemoveDeadCode(),
         AttachBodies(),
     ]
@@ -91,6 +101,9 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
         # The kernel has one width for keys and values.
         EqualHeadWidths(),
         LowerAttention(query_seqlens=target.query_seqlens, max_positions=target.max_positions),
+        # After what rewrites the router's arithmetic, from which it reads that weights are not negative; before
+        # quantization, which takes the experts of the runtime's operator.
+        LowerMoE(kernel=target.expert_kernels),
         # What was not lowered has other parts inside than when it was exported, and so another body.
         AttachBodies(),
         # Only attention that is lowered can write into a shared cache.

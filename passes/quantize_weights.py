@@ -4,6 +4,7 @@
     Gather(table, ids)            →  com.microsoft::GatherBlockQuantized(packed, ids, scales, zero points)
     MatMul(x, W) with offsets     →  MatMulNBits(x, …) + MatMul(sums of x by block, offsets)
     MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tied table is stored once
+    MoE(x, probs, fc1, fc2)       →  com.microsoft::QMoE(x, probs, packed, scales, packed, scales, zero points)
 
 Round to nearest, block by block along the input features. Nothing is read here: the packed tensors are lazy and are
 made a few rows at a time while the graph is written.
@@ -20,12 +21,16 @@ import onnx_ir as ir
 
 from llmc.compiler.errors import UsageError
 from llmc.compiler.lazy_weight import LazyWeight, MappedWeight, TensorWeight, as_weight
+from llmc.compiler.operators.moe import is_moe
 from llmc.passes.block_quantization import BlockFormat
+from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
 from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
 from llmc.passes.linear import linear_of, stored_weight
 
 DOMAIN = "com.microsoft"
+EXPERTS = "MoE"
+"""Experts with float weights: the runtime's operator, or llmc's where that could not be lowered."""
 BLOCK_SUMS = "llmc.block_sums"
 """Marks the Reshape that splits activations into blocks, so that layers with the same input share it."""
 LOOKUP_SIZE = 1 << 12
@@ -34,14 +39,15 @@ LOOKUP_SIZE = 1 << 12
 
 @dataclass(frozen=True)
 class QuantizeWeights(GraphPass):
-    """Quantize linear layers and embedding tables.
+    """Quantize linear layers, embedding tables and experts.
 
     Attributes:
         bits: 4 or 8, for linear layers.
         block_size: Input features that share a scale; a power of two, at least 16.
         symmetric: No zero point; else an integer per block.
         offset: A float offset per block instead, for linear layers (see block_quantization); the output projection
-            and the embedding share their bytes, and the look-up knows no offsets.
+            and the embedding share their bytes, and the look-up knows no offsets. Experts, whose operator knows none
+            either, then have a zero point, which costs nothing and errs less than symmetric blocks.
         head_bits: Bits of the output projection and of the embedding table.
         accuracy_level: 4 computes with int8 activations where the kernel can; 0 leaves it to the runtime.
     """
@@ -65,16 +71,19 @@ class QuantizeWeights(GraphPass):
             raise UsageError(f"block size {self.block_size} is not a power of two from 16 up")
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every matrix product and every look-up."""
+        """Visit every matrix product, every look-up and every layer's experts."""
         head = _head(model)
         known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
         for node in list(model.graph):
-            if not _has_weight(node):
+            if not _has_weight(node) and not _is_experts(node):
                 continue
-            what = "embedding" if node.op_type == "Gather" else "head" if node is head else "linear"
+            kinds = {"Gather": "embedding", EXPERTS: "experts"}
+            what = kinds.get(node.op_type, "head" if node is head else "linear")
             tally.expected[what] = tally.expected.get(what, 0) + 1
             try:
-                if node.op_type == "Gather":
+                if node.op_type == EXPERTS:
+                    quantize_experts(model.graph, node, self._format(is_head=False), self.accuracy_level)
+                elif node.op_type == "Gather":
                     _quantize_lookup(model.graph, node, self._format(is_head=True), known)
                 else:
                     self._quantize_product(model.graph, node, node is head, known)
@@ -165,6 +174,10 @@ def _has_weight(node: ir.Node) -> bool:
     table = node.inputs[0] if node.op_type == "Gather" else None
     tensor = table.const_value if table is not None and is_weight(table) else None
     return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
+
+
+def _is_experts(node: ir.Node) -> bool:
+    return is_moe(node) or (node.op_type == EXPERTS and node.domain == DOMAIN)
 
 
 def _is_correction(node: ir.Node) -> bool:

@@ -60,7 +60,9 @@ class TransformersSession:
             torch.set_num_threads(threads)
         self._model: Any = model.eval()
         self._info = _engine_info(model, logits, torch.get_num_threads())
-        self._keeps_logits = logits == "last" and "logits_to_keep" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._keeps_logits = logits == "last" and "logits_to_keep" in parameters
+        self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._groups: list[_Group] = []
         self._lengths: Int64Array = np.zeros(0, dtype=np.int64)
         self._capacity = 0
@@ -140,10 +142,11 @@ class TransformersSession:
             from transformers import DynamicCache
 
             group.cache = DynamicCache(config=self._model.config)
-        options = {"logits_to_keep": 1} if self._keeps_logits else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
+        options[self._cache_argument] = group.cache
         with torch.inference_mode():
             ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
-            output = self._model(input_ids=ids, past_key_values=group.cache, use_cache=True, **options)
+            output = self._model(input_ids=ids, use_cache=True, **options)
             values: FloatArray = output.logits.float().numpy()
         return values[:, -1:] if self._info.logits == "last" else values
 
@@ -215,8 +218,9 @@ def _select_rows(cache: Any, indices: list[int]) -> Any:
 def _engine_info(model: PreTrainedModel, logits: LogitsKind, threads: int) -> EngineInfo:
     config: Any = model.config.get_text_config()
     layers = int(config.num_hidden_layers)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = getattr(config, "num_attention_heads", None) or 0
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    head_dim = getattr(config, "head_dim", None) or (config.hidden_size // all_heads if all_heads else 0)
     weights = {parameter.data_ptr(): parameter.nbytes for parameter in model.parameters()}
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     if head is None or head.weight.data_ptr() != embedding.data_ptr():

@@ -83,7 +83,7 @@ class AttentionCapture:
             f"{DOMAIN}::MaskToken", [self._padding()], dtype=torch.bool, shape=[batch_size, 1, q_length, kv_length],
             version=VERSION,
         )  # fmt: skip
-        self._masks[id(token)] = (token, facts)
+        self._masks[_memory(token)] = (token, facts)
         return token
 
     def attention(
@@ -171,14 +171,20 @@ class AttentionCapture:
             raise UnsupportedModelError(f"{name} is bidirectional attention; llmc compiles causal language models")
         if mask is None:
             return MaskFacts(window=int(options.get("sliding_window") or 0))
-        known = self._masks.get(id(mask))
-        if known is None:
+        known = self._masks.get(_memory(mask))
+        # A slice of everything is another view of the same mask.
+        if known is None or list(known[0].shape) != list(mask.shape):
             raise UnsupportedModelError(f"{name} changes its attention mask")
         if known[1] is None:
             raise UnsupportedModelError(
                 f"the attention mask of {name} is neither causal nor a causal sliding window nor causal chunks"
             )
         return known[1]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Equal for a tensor and its views."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _merge_heads(x: torch.Tensor) -> torch.Tensor:
@@ -208,6 +214,8 @@ def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> 
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
             log.debug("a mask cannot be evaluated: %s", error)
             return None
+        if type(actual) is not torch.Tensor:
+            return None  # it depends on fake tensors
         if torch.equal(actual, causal & (queries - keys < size) if size else causal):
             return MaskFacts(window=size)
         if size and torch.equal(actual, causal & (queries // size == keys // size)):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["key", "value", "indexer_key", "conv_state", "recurrent_state"]
 Dim = int | Literal["batch", "past"]
+State = tuple[int, Kind, int]
+"""Layer, kind and number."""
 PROBE_BATCH, PROBE_SEQ = 2, 11
 """Sizes of the probe; the sequence is of a length that no model has as a width."""
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -67,17 +69,13 @@ class CacheLayout:
         entries: The tensors.
         layers: Layers that the model counts.
         argument: Name of the model's cache argument.
-        mixers: Path of each module that reads and writes a layer's states -> that layer.
+        mixers: Path of each module that reads and writes states -> these states.
     """
 
     entries: tuple[CacheEntry, ...]
     layers: int
     argument: str
-    mixers: dict[str, int] = field(default_factory=dict)
-
-    def of_layer(self, layer: int) -> tuple[CacheEntry, ...]:
-        """The entries of one layer."""
-        return tuple(entry for entry in self.entries if entry.layer == layer)
+    mixers: dict[str, tuple[CacheEntry, ...]] = field(default_factory=dict)
 
 
 def cache_argument(model: torch.nn.Module) -> str:
@@ -127,7 +125,9 @@ def run_probe(model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractC
         inputs = model_inputs(
             model, input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=True
         )
+        before = _module_tensors(model)
         output = model(**inputs, **{argument: cache})
+        _require_stateless(model, before)
     used = getattr(output, argument, None)
     if used is not None and used is not cache:
         raise UnsupportedModelError(
@@ -135,6 +135,30 @@ def run_probe(model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractC
             "which llmc does not capture"
         )
     return cache
+
+
+def _module_tensors(model: torch.nn.Module) -> dict[tuple[str, str], int]:
+    """Every tensor that a module holds beside its parameters: (path, attribute) -> identity."""
+    import torch
+
+    return {
+        (path, name): id(value)
+        for path, module in model.named_modules()
+        for name, value in (*vars(module).items(), *module._buffers.items())
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _require_stateless(model: torch.nn.Module, before: dict[tuple[str, str], int]) -> None:
+    """Refuse a module that put a tensor with the probe's batch into itself."""
+    for (path, name), identity in _module_tensors(model).items():
+        module = model.get_submodule(path)
+        value = getattr(module, name)
+        if before.get((path, name)) != identity and value.ndim >= 2 and value.shape[0] == PROBE_BATCH:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} keeps a state in itself ({name}) and not in transformers' cache, so a graph "
+                "cannot hand it from one step to the next"
+            )
 
 
 def discover_cache(model: Any, mode: Any, capture: AttentionCapture | None = None) -> CacheLayout:
@@ -146,7 +170,7 @@ def discover_cache(model: Any, mode: Any, capture: AttentionCapture | None = Non
     Raises:
         UnsupportedModelError: the model keeps something that transformers' cache protocol does not cover.
     """
-    owners: dict[int, list[str]] = {}
+    owners: dict[State, list[str]] = {}
     attended: dict[int, tuple[Any, Any]] = {}
 
     @contextlib.contextmanager
@@ -162,7 +186,7 @@ def discover_cache(model: Any, mode: Any, capture: AttentionCapture | None = Non
     )
     if not entries:
         raise UnsupportedModelError(f"{type(model).__name__} keeps nothing between two calls, so it cannot decode")
-    return CacheLayout(entries, len(cache.layers), cache_argument(model), _mixers(owners))
+    return CacheLayout(entries, len(cache.layers), cache_argument(model), _mixers(owners, entries))
 
 
 def _layer_entries(index: int, layer: Any, attended: tuple[Any, Any] | None) -> Iterator[CacheEntry]:
@@ -211,7 +235,7 @@ def _recorded_attention(
 
 
 @contextlib.contextmanager
-def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[int, list[str]]) -> Iterator[None]:
+def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[State, list[str]]) -> Iterator[None]:
     """Note in ``owners`` which module is running when a layer's state is asked for or written."""
     from torch.nn.modules import module as hooks
 
@@ -228,9 +252,9 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[int, 
         original = getattr(cache, method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            index = inspect.signature(original).bind(*args, **kwargs).arguments.get("layer_idx")
-            if isinstance(index, int):
-                owners.setdefault(index, []).append(stack[-1])
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            kind: Kind = "conv_state" if "conv" in method else "recurrent_state"
+            owners.setdefault((given["layer_idx"], kind, given.get("state_idx", 0)), []).append(stack[-1])
             return original(*args, **kwargs)
 
         setattr(cache, method, call)
@@ -251,15 +275,27 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[int, 
             delattr(cache, method)
 
 
-def _mixers(owners: dict[int, list[str]]) -> dict[str, int]:
-    """For each layer with states, the innermost module that makes all its calls."""
-    found: dict[str, int] = {}
-    for layer, paths in owners.items():
-        parts = [path.split(".") for path in paths]
-        common: list[str] = []
-        for column in zip(*parts, strict=False):
-            if len(set(column)) != 1:
-                break
-            common.append(column[0])
-        found[".".join(common)] = layer
-    return found
+def _mixers(
+    owners: dict[State, list[str]], entries: tuple[CacheEntry, ...]
+) -> dict[str, tuple[CacheEntry, ...]]:
+    """For each state the innermost module that makes all its calls; one module may keep several."""
+    states = {(entry.layer, entry.kind, entry.state): entry for entry in entries if not entry.grows}
+    found: dict[str, list[CacheEntry]] = {}
+    for state, paths in owners.items():
+        if state in states:
+            found.setdefault(_common(paths), []).append(states[state])
+    # A module inside another one that keeps states itself is part of that one's step.
+    outer = {path: next((o for o in sorted(found) if path == o or path.startswith(f"{o}.")), path) for path in found}
+    merged: dict[str, list[CacheEntry]] = {}
+    for path, kept in found.items():
+        merged.setdefault(outer[path], []).extend(kept)
+    return {path: tuple(kept) for path, kept in merged.items()}
+
+
+def _common(paths: list[str]) -> str:
+    common: list[str] = []
+    for column in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(column)) != 1:
+            break
+        common.append(column[0])
+    return ".".join(common)

@@ -9,13 +9,16 @@ import contextlib
 import io
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.errors import CaptureError
+from llmc.compiler.capture.translations import translations
+from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.operators.domain import OPSET
 
 NOISY = ("torch.onnx", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
@@ -41,6 +44,7 @@ def to_onnx(program: Any, input_names: Sequence[str], output_names: Sequence[str
                 verbose=False,
                 input_names=list(input_names),
                 output_names=list(output_names),
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise CaptureError(f"torch could not convert the traced model to ONNX: {root_cause(error)}") from error
@@ -63,6 +67,42 @@ def quiet() -> Iterator[None]:
         finally:
             for item, level in zip(loggers, levels, strict=True):
                 item.setLevel(level)
+
+
+DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "UnsupportedOperatorException")
+"""torch's errors for a decision that needs the content of a tensor."""
+
+MISSING = re.compile(r"'(?:Trace|State|Step)(?:Layer|Cache)' object has no attribute '(\w+)'")
+"""How Python says that a model asks a cache for something that llmc's have not."""
+
+
+def refusal(error: BaseException, what: str) -> LlmcError:
+    """What to tell the user when a model cannot be traced: where it decides by content, or what torch said."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(type(item).__name__ in DATA_DEPENDENT for item in chain):
+        place = next((found for item in chain if (found := _modeling_line(item)) is not None), "its code")
+        return UnsupportedModelError(
+            f"{place} decides by the content of tensors, which a graph of fixed operators cannot; llmc compiles such a "
+            "model once transformers computes that step without branching"
+        )
+    missing = MISSING.search(root_cause(error))
+    if missing is not None:
+        return UnsupportedModelError(
+            f"{what}: it keeps more than keys, values and states in its cache ({missing.group(1)}), which llmc does not "
+            "capture yet"
+        )
+    return CaptureError(f"{what}: {root_cause(error)}")
+
+
+def _modeling_line(error: BaseException) -> str | None:
+    """The innermost line of a modeling file in an error's traceback: ``Class.forward (modeling_x.py, line 7)``."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "modeling_" in frame.filename]
+    if not frames:
+        return None
+    last = frames[-1]
+    return f"{last.name} in {Path(last.filename).name}, line {last.lineno},"
 
 
 def root_cause(error: BaseException) -> str:

@@ -50,16 +50,17 @@ def identify_gate(module: Any) -> GateFacts | None:
     from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes(), torch.no_grad():
+        numbers = _numbers(module)
         generator = torch.Generator().manual_seed(0)
-        # Wide enough that a clamp shows, narrow enough that activations differ.
-        x = torch.randn(64, 16, generator=generator) * 6
+        # Narrow enough that activations differ, and as wide again as any number that might be a limit.
+        scale = torch.tensor([6.0, *(2 * number for number in numbers)])
+        x = (torch.randn(len(scale), 64, 16, generator=generator) * scale[:, None, None]).reshape(-1, 16)
         function = module._apply_gate if module.has_gate else module.act_fn
         try:
             y = function(x)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             log.debug("the gate of %s cannot be called: %s", type(module).__name__, error)
             return None
-        numbers = sorted({float(v) for v in vars(module).values() if isinstance(v, float) and v > 0})
         for facts in _candidates(bool(module.has_gate), numbers):
             expected = _formula(x.double(), facts)
             if expected.shape == y.shape and torch.allclose(y.double(), expected, rtol=TOLERANCE, atol=TOLERANCE):
@@ -67,11 +68,18 @@ def identify_gate(module: Any) -> GateFacts | None:
     return None
 
 
+def _numbers(module: Any) -> list[float]:
+    """What a limit or a factor in the gate may be: the positive numbers that the module keeps."""
+    kept = vars(module).values()
+    return sorted({float(v) for v in kept if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})
+
+
 def _candidates(gated: bool, numbers: list[float]) -> list[GateFacts]:
     if not gated:
         return [GateFacts(activation, False, False, 0.0, 1.0, 0.0) for activation in moe.ACTIVATIONS]
     choices = itertools.product(moe.ACTIVATIONS, (False, True), (0.0, *numbers), (1.0, *numbers), (0.0, 1.0))
-    return [GateFacts(a, True, *rest) for a, *rest in choices if a == "silu" or rest[2] == 1.0]
+    facts = [GateFacts(name, True, order, limit, alpha, beta) for name, order, limit, alpha, beta in choices]
+    return [item for item in facts if item.activation == "silu" or item.alpha == 1.0]
 
 
 def _formula(x: torch.Tensor, facts: GateFacts) -> torch.Tensor:
@@ -99,7 +107,7 @@ def _activate(x: torch.Tensor, facts: GateFacts) -> torch.Tensor:
 
 
 def captured_experts(module: Any) -> Callable[..., torch.Tensor]:
-    """A replacement for the forward of ``module``: (hidden [tokens, hidden], indices, weights) -> [tokens, hidden]."""
+    """A replacement for a module's forward: (hidden [tokens, hidden], indices, weights) -> [tokens, hidden]."""
     facts = None if getattr(module, "has_post_expert_norm", False) else identify_gate(module)
     if facts is None:
         log.warning("%s has a gate of its own; its experts are traced as arithmetic", type(module).__name__)

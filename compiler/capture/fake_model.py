@@ -11,6 +11,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -47,13 +48,12 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
-    from transformers import AutoModelForCausalLM
 
     # transformers writes the attention's name into the configuration, which the caller may use for another model.
     config = copy.deepcopy(config)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+            model = make_causal_model(config, dtype=dtype, attn_implementation=attn_implementation)
     except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
         if error.args == (attn_implementation,):
             raise UnsupportedModelError(
@@ -88,36 +88,27 @@ def _state(model: torch.nn.Module) -> dict[str, Any]:
 
 def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Compute non-persistent buffers for real, by the initializer that transformers itself uses after loading."""
-    real: dict[str, torch.Tensor] = {}
-    for prefix, module in model.named_modules():
-        names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
-        metas = {name: module._buffers[name] for name in names}
-        if not names:
-            continue
-        # What the initializer leaves alone keeps what was there before, and so shows when that differs.
-        made = [_initialized(model, module, metas, fill) for fill in (0, 1)]
-        for name in names:
-            value, again = (values[name] for values in made)
-            path = f"{prefix}.{name}" if prefix else name
-            if value is None or again is None or value.is_meta or not _same(value, again):
-                raise CaptureError(
-                    f"transformers does not say how the buffer {path} of {type(module).__name__} is made"
-                )
-            real[path] = value
-            module._buffers[name] = value
-    return real
-
-
-def _initialized(
-    model: PreTrainedModel, module: torch.nn.Module, metas: dict[str, torch.Tensor | None], fill: int
-) -> dict[str, torch.Tensor | None]:
     import torch
 
-    for name, meta in metas.items():
-        assert meta is not None
-        module._buffers[name] = torch.full_like(meta, fill, device="cpu")
-    _initialize(model, module)
-    return {name: module._buffers[name] for name in metas}
+    owners = {
+        f"{prefix}.{name}" if prefix else name: (module, name)
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+        if module._buffers.get(name) is not None
+    }
+    metas = {path: module._buffers[name] for path, (module, name) in owners.items()}
+    made = []
+    # What the initializer leaves alone keeps what was there before, and so shows when that differs.
+    for fill in (0, 1) if owners else ():
+        for path, (module, name) in owners.items():
+            module._buffers[name] = torch.full_like(metas[path], fill, device="cpu")  # type: ignore[arg-type]
+        _initialize(model)
+        made.append({path: module._buffers[name] for path, (module, name) in owners.items()})
+    for path, (module, _) in owners.items():
+        value, again = (values[path] for values in made)
+        if value is None or again is None or value.is_meta or not _same(value, again):
+            raise CaptureError(f"transformers does not say how the buffer {path} of {type(module).__name__} is made")
+    return {path: value for path, value in made[-1].items() if value is not None} if made else {}
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -126,16 +117,18 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
+def _initialize(model: PreTrainedModel) -> None:
+    """Run the initializers of all modules; on parameters without memory they do nothing."""
     import torch
 
-    owner: PreTrainedModel = model
+    owner_of: dict[int, Any] = {}
+    for candidate in model.modules():
+        # A submodel may override the initializer of its own modules.
+        if hasattr(candidate, "_init_weights"):
+            owner_of.update((id(module), candidate) for module in candidate.modules())
     with torch.no_grad():
-        for candidate in model.modules():
-            # A submodel may override the initializer of its own modules.
-            if hasattr(candidate, "_init_weights") and any(m is module for m in candidate.modules()):
-                owner = candidate
-        owner._init_weights(module)
+        for module in model.modules():
+            owner_of[id(module)]._init_weights(module)
 
 
 def _replace_meta_by_fake(model: torch.nn.Module, mode: FakeTensorMode) -> None:

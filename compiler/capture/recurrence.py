@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from llmc.compiler.capture.trace_cache import TraceCache
 
-Role = Literal["sequence", "cache", "mask", "constant"]
+Role = int | Literal["cache", "mask", "constant"]
+"""What a leaf of a module's arguments is; a number: a sequence, and its axis of tokens."""
 PREFIX = "module."
 """What the exported step puts before the module's own parameter names."""
 
@@ -42,8 +43,7 @@ class Call:
         roles: What each leaf of (args, kwargs) is.
         leaves: The leaves; sequences and caches are replaced in every call.
         spec: torch's description of the tree.
-        output: Shape and dtype of the result's one tensor.
-        output_index: Which leaf of the result it is.
+        results: Leaf of the result -> axis of tokens, shape and type, for each sequence that comes out.
         output_spec: The result's tree.
         output_leaves: Its leaves.
     """
@@ -51,10 +51,13 @@ class Call:
     roles: list[Role]
     leaves: list[Any]
     spec: Any
-    output: tuple[tuple[int, ...], Any]
-    output_index: int
+    results: dict[int, tuple[int, tuple[int, ...], Any]]
     output_spec: Any
     output_leaves: list[Any]
+
+    def sequences(self, leaves: list[Any]) -> list[tuple[int, Any]]:
+        """Axis of tokens and tensor of each sequence among ``leaves``."""
+        return [(role, leaf) for leaf, role in zip(leaves, self.roles, strict=True) if isinstance(role, int)]
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,13 @@ class RecurrenceCapture:
         with self._replaced(lambda path, module: _recording(self._calls, path, module)):
             run_probe(self.fake.model, self.fake.mode)
         known: dict[tuple[Any, ...], Step] = {}
-        for path, layer in self.layout.mixers.items():
+        for path in self.layout.mixers:
             module = self.fake.model.get_submodule(path)
             if path not in self._calls:
                 raise UnsupportedModelError(f"{path} keeps a state but is never called with a sequence")
-            key = self._key(module, path, layer)
+            key = self._key(module, path)
             if key not in known:
-                known[key] = self._export(module, path, layer, f"{type(module).__name__}_{len(known)}")
+                known[key] = self._export(module, path, f"{type(module).__name__}_{len(known)}")
             self._steps[path] = known[key]
 
     @contextlib.contextmanager
@@ -124,7 +127,7 @@ class RecurrenceCapture:
             for module in modules.values():
                 del module.forward
 
-    def _key(self, module: torch.nn.Module, path: str, layer: int) -> tuple[Any, ...]:
+    def _key(self, module: torch.nn.Module, path: str) -> tuple[Any, ...]:
         tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(module).items())
         buffers = tuple(id(b) for b in module.buffers() if b.numel() and not _is_fake(b))
         scalars = tuple(
@@ -134,21 +137,17 @@ class RecurrenceCapture:
             if isinstance(value, int | float | str) and key != "layer_idx"
         )
         roles = tuple(self._calls[path].roles)
-        return (type(module), tensors, buffers, scalars, roles, tuple(e.shape for e in self._states(layer)))
+        return (type(module), tensors, buffers, scalars, roles, tuple(e.shape for e in self.layout.mixers[path]))
 
-    def _states(self, layer: int) -> list[CacheEntry]:
-        return [entry for entry in self.layout.of_layer(layer) if not entry.grows]
-
-    def _export(self, module: torch.nn.Module, path: str, layer: int, overload: str) -> Step:
+    def _export(self, module: torch.nn.Module, path: str, overload: str) -> Step:
         import torch
 
-        call, states = self._calls[path], self._states(layer)
+        call, states = self._calls[path], self.layout.mixers[path]
         batch = torch.export.Dim("batch")
         with self.fake.mode:
             sequences = [
-                torch.zeros((3, 1, *leaf.shape[2:]), dtype=leaf.dtype)
-                for leaf, role in zip(call.leaves, call.roles, strict=True)
-                if role == "sequence"
+                torch.zeros([3, *leaf.shape[1:axis], 1, *leaf.shape[axis + 1 :]], dtype=leaf.dtype)
+                for axis, leaf in call.sequences(call.leaves)
             ]
             values = [torch.zeros((3, *e.shape[1:]), dtype=e.dtype) for e in states]  # type: ignore[arg-type]
             dynamic = ([{0: batch}] * len(sequences), [{0: batch}] * len(values))
@@ -161,11 +160,13 @@ class RecurrenceCapture:
                 reason = f"torch could not export one step of {type(module).__name__}: {root_cause(error)}"
                 raise CaptureError(reason) from error
         inputs = [f"sequence_{i}" for i in range(len(sequences))] + [f"state_{i}" for i in range(len(values))]
-        outputs = ["y", *(f"present_{i}" for i in range(len(values)))]
+        outputs = [f"result_{i}" for i in range(len(call.results))] + [f"present_{i}" for i in range(len(values))]
         graph = to_onnx(program, inputs, outputs).graph
         tensors = _tensors(module)
         used = [name for name in graph.initializers if name.removeprefix(PREFIX) in tensors]
-        signature = recurrence.Signature(len(sequences), len(values), len(used))
+        axes = tuple(axis for axis, _ in call.sequences(call.leaves))
+        results = tuple(axis for axis, _, _ in call.results.values())
+        signature = recurrence.Signature(axes, len(values), len(used), results)
         body = recurrence.function(overload, graph, signature, {name: i for i, name in enumerate(used)})
         self.functions[overload] = body
         return Step(overload, tuple(name.removeprefix(PREFIX) for name in used))
@@ -176,34 +177,34 @@ class RecurrenceCapture:
         import torch
         from torch.utils import _pytree
 
-        call, step, layer = self._calls[path], self._steps[path], self.layout.mixers[path]
-        states = self._states(layer)
+        call, step, states = self._calls[path], self._steps[path], self.layout.mixers[path]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             leaves, _ = _flatten(args, kwargs)
             mask = valid()
             batch, seq = mask.shape
-            sequences = [
-                leaf.expand(batch, *leaf.shape[1:])
-                for leaf, role in zip(leaves, call.roles, strict=True)
-                if role == "sequence"
-            ]
+            sequences = [leaf.expand(batch, *leaf.shape[1:]) for _, leaf in call.sequences(leaves)]
             tensors = _tensors(module)
             past = [cache().past[entry.suffix] for entry in states]
-            shape, dtype = call.output
-            results = torch.onnx.ops.symbolic_multi_out(
+            made = [
+                ((batch, *shape[1:axis], seq, *shape[axis + 1 :]), dtype)
+                for axis, shape, dtype in call.results.values()
+            ]
+            made += [((batch, *entry.shape[1:]), entry.dtype) for entry in states]
+            values = torch.onnx.ops.symbolic_multi_out(
                 f"{DOMAIN}::{recurrence.NAME}",
                 [*sequences, *past, mask, *(tensors[name] for name in step.weights)],
                 {},
-                dtypes=[dtype, *(entry.dtype for entry in states)],
-                shapes=[(batch, seq, *shape[2:]), *((batch, *entry.shape[1:]) for entry in states)],
+                dtypes=[dtype for _, dtype in made],
+                shapes=[shape for shape, _ in made],
                 version=VERSION,
                 metadata_props={"overload": step.overload},
             )
-            for entry, value in zip(states, results[1:], strict=True):
+            for entry, value in zip(states, values[len(call.results) :], strict=True):
                 cache().present[entry.suffix] = value
             out = list(call.output_leaves)
-            out[call.output_index] = results[0]
+            for index, value in zip(call.results, values, strict=False):
+                out[index] = value
             return _pytree.tree_unflatten(out, call.output_spec)
 
         return forward
@@ -226,11 +227,11 @@ def _make_step(module: Any, call: Call, states: Sequence[CacheEntry]) -> torch.n
             given = iter(sequences)
             leaves = []
             for leaf, role in zip(call.leaves, call.roles, strict=True):
-                chosen: Any = {"cache": cache, "mask": None}.get(role, leaf)
-                leaves.append(next(given) if role == "sequence" else chosen)
+                chosen: Any = {"cache": cache, "mask": None}.get(str(role), leaf)
+                leaves.append(next(given) if isinstance(role, int) else chosen)
             args, kwargs = _pytree.tree_unflatten(leaves, call.spec)
-            result = _pytree.tree_leaves(self.module(*args, **kwargs))[call.output_index]
-            return [result, *cache.states()]
+            results = _pytree.tree_leaves(self.module(*args, **kwargs))
+            return [*(results[index] for index in call.results), *cache.states()]
 
     return StepModule()
 
@@ -245,16 +246,23 @@ def _recording(calls: dict[str, Call], path: str, module: Any) -> Any:
         leaves, spec = _flatten(args, kwargs)
         result = original(*args, **kwargs)
         out, out_spec = _pytree.tree_flatten(result)
-        tensors = [i for i, leaf in enumerate(out) if isinstance(leaf, torch.Tensor)]
-        if not tensors or out[tensors[0]].ndim < 3 or out[tensors[0]].shape[1] != PROBE_SEQ:
-            raise UnsupportedModelError(f"{type(module).__name__} keeps a state but does not return a sequence")
-        first = tensors[0]
+        results = {}
+        for index, leaf in enumerate(out):
+            if isinstance(leaf, torch.Tensor):
+                if (axis := _axis_of_tokens(leaf)) is None:
+                    raise UnsupportedModelError(f"{type(module).__name__} keeps a state and returns no sequence")
+                results[index] = (axis, tuple(leaf.shape), leaf.dtype)
         kept = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in out]
-        shape, dtype = tuple(out[first].shape), out[first].dtype
-        calls[path] = Call([_role(x) for x in leaves], leaves, spec, (shape, dtype), first, out_spec, kept)
+        calls[path] = Call([_role(leaf) for leaf in leaves], leaves, spec, results, out_spec, kept)
         return result
 
     return forward
+
+
+def _axis_of_tokens(tensor: torch.Tensor) -> int | None:
+    """The axis that is as long as the probe, in a tensor that has a width beside it."""
+    axes = [axis for axis, size in enumerate(tensor.shape) if axis and size == PROBE_SEQ]
+    return axes[0] if axes and tensor.ndim >= 3 else None
 
 
 def _role(leaf: Any) -> Role:
@@ -265,7 +273,7 @@ def _role(leaf: Any) -> Role:
         return "cache"
     if isinstance(leaf, torch.Tensor):
         # Padding is the operator's business: the step sees one valid token and no mask.
-        return "sequence" if leaf.ndim >= 3 and leaf.shape[1] == PROBE_SEQ else "mask"
+        return axis if (axis := _axis_of_tokens(leaf)) is not None else "mask"
     return "constant"
 
 

@@ -84,14 +84,14 @@ def captured_rotary(function: Callable[..., Any], facts: RotaryFacts) -> Callabl
     """A replacement for ``function`` that emits RotaryEmbedding nodes; other call shapes go to ``function``."""
     import torch
 
-    def apply(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        plain = not args and not [v for key, v in kwargs.items() if not (key == "unsqueeze_dim" and v == 1)]
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != 4:
+            return function(*args, **kwargs)
+        q, k, cos, sin = args
+        plain = not [v for key, v in kwargs.items() if not (key == "unsqueeze_dim" and v == 1)]
         width = cos.shape[-1] // 2 if facts.repeated else cos.shape[-1]
         if not plain or q.ndim != 4 or cos.ndim != 3 or 2 * width != q.shape[-1] or k.shape[-1] != q.shape[-1]:
-            result: tuple[torch.Tensor, torch.Tensor] = function(q, k, cos, sin, *args, **kwargs)
-            return result
+            return function(q, k, cos, sin, **kwargs)
         step = 2 if facts.repeated and facts.interleaved else 1
         cos_half, sin_half = (x[..., : width * step : step].expand(q.shape[0], -1, -1) for x in (cos, sin))
         rotated = [

@@ -45,6 +45,28 @@ def attention_interface(capture: AttentionCapture) -> Iterator[None]:
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
 
 
+@contextlib.contextmanager
+def fixed_frequencies(model: torch.nn.Module) -> Iterator[None]:
+    """Rotary embeddings that grow with the sequence ("dynamic") as they are up to the length the model was made for.
+
+    An engine's context never exceeds that length. Whatever a forward leaves in a module is taken back.
+    """
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in model.modules()}
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, str) and "dynamic" in kinds:
+            module.rope_type = "default"
+        elif isinstance(kinds, dict):
+            module.rope_type = {k: "default" if "dynamic" in kind else kind for k, kind in kinds.items()}
+    try:
+        yield
+    finally:
+        for module, (attributes, buffers) in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers = buffers
+
+
 def _no_padding(padding: torch.Tensor) -> torch.Tensor:
     import torch
     from torch.utils._python_dispatch import _disable_current_modes

@@ -12,6 +12,7 @@ fast; the reason travels with the trace.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ import onnx_ir as ir
 
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import CacheLayout, discover_cache, model_inputs
-from llmc.compiler.capture.convert import quiet, root_cause, to_onnx
+from llmc.compiler.capture.complex_numbers import complex_as_pairs
+from llmc.compiler.capture.convert import quiet, refusal, to_onnx
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.recurrence import RecurrenceCapture
-from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules
+from llmc.compiler.capture.positions import shifted_positions
+from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
 from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.operators.domain import OPSET
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EXAMPLE_BATCH, EXAMPLE_SEQ, EXAMPLE_PAST = 2, 3, 5
 """Sizes of the traced example; all three are symbolic in the graph and differ so that none is confused."""
+BOUND = re.compile(r"(\w+) = Dim\('\w+',(?: min=\d+,)? max=(\d+)\)")
+"""How torch names the longest length that a model's tables allow."""
 ARITHMETIC = "eager"
 """transformers' attention for a model whose attention cannot be captured as an operator."""
 
@@ -100,9 +105,11 @@ class _Tracing:
     def run(self) -> Trace:
         with attention_interface(self.capture):
             fake = make_fake_model(self.config, self.dtype, self.attention)
-            with captured_modules(fake.model) as norms:
-                layout, recurrences = self._prepare(fake)
-                program = self._export(fake, layout, recurrences)
+            with captured_modules(fake.model) as norms, complex_as_pairs(), shifted_positions(fake.model):
+                with fixed_frequencies(fake.model):
+                    layout, recurrences = self._prepare(fake)
+                with fixed_frequencies(fake.model):
+                    program = self._export(fake, layout, recurrences)
                 calls = self.capture.calls
                 names = [entry.suffix for entry in layout.entries]
                 graph = to_onnx(
@@ -135,35 +142,53 @@ class _Tracing:
         except LlmcError:
             raise
         except Exception as error:
-            raise CaptureError(f"transformers' {self.model_type} model does not run: {root_cause(error)}") from error
+            reason = refusal(error, f"transformers' {self.model_type} model does not run with transformers' own cache")
+            raise UnsupportedModelError(str(reason)) from error
         return layout, recurrences
 
     def _export(self, fake: FakeModel, layout: CacheLayout, recurrences: RecurrenceCapture) -> Any:
         import torch
 
-        names = ("batch", "seq", "past", "total")
-        dims = dict(zip(names, (torch.export.Dim(n) for n in names), strict=True))
         sizes = {"batch": EXAMPLE_BATCH, "past": EXAMPLE_PAST}
+
+        def shapes(most: dict[str, int]) -> Any:
+            names = ("batch", "seq", "past", "total")
+            batch, seq, past, total = (torch.export.Dim(name, max=most.get(name)) for name in names)
+            dims = {"batch": batch, "past": past}
+            caches = [{i: dims[d] for i, d in enumerate(e.shape) if isinstance(d, str)} for e in layout.entries]
+            return ({0: batch, 1: seq}, {0: batch, 1: total}, {0: batch, 1: seq}, caches)
+
         with fake.mode:
             ids = torch.zeros((EXAMPLE_BATCH, EXAMPLE_SEQ), dtype=torch.long)
             mask = torch.ones((EXAMPLE_BATCH, EXAMPLE_PAST + EXAMPLE_SEQ), dtype=torch.long)
-            past, caches = [], []
-            for entry in layout.entries:
-                shape = [d if isinstance(d, int) else sizes[d] for d in entry.shape]
-                past.append(torch.zeros(shape, dtype=entry.dtype))
-                caches.append({i: dims[d] for i, d in enumerate(entry.shape) if isinstance(d, str)})
-            batch, seq, total = dims["batch"], dims["seq"], dims["total"]
-            dynamic = ({0: batch, 1: seq}, {0: batch, 1: total}, {0: batch, 1: seq}, caches)
+            past = [
+                torch.zeros([d if isinstance(d, int) else sizes[d] for d in entry.shape], dtype=entry.dtype)
+                for entry in layout.entries
+            ]
             arguments = (ids, mask, torch.zeros_like(ids), past)
             wrapper = _make_wrapper(fake, layout, self.capture, recurrences, appending=self.reason is not None)
             try:
                 with torch.no_grad(), quiet():
-                    return torch.export.export(wrapper, arguments, dynamic_shapes=dynamic, strict=False)
+                    return _export_bounded(wrapper, arguments, shapes)
             except LlmcError:
                 raise
             except Exception as error:
-                reason = f"torch could not export this {self.model_type} model: {root_cause(error)}"
-                raise CaptureError(reason) from error
+                raise refusal(error, f"torch could not export this {self.model_type} model") from error
+
+
+def _export_bounded(wrapper: torch.nn.Module, arguments: Any, shapes: Callable[[dict[str, int]], Any]) -> Any:
+    """Export; where a table of the model bounds a length, once more with the bounds that torch names."""
+    import torch
+    from torch._dynamo.exc import UserError
+
+    options: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True}
+    try:
+        return torch.export.export(wrapper, arguments, dynamic_shapes=shapes({}), **options)
+    except UserError as error:
+        bounds = {name: int(most) for name, most in BOUND.findall(str(error))}
+        if not bounds:
+            raise
+        return torch.export.export(wrapper, arguments, dynamic_shapes=shapes(bounds), **options)
 
 
 def _make_wrapper(

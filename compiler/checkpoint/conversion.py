@@ -3,8 +3,9 @@
 In: the tensors as they are in the files, and the model's configuration.
 Out: :class:`ConvertedWeights`, a weight source under the names of the model's state dict.
 
-transformers renames, merges, splits, transposes and permutes tensors when it loads a model, by rules that it keeps for
-each class. Here transformers itself loads, into a model without memory, stand-ins that record what is done to them:
+transformers renames, merges, splits, transposes and permutes tensors when it loads a model, by rules that it keeps
+for each class. Here transformers itself loads, into a model without memory, stand-ins that record what is done to
+them:
 
     experts.{0…7}.w1 [ff, hidden] ──stack──┐
                                            cat ──▶ experts.gate_up_proj [8, 2·ff, hidden], read one expert at a time
@@ -13,56 +14,52 @@ each class. Here transformers itself loads, into a model without memory, stand-i
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.checkpoint.conversion_views import Stored, View
+from llmc.compiler.checkpoint.conversion_loading import (
+    Loaded,
+    act_out_loading,
+    empty_model,
+    initial_values,
+    tied_groups,
+)
+from llmc.compiler.checkpoint.conversion_views import View
 from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource, row_bounds
-from llmc.compiler.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-class LazyConversionError(CheckpointError):
-    """transformers converts this checkpoint in a way that cannot be followed without reading whole tensors."""
 
 
 class ConvertedWeights:
     """The parameters of a model, each made of the checkpoint's tensors when it is read.
 
     Args:
-        views: Parameter name -> what it is made of.
+        loaded: What they are made of.
         initial: Values of those that the checkpoint lacks because transformers makes them.
-        shapes: Parameters that the checkpoint has in a shape that the model does not take, with that shape.
+        nested: The checkpoint is of a larger model, from which transformers does not load this one by itself.
     """
 
-    def __init__(
-        self,
-        views: Mapping[str, View],
-        initial: Mapping[str, npt.NDArray[Any]],
-        shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        self._views = dict(views)
+    def __init__(self, loaded: Loaded, initial: Mapping[str, npt.NDArray[Any]], *, nested: bool = False) -> None:
+        self._views = loaded.views
         self._initial = dict(initial)
-        infos = [_info(name, view) for name, view in views.items()]
+        self.nested = nested
+        infos = [_info(name, view) for name, view in loaded.views.items()]
         infos += [TensorInfo(n, ir.DataType.from_numpy(v.dtype), v.shape, v.nbytes) for n, v in initial.items()]
-        infos += [TensorInfo(name, ir.DataType.FLOAT, shape, 0) for name, shape in shapes.items()]
+        infos += [TensorInfo(name, ir.DataType.FLOAT, shape, 0) for name, shape in loaded.mismatched.items()]
         self._infos = {info.name: info for info in sorted(infos, key=lambda info: info.name)}
 
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """All parameters, sorted by name."""
+        """All parameters, sorted by name; those of another shape than the model's, too, which cannot be read."""
         return self._infos
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
@@ -77,148 +74,91 @@ class ConvertedWeights:
         return np.ascontiguousarray(view.read((rows, *((0, size) for size in view.shape[1:]))))
 
 
-def convert_weights(weights: WeightSource, config: PreTrainedConfig) -> ConvertedWeights:
+def convert_weights(
+    weights: WeightSource, config: PreTrainedConfig, directory: Path | None = None
+) -> ConvertedWeights:
     """The tensors of ``weights`` as transformers would load them into the causal LM of ``config``.
 
     Tensors that the model does not take are left out. Parameters that the checkpoint lacks are left out, too, except
     those whose value transformers knows: persistent buffers, and what the model's class says may be missing.
 
+    Args:
+        weights: The tensors as they are in the files.
+        config: Of the causal language model.
+        directory: Of the checkpoint. If its ``config.json`` is of a larger, multimodal model, and the text model
+            alone does not find its tensors, they are taken out of the larger one.
+
     Raises:
         LazyConversionError: a conversion needs values, not only places.
         CheckpointError: the tensors cannot be converted because their number or shapes are wrong.
     """
-    from llmc.compiler.checkpoint.conversion_recording import Recording, recorded
-
     model = empty_model(config)
-    tied = _tied_groups(model)
-    recording = Recording()
-    stand_ins = {name: recording.stand_in(weights, info) for name, info in weights.tensors().items()}
-    with quiet_transformers():
-        report = _load(model, stand_ins)
-    if recording.refused:
-        operations = ", ".join(dict.fromkeys(recording.refused))
-        raise LazyConversionError(f"transformers converts tensors of this checkpoint by {operations}")
-    for name, text in report.conversion_errors.items():
-        raise CheckpointError(
-            f"transformers cannot make {name} from the checkpoint's tensors: {_reason(text)}; check that config.json "
-            "and the weights belong together."
-        )
-    state = model.state_dict(keep_vars=True)
-    views = {name: view for name, tensor in state.items() if (view := recorded(tensor)) is not None}
-    wrong = {name: tuple(shape) for name, shape, _ in report.mismatched_keys}
-    present = {*views, *wrong}
-    absent = [name for name in state if name not in present and not present & tied.get(name, set())]
-    return ConvertedWeights(views, _initial_values(model, absent), wrong)
+    loaded = act_out_loading(model, weights)
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    nested = None
+    if directory is not None and (loaded.mismatched or not buffers.issuperset(loaded.absent)):
+        nested = _inside_larger_model(model, weights, directory)
+    loaded = nested or loaded
+    return ConvertedWeights(loaded, initial_values(model, loaded.absent), nested=nested is not None)
 
 
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """transformers' causal LM of ``config`` in float32 without memory for its parameters (on the meta device)."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def _inside_larger_model(model: PreTrainedModel, weights: WeightSource, directory: Path) -> Loaded | None:
+    """What ``model`` is made of if the checkpoint is of a model that contains it, else None."""
+    from transformers import AutoConfig
 
-    # transformers writes the attention's name into the configuration, which the caller may use for another model.
-    config = copy.deepcopy(config)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
-        )
-    return model.eval()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and reports from the user's terminal: llmc checks the tensors itself."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
     try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if type(config) is type(model.config):
+            return None
+        larger = empty_model(config, _auto_class(config))
+    except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        log.info("the model of %s that contains the text model cannot be made: %s", directory, error)
+        return None
+    base, inner = model.base_model_prefix, model.base_model
+    places = {type(module): path for path, module in reversed(list(larger.named_modules()))}
+    if type(model) in places:
+        start, replaced = places[type(model)], ""
+    elif type(inner) in places and inner is not model:
+        start, replaced = places[type(inner)], f"{base}."
+    else:
+        return None
+    names = {
+        name: f"{start}.{name.removeprefix(replaced)}" if name.startswith(replaced) else name
+        for name in model.state_dict()
+    }
+    return _renamed(act_out_loading(larger, weights), names, tied_groups(model))
 
 
-def _load(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> Any:
-    """Load ``state`` as ``from_pretrained`` does; transformers' report of what fitted."""
-    import torch
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
+def _renamed(whole: Loaded, names: Mapping[str, str], groups: Mapping[str, Sequence[str]]) -> Loaded:
+    """Of what a larger model is made of, the part with the names in ``names``, under new ones."""
+    views: dict[str, View] = {}
+    tied: dict[str, str] = {}
+    for name, other in names.items():
+        view = whole.view(other)
+        if view is None:
+            continue
+        twin = next((n for n in groups.get(name, ()) if views.get(n) is view), None)
+        if twin is None:
+            views[name] = view
+        else:
+            tied[name] = twin
+    mismatched = {name: whole.mismatched[other] for name, other in names.items() if other in whole.mismatched}
+    absent = tuple(name for name in names if name not in views and name not in tied and name not in mismatched)
+    return Loaded(views, mismatched, tied, absent)
 
-    mapping = get_model_conversion_mapping(model)
-    options = LoadStateDictConfig(dtype=torch.float32, weight_mapping=mapping)
-    report, _ = convert_and_load_state_dict_in_model(model=model, state_dict=state, load_config=options)
-    return report
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    import transformers
+
+    every = (
+        transformers.AutoModelForMultimodalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForCausalLM,
+    )
+    return next((auto for auto in every if type(config) in auto._model_mapping), transformers.AutoModel)
 
 
 def _info(name: str, view: View) -> TensorInfo:
     """What is known of a parameter; in the file of the first tensor that it is made of."""
-    first = view.info if isinstance(view, Stored) else next(view.stored())
     size = math.prod(view.shape) * view.dtype.numpy().itemsize
-    return TensorInfo(name, view.dtype, view.shape, size, first.file)
-
-
-def _tied_groups(model: PreTrainedModel) -> dict[str, set[str]]:
-    """For each parameter that shares memory, the names of all that share it."""
-    groups: dict[int, set[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        groups.setdefault(id(tensor), set()).add(name)
-    return {name: group for group in groups.values() if len(group) > 1 for name in group}
-
-
-def _initial_values(model: PreTrainedModel, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """The values that transformers gives to parameters that a checkpoint may lack, where it gives always the same."""
-    import re
-
-    allowed = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    values: dict[str, npt.NDArray[Any]] = {}
-    for name in names:
-        expected = any(pattern.search(name) for pattern in allowed)
-        if not expected and name not in buffers:
-            continue
-        one, other = (_initialized(model, name, fill) for fill in (0, 1))
-        if one is None or other is None or not np.array_equal(one, other, equal_nan=True):
-            continue
-        values[name] = one
-        if not expected:
-            log.warning("%s is not in the checkpoint; it gets transformers' initial value", name)
-    return values
-
-
-def _initialized(model: PreTrainedModel, name: str, fill: int) -> npt.NDArray[Any] | None:
-    """What transformers' initializer makes of a tensor full of ``fill``, with ``fill`` as the random seed."""
-    import torch
-
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    held = module._buffers if leaf in module._buffers else module._parameters
-    before = held[leaf]
-    assert before is not None
-    made = torch.full_like(before, fill, device="cpu")
-    held[leaf] = torch.nn.Parameter(made, requires_grad=False) if held is module._parameters else made
-    owner = model
-    for outer, candidate in model.named_modules():
-        # A submodel may override the initializer of its own modules.
-        if hasattr(candidate, "_init_weights") and (not outer or path == outer or path.startswith(f"{outer}.")):
-            owner = candidate
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fill)
-            owner._init_weights(module)
-        after = held[leaf]
-        return None if after is None or after.is_meta else after.detach().numpy()
-    except (NotImplementedError, RuntimeError) as error:
-        log.debug("no initial value of %s: %s", name, error)
-        return None
-    finally:
-        held[leaf] = before
-
-
-def _reason(text: str) -> str:
-    """The error itself in transformers' report of it, which has its traceback above and a summary below."""
-    lines = text.split("\nError", 1)[0].strip().splitlines()
-    return lines[-1] if lines else "unknown"
+    return TensorInfo(name, view.dtype, view.shape, size, next(view.stored()).file)

@@ -1,7 +1,7 @@
 """A checkpoint loaded by transformers, whole.
 
 In: the directory of a safetensors checkpoint. Out: the model, and :class:`LoadedWeights`, its parameters as a weight
-source, for the checkpoints whose conversion cannot be followed lazily.
+source, for checkpoints whose conversion cannot be followed without reading whole tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.checkpoint.conversion import empty_model, quiet_transformers
+from llmc.compiler.checkpoint.conversion_loading import empty_model, quiet_transformers
 from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
 from llmc.compiler.errors import CheckpointError
 
@@ -22,37 +22,53 @@ if TYPE_CHECKING:
 
 
 def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The causal LM of ``config`` as transformers' ``from_pretrained`` loads it: float32, eager attention.
+    """The causal LM of ``config`` as transformers' ``from_pretrained`` loads it, in float32 with eager attention.
 
     Raises:
-        CheckpointError: transformers cannot load it.
+        CheckpointError: transformers cannot load it, or does not find all parameters.
     """
     import torch
 
     empty = empty_model(config)
     try:
         with quiet_transformers():
-            model: PreTrainedModel = type(empty).from_pretrained(
+            model, report = type(empty).from_pretrained(
                 directory,
                 config=empty.config,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"transformers cannot load {directory}: {reason}; check that config.json and the weights belong together."
         ) from error
-    return model.eval()
+    # What transformers does not find it makes up, from random numbers.
+    missing = sorted(set(report["missing_keys"]) - {name for name, _ in model.named_buffers()})
+    if missing:
+        raise CheckpointError(
+            f"transformers does not find {missing[0]} in {directory} ({len(missing)} such); check that config.json "
+            "and the weights belong together."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 class LoadedWeights:
-    """The parameters of a model that is in memory."""
+    """The parameters of a model that is in memory.
+
+    Attributes:
+        model: The model, whose memory the parameters are.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._state = {name: tensor.detach().numpy() for name, tensor in sorted(model.state_dict().items())}
+        self.model = model
+        self._state: dict[str, npt.NDArray[Any]] = {
+            name: tensor.detach().numpy() for name, tensor in sorted(model.state_dict().items())
+        }
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All parameters, sorted by name."""

@@ -4,19 +4,20 @@ In: the tensors of a :class:`~llmc.compiler.checkpoint.weights.WeightSource`.
 Out: torch tensors without memory that stand in for them. What is done to a stand-in gives another stand-in, whose
 ``recorded`` is the same :class:`~llmc.compiler.checkpoint.conversion_views.View` of the checkpoint.
 
-Only operations that move values are recorded, and changes of type among floats are left out: moving and casting may be
-done in either order, and the reader casts in the end. Everything else is refused and noted.
+Only operations that move values are recorded, and that overwrite rows with a constant. Changes of type are left out:
+moving and casting may be done in either order, and the reader casts in the end. Everything else is refused and noted.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from llmc.compiler.checkpoint.conversion_views import Joined, Permuted, Reshaped, Sliced, Stored, View
+from llmc.compiler.checkpoint.conversion_views import Filled, Joined, Permuted, Reshaped, Sliced, Stored, View
 from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
 
 if TYPE_CHECKING:
@@ -40,12 +41,21 @@ _TORCH_NAMES = {
     ir.DataType.FLOAT8E5M2: "float8_e5m2",
     ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
 }
-_SAME = ("alias", "detach", "clone", "lift_fresh", "_to_copy")
+_ALIAS = ("alias", "detach", "lift_fresh")
+_COPY = ("clone", "_to_copy")
+_FILL = ("zero_", "fill_")
 _RESHAPE = ("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze")
 
 
-class Refused(NotImplementedError):
+class RefusedError(NotImplementedError):
     """An operation on a stand-in that needs the values."""
+
+
+@dataclass
+class _Memory:
+    """What stand-ins that share memory are made of."""
+
+    view: View
 
 
 class Recording:
@@ -63,30 +73,46 @@ class Recording:
         import torch
 
         like = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]), device="meta")
-        made: torch.Tensor = _stand_in_class()(Stored(source, info), like, self)
+        made: torch.Tensor = _stand_in_class()(_Memory(Stored(source, info)), like, self)
         return made
 
-    def refuse(self, operation: str) -> Refused:
+    def refuse(self, operation: str) -> RefusedError:
         """Note ``operation``; the error to raise."""
         self.refused.append(operation)
-        return Refused(f"{operation} needs the values of a tensor that is not read yet")
+        return RefusedError(f"{operation} needs the values of a tensor that is not read yet")
 
     def run(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Run one torch operation on shapes and record it."""
         name = str(function.overloadpacket).removeprefix("aten.")
-        known = name in _SAME or name in _RESHAPE or name in _MOVES
-        parts = list(arguments[0]) if isinstance(arguments[0], list | tuple) else [arguments[0]]
-        if not known or not all(isinstance(part, _stand_in_class()) for part in parts):
+        stand_in = _stand_in_class()
+        several = isinstance(arguments[0], list | tuple)
+        parts = list(arguments[0]) if several else [arguments[0]]
+        if not all(isinstance(part, stand_in) for part in parts):
+            raise self.refuse(name)
+        if name in _FILL and parts[0].rows is not None:
+            parts[0].fill(float(arguments[1]) if len(arguments) > 1 else 0.0)
+            return parts[0]
+        if name not in _ALIAS and name not in _COPY and name not in _RESHAPE and name not in _MOVES:
             raise self.refuse(name)
         options = {key: value for key, value in options.items() if key not in ("device", "pin_memory")}
         like = [part.like for part in parts]
-        first: Any = like if isinstance(arguments[0], list | tuple) else like[0]
-        made = function(first, *arguments[1:], **options)
-        several = isinstance(made, list | tuple)
-        shapes = [tuple(item.shape) for item in (made if several else [made])]
-        views = _record(name, [part.recorded for part in parts], [*arguments[1:], *options.values()], shapes)
-        items = [_stand_in_class()(v, m, self) for v, m in zip(views, made if several else [made], strict=True)]
-        return items if several else items[0]
+        made = function(like if several else like[0], *arguments[1:], **options)
+        if name in _ALIAS:
+            return stand_in(parts[0].memory, made, self, parts[0].rows)
+        items = list(made) if isinstance(made, list | tuple) else [made]
+        rest = [*arguments[1:], *options.values()]
+        views = _record(name, [part.recorded for part in parts], rest, [tuple(item.shape) for item in items])
+        results = [stand_in(_Memory(v), item, self) for v, item in zip(views, items, strict=True)]
+        if name == "select" and _dim(rest, len(parts[0].shape)) == 0 and parts[0].whole:
+            results[0].rows = (parts[0].memory, int(rest[1]) % parts[0].shape[0], 1)
+        return results if isinstance(made, list | tuple) else results[0]
+
+
+def writable(tensor: torch.Tensor) -> None:
+    """From now on record what overwrites rows of ``tensor``, as an initializer may do after loading."""
+    if isinstance(tensor, _stand_in_class()) and tensor.shape:
+        tensor.memory = _Memory(tensor.recorded)
+        tensor.rows = (tensor.memory, 0, tensor.shape[0])
 
 
 def recorded(tensor: torch.Tensor) -> View | None:
@@ -100,14 +126,27 @@ def _stand_in_class() -> Any:
     import torch
 
     class StandIn(torch.Tensor):  # type: ignore[misc]
-        def __new__(cls, view: View, like: torch.Tensor, recording: Recording) -> StandIn:
-            made: StandIn = torch.Tensor._make_wrapper_subclass(
-                cls, like.shape, strides=like.stride(), dtype=like.dtype, device="cpu"
-            )
+        """``rows`` are those of a memory that writing to the stand-in changes, as memory, first row, number."""
+
+        def __new__(cls, memory: _Memory, like: torch.Tensor, *_: Any) -> StandIn:
+            options = {"strides": like.stride(), "dtype": like.dtype, "device": "cpu"}
+            made: StandIn = torch.Tensor._make_wrapper_subclass(cls, like.shape, **options)
             return made
 
-        def __init__(self, view: View, like: torch.Tensor, recording: Recording) -> None:
-            self.recorded, self.like, self.recording = view, like, recording
+        def __init__(self, memory: _Memory, like: torch.Tensor, recording: Recording, rows: Any = None) -> None:
+            self.memory, self.like, self.recording, self.rows = memory, like, recording, rows
+
+        @property
+        def recorded(self) -> View:
+            return self.memory.view
+
+        @property
+        def whole(self) -> bool:
+            return self.rows is not None and self.rows[0] is self.memory
+
+        def fill(self, value: float) -> None:
+            memory, start, count = self.rows
+            memory.view = Filled(memory.view, start, start + count, value)
 
         @classmethod
         def __torch_dispatch__(
@@ -128,7 +167,7 @@ def _stand_in_class() -> Any:
 
 def _record(name: str, parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
     """The views after operation ``name``, one for each shape that it gives."""
-    if name in _SAME:
+    if name in _COPY:
         return [parts[0]]
     if name in _RESHAPE:
         return [Reshaped(parts[0], shapes[0])]

@@ -3,8 +3,8 @@
 In: tensors of a :class:`~llmc.compiler.checkpoint.weights.WeightSource`. Out: :class:`View`: slices, permutations,
 reshapes and concatenations of them, which compose without reading anything.
 
-A box is a range for each dimension. A view turns the box that it is asked for into boxes of the views below it, down to
-rows of a stored tensor, so that one expert of a stack, or a few heads of a fused projection, is read alone.
+A box is a range for each dimension. A view turns the box that it is asked for into boxes of the views below it, down
+to rows of a stored tensor, so that one expert of a stack, or a few heads of a fused projection, is read alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,10 @@ class Sliced(View):
         """The box, moved; with steps, what lies between is read, too."""
         low, high = box[self.dim]
         first = self.start + low * self.step
-        bounds = (first, first + max(0, (high - low - 1) * self.step + 1) if high > low else first)
+        last = first + (high - low - 1) * self.step
+        bounds = (first, last + 1) if high > low else (first, first)
         values = self.base.read((*box[: self.dim], bounds, *box[self.dim + 1 :]))
-        return values[(*[slice(None)] * self.dim, slice(None, None, self.step))] if self.step > 1 else values
+        return values[(*[slice(None)] * self.dim, slice(None, None, self.step))]
 
     def stored(self) -> Iterator[TensorInfo]:
         """Those of the base."""
@@ -127,21 +129,42 @@ class Joined(View):
     def read(self, box: Box) -> Array:
         """What the parts have of the box; the others are not read."""
         low, high = box[self.dim]
-        pieces, base = [], 0
+        pieces: list[Array] = []
+        base = 0
         for part in self.parts:
             size = part.shape[self.dim]
             start, stop = max(low - base, 0), min(high - base, size)
-            if start < stop or (low == high and not pieces):
-                bounds = (start, stop) if start < stop else (0, 0)
-                piece = part.read((*box[: self.dim], bounds, *box[self.dim + 1 :]))
+            if start < stop:
+                piece = part.read((*box[: self.dim], (start, stop), *box[self.dim + 1 :]))
                 pieces.append(piece.astype(self.dtype.numpy(), copy=False))
             base += size
+        if not pieces:
+            return np.empty([stop - start for start, stop in box], self.dtype.numpy())
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.dim)
 
     def stored(self) -> Iterator[TensorInfo]:
         """Those of all parts."""
         for part in self.parts:
             yield from part.stored()
+
+
+class Filled(View):
+    """``base`` with one value in rows ``start:stop`` of the first dimension."""
+
+    def __init__(self, base: View, start: int, stop: int, value: float) -> None:
+        super().__init__(base.shape, base.dtype)
+        self.base, self.start, self.stop, self.value = base, start, stop, value
+
+    def read(self, box: Box) -> Array:
+        """The base's values, some of them replaced."""
+        values = self.base.read(box)
+        first, last = box[0]
+        values[max(self.start - first, 0) : max(min(self.stop, last) - first, 0)] = self.value
+        return values
+
+    def stored(self) -> Iterator[TensorInfo]:
+        """Those of the base."""
+        return self.base.stored()
 
 
 class Reshaped(View):
@@ -171,7 +194,7 @@ class Reshaped(View):
             wanted.append(indices)
         values = self.base.read(tuple(below))
         edges = np.cumsum([0, *(len(before) for before, _ in self._groups)])
-        flat = values.reshape([math.prod(values.shape[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        flat = values.reshape([math.prod(values.shape[a:b]) for a, b in pairwise(edges)])
         for axis, indices in enumerate(wanted):
             flat = flat[(*[slice(None)] * axis, indices)]
         return flat.reshape(sizes)
@@ -188,18 +211,13 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        left, right = [], []
-        sizes = [1, 1]
-        while not (left or right) or sizes[0] != sizes[1]:
-            take_left = sizes[0] <= sizes[1] if left or right else i < len(before) and (before[i] > 1 or j == len(after))
-            if take_left and i < len(before):
-                left.append(i)
-                sizes[0] *= before[i]
-                i += 1
+        left, right = [*range(i, min(i + 1, len(before)))], [*range(j, min(j + 1, len(after)))]
+        while (sizes := (math.prod(before[d] for d in left), math.prod(after[d] for d in right)))[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                left.append(i + len(left))
             else:
-                right.append(j)
-                sizes[1] *= after[j]
-                j += 1
+                right.append(j + len(right))
+        i, j = i + len(left), j + len(right)
         groups.append((left, right))
     return groups
 

@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.checkpoint.causal_class import causal_class
 from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -103,14 +104,12 @@ def read_hf_licence(directory: Path) -> str | None:
 
 
 def _causal_config(config: PreTrainedConfig, directory: Path) -> PreTrainedConfig:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
     try:
         text = config.get_text_config()
     except ValueError:
         # Several text models, none of which is the one.
         text = None
-    causal = text is not None and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    causal = text is not None and causal_class(text) is not None and not config.is_encoder_decoder
     if causal and text is not config:
         logger.info("%s is multimodal; compiling its text model (%s)", directory, text.model_type)
     if not causal:

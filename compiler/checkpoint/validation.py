@@ -34,7 +34,7 @@ def check_shapes(
         Parameter names to tensor names, in the order of ``expected``; tied parameters have the same tensor.
 
     Raises:
-        CheckpointError: tensors are missing, their shapes differ from the model's, or tied ones have different values.
+        CheckpointError: tensors are missing, their shapes differ from the model's, or tied ones differ in value.
     """
     infos = weights.tensors()
     found = {name: name if name in infos else None for name in expected}

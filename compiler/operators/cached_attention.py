@@ -8,14 +8,15 @@ replaces by what its runtime does fast. Its body, in standard ONNX, says what it
       │ optional: rotary embedding of q and k
       ▼
     present = concat(past, new)                   [batch, kv_heads, total, head_dim]
-    scores  = q · present_keyᵀ · scale, softcap, causal and window and padding mask, optional sink column
+    scores  = q · present_keyᵀ · scale, softcap, ALiBi, causal and window and padding mask, optional sink column
     output  = softmax(scores) · present_value     [batch, seq, heads x value_head_dim]
 
 Slot ``t`` of the cache holds the ``t``-th column of ``attention_mask``. Query row ``i`` is slot ``total - seq + i``.
 It sees the slots at or before its own whose mask is not 0, no farther back than ``window - 1`` tokens; and always
 itself, so that rows of padding stay finite. Tokens are counted by the mask: padding between them, as a right-padded
 prompt leaves it before the decoded tokens, takes no room in the window. With ``chunk`` it sees only the tokens of its
-own chunk, of that many tokens from the row's first one on.
+own chunk, of that many tokens from the row's first one on. ALiBi takes ``slope x tokens between query and key`` from
+each score, with a slope per head.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ INPUTS = (
     "q_norm_weight",
     "k_norm_weight",
     "head_sink",
+    "alibi_slopes",
 )
 OUTPUTS = ("output", "present_key", "present_value")
-PARTS = ("packed", "rotary", "qk_norm", "softcap", "sinks", "chunked")
+PARTS = ("packed", "rotary", "qk_norm", "softcap", "sinks", "chunked", "alibi")
 """The optional parts, in the order in which an overload names them."""
 _INT, _FLOAT = ir.AttributeType.INT, ir.AttributeType.FLOAT
 
@@ -58,6 +60,7 @@ class Variant:
         softcap: The attribute ``softcap`` is positive.
         sinks: ``head_sink`` ([heads]) is given.
         chunked: The attribute ``chunk`` is positive.
+        alibi: ``alibi_slopes`` ([heads] float32) is given.
     """
 
     packed: bool = False
@@ -66,6 +69,7 @@ class Variant:
     softcap: bool = False
     sinks: bool = False
     chunked: bool = False
+    alibi: bool = False
 
     @property
     def overload(self) -> str:
@@ -93,6 +97,7 @@ def variant_of(node: ir.Node) -> Variant:
         softcap=node.attributes.get_float("softcap", 0.0) > 0.0,
         sinks=get_input(node, "head_sink") is not None,
         chunked=node.attributes.get_int("chunk", 0) > 0,
+        alibi=get_input(node, "alibi_slopes") is not None,
     )
 
 
@@ -124,8 +129,9 @@ def make_node(
 def function(variant: Variant) -> ir.Function:
     """The body of one variant.
 
-    Attributes of the call: ``num_heads``, ``kv_num_heads``, ``scale``; ``softcap`` (0: none), ``window`` (0: none), ``chunk`` (0: none),
-    ``interleaved`` (0: rotate halves), ``rotary_embedding_dim`` (0: the whole head), ``norm_epsilon``.
+    Attributes of the call: ``num_heads``, ``kv_num_heads``, ``scale``; ``softcap`` (0: none), ``window`` (0: none),
+    ``chunk`` (0: none), ``interleaved`` (0: rotate halves), ``rotary_embedding_dim`` (0: the whole head),
+    ``norm_epsilon``.
     """
     body = Body(INPUTS)
     q, k, v = _heads(body, variant)
@@ -181,8 +187,11 @@ def _rotate(body: Body, x: ir.Value) -> ir.Value:
     return body.referring("RotaryEmbedding", *inputs, refer=refer)
 
 
-def _mask(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value) -> ir.Value:
-    """Which slots each query row sees, [batch, 1, 1, seq, total] bool; the mask is [batch, total]."""
+def _mask(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Which slots each query row sees, [batch, 1, 1, seq, total] bool, and how many tokens back they are, int64.
+
+    The mask is [batch, total]; the second result has the shape of the first.
+    """
     zero, one = body.op("Constant", value_int=0), body.op("Constant", value_int=1)
     seq = body.op("Squeeze", body.op("Shape", q, start=2, end=3))
     total = body.op("Squeeze", body.op("Shape", present_key, start=2, end=3))
@@ -205,7 +214,8 @@ def _mask(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value) -> i
         near = body.op("And", near, same)
     visible = body.op("And", near, body.op("Unsqueeze", real, body.integers(1)))
     mask = body.op("Or", visible, body.op("Equal", distance, zero))
-    return body.op("Unsqueeze", mask, body.integers(1, 2))
+    axes = body.integers(1, 2)
+    return body.op("Unsqueeze", mask, axes), body.op("Unsqueeze", tokens, axes)
 
 
 def _attend(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value, present_value: ir.Value) -> ir.Value:
@@ -221,8 +231,13 @@ def _attend(body: Body, variant: Variant, q: ir.Value, present_key: ir.Value, pr
     if variant.softcap:
         cap = body.scalar_float("softcap")
         scores = body.op("Mul", body.op("Tanh", body.op("Div", scores, cap)), cap)
+    mask, tokens = _mask(body, variant, q, present_key)
+    if variant.alibi:
+        slopes = body.op("Reshape", body["alibi_slopes"], body.integers(1, "kv_num_heads", -1, 1, 1))
+        distance = body.op("Cast", tokens, to=int(ir.DataType.FLOAT))
+        scores = body.op("Sub", scores, body.op("Mul", body.op("Cast", slopes, to=int(ir.DataType.FLOAT)), distance))
     lowest = body.op("Constant", value_float=-3.4028234663852886e38)
-    scores = body.op("Where", _mask(body, variant, q, present_key), scores, lowest)
+    scores = body.op("Where", mask, scores, lowest)
     weights = _softmax_with_sinks(body, scores) if variant.sinks else body.op("Softmax", scores, axis=-1)
     values = body.op("Unsqueeze", present_value, body.integers(2))
     attended = body.op("MatMul", body.op("CastLike", weights, q), values)

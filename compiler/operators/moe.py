@@ -77,11 +77,13 @@ def function(variant: Variant) -> ir.Function:
     body = Body(INPUTS)
     hidden, experts = body["hidden"], body.op("Shape", body["fc1"], start=0, end=1)
     tokens = body.op("Shape", hidden, start=0, end=1)
-    zeros = body.op("Expand", body.op("CastLike", body.op("Constant", value_float=0.0), hidden),
-                    body.op("Concat", tokens, experts, axis=0))  # fmt: skip
-    updates = body.op("CastLike", body["weights"], hidden)
+    # Sums are in float32: several weights of one expert, several experts of one token; and not every runtime adds
+    # to elements of half precision.
+    zero, single = body.op("Constant", value_float=0.0), int(ir.DataType.FLOAT)
+    zeros = body.op("Expand", zero, body.op("Concat", tokens, experts, axis=0))
+    updates = body.op("Cast", body["weights"], to=single)
     routing = body.op("ScatterElements", zeros, body["indices"], updates, axis=1, reduction="add")
-    start = body.op("Sub", hidden, hidden)
+    start = body.op("Expand", zero, body.op("Shape", hidden))
     names = ["routing", "fc1", "fc2", *(("fc1_bias", "fc2_bias") if variant.biases else ())]
     scanned = [body.op("Transpose", routing, perm=[1, 0]), *(body[name] for name in names[1:])]
     node = ir.node(
@@ -91,7 +93,8 @@ def function(variant: Variant) -> ir.Function:
         num_outputs=1,
     )
     body.add(node)
-    return body.function(NAME, variant.overload, {"output": node.outputs[0]}, _attributes())
+    output = body.op("CastLike", node.outputs[0], hidden)
+    return body.function(NAME, variant.overload, {"output": output}, _attributes())
 
 
 def _attributes() -> list[ir.Attr]:
@@ -108,7 +111,7 @@ def _expert(variant: Variant, hidden: ir.Value, names: list[str]) -> ir.Graph:
     x = body.op("Gather", hidden, rows, axis=0)
     a = _product(body, variant, x, "fc1")
     a = _gate(body, variant, a) if variant.gated else _activation(body, variant.activation, a)
-    y = _product(body, variant, a, "fc2")
+    y = body.op("Cast", _product(body, variant, a, "fc2"), to=int(ir.DataType.FLOAT))
     last = body.op("Constant", value_ints=[1])
     y = body.op("Mul", y, body.op("Unsqueeze", body.op("Gather", share, rows, axis=0), last))
     total = body.op("ScatterND", body["sum_in"], body.op("Unsqueeze", rows, last), y, reduction="add")

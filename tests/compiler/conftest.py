@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llmc.compiler.geometry import ModelGeometry
@@ -62,3 +64,28 @@ def manifest(geometry: ModelGeometry) -> Manifest:
         files={},
         tools={"llmc": "0.1.0"},
     )
+
+
+@pytest.fixture
+def doubled_llama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers then doubles one weight of each llama layer on loading, and halves it on saving."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import ConversionOps, WeightConverter
+
+    class Scale(ConversionOps):  # type: ignore[misc]
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+            return {name: t * self.factor for name, [t] in ((n, _as_list(t)) for n, t in input_dict.items())}
+
+        @property
+        def reverse_op(self) -> Scale:
+            return Scale(1 / self.factor)
+
+    def _as_list(tensors: Any) -> list[Any]:
+        return tensors if isinstance(tensors, list) else [tensors]
+
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")
+    converter = WeightConverter("mlp.down_proj.weight", "mlp.down_proj.weight", operations=[Scale(2.0)])
+    monkeypatch.setitem(conversion_mapping._checkpoint_conversion_mapping_cache, "llama", [converter])

@@ -113,14 +113,20 @@ def test_multi_query() -> None:
 def test_lists_over_layers() -> None:
     assert read(num_key_value_heads=[2, 2]).num_kv_heads == 2
     assert read(intermediate_size=[128, 256]).intermediate_size == 256
-    with pytest.raises(UnsupportedModelError, match="num_key_value_heads differs between layers"):
-        read(num_key_value_heads=[2, 4])
+    assert read(num_key_value_heads=[2, 4]).num_kv_heads == 4
+
+
+def test_no_attention() -> None:
+    made = read(num_attention_heads=None)
+    assert (made.num_heads, made.num_kv_heads, made.head_dim, made.value_head_dim) == (0, 0, 0, 0)
+    assert made.queries_per_kv_head == 0
+    assert made.kv_bytes_per_token(4) == 0
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_attention_heads": None}, "states no attention heads"),
+        ({"hidden_size": None}, "states no hidden size"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
         ({"layer_types": ["full_attention"]}, "1 layer types for 2 layers"),

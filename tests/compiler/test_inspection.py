@@ -194,6 +194,15 @@ def test_experts_count_as_often_as_they_run(
     assert decode_cost(b.model(logits)).weight_flops == 2 * 2 * HIDDEN * 16 * 2 * per_element
 
 
+def test_portable_experts_count_as_often_as_they_run() -> None:
+    b = Builder()
+    x = b.node("Gather", b.weight("table", VOCABULARY, HIDDEN), b.ids)
+    indices, weights = ir.val("indices", ir.DataType.INT64, ["tokens", 2]), ir.val("weights")
+    matrices = [b.weight(f"experts.{name}", 8, HIDDEN, 16) for name in ("fc1", "fc2")]
+    logits = b.node("MoE", x, indices, weights, *matrices, domain="llmc")
+    assert decode_cost(b.model(logits)).weight_flops == 2 * 2 * HIDDEN * 16 * 2
+
+
 def test_cache_bytes() -> None:
     graph = decoder().graph
     assert cache_bytes_per_token(graph) == 2 * KV_HEADS * DIM * 4

@@ -12,13 +12,14 @@ decode of transformers is wrong. Engines are led along random continuations, so 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,12 @@ def conform(model_type: str) -> Result:
     if not tiny.generator:
         return Result(model_type, class_name, "refused", tiny.why)
     start = time.perf_counter()
-    walk = _Walk(model_type)
     grade: Grade
     trail = None
-    with tempfile.TemporaryDirectory(prefix="llmc-conformance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="llmc-conformance-") as folder, quiet():
+        walk = Walk(model_type, Path(folder))
         try:
-            walk.through(Path(folder))
+            walk.through()
             grade, reason = judge(walk.errors, walk.facts)
         except Exception as error:  # noqa: BLE001 - any exception is a finding about the type
             grade, reason = walk.failed(error)
@@ -82,24 +83,26 @@ def conform(model_type: str) -> Result:
     )
 
 
-class _Walk:
+class Walk:
     """The way of one type; what was found up to where it ended stays.
 
     Attributes:
+        model_type: What is graded.
+        folder: Where its artifacts are made.
         stage: What is being done.
         errors: Check -> error.
         facts: What is known from the artifacts.
     """
 
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
+    def __init__(self, model_type: str, folder: Path) -> None:
+        self.model_type, self.folder = model_type, folder
         self.stage = ""
         self.errors: dict[str, float] = {}
         self.facts = Facts()
 
-    def through(self, folder: Path) -> None:
+    def through(self) -> None:
         """All stages; raises what the first failing one raises."""
-        _quiet()
+        folder = self.folder
         self.stage = "transformers"
         model = make_model(self.model_type)
         model.save_pretrained(folder / "model")
@@ -125,6 +128,7 @@ class _Walk:
     def failed(self, error: Exception) -> tuple[Grade, str]:
         """A refusal is one that comes before anything is compiled and is meant for the user."""
         text = " ".join(str(error).split()) or type(error).__name__
+        text = text.replace(f"{self.folder}/", "")  # a record does not tell where it was made
         if self.stage == "export" and isinstance(error, UnsupportedModelError | CheckpointError):
             return "refused", text
         kind = "" if isinstance(error, LlmcError) else f"{type(error).__name__}: "
@@ -198,13 +202,24 @@ def target_facts(facts: Facts, report: OptimizeReport) -> Facts:
     )
 
 
-def _quiet() -> None:
-    """Keep what libraries say about tiny models away from the table; findings are in the result."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries say about tiny models away from the terminal; findings are in the result."""
     import torch
     from transformers.utils import logging as transformers_logging
 
+    ours, threads = logging.getLogger("llmc"), torch.get_num_threads()
+    levels = ours.level, transformers_logging.get_verbosity()
+    ours.setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("llmc").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(levels[1])
+        ours.setLevel(levels[0])

@@ -6,7 +6,7 @@ In: the largest error of each check, and what became of the attention layers. Ou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Facts:
     layers: int = 0
     attention: int = 0
     fused: int = 0
-    unfused: Sequence[str] = ()
+    unfused: tuple[str, ...] = ()
     states: bool = False
     experts: bool = False
     arithmetic: str | None = None
@@ -85,7 +85,8 @@ class Result:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
         """Back from :meth:`to_json`."""
-        return cls(**{**value, "facts": Facts(**value["facts"])})
+        facts = value["facts"]
+        return cls(**{**value, "facts": Facts(**{**facts, "unfused": tuple(facts["unfused"])})})
 
 
 def judge(errors: Mapping[str, float], facts: Facts) -> tuple[Grade, str]:

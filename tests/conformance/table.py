@@ -141,7 +141,8 @@ class Drift:
 
 def find_drift(recorded: Record, found: Record, types: Collection[str]) -> Drift:
     """Compare a run, of all types or of some, with the record; ``types`` are those of the installed transformers."""
-    better, worse = {}, {}
+    better: dict[str, tuple[Grade, Grade, str]] = {}
+    worse: dict[str, tuple[Grade, Grade, str]] = {}
     for name, row in found.rows.items():
         before = recorded.rows.get(name)
         if before is not None and before.grade != row.grade:

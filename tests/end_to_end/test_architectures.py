@@ -50,6 +50,7 @@ ARCHITECTURES = [
     pytest.param("nemotron", {}, id="nemotron: partial rotation, no gate"),
     pytest.param("gpt2", {"n_layer": 2, "n_head": 4, "num_key_value_heads": 4}, id="gpt2: learned positions"),
     pytest.param("cohere", {}, id="cohere: interleaved rotation"),
+    pytest.param("gpt_neox", {"num_key_value_heads": 4}, id="gpt_neox: a tensor that is renamed on loading"),
 ]
 
 
@@ -118,7 +119,6 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
         ("mamba", {}, UnsupportedModelError, "mamba models do not go through transformers' attention interface"),
         ("mixtral", MIXTRAL, CaptureError, "torch could not convert the traced model to ONNX: No ONNX function"),
         ("gpt2", {"n_layer": 2, "head_dim": 32}, UnsupportedModelError, "2 heads of 32 in the KV cache .* 4 of 16"),
-        ("gpt_neox", {"num_key_value_heads": 4}, UnsupportedModelError, "renamed or merged by transformers"),
     ],
 )
 def test_what_cannot_be_captured_is_said_in_one_sentence(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llmc.passes.graph_query import dims
 from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.set_cache_io import SetCacheIO
+from llmc.passes.use_cpu_attention import UseCpuAttention
 
 from .graphs import Array, apply, close, draw, draw_all, left_alone, node_of, open_session, operators, parse, run
 
@@ -39,13 +40,16 @@ class Call:
     softcap: float = 0.0
     sinks: bool = False
     qk_norm: bool = False
+    chunk: int = 0
+    alibi: bool = False
 
     def model(self, value_dim: int = DIM, more: str = "") -> ir.Model:
         optional = ["cos, sin, position_ids"] if self.rotary else [", , "]
         optional += ["q_norm, k_norm"] if self.qk_norm else [", "]
-        optional += ["sink"] if self.sinks else []
+        optional += ["sink" if self.sinks else "", *(["slopes"] if self.alibi else [])]
         more += f", window={self.window}" if self.window else ""
         more += f", softcap={self.softcap}" if self.softcap else ""
+        more += f", chunk={self.chunk}" if self.chunk else ""
         more += ", interleaved=1" if self.interleaved else ""
         more += ", norm_epsilon=0.001" if self.qk_norm else ""
         widths = {"q": HEADS * DIM, "k": KV_HEADS * DIM, "v": KV_HEADS * value_dim}
@@ -59,7 +63,8 @@ class Call:
         )
         angles = draw(POSITIONS, DIM // 2, scale=2)
         weights: dict[str, Array] = {"cos": np.cos(angles), "sin": np.sin(angles), "sink": draw(HEADS, seed=3)}
-        return parse(text, weights | {"q_norm": draw(DIM, seed=4), "k_norm": draw(DIM, seed=5)})
+        weights |= {"q_norm": draw(DIM, seed=4), "k_norm": draw(DIM, seed=5)}
+        return parse(text, weights | {"slopes": (2.0 ** -np.arange(1, HEADS + 1)).astype(np.float32)})
 
     def tokens(self, rows: int, length: int) -> dict[str, Array]:
         """Queries, keys and values of every token of every row."""
@@ -167,6 +172,10 @@ CALLS = {
     "softcap": Call(softcap=0.7),
     "sinks": Call(sinks=True),
     "norms": Call(qk_norm=True),
+    "ALiBi": Call(rotary=False, alibi=True),
+    "packed, ALiBi, window, softcap": Call(packed=True, rotary=False, alibi=True, window=4, softcap=1.5),
+    "chunks": Call(chunk=4),
+    "packed, chunks": Call(packed=True, chunk=3),
     "everything": Call(window=4, softcap=1.5, sinks=True, qk_norm=True, interleaved=True),
 }
 PATHS = {
@@ -176,6 +185,7 @@ PATHS = {
     "continuation": [[4], [3], [5], [1]],
     "ragged prefill and decode": [[3, 6, 1], [1, 1, 1], [1, 1, 1]],
     "ragged continuation": [[3, 5], [4, 1], [2, 3], [1, 1]],
+    "over several chunks": [[9, 2], [1, 6], [3, 1], [1, 1], [1, 1]],
 }
 
 
@@ -188,7 +198,7 @@ def test_it_computes_what_the_body_says(name: str, path: str, shared: bool) -> N
 
 @pytest.mark.parametrize("shared", [False, True], ids=["grow", "shared"])
 @pytest.mark.parametrize("path", ["prefill of two", "decode", "continuation", "ragged prefill and decode"])
-@pytest.mark.parametrize("name", ["packed", "window", "norms"])
+@pytest.mark.parametrize("name", ["packed", "window", "norms", "ALiBi"])
 def test_runtimes_without_query_lengths(name: str, path: str, shared: bool) -> None:
     """They take rows of unequal length at first and one token a row afterwards; longer chunks of one row only."""
     check(CALLS[name], PATHS[path], shared=shared, query_seqlens=False)
@@ -276,8 +286,16 @@ def test_all_layers_share_the_lengths() -> None:
             Call(packed=True, qk_norm=True).model(),
             "its query is packed, so its heads cannot be normalized one by one",
         ),
+        (
+            Call(chunk=4, alibi=True).model(),
+            "it has ALiBi and attends within chunks, and the kernel takes one bias",
+        ),
+        (
+            Call(sinks=True, alibi=True).model(),
+            "it has ALiBi and sinks, beside which a bias that rows share up to a constant is wrong",
+        ),
     ],
-    ids=["partial rotation", "value width", "packed norms"],
+    ids=["partial rotation", "value width", "packed norms", "two biases", "sinks see constants"],
 )
 def test_near_misses(model: ir.Model, reason: str) -> None:
     assert left_alone(LowerAttention(query_seqlens=True), model) == [reason]
@@ -291,3 +309,41 @@ def test_norms_of_an_unknown_width(shape: ir.Shape | None) -> None:
     key.shape = shape
     reasons = left_alone(LowerAttention(query_seqlens=True), model)
     assert reasons == ["the width of its query or key is not known"]
+
+
+def test_chunks_need_query_lengths() -> None:
+    reasons = left_alone(LowerAttention(query_seqlens=False), Call(chunk=4).model())
+    assert reasons == ["it attends within chunks, whose mask needs the runtime to take query_seqlens"]
+
+
+def test_a_chunk_that_holds_every_position_needs_no_bias() -> None:
+    model = Call(chunk=8).model()
+    apply(LowerAttention(query_seqlens=True, max_positions=8), model)
+    assert bias_of(node_of(model, "GroupQueryAttention")) is None
+
+
+@pytest.mark.parametrize("name", ["ALiBi", "chunks"])
+def test_the_cpu_operator_leaves_a_bias_alone(name: str) -> None:
+    model = CALLS[name].model()
+    apply(LowerAttention(query_seqlens=True), model)
+    SetCacheIO("shared")(model)
+    bias = bias_of(node_of(model, "GroupQueryAttention"))
+    assert bias is not None
+    assert left_alone(UseCpuAttention(), model) == [f"the kernel does not take {bias.name}"]
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    return node.inputs[10]
+
+
+def test_alibi_over_a_long_context() -> None:
+    """2,000 tokens: the largest bias is 1,000, and rounds at 6e-5; distances keep it away from what is seen."""
+    call = CALLS["ALiBi"]
+    tokens = call.tokens(1, 2000)
+    feeds = tokens | cache(1, 0) | {"attention_mask": np.ones((1, 2000), np.int64)}
+    feeds |= {"input_ids": np.zeros((1, 2000), np.int64), "position_ids": np.arange(2000)[None]}
+    sessions = (body_session(call), lowered_session(call, False, True))
+    wanted, actual = (
+        session.run(["y"], {item.name: feeds[item.name] for item in session.get_inputs()})[0] for session in sessions
+    )
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5)

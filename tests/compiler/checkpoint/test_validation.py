@@ -8,9 +8,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.checkpoint import validation
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import TensorInfo
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.errors import CheckpointError
+
+from .counted_weights import CountedWeights
 
 EXPECTED = {
     "model.embed_tokens.weight": (32, 8),
@@ -48,18 +51,6 @@ def test_same_names() -> None:
 def test_surplus_tensors_are_ignored() -> None:
     source = Shapes(EXPECTED | {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)})
     assert check_shapes(source, EXPECTED, {}) == {name: name for name in EXPECTED}
-
-
-def test_base_model_s_names_lack_the_prefix() -> None:
-    source = Shapes({name.removeprefix("model."): shape for name, shape in without("lm_head.weight").items()})
-    mapping = check_shapes(source, EXPECTED, TIED)
-    assert mapping["model.norm.weight"] == "norm.weight"
-    assert mapping["lm_head.weight"] == "embed_tokens.weight"
-
-
-def test_names_with_one_prefix_more() -> None:
-    source = Shapes({f"transformer.{name}": shape for name, shape in EXPECTED.items()})
-    assert check_shapes(source, EXPECTED, {})["lm_head.weight"] == "transformer.lm_head.weight"
 
 
 def test_tied_parameter_takes_its_source() -> None:
@@ -101,24 +92,16 @@ def test_transposed_is_not_the_same_shape() -> None:
         check_shapes(source, EXPECTED, {})
 
 
-MIXTRAL = {f"model.layers.0.block_sparse_moe.experts.{i}.w{j}.weight": (4, 4) for i in range(2) for j in (1, 2, 3)}
+def test_tied_parameters_that_the_checkpoint_has_twice() -> None:
+    assert check_shapes(Shapes(EXPECTED), EXPECTED, TIED)["lm_head.weight"] == "model.embed_tokens.weight"
 
 
-def test_tensors_that_transformers_merges() -> None:
-    expected = {
-        "model.layers.0.mlp.experts.gate_up_proj": (2, 8, 4),
-        "model.layers.0.mlp.experts.down_proj": (2, 4, 4),
-    }
-    with pytest.raises(UnsupportedModelError, match=r"experts.0.w1.weight in .* renamed or merged .* mixtral"):
-        check_shapes(Shapes(MIXTRAL), expected, {}, conversion_keys=("MixtralForCausalLM", "mixtral"))
-
-
-def test_tensors_that_transformers_renames() -> None:
-    expected = {"encoder.LayerNorm.weight": (4,)}
-    with pytest.raises(UnsupportedModelError, match=r"encoder.LayerNorm.gamma in .* renamed"):
-        check_shapes(Shapes({"encoder.LayerNorm.gamma": (4,)}), expected, {}, conversion_keys=("toy",))
-
-
-def test_plain_checkpoints_need_no_conversion() -> None:
-    keys = ("LlamaForCausalLM", "llama")
-    assert check_shapes(Shapes(EXPECTED), EXPECTED, TIED, keys) == {name: name for name in EXPECTED}
+def test_tied_parameters_of_different_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_COMPARED", 24)
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in EXPECTED.items()}
+    arrays["lm_head.weight"][31, 7] = 1
+    source = CountedWeights(arrays)
+    message = r"ties lm_head.weight to model.embed_tokens.weight, .* set tie_word_embeddings to false in config.json"
+    with pytest.raises(CheckpointError, match=message):
+        check_shapes(source, EXPECTED, TIED)
+    assert source.largest == 24

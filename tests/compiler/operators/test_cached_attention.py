@@ -18,7 +18,10 @@ from llmc.compiler.operators.cached_attention import INPUTS, OUTPUTS, Variant
 from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
 
 Array = npt.NDArray[Any]
-VARIANTS = [Variant(*flags) for flags in itertools.product((False, True), repeat=5)]
+VARIANTS = [
+    *(Variant(*flags) for flags in itertools.product((False, True), repeat=5)),
+    *(Variant(packed=packed, chunked=chunked, alibi=True) for packed in (False, True) for chunked in (False, True)),
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Case:
     interleaved: int = 0
     rotary_dim: int = 0
     softcap: float = 1.5
+    chunk: int = 3
     epsilon: float = 1e-2
     dtype: Any = np.float32
 
@@ -55,6 +59,7 @@ class Case:
             "interleaved": self.interleaved,
             "rotary_embedding_dim": self.rotary_dim,
             "norm_epsilon": self.epsilon if self.variant.qk_norm else 0.0,
+            "chunk": self.chunk if self.variant.chunked else 0,
         }
         return given | {name: value for name, value in optional.items() if value}
 
@@ -87,6 +92,8 @@ class Case:
             made["q_norm_weight"], made["k_norm_weight"] = draw(self.dim), draw(self.dim)
         if self.variant.sinks:
             made["head_sink"] = draw(self.heads)
+        if self.variant.alibi:
+            made["alibi_slopes"] = (2.0 ** -np.arange(1, self.heads + 1)).astype(np.float32)
         return made
 
 
@@ -162,9 +169,15 @@ def reference(case: Case, inputs: dict[str, Array]) -> list[Array]:
         mask = given["attention_mask"][row]
         window = case.window or case.total + 1
         seen = [t for t in range(slot) if mask[t] and mask[t + 1 : slot + 1].sum() < window] + [slot]
+        if case.variant.chunked:
+            chunk = (np.cumsum(mask) - 1) // case.chunk
+            seen = [t for t in seen if chunk[t] == chunk[slot]]
         scores = [float(vector @ present_key[row, shared, t]) * 0.4 for t in seen]
         if case.variant.softcap:
             scores = [case.softcap * math.tanh(score / case.softcap) for score in scores]
+        if case.variant.alibi:
+            back = [mask[t + 1 : slot + 1].sum() for t in seen]
+            scores = [s - given["alibi_slopes"][head] * b for s, b in zip(scores, back, strict=True)]
         weights = [math.exp(score) for score in scores]
         rest = math.exp(given["head_sink"][head]) if case.variant.sinks else 0.0
         mixed = sum(w * present_value[row, shared, t] for w, t in zip(weights, seen, strict=True))
@@ -215,6 +228,16 @@ FULL = Variant(rotary=True, qk_norm=True, softcap=True, sinks=True)
         pytest.param(Case(Variant(rotary=True), rotary_dim=4), id="partial rotation"),
         pytest.param(Case(FULL, rotary_dim=4, interleaved=1, mask=LEFT), id="partial interleaved rotation"),
         pytest.param(Case(Variant(packed=True, rotary=True), past=3, heads=6, kv_heads=2), id="packed"),
+        pytest.param(Case(Variant(chunked=True), past=3), id="chunks"),
+        pytest.param(Case(Variant(chunked=True), mask=LEFT), id="chunks, left padding"),
+        pytest.param(Case(Variant(chunked=True), seq=2, past=5, mask=HOLES), id="chunks, padding in the past"),
+        pytest.param(Case(Variant(alibi=True)), id="ALiBi"),
+        pytest.param(Case(Variant(alibi=True), mask=LEFT), id="ALiBi, left padding"),
+        pytest.param(Case(Variant(alibi=True), seq=2, past=5, mask=HOLES), id="ALiBi, padding in the past"),
+        pytest.param(
+            Case(Variant(alibi=True), seq=1, past=6, heads=4, kv_heads=1), id="ALiBi, one key for all heads"
+        ),
+        pytest.param(Case(replace(FULL, alibi=True, chunked=True), past=3, window=2), id="everything"),
     ],
 )
 def test_against_the_definition(case: Case) -> None:
@@ -278,6 +301,7 @@ def test_overloads_differ() -> None:
     assert len({variant.overload for variant in VARIANTS}) == len(VARIANTS)
     assert Variant().overload == ""
     assert Variant(packed=True, qk_norm=True).overload == "packed_qk_norm"
+    assert Variant(chunked=True, alibi=True).overload == "chunked_alibi"
 
 
 def test_inputs_are_found_by_name() -> None:

@@ -82,7 +82,7 @@ def load_golden(directory: Path) -> Golden | None:
         with np.load(path, allow_pickle=False) as data:
             arrays: dict[str, Any] = {name: data[name] for name in data.files}
         return Golden(**{**arrays, "vocab_size": int(arrays["vocab_size"])})
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path} is damaged ({error}); compile the model again") from error
 
 

@@ -1,10 +1,10 @@
 """Keys and values of one width, for attention that wants it so.
 
     CachedAttention(q, k [.., Hk·192], v [.., Hk·128], past_k, past_v)
-        →  Slice(CachedAttention(q, k, Pad(v) [.., Hk·192], past_k, past_v'))          past_v' is 192 wide
+        →  Slice(CachedAttention(q, k, Pad(v) [.., Hk·192], past_k, past_v'))   past_v' is 192 wide
 
-Zeros beside a value add nothing, and zeros beside query and key add nothing to a score. The narrower side of the cache
-grows to the width of the other; that is what it costs.
+Zeros beside a value add nothing, and zeros beside query and key add nothing to a score. The narrower side of the
+cache grows to the width of the other; that is what it costs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class EqualHeadWidths(FusionPass):
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Pad one attention."""
         variant = cached_attention.variant_of(node)
-        key, value = _widths(node)
         if variant.packed:
             raise NearMiss("its query, key and value are packed already")
+        # Of its own keys and values: another layer that shares the cache may have widened that before.
+        _, key, value = (_own_width(node, name) for name in ("query", "key", "value"))
         if key < value and (variant.rotary or variant.qk_norm):
             raise NearMiss("its keys are narrower than its values, and rotated or normalized inside")
         graph, width = model.graph, max(key, value)
@@ -73,8 +74,18 @@ def _widths(node: ir.Node) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def _own_width(node: ir.Node, name: str) -> int:
+    """Width of one head of an input that is not packed."""
+    value = cached_attention.get_input(node, name)
+    assert value is not None
+    shape = dims(value)
+    if shape is None or not isinstance(shape[-1], int):
+        raise NearMiss(f"the width of {value.name} is not known")
+    return shape[-1] // node.attributes.get_int("num_heads" if name == "query" else "kv_num_heads", 1)
+
+
 def _widen(value: ir.Value, width: int) -> None:
-    """State the new width; a layer that shares its cache has been here before."""
+    """State the new width; where layers share a cache, another one may have been here before."""
     if value.shape is not None:
         value.shape = ir.Shape([*list(value.shape)[:-1], width])
 
@@ -82,11 +93,10 @@ def _widen(value: ir.Value, width: int) -> None:
 def _pad(graph: ir.Graph, node: ir.Node, value: ir.Value | None, heads: int, width: int) -> ir.Value:
     """[batch, seq, heads x old] -> [batch, seq, heads x width], zeros at the end of each head."""
     assert value is not None
-    shape = dims(value)
-    if shape is None or not isinstance(shape[-1], int):
-        raise NearMiss(f"the width of {value.name} is not known")
-    old = shape[-1] // heads
     assert value.shape is not None
+    merged_width = value.shape[-1]
+    assert isinstance(merged_width, int)
+    old = merged_width // heads
     batch, seq = value.shape[0], value.shape[1]
     amount = small_initializer(graph, f"pad_heads_{width - old}", np.asarray([0] * 7 + [width - old], np.int64))
     split = _reshape(graph, value, [0, 0, heads, old], [batch, seq, heads, old])
@@ -116,9 +126,7 @@ def _cut(graph: ir.Graph, node: ir.Node, heads: int, width: int, kept: int) -> N
         user.replace_input_with(index, merged.outputs[0])
 
 
-def _reshape(
-    graph: ir.Graph, value: ir.Value, target: list[int], shape: list[int | ir.SymbolicDim]
-) -> ir.Node:
+def _reshape(graph: ir.Graph, value: ir.Value, target: list[int], shape: list[int | ir.SymbolicDim]) -> ir.Node:
     name = "shape_" + "_".join(map(str, target))
     node = ir.node("Reshape", [value, small_initializer(graph, name, np.asarray(target, np.int64))])
     copy_dtype(value, node.outputs[0])

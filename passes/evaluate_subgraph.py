@@ -96,18 +96,13 @@ def _shape(node: ir.Node, sizes: dict[str, int]) -> list[int]:
     if source is None or source.shape is None:
         raise NotConstant("a shape is not known")
     result = []
-    for dim in list(source.shape)[node.attributes.get_int("start", 0) :][: _length(node)]:
+    end = node.attributes.get_int("end", 0) if "end" in node.attributes else None
+    for dim in list(source.shape)[node.attributes.get_int("start", 0) : end]:
         text = dim if isinstance(dim, int) else dim.value
         if text is None:
             raise NotConstant("a dimension is not known")
         result.append(text if isinstance(text, int) else _size(text, sizes))
     return result
-
-
-def _length(node: ir.Node) -> int | None:
-    if "end" not in node.attributes:
-        return None
-    return node.attributes.get_int("end", 0) - node.attributes.get_int("start", 0)
 
 
 def _size(text: str, sizes: dict[str, int]) -> int:

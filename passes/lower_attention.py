@@ -26,6 +26,7 @@ from llmc.passes.graph_pass import FusionPass, NearMiss
 from llmc.passes.graph_query import copy_dtype, dims, graph_input, small_initializer
 
 DOMAIN, KERNEL = "com.microsoft", "GroupQueryAttention"
+PAST = re.compile(r"past_key_values\.\d+\.(?:key|value)")
 PRESENT_KEY = re.compile(r"present\.\d+\.key")
 
 
@@ -58,6 +59,8 @@ class LowerAttention(FusionPass):
         """
         for attention in (node, *self.sites(model)):
             self._require_kernel(attention)
+        if (counted := _slots_outside_attention(model)) is not None:
+            raise NearMiss(f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0")
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:
@@ -153,6 +156,18 @@ class LowerAttention(FusionPass):
         if slopes is not None:
             return alibi_bias(graph, node, slopes, shared)
         return chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
+
+
+def _slots_outside_attention(model: ir.Model) -> str | None:
+    """The name of a node that asks for the cache's length, as a model does that makes positions or masks of it."""
+    for node in model.graph:
+        source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
+        if source is None or not source.is_graph_input() or not PAST.fullmatch(source.name or ""):
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
+        if start <= 2 < end and any(True for _ in node.outputs[0].uses()):
+            return node.name or node.op_type
+    return None
 
 
 def _attributes(node: ir.Node) -> dict[str, int | float]:

@@ -30,6 +30,7 @@ from llmc.passes.recognize_attention import RecognizeAttention
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.simplify_shapes import SimplifyShapes
+from llmc.passes.unique_node_names import UniqueNodeNames
 from llmc.passes.use_cpu_attention import UseCpuAttention
 from llmc.passes.use_cpu_gated_matmul import UseCpuGatedMatMul
 from llmc.passes.use_cpu_matmul import UseCpuMatMul
@@ -115,7 +116,7 @@ def cpu_passes(target: CpuTarget) -> list[GraphPass]:
     # transposed table would otherwise be fused below.
     if target.quantization is not None:
         passes.append(target.quantization)
-    passes += [FuseTransposedMatMul(), RemoveDeadCode()]
+    passes += [FuseTransposedMatMul(), RemoveDeadCode(), UniqueNodeNames()]
     return passes
 
 
@@ -128,4 +129,5 @@ def cpu_engine_passes() -> list[GraphPass]:
         UseCpuAttention(),
         # What computed the inputs that the operators do not take.
         RemoveDeadCode(),
+        UniqueNodeNames(),
     ]

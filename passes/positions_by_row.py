@@ -1,6 +1,6 @@
 """Arithmetic on positions by row.
 
-    Reshape(f(Range(past, past + seq) + c), [1, seq, 1, …])   →   Reshape(f(position_ids + c), [batch, seq, 1, …])
+    Reshape(f(Range(past, past + seq) + c), [1, 1, seq, 1])   →   Reshape(f(position_ids + c), [batch, 1, seq, 1])
 
 The companion of :mod:`.use_position_ids` for models that compute with positions which they count themselves, as a
 temperature of queries that grows with the text: the same for every row, it is wrong for padded ones.
@@ -19,9 +19,10 @@ from llmc.passes.graph_query import constant, copy_dtype, dims, graph_input, ins
 
 SAMPLES = ((0, 4), (3, 5), (7, 1))
 """Past and chunk lengths for which a value is computed."""
-ELEMENTWISE = frozenset(
-    "Add Sub Mul Div Floor Ceil Log Exp Sqrt Reciprocal Pow Neg Min Max Clip Cast Identity Relu Sin Cos".split()
-)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Reciprocal", "Floor", "Ceil", "Min", "Max", "Clip"}
+FUNCTIONS = {"Log", "Exp", "Sqrt", "Relu", "Sin", "Cos", "Cast", "Identity"}
+ELEMENTWISE = frozenset(ARITHMETIC | FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class PositionsByRow(GraphPass):
 
 
 def _is_row(value: ir.Value) -> bool:
-    """Whether a value is [1, sequence, 1, …] and is spread over rows: a mask makes other shapes of its slots."""
+    """Whether a value is a float for each token, [1, …, sequence, …, 1]; a mask counts slots, in integers."""
     shape = dims(value)
-    if shape is None or shape[:2] != [1, "sequence"] or set(shape[2:]) != {1}:
+    if value.dtype not in FLOATS or shape is None or len(shape) < 3 or shape[0] != 1:
+        return False
+    if sorted(map(str, shape)) != sorted(["sequence", *["1"] * (len(shape) - 1)]):
         return False
     return all(use.node.op_type in ELEMENTWISE | {"Expand"} for use in value.uses())
 
@@ -102,10 +105,10 @@ def _replace(
     assert first is not None
     value = positions
 
-    def add(new: ir.Node, dtype_of: ir.Value, rank: int = 2) -> ir.Value:
+    def add(new: ir.Node, dtype_of: ir.Value) -> ir.Value:
         made.append(new)
         copy_dtype(dtype_of, new.outputs[0])
-        new.outputs[0].shape = ir.Shape([*positions.shape, *[1] * (rank - 2)])  # type: ignore[misc]
+        new.outputs[0].shape = positions.shape
         return new.outputs[0]
 
     if offset:
@@ -118,12 +121,25 @@ def _replace(
         inputs[index] = value
         copy = ir.Node("", old.op_type, inputs, old.attributes.values(), num_outputs=1)
         value = add(copy, old.outputs[0])
-    rank = len(dims(node.outputs[0]) or ())
-    sizes = [0, 0, *[1] * (rank - 2)]
-    target = small_initializer(graph, "shape_" + "_".join(map(str, sizes)), np.asarray(sizes, np.int64))
-    value = add(ir.node("Reshape", [value, target]), node.outputs[0], rank)
+    shape = dims(node.outputs[0]) or []
+    sizes = [0, *(-1 if dim == "sequence" else 1 for dim in shape[1:])]
+    name = "shape_" + "_".join(str(size).replace("-", "m") for size in sizes)
+    target = small_initializer(graph, name, np.asarray(sizes, np.int64))
+    value = add(ir.node("Reshape", [value, target]), node.outputs[0])
+    value.shape = ir.Shape([positions.shape[0], *shape[1:]])
     for number, new in enumerate(made):
         new.name = f"{node.name}/by_row.{number}"
     insert_before(node, made)
     node.outputs[0].replace_all_uses_with(value)
     graph.remove(node, safe=True)
+    _state_rows(value, positions.shape[0])
+
+
+def _state_rows(value: ir.Value, batch: int | ir.SymbolicDim) -> None:
+    """What is computed of ``value`` element by element has a row for each of the batch, where it had one for all."""
+    for use in value.uses():
+        output = use.node.outputs[0]
+        shape = dims(output)
+        if use.node.op_type in ELEMENTWISE | {"Expand"} and shape is not None and shape[:1] == [1]:
+            output.shape = ir.Shape([batch, *shape[1:]])
+            _state_rows(output, batch)

@@ -4,7 +4,8 @@
     shared   past [batch, kv_heads, capacity, dim]  →  present [batch, kv_heads, capacity, dim], the same memory
 
 Attention that writes into its cache works either way; the pass states in the graph's inputs and outputs which one
-holds (``grow`` where some attention was not lowered), and removes ``position_ids`` when the rotary embedding is inside attention and nothing else reads them.
+holds (``grow`` where some attention was not lowered), and removes ``position_ids`` when the rotary embedding is
+inside attention and nothing else reads them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_query import dims
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -32,8 +34,8 @@ class SetCacheIO(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Set the third dimension of every past and present key and value; states keep their shape."""
         kind = self.kind
-        if kind == "shared" and (outside := [v for v in model.graph.outputs if not _writes_in_place(v)]):
-            # The graph stays right with a cache that grows; only attention that a target has for itself writes in place.
+        if kind == "shared" and (outside := _made_outside(model)):
+            # The graph stays right with a cache that grows; only a target's own attention writes in place.
             kind = "grow"
             node = outside[0].producer()
             assert node is not None
@@ -64,9 +66,21 @@ def _is_key_or_value(value: ir.Value, prefix: str) -> bool:
     return name.startswith(prefix) and name.endswith((".key", ".value"))
 
 
-def _writes_in_place(output: ir.Value) -> bool:
-    """Whether an output is no key and no value, or made by attention that a target has for itself."""
-    node = output.producer()
-    if node is None or not _is_key_or_value(output, PRESENT):
-        return True
-    return node.op_type == "GroupQueryAttention"
+def _grows(value: ir.Value) -> bool:
+    """Whether a tensor of the cache has an axis with a slot per token; a state has none."""
+    return not all(isinstance(dim, int) for dim in (dims(value) or [None, None])[1:])
+
+
+def _made_outside(model: ir.Model) -> list[ir.Value]:
+    """Outputs of the cache that grow by the chunk and are not made by attention that a target has for itself."""
+    growing = {
+        PRESENT + value.name.removeprefix(PAST)
+        for value in model.graph.inputs
+        if value.name and value.name.startswith(PAST) and _grows(value)
+    }
+    found = []
+    for output in model.graph.outputs:
+        node = output.producer()
+        if output.name in growing and node is not None and node.op_type != "GroupQueryAttention":
+            found.append(output)
+    return found

@@ -24,12 +24,15 @@ from llmc.passes.graph_query import (
     dims,
     graph_input,
     insert_before,
+    integers,
     is_weight,
     small_initializer,
 )
 
 SAMPLES = ((0, 4), (3, 5), (7, 1))
 """Past and chunk lengths for which the indices are computed."""
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity"})
+"""What joins a lookup to the tokens, for all rows of a batch or for each."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,13 @@ class UsePositionIds(GraphPass):
             if node.domain or node.op_type not in {"Gather", "Slice"} or not is_weight(node.inputs[0]):
                 continue
             offset = _offset(model, node)
-            if offset is not None:
-                _replace(model.graph, node, positions, offset)
-                tally.count("positions")
+            if offset is None:
+                continue
+            if (user := _needs_two_axes(node.outputs[0])) is not None:
+                tally.reject(node, f"{user.op_type} takes its result, which has one row for the whole batch")
+                continue
+            _replace(model.graph, node, positions, offset)
+            tally.count("positions")
 
 
 def _offset(model: ir.Model, node: ir.Node) -> int | None:
@@ -60,8 +67,8 @@ def _offset(model: ir.Model, node: ir.Node) -> int | None:
             return None
         values = [node.inputs[1]]
     else:
-        axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
-        if axes is not None and axes.reshape(-1).tolist() != [0]:
+        axes, steps = (node.inputs[i] if len(node.inputs) > i else None for i in (3, 4))
+        if (axes is not None and integers(axes) != [0]) or (steps is not None and integers(steps) != [1]):
             return None
         values = [node.inputs[1], node.inputs[2]]
         if all(constant(value) is not None for value in values):
@@ -81,12 +88,26 @@ def _offset(model: ir.Model, node: ir.Node) -> int | None:
 
 def _rows(op_type: str, results: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     if op_type == "Slice":
+        if any(result.size != 1 for result in results):
+            return np.zeros(0, np.int64)
         start, stop = (int(result.reshape(-1)[0]) for result in results)
         return np.arange(start, max(start, min(stop, start + 1000)))
     indices = results[0]
     # [seq], or [1, seq] or [batch, seq] with equal rows.
     rows = indices.reshape(-1, indices.shape[-1]) if indices.ndim else indices.reshape(1, 1)
     return rows[0] if (rows == rows[0]).all() else np.zeros(0, np.int64)
+
+
+def _needs_two_axes(lookup: ir.Value) -> ir.Node | None:
+    """A node that does not take [batch, sequence, width] for [sequence, width]; None when all of them do."""
+    if len(dims(lookup) or ()) > 2:
+        return None
+    for use in lookup.uses():
+        if use.node.domain or use.node.op_type not in ELEMENTWISE:
+            return use.node
+        if (further := _needs_two_axes(use.node.outputs[0])) is not None:
+            return further
+    return None
 
 
 def _replace(graph: ir.Graph, node: ir.Node, positions: ir.Value, offset: int) -> None:
@@ -107,7 +128,17 @@ def _replace(graph: ir.Graph, node: ir.Node, positions: ir.Value, offset: int) -
     assert positions.shape is not None
     new.shape = ir.Shape([positions.shape[0], positions.shape[1], table.shape[1]])
     insert_before(node, [*nodes, gather])
+    two_axes = len(dims(old) or ()) == 2
     old.replace_all_uses_with(new)
     graph.remove(node, safe=True)
+    if two_axes:
+        _state_rows(new)
 
 
+def _state_rows(lookup: ir.Value) -> None:
+    """What is computed of ``lookup`` element by element has a row for each of the batch, too."""
+    for use in lookup.uses():
+        output = use.node.outputs[0]
+        if len(dims(output) or ()) == 2:
+            output.shape = lookup.shape
+            _state_rows(output)

@@ -44,7 +44,7 @@ class OnnxRuntimeSession:
         past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
         self._growing = [tensor for tensor in past if tensor.axis is not None]
         self._states = [tensor for tensor in past if tensor.axis is None]
-        self._state_buffers: list[tuple[Any, Any]] = []
+        self._state_buffers: list[tuple[_Buffer, _Buffer]] = []
         self._logits_type = _element_type(inference.get_outputs()[0])
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
@@ -111,14 +111,14 @@ class OnnxRuntimeSession:
 
     def _bind_empty_states(self, batch: int) -> None:
         self._state_buffers = [
-            (_ort_value(tensor.zeros(batch, 0)), _ort_value(tensor.zeros(batch, 0))) for tensor in self._states
+            (_Buffer(tensor.zeros(batch, 0)), _Buffer(tensor.zeros(batch, 0))) for tensor in self._states
         ]
         self._bind_states()
 
     def _bind_states(self) -> None:
         for tensor, (read, written) in zip(self._states, self._state_buffers, strict=True):
-            self._binding.bind_ortvalue_input(tensor.past, read)
-            self._binding.bind_ortvalue_output(tensor.present, written)
+            self._binding.bind_ortvalue_input(tensor.past, read.value)
+            self._binding.bind_ortvalue_output(tensor.present, written.value)
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
@@ -150,9 +150,17 @@ class OnnxRuntimeSession:
         self._lengths += valid
         if self._info.cache == "grow":
             self._carry_cache(before, valid, chunk)
-        self._state_buffers = [(written, read) for read, written in self._state_buffers]
-        self._bind_states()
+        self._turn_states()
         return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
+
+    def _turn_states(self) -> None:
+        """What this step wrote the next one reads."""
+        self._state_buffers = [(written, read) for read, written in self._state_buffers]
+        # A fused graph's mask gives an empty row a token (see _fused_mask), which must not stay in its state.
+        if self._fused and (empty := self._lengths == 0).any():
+            for read, _ in self._state_buffers:
+                read.array[empty] = 0
+        self._bind_states()
 
     def _bind_chunk(self, input_ids: Int64Array) -> None:
         """Bind buffers of the chunk's shape; the decode step finds them bound."""
@@ -228,6 +236,13 @@ class _CacheTensor:
         """An empty one, with room for ``length`` tokens."""
         sizes = [dim if isinstance(dim, int) else length for dim in self._shape]
         return np.zeros([batch, *sizes[1:]], self._type)
+
+
+class _Buffer:
+    """Memory of a state, as NumPy and as ONNX Runtime see it."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array, self.value = array, _ort_value(array)
 
 
 def _element_type(item: Any) -> type[np.generic]:

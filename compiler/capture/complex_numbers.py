@@ -38,6 +38,9 @@ class ComplexPair:
 
     def __getattr__(self, name: str) -> Any:
         """A tensor's method on both; what is no method is that of the real part (``shape``, ``device``)."""
+        if name.startswith("__"):
+            # With a tensor's protocols it would pass for one, and not be asked when a tensor is multiplied by it.
+            raise AttributeError(name)
         attribute = getattr(self.real, name)
         if not callable(attribute):
             return attribute

@@ -76,6 +76,10 @@ MISSING = re.compile(r"'(?:Trace|State|Step)(?:Layer|Cache)' object has no attri
 """How Python says that a model asks a cache for something that llmc's have not."""
 
 
+REFUSALS = (ValueError, NotImplementedError, AssertionError)
+"""What a modeling file raises on purpose."""
+
+
 def refusal(error: BaseException, what: str) -> LlmcError:
     """What to tell the user when a model cannot be traced: where it decides by content, or what torch said."""
     chain = [error]
@@ -87,13 +91,20 @@ def refusal(error: BaseException, what: str) -> LlmcError:
             f"{place} decides by the content of tensors, which a graph of fixed operators cannot; llmc compiles such a "
             "model once transformers computes that step without branching"
         )
-    missing = MISSING.search(root_cause(error))
-    if missing is not None:
+    if (missing := MISSING.search(root_cause(error))) is not None:
         return UnsupportedModelError(
-            f"{what}: it keeps more than keys, values and states in its cache ({missing.group(1)}), which llmc does not "
+            f"the model keeps more than keys, values and states in its cache ({missing.group(1)}), which llmc does not "
             "capture yet"
         )
+    if isinstance(chain[-1], REFUSALS) and _is_raised_by_model(chain[-1]):
+        return UnsupportedModelError(f"transformers refuses to run this model as a graph needs it: {root_cause(error)}")
     return CaptureError(f"{what}: {root_cause(error)}")
+
+
+def _is_raised_by_model(error: BaseException) -> bool:
+    """Whether an error comes from a modeling file itself, not from what it calls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name.startswith("modeling_")
 
 
 def _modeling_line(error: BaseException) -> str | None:

@@ -69,7 +69,7 @@ def _lookups(module: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor
 
     class Recorder(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.nn.functional.embedding:
+            if function is torch.nn.functional.embedding and type(args[0]) is torch.Tensor:
                 indices.append(args[0])
             return function(*args, **(kwargs or {}))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
@@ -129,15 +130,10 @@ class RecurrenceCapture:
 
     def _key(self, module: torch.nn.Module, path: str) -> tuple[Any, ...]:
         tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(module).items())
-        buffers = tuple(id(b) for b in module.buffers() if b.numel() and not _is_fake(b))
-        scalars = tuple(
-            (name, key, value)
-            for name, child in module.named_modules()
-            for key, value in sorted(vars(child).items())
-            if isinstance(value, int | float | str) and key != "layer_idx"
-        )
+        buffers = tuple((name, _content(b)) for name, b in module.named_buffers() if not _is_fake(b))
         roles = tuple(self._calls[path].roles)
-        return (type(module), tensors, buffers, scalars, roles, tuple(e.shape for e in self.layout.mixers[path]))
+        states = tuple(e.shape for e in self.layout.mixers[path])
+        return (tensors, buffers, _settings(module), roles, states)
 
     def _export(self, module: torch.nn.Module, path: str, overload: str) -> Step:
         import torch
@@ -161,15 +157,14 @@ class RecurrenceCapture:
                 raise CaptureError(reason) from error
         inputs = [f"sequence_{i}" for i in range(len(sequences))] + [f"state_{i}" for i in range(len(values))]
         outputs = [f"result_{i}" for i in range(len(call.results))] + [f"present_{i}" for i in range(len(values))]
-        graph = to_onnx(program, inputs, outputs).graph
-        tensors = _tensors(module)
-        used = [name for name in graph.initializers if name.removeprefix(PREFIX) in tensors]
+        model = to_onnx(program, inputs, outputs)
+        used = _weights_as_inputs(model.graph, _tensors(module))
+        model = _simplified(model)
         axes = tuple(axis for axis, _ in call.sequences(call.leaves))
         results = tuple(axis for axis, _, _ in call.results.values())
         signature = recurrence.Signature(axes, len(values), len(used), results)
-        body = recurrence.function(overload, graph, signature, {name: i for i, name in enumerate(used)})
-        self.functions[overload] = body
-        return Step(overload, tuple(name.removeprefix(PREFIX) for name in used))
+        self.functions[overload] = recurrence.function(overload, model.graph, signature)
+        return Step(overload, tuple(used))
 
     def _emitting(
         self, path: str, module: Any, cache: Callable[[], TraceCache], valid: Callable[[], torch.Tensor]
@@ -208,6 +203,41 @@ class RecurrenceCapture:
             return _pytree.tree_unflatten(out, call.output_spec)
 
         return forward
+
+
+def _settings(module: torch.nn.Module) -> tuple[Any, ...]:
+    """What decides beside tensors what a module computes: the types of its parts, their numbers and functions."""
+
+    def is_setting(value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return all(isinstance(item, int | float | str) for item in value)
+        return isinstance(value, int | float | str | FunctionType | BuiltinFunctionType)
+
+    return tuple(
+        (name, type(child), key, tuple(value) if isinstance(value, list) else value)
+        for name, child in module.named_modules()
+        for key, value in sorted(vars(child).items())
+        # A replaced forward is another function in each layer; what it computes is in the other settings.
+        if is_setting(value) and key not in ("layer_idx", "forward")
+    )
+
+
+def _weights_as_inputs(graph: ir.Graph, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Make inputs of the initializers that the checkpoint fills; their names in the module."""
+    used = [name for name in graph.initializers if name.removeprefix(PREFIX) in tensors]
+    for name in used:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+    return [name.removeprefix(PREFIX) for name in used]
+
+
+def _simplified(model: ir.Model) -> ir.Model:
+    """Fold what is constant, so that a step is only what it computes."""
+    from onnxscript import optimizer
+
+    optimized: ir.Model = optimizer.optimize(model)
+    return optimized
 
 
 def _make_step(module: Any, call: Call, states: Sequence[CacheEntry]) -> torch.nn.Module:
@@ -291,6 +321,13 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     named = dict(module.named_parameters())
     named.update({name: buffer for name, buffer in module.named_buffers() if name in persistent})
     return named
+
+
+def _content(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:
+    """Equal for tensors of equal shape and content: each layer has a copy of what all layers share."""
+    import torch
+
+    return tuple(tensor.shape), tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:

@@ -34,7 +34,9 @@ class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, index: int, cache: TraceCache) -> None:
         super().__init__()
         self.index, self.cache = index, cache
-        self.is_initialized = True
+        # Of a layer that keeps nothing (cross-attention without an image) models ask whether it does.
+        self.is_initialized = index not in cache.empty
+        self.keys, self.values = (cache.past.get(f"{index}.{kind}") for kind in ("key", "value"))
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to allocate."""
@@ -95,6 +97,7 @@ class TraceCache(Cache):  # type: ignore[misc]
         present: The same after the step, filled while the model runs.
         past_length: Tokens in the past (symbolic).
         appending: Whether keys and values are appended here.
+        empty: Layers that keep nothing.
         new: Layer -> the chunk's own key and value, where they are not.
         last: The layer that put its key and value into the cache last.
     """
@@ -108,6 +111,7 @@ class TraceCache(Cache):  # type: ignore[misc]
         self.last: int | None = None
         stateful = {entry.layer for entry in layout.entries if not entry.grows}
         growing = {entry.layer for entry in layout.entries if entry.grows}
+        self.empty = set(range(layout.layers)) - stateful - growing
         layers = [
             StateLayer(index) if index in stateful - growing else TraceLayer(index, self)
             for index in range(layout.layers)
@@ -121,8 +125,8 @@ class TraceCache(Cache):  # type: ignore[misc]
         return joined
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens in the past, whatever the layer keeps."""
-        return self.past_length
+        """Tokens in the past, whatever the layer keeps; none in a layer that keeps nothing."""
+        return 0 if layer_idx in self.empty else self.past_length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Total length and offset of the keys, whatever the layer keeps."""

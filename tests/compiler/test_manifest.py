@@ -69,8 +69,8 @@ def test_reading_refuses(manifest: Manifest, values: dict[str, Any], message: st
 
 
 def test_reading_refuses_what_contradicts_itself_in_the_geometry(manifest: Manifest) -> None:
-    model = {**json.loads(manifest.to_json())["model"], "num_kv_heads": 2}
-    with pytest.raises(ArtifactError, match=r"model: llama: 9 attention heads cannot share 2"):
+    model = {**json.loads(manifest.to_json())["model"], "sliding_windows": [None, None]}
+    with pytest.raises(ArtifactError, match=r"model: llama: 2 layer types for 3 layers"):
         Manifest.from_json(changed(manifest, model=model))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import tempfile
 import time
 import traceback
@@ -50,6 +51,8 @@ TOKENS = (3, 250)
 """Range of the random tokens: within every vocabulary, and without what stands for images."""
 GROWING = ("key", "value", "indexer_key")
 """Kinds of cache tensor that have one slot per token; the others are states."""
+STAGING = re.compile(r"\.\w+\.\d+-[0-9a-f]+\.partial/")
+"""What an artifact is called until it is whole."""
 THREADS = 1
 """The suite runs types side by side."""
 
@@ -128,7 +131,8 @@ class Walk:
     def failed(self, error: Exception) -> tuple[Grade, str]:
         """A refusal is one that comes before anything is compiled and is meant for the user."""
         text = " ".join(str(error).split()) or type(error).__name__
-        text = text.replace(f"{self.folder}/", "")  # a record does not tell where it was made
+        # A record does not tell where it was made, and is the same each time.
+        text = STAGING.sub("", text.replace(f"{self.folder}/", ""))
         if self.stage == "export" and isinstance(error, UnsupportedModelError | CheckpointError):
             return "refused", text
         kind = "" if isinstance(error, LlmcError) else f"{type(error).__name__}: "

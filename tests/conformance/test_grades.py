@@ -51,6 +51,7 @@ def test_numbers_and_fusions(errors: dict[str, float], facts: Facts, grade: Grad
         ("export", CaptureError("torch could not"), "wrong", "export: torch could not"),
         ("export", ValueError("two\nlines"), "wrong", "export: ValueError: two lines"),
         ("engine batch", EngineError("no kernel"), "wrong", "engine batch: no kernel"),
+        ("build", EngineError("in .engine.42-0af9.partial/model.onnx"), "wrong", "build: in model.onnx"),
         ("optimize", UnsupportedModelError("too late"), "wrong", "optimize: too late"),
         ("transformers", KeyError(), "wrong", "transformers: KeyError: KeyError"),
     ],

@@ -99,7 +99,8 @@ def make_model(model_type: str) -> Any:
                 continue
             if parameter.ndim < 2:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=SHIFT)
-            else:
+            # A matrix that is not trained is a table, as of sinusoids: part of the architecture.
+            elif parameter.requires_grad:
                 parameter.normal_(0, GAIN / parameter.shape[-1] ** 0.5, generator=generator)
     model.tie_weights()
     return model.eval()

@@ -22,7 +22,6 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     from llmc.compiler.capture.trace import trace_model
     from llmc.compiler.checkpoint.checkpoint import open_checkpoint
     from llmc.compiler.checkpoint.validation import check_shapes
-    from llmc.compiler.geometry import ModelGeometry
 
     directory = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
@@ -39,7 +38,7 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     checkpoint = open_checkpoint(str(directory))
-    trace = trace_model(checkpoint.config, ModelGeometry.from_config(checkpoint.config), ir.DataType.FLOAT)
+    trace = trace_model(checkpoint.config, ir.DataType.FLOAT)
     names = check_shapes(checkpoint.weights, trace.parameter_shapes, trace.tied)
     bind_weights(trace, checkpoint.weights, names, ir.DataType.FLOAT)
     return trace.model

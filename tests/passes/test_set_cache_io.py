@@ -5,13 +5,12 @@ from typing import Literal
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.errors import PassError
-from llmc.passes.graph_pass import Tally
+from llmc.passes.graph_pass import node_label
 from llmc.passes.graph_query import dims
 from llmc.passes.lower_attention import LowerAttention
-from llmc.passes.set_cache_io import SetCacheIO
+from llmc.passes.set_cache_io import SetCacheIO, cache_kind
 
-from .graphs import apply, left_alone, parse
+from .graphs import apply, left_alone, node_of, parse
 
 TEXT = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, int64[batch, seq] position_ids,
     float[batch, seq, 64] q, float[batch, seq, 32] k, float[batch, seq, 32] v,
@@ -73,10 +72,76 @@ def test_a_portable_graph_may_grow() -> None:
 
 
 def test_a_portable_graph_has_no_shared_cache() -> None:
-    """Its attention makes a longer tensor of the past and the new."""
-    message = "a shared cache needs attention that writes in place; lower the graph to a target first"
-    with pytest.raises(PassError, match=message):
-        SetCacheIO("shared").rewrite(make(lowered=False), Tally())
+    """Its attention makes a longer tensor of the past and the new, so the cache grows, and the pass says why."""
+    model = make(lowered=False)
+    tally = apply(SetCacheIO("shared"), model)
+    assert lengths(model) == ["past", "past", "total", "total"]
+    assert cache_kind(model) == "grow"
+    (rejection,) = tally.rejections
+    assert rejection.reason == "it makes present.0.key and does not write in place, so the cache grows"
+    assert rejection.node == node_label(node_of(model, "CachedAttention"))
+
+
+def test_one_layer_that_does_not_write_in_place_is_enough() -> None:
+    """A runtime binds all of a cache in one way."""
+    past = ", ".join(f'float[batch, 2, past, 16] "past_key_values.1.{kind}"' for kind in ("key", "value"))
+    call = """extra, "present.1.key", "present.1.value" =
+        llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.25>(
+            q, k, v, "past_key_values.1.key", "past_key_values.1.value", attention_mask)"""
+    text = TEXT.replace("m (", f"m ({past}, ").replace("=> (", '=> (extra, "present.1.key", "present.1.value", ')
+    model = parse(text.replace("}", f"{call} }}"))
+    first = next(iter(model.graph))
+    lowered = ir.node("GroupQueryAttention", first.inputs, domain="com.microsoft", num_outputs=3)
+    ir.convenience.replace_nodes_and_values(
+        model.graph, first, [first], [lowered], list(first.outputs), list(lowered.outputs)
+    )
+    tally = apply(SetCacheIO("shared"), model)
+    assert cache_kind(model) == "grow"
+    assert [r.reason.split(" and ")[0] for r in tally.rejections] == ["it makes present.1.key"]
+
+
+def with_tensor(name: str, shape: str, op: str) -> ir.Model:
+    """The lowered graph and one more tensor of a cache beside keys and values."""
+    text = TEXT.replace("=> (logits,", f'=> (logits, "present.{name}",')
+    text = text.replace(
+        "(int64[batch, seq] input_ids", f'({shape} "past_key_values.{name}", int64[batch, seq] input_ids'
+    )
+    model = parse(text.replace("}", f'"present.{name}" = {op} }}'))
+    LowerAttention(query_seqlens=True)(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["grow", "shared"])
+def test_states_keep_their_shape(kind: Literal["grow", "shared"]) -> None:
+    """They have no slot per token, so they go round with either kind."""
+    name = "past_key_values.1.conv_state"
+    model = with_tensor("1.conv_state", "float[batch, 2, 3, 16]", f'Neg("{name}")')
+    apply(SetCacheIO(kind), model)
+    state = next(value for value in model.graph.inputs if value.name == name)
+    assert dims(state) == ["batch", 2, 3, 16]
+    assert dims(next(v for v in model.graph.outputs if v.name == "present.1.conv_state")) == ["batch", 2, 3, 16]
+    assert cache_kind(model) == kind
+
+
+def test_keys_of_an_indexer_grow() -> None:
+    """They are appended by the graph itself: nothing writes them into a fixed buffer."""
+    name = "past_key_values.0.indexer_key"
+    model = with_tensor("0.indexer_key", "float[batch, past, 32]", f'Concat<axis=1>("{name}", k)')
+    tally = SetCacheIO("shared")(model).tally
+    assert dims(next(value for value in model.graph.inputs if value.name == name)) == ["batch", "past", 32]
+    assert cache_kind(model) == "grow"
+    assert [rejection.reason for rejection in tally.rejections] == [
+        "it makes present.0.indexer_key and does not write in place, so the cache grows"
+    ]
+
+
+def test_a_cache_of_states_alone_has_no_slots() -> None:
+    text = """m (int64[batch, seq] input_ids, float[batch, 4, 8] "past_key_values.0.recurrent_state")
+        => (float[batch, 4, 8] "present.0.recurrent_state") {
+        "present.0.recurrent_state" = Neg("past_key_values.0.recurrent_state") }"""
+    model = parse(text)
+    assert left_alone(SetCacheIO("shared"), model) == []
+    assert cache_kind(model) == "shared"
 
 
 def test_a_graph_as_asked_for_is_left_alone() -> None:

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llmc.compiler.capture.cache_layout import (
+    PROBE_BATCH,
+    PROBE_SEQ,
+    CacheEntry,
+    CacheLayout,
+    cache_argument,
+    discover_cache,
+    model_inputs,
+    run_probe,
+)
+from llmc.compiler.errors import UnsupportedModelError
+
+from .small_models import SMALL, Result, Toy, fake_model, found_cache, small_llama, table_config
+
+
+def shapes(layout: CacheLayout) -> dict[str, tuple[int | str, ...]]:
+    return {entry.suffix: entry.shape for entry in layout.entries}
+
+
+def mixers(layout: CacheLayout) -> dict[str, list[str]]:
+    return {path: [entry.suffix for entry in entries] for path, entries in layout.mixers.items()}
+
+
+def test_keys_and_values() -> None:
+    layout = found_cache(small_llama(num_hidden_layers=2))
+    slots = ("batch", 1, "past", 8)
+    assert shapes(layout) == {"0.key": slots, "0.value": slots, "1.key": slots, "1.value": slots}
+    assert all(entry.grows and entry.dtype == torch.float32 for entry in layout.entries)
+    assert (layout.layers, layout.argument, layout.mixers) == (2, "past_key_values", {})
+
+
+def test_layers_with_states_and_layers_with_keys() -> None:
+    from transformers import Lfm2Config
+
+    kinds = ["conv", "full_attention", "conv"]
+    settings = {**SMALL, "num_hidden_layers": 3, "layer_types": kinds, "conv_L_cache": 3}
+    layout = found_cache(Lfm2Config(**settings, block_auto_adjust_ff_dim=False))
+    assert shapes(layout) == {
+        "0.conv_state": ("batch", 16, 3),
+        "1.key": ("batch", 1, "past", 8),
+        "1.value": ("batch", 1, "past", 8),
+        "2.conv_state": ("batch", 16, 3),
+    }
+    assert [entry.grows for entry in layout.entries] == [False, True, True, False]
+    assert mixers(layout) == {"model.layers.0.conv": ["0.conv_state"], "model.layers.2.conv": ["2.conv_state"]}
+
+
+def test_layers_that_have_both() -> None:
+    layout = found_cache(table_config("falcon_h1"))
+    kinds = ("key", "value", "conv_state", "recurrent_state")
+    assert [entry.suffix for entry in layout.entries] == [f"{layer}.{kind}" for layer in range(3) for kind in kinds]
+    assert mixers(layout)["model.layers.1.mamba"] == ["1.conv_state", "1.recurrent_state"]
+    assert len(layout.mixers) == 3
+
+
+def test_layers_of_different_heads_and_layers_that_share() -> None:
+    """Of six layers the last three read the keys and values of others; full attention has wider heads."""
+    layout = found_cache(table_config("gemma4_text"))
+    widths = {"0": 64, "1": 64, "2": 128}
+    assert shapes(layout) == {
+        f"{layer}.{kind}": ("batch", 1, "past", width) for layer, width in widths.items() for kind in ("key", "value")
+    }
+    assert layout.layers == 6
+
+
+def test_keys_made_from_a_latent_are_what_is_kept() -> None:
+    """Multi-head latent attention: keys of 64 + 32, values of 64, made from a latent of 64."""
+    config = table_config("deepseek_v3")
+    layout = found_cache(config)
+    assert layout.layers == config.num_hidden_layers == 3
+    for layer in range(3):
+        assert shapes(layout)[f"{layer}.key"] == ("batch", 4, "past", 96)
+        assert shapes(layout)[f"{layer}.value"] == ("batch", 4, "past", 64)
+
+
+def test_without_captured_attention_the_cache_is_kept_as_the_model_fills_it() -> None:
+    """The latent and the rotated part, once for all heads."""
+    found = shapes(found_cache(table_config("deepseek_v3"), "eager"))
+    assert found["0.key"] == ("batch", 1, "past", 64)
+    assert found["0.value"] == ("batch", 1, "past", 32)
+
+
+def test_an_indexer_s_keys() -> None:
+    """Sparse attention chooses by keys of its own, one head for all, in layers that have an indexer."""
+    layout = found_cache(table_config("deepseek_v32"), "eager")
+    indexers = [entry for entry in layout.entries if entry.kind == "indexer_key"]
+    assert indexers
+    assert {entry.shape for entry in indexers} == {("batch", "past", 64)}
+    assert all(entry.grows for entry in indexers)
+
+
+def test_the_argument_may_have_another_name() -> None:
+    layout = found_cache(table_config("mamba"))
+    assert layout.argument == "cache_params"
+    assert mixers(layout)["backbone.layers.0.mixer"] == ["0.conv_state", "0.recurrent_state"]
+
+
+def test_suffixes() -> None:
+    assert CacheEntry(3, "key", 0, ("batch", 1, "past", 8), torch.float32).suffix == "3.key"
+    assert CacheEntry(0, "conv_state", 0, ("batch", 8, 3), torch.float32).suffix == "0.conv_state"
+    assert CacheEntry(0, "conv_state", 1, ("batch", 8, 3), torch.float32).suffix == "0.conv_state.1"
+
+
+def discover(model: nn.Module) -> CacheLayout:
+    return discover_cache(model, FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def fill(x: torch.Tensor, cache: Any) -> None:
+    for layer in range(2):
+        cache.update(x[:, None], x[:, None], layer)
+
+
+def test_a_state_in_a_module_is_refused() -> None:
+    class Keeper(nn.Module):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> None:
+            self.state = x[:, -1]
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        model.keeper(x)
+        fill(x, cache)
+        return Result(cache)
+
+    with pytest.raises(UnsupportedModelError, match=r"Keeper keeps a state in itself \(state\)"):
+        discover(Toy(body, keeper=Keeper()))
+
+
+@pytest.mark.parametrize("shape", [(PROBE_SEQ, 4), (PROBE_BATCH,)], ids=["a table", "a vector"])
+def test_what_a_module_remembers_without_the_batch_is_no_state(shape: tuple[int, ...]) -> None:
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        model.remembered = torch.zeros(shape)
+        fill(x, cache)
+        return Result(cache)
+
+    assert len(discover(Toy(body)).entries) == 4
+
+
+def test_a_real_model_with_states_in_its_modules_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"keeps a state in itself \(\w+\) and not in transformers' cache"
+    ):
+        found_cache(table_config("recurrent_gemma"))
+
+
+def test_a_cache_class_of_its_own_is_refused() -> None:
+    class OwnCache:
+        pass
+
+    with pytest.raises(UnsupportedModelError, match="Toy keeps its own OwnCache instead of transformers' cache"):
+        discover(Toy(lambda model, x, cache: Result(OwnCache())))
+
+
+def test_no_cache_argument_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(UnsupportedModelError, match="Linear takes no KV cache of transformers"):
+        cache_argument(model)
+    with pytest.raises(UnsupportedModelError, match="takes no KV cache of transformers"):
+        found_cache(table_config("openai-gpt"))
+
+
+def test_a_model_that_keeps_nothing_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="Toy keeps nothing between two calls"):
+        discover(Toy(lambda model, x, cache: Result(cache)))
+
+
+class Keeping(nn.Module):  # type: ignore[misc]
+    """Writes one of the first layer's states, after what is inside of it did."""
+
+    def __init__(self, kind: str | None, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor, cache: Any) -> None:
+        if self.inner is not None:
+            self.inner(x, cache)
+        if self.kind is not None:
+            getattr(cache, f"update_{self.kind}_state")(x[:, -3:].transpose(1, 2), layer_idx=0)
+
+
+def keeping(**children: nn.Module) -> CacheLayout:
+    """The layout of a model whose first layer has states."""
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        for name in children:
+            getattr(model, name)(x, cache)
+        return Result(cache)
+
+    model = Toy(body, **children)
+    model.config.num_hidden_layers = 1
+    model.config.layer_types = ["linear_attention"]
+    return discover(model)
+
+
+def test_a_state_belongs_to_the_innermost_module_that_makes_all_its_calls() -> None:
+    state = ["0.recurrent_state"]
+    assert mixers(keeping(block=Keeping(None, Keeping("recurrent")))) == {"block.inner": state}
+    assert mixers(keeping(one=Keeping("recurrent"), two=Keeping(None))) == {"one": state}
+    # Two neighbours that write the same state: only the whole model makes all calls.
+    assert mixers(keeping(one=Keeping("recurrent"), two=Keeping("recurrent"))) == {"": state}
+
+
+def test_modules_within_one_that_keeps_a_state_are_part_of_its_step() -> None:
+    found = mixers(keeping(block=Keeping("recurrent", Keeping("conv"))))
+    assert {path: sorted(states) for path, states in found.items()} == {
+        "block": ["0.conv_state", "0.recurrent_state"]
+    }
+
+
+def test_neighbours_keep_their_own_states() -> None:
+    found = mixers(keeping(one=Keeping("recurrent"), two=Keeping("conv")))
+    assert found == {"one": ["0.recurrent_state"], "two": ["0.conv_state"]}
+
+
+def test_the_probe_leaves_no_hooks() -> None:
+    from torch.nn.modules import module as hooks
+
+    with fake_model(table_config("mamba")) as (fake, capture):
+        discover_cache(fake.model, fake.mode, capture)
+        assert capture.on_probe is None
+    assert not hooks._global_forward_pre_hooks
+    assert not hooks._global_forward_hooks
+    with pytest.raises(ZeroDivisionError):
+        discover(Toy(lambda model, x, cache: 1 // 0))
+    assert not hooks._global_forward_pre_hooks
+    assert not hooks._global_forward_hooks
+
+
+def test_the_probe_gives_what_the_model_takes() -> None:
+    """The toy takes neither a mask nor positions."""
+    cache = run_probe(Toy(lambda model, x, cache: fill(x, cache)), FakeTensorMode(allow_non_fake_inputs=True))
+    assert tuple(cache.layers[1].keys.shape) == (PROBE_BATCH, 1, PROBE_SEQ, 4)
+
+
+def test_an_open_signature_takes_everything_but_another_cache() -> None:
+    class Open(nn.Module):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor, **options: Any) -> None: ...
+
+    class Closed(nn.Module):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> None: ...
+
+    given = {"input_ids": 1, "position_ids": 2, "use_cache": True, "cache_params": 4}
+    assert model_inputs(Open(), **given) == {"input_ids": 1, "position_ids": 2, "use_cache": True}
+    assert model_inputs(Closed(), **given) == {"input_ids": 1, "position_ids": 2}

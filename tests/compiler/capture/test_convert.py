@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from llmc.compiler.capture.cache_layout import CacheLayout
+from llmc.compiler.capture.convert import NOISY, quiet, refusal, root_cause, to_onnx
+from llmc.compiler.capture.trace_cache import StateLayer, StepCache, TraceCache
+from llmc.compiler.errors import CaptureError, UnsupportedModelError
+
+MODELING = """
+def scale(x):
+    return x * 2
+
+
+class Layer:
+    def forward(self, x):
+        y = scale(x)
+        if y.sum() > 0:
+            return y
+        return int(y[0]) + x
+
+    def lengths(self, x):
+        return x[: int(x.sum())]
+"""
+"""Line 9 of it decides by content; so does line 14."""
+
+
+@pytest.fixture
+def modeling(tmp_path: Path) -> ModuleType:
+    path = tmp_path / "modeling_toy.py"
+    path.write_text(MODELING)
+    spec = importlib.util.spec_from_file_location("modeling_toy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def raised(function: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        function()
+    error: Exception = caught.value
+    return error
+
+
+def fake_ones(size: int) -> torch.Tensor:
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        return torch.ones(size)
+
+
+def test_a_decision_by_content_names_its_line(modeling: ModuleType) -> None:
+    error = refusal(raised(lambda: modeling.Layer().forward(fake_ones(3))), "torch could not export it")
+    assert type(error) is UnsupportedModelError
+    assert str(error).startswith("forward in modeling_toy.py, line 9, decides by the content of tensors")
+
+
+def test_a_length_by_content_names_its_line(modeling: ModuleType) -> None:
+    error = refusal(raised(lambda: modeling.Layer().lengths(fake_ones(3))), "torch could not export it")
+    assert type(error) is UnsupportedModelError
+    assert "lengths in modeling_toy.py, line 14, decides" in str(error)
+
+
+def test_a_decision_outside_of_modeling_files_is_its_code_s() -> None:
+    error = refusal(raised(lambda: bool(fake_ones(3).sum() > 0)), "torch could not export it")
+    assert str(error).startswith("its code decides by the content of tensors")
+
+
+def test_a_decision_is_found_behind_other_errors(modeling: ModuleType) -> None:
+    def wrapped() -> None:
+        try:
+            modeling.Layer().forward(fake_ones(3))
+        except Exception:  # noqa: BLE001
+            raise RuntimeError("something went wrong while exporting")  # noqa: B904
+
+    error = refusal(raised(wrapped), "torch could not export it")
+    assert "modeling_toy.py, line 9," in str(error)
+
+
+TRACE = TraceCache(CacheLayout((), 1, "past_key_values"), {}, 0, appending=False)
+CACHES = {
+    "TraceCache": TRACE,
+    "TraceLayer": TRACE.layers[0],
+    "StateLayer": StateLayer(0),
+    "StepCache": StepCache((), ()),
+}
+
+
+@pytest.mark.parametrize("cache", list(CACHES))
+def test_a_missing_method_of_a_cache_says_what_the_model_keeps(cache: str) -> None:
+    error = refusal(raised(lambda: CACHES[cache].update_latent(1)), "the model does not run")
+    assert type(error) is UnsupportedModelError
+    assert str(error).startswith("the model does not run: it keeps more than keys, values and states in its cache")
+    assert "(update_latent)" in str(error)
+
+
+def test_another_missing_attribute_is_torch_s_to_tell() -> None:
+    error = refusal(raised(lambda: nn.Linear(1, 1).latent), "the model does not run")
+    assert type(error) is CaptureError
+    assert str(error) == "the model does not run: 'Linear' object has no attribute 'latent'"
+
+
+def test_the_root_cause_is_one_line_without_colours() -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("\x1b[31mthe first line\x1b[0m\nthe second")
+        except ValueError as error:
+            raise RuntimeError("outside") from error
+
+    assert root_cause(raised(fail)) == "the first line"
+    assert root_cause(ValueError("  \n")) == "ValueError"
+    assert str(refusal(raised(fail), "the model does not run")) == "the model does not run: the first line"
+
+
+class Sorted(nn.Module):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+def test_an_operator_without_an_onnx_form_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    program = torch.export.export(Sorted(), (torch.ones(2, 2),), strict=False)
+    with pytest.raises(CaptureError, match=r"torch could not convert the traced model to ONNX: .*linalg_eig"):
+        to_onnx(program, ["x"], ["y"])
+    assert capsys.readouterr().out == ""
+
+
+def test_inputs_and_outputs_have_the_names_that_are_given() -> None:
+    program = torch.export.export(nn.Linear(3, 2), (torch.ones(1, 3),), strict=False)
+    graph = to_onnx(program, ["tokens"], ["scores"]).graph
+    assert [value.name for value in graph.inputs] == ["tokens"]
+    assert [value.name for value in graph.outputs] == ["scores"]
+    assert set(graph.initializers) == {"weight", "bias"}
+
+
+def test_quiet_is_quiet_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [logging.getLogger(name).level for name in NOISY]
+
+    def use() -> None:
+        with quiet():
+            print("progress")
+            warnings.warn("a warning", stacklevel=1)
+            assert not logging.getLogger(NOISY[0]).isEnabledFor(logging.ERROR)
+            raise ValueError("within")
+
+    with warnings.catch_warnings(record=True) as caught:
+        assert str(raised(use)) == "within"
+    assert not caught
+    assert capsys.readouterr().out == ""
+    assert [logging.getLogger(name).level for name in NOISY] == before

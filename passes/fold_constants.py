@@ -54,7 +54,7 @@ def _lift(model: ir.Model, tally: Tally) -> None:
 
 def _is_small(node: ir.Node) -> bool | None:
     """Let the folder decide, except where it would read a weight."""
-    return False if any(is_weight(v) and isinstance(v.const_value, LazyWeight) for v in node.inputs if v) else None
+    return False if any(_is_lazy(value) for value in node.inputs) else None
 
 
 def _fold_weight(node: ir.Node) -> LazyWeight | None:
@@ -77,7 +77,8 @@ def _fold_weight(node: ir.Node) -> LazyWeight | None:
 
 
 def _is_lazy(value: ir.Value | None) -> bool:
-    return value is not None and is_weight(value) and isinstance(value.const_value, LazyWeight)
+    """Whether a value is a weight that is still in a file."""
+    return value is not None and is_weight(value) and isinstance(value.const_value, LazyWeight | ir.ExternalTensor)
 
 
 def _perm(node: ir.Node) -> list[int]:

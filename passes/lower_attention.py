@@ -60,7 +60,9 @@ class LowerAttention(FusionPass):
         for attention in (node, *self.sites(model)):
             self._require_kernel(attention)
         if (counted := _slots_outside_attention(model)) is not None:
-            raise NearMiss(f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0")
+            raise NearMiss(
+                f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
+            )
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:

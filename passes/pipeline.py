@@ -18,6 +18,7 @@ from llmc.passes.fuse_silu import FuseSilu
 from llmc.passes.fuse_skip_norm import FuseSkipNorm
 from llmc.passes.fuse_transposed_matmul import FuseTransposedMatMul
 from llmc.passes.graph_pass import GraphPass
+from llmc.passes.inline_recurrence import InlineRecurrence
 from llmc.passes.last_token_logits import LastTokenLogits
 from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.lower_moe import LowerMoE
@@ -83,6 +84,9 @@ def portable_passes() -> list[GraphPass]:
 def cpu_passes(target: CpuTarget) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CPU provider."""
     passes: list[GraphPass] = [
+        # First: what the bodies hold is then seen by every pass.
+        InlineRecurrence(),
+        FoldConstants(),
         ConvertFloat(),
         # Rotation lies between the norms and attention, so it moves inside first.
         FuseRotary(target.max_positions),

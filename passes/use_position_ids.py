@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.errors import UnsupportedModelError
 from llmc.passes.evaluate_subgraph import NotConstant, evaluate
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import GraphPass, Tally, node_label
 from llmc.passes.graph_query import (
     constant,
     copy_dtype,
@@ -40,7 +41,11 @@ class UsePositionIds(GraphPass):
     """Look up positions by ``position_ids``."""
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every lookup in a weight."""
+        """Visit every lookup in a weight.
+
+        Raises:
+            UnsupportedModelError: a lookup is made into something that has no place for rows.
+        """
         positions = graph_input(model, "position_ids")
         if positions is None:
             return
@@ -51,8 +56,11 @@ class UsePositionIds(GraphPass):
             if offset is None:
                 continue
             if (user := _needs_two_axes(node.outputs[0])) is not None:
-                tally.reject(node, f"{user.op_type} takes its result, which has one row for the whole batch")
-                continue
+                raise UnsupportedModelError(
+                    f"{user.op_type} takes what {node_label(node)} looks up by positions that the model counts, "
+                    "the same for all rows of a batch, which is wrong for padded rows; llmc cannot give each row "
+                    "its own there yet"
+                )
             _replace(model.graph, node, positions, offset)
             tally.count("positions")
 

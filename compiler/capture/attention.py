@@ -72,7 +72,7 @@ class AttentionCapture:
     ) -> torch.Tensor | None:
         """Stand in for a mask factory: a token that models hand to their attention, unread.
 
-        Models also make masks that no layer uses in the end; so one that llmc does not know is refused when it is used.
+        Models also make masks that no layer uses in the end; one that llmc does not know is refused where it is used.
         """
         import torch
 
@@ -153,9 +153,10 @@ class AttentionCapture:
                 return layer
         # What was put into the cache came out as the chunk's own; what the model made of it (as keys and values from
         # a latent) is the chunk's own as well, and is what is kept.
-        if self.cache.last is not None and key.shape[2] == value.shape[2] == query.shape[2]:
-            if f"{self.cache.last}.key" not in self.cache.present:
-                return self.cache.last
+        last = self.cache.last
+        own_length = key.shape[2] == value.shape[2] == query.shape[2]
+        if last is not None and own_length and f"{last}.key" not in self.cache.present:
+            return last
         raise UnsupportedModelError(
             f"{type(module).__name__} attends to other keys and values than those that it put into the cache"
         )
@@ -166,7 +167,9 @@ class AttentionCapture:
         name = type(module).__name__
         strange = [k for k, v in options.items() if isinstance(v, torch.Tensor) and k not in HARMLESS]
         if strange:
-            raise UnsupportedModelError(f"{name} hands {', '.join(strange)} to its attention, which llmc does not know")
+            raise UnsupportedModelError(
+                f"{name} hands {', '.join(strange)} to its attention, which llmc does not know"
+            )
         if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
             raise UnsupportedModelError(f"{name} is bidirectional attention; llmc compiles causal language models")
         if mask is None:

@@ -103,7 +103,9 @@ def model_inputs(model: torch.nn.Module, **inputs: Any) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in taken}
 
 
-def run_probe(model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractContextManager[Any]] | None = None) -> Any:
+def run_probe(
+    model: Any, mode: Any, watch: Callable[[Any], contextlib.AbstractContextManager[Any]] | None = None
+) -> Any:
     """Run a prefill of fake tensors; the cache that the model filled.
 
     Args:
@@ -156,8 +158,8 @@ def _require_stateless(model: torch.nn.Module, before: dict[tuple[str, str], int
         value = getattr(module, name)
         if before.get((path, name)) != identity and value.ndim >= 2 and value.shape[0] == PROBE_BATCH:
             raise UnsupportedModelError(
-                f"{type(module).__name__} keeps a state in itself ({name}) and not in transformers' cache, so a graph "
-                "cannot hand it from one step to the next"
+                f"{type(module).__name__} keeps a state in itself ({name}) and not in transformers' cache, so a "
+                "graph cannot hand it from one step to the next"
             )
 
 
@@ -193,7 +195,9 @@ def _layer_entries(index: int, layer: Any, attended: tuple[Any, Any] | None) -> 
     kept = (getattr(layer, "keys", None), getattr(layer, "values", None))
     if attended is not None and kept[0] is not None:
         kept = attended
-    for kind, tensor in zip(("key", "value", "indexer_key"), (*kept, getattr(layer, "indexer_keys", None)), strict=True):
+    for kind, tensor in zip(
+        ("key", "value", "indexer_key"), (*kept, getattr(layer, "indexer_keys", None)), strict=True
+    ):
         if tensor is not None and tensor.ndim >= 3:
             dims: list[Dim] = ["batch", *tensor.shape[1:]]
             dims[-2] = "past"
@@ -275,9 +279,7 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[State
             delattr(cache, method)
 
 
-def _mixers(
-    owners: dict[State, list[str]], entries: tuple[CacheEntry, ...]
-) -> dict[str, tuple[CacheEntry, ...]]:
+def _mixers(owners: dict[State, list[str]], entries: tuple[CacheEntry, ...]) -> dict[str, tuple[CacheEntry, ...]]:
     """For each state the innermost module that makes all its calls; one module may keep several."""
     states = {(entry.layer, entry.kind, entry.state): entry for entry in entries if not entry.grows}
     found: dict[str, list[CacheEntry]] = {}

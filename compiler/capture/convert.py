@@ -88,16 +88,18 @@ def refusal(error: BaseException, what: str) -> LlmcError:
     if any(type(item).__name__ in DATA_DEPENDENT for item in chain):
         place = next((found for item in chain if (found := _modeling_line(item)) is not None), "its code")
         return UnsupportedModelError(
-            f"{place} decides by the content of tensors, which a graph of fixed operators cannot; llmc compiles such a "
-            "model once transformers computes that step without branching"
+            f"{place} decides by the content of tensors, which a graph of fixed operators cannot; llmc compiles such "
+            "a model once transformers computes that step without branching"
         )
     if (missing := MISSING.search(root_cause(error))) is not None:
         return UnsupportedModelError(
-            f"the model keeps more than keys, values and states in its cache ({missing.group(1)}), which llmc does not "
-            "capture yet"
+            f"the model keeps more than keys, values and states in its cache ({missing.group(1)}), which llmc does "
+            "not capture yet"
         )
     if isinstance(chain[-1], REFUSALS) and _is_raised_by_model(chain[-1]):
-        return UnsupportedModelError(f"transformers refuses to run this model as a graph needs it: {root_cause(error)}")
+        return UnsupportedModelError(
+            f"transformers refuses to run this model as a graph needs it: {root_cause(error)}"
+        )
     return CaptureError(f"{what}: {root_cause(error)}")
 
 

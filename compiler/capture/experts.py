@@ -110,7 +110,7 @@ def captured_experts(module: Any) -> Callable[..., torch.Tensor]:
     """A replacement for a module's forward: (hidden [tokens, hidden], indices, weights) -> [tokens, hidden]."""
     facts = None if getattr(module, "has_post_expert_norm", False) else identify_gate(module)
     if facts is None:
-        log.warning("%s has a gate of its own; its experts are traced as arithmetic", type(module).__name__)
+        log.info("%s has a gate of its own; its experts are traced as arithmetic", type(module).__name__)
         return lambda hidden, indices, weights: _dense(module, hidden, indices, weights)
     return lambda hidden, indices, weights: _node(module, facts, hidden, indices, weights)
 

@@ -101,7 +101,7 @@ def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     # What the initializer leaves alone keeps what was there before, and so shows when that differs.
     for fill in (0, 1) if owners else ():
         for path, (module, name) in owners.items():
-            module._buffers[name] = torch.full_like(metas[path], fill, device="cpu")  # type: ignore[arg-type]
+            module._buffers[name] = torch.full_like(metas[path], fill, device="cpu")
         _initialize(model)
         made.append({path: module._buffers[name] for path, (module, name) in owners.items()})
     for path, (module, _) in owners.items():
@@ -114,7 +114,7 @@ def _materialize_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     import torch
 
-    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    return one.shape == other.shape and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
 def _initialize(model: PreTrainedModel) -> None:

@@ -3,8 +3,8 @@
 In: a model's embedding modules. Out: by how much the positions that such a module makes for itself differ from the
 token's index, which is what the graph is given.
 
-Found by measurement, like the other seams: the module is run on a few tokens, without positions and with them, and what
-is looked up in its tables is compared. Its weights play no part, so they are zeros that take no memory.
+Found by measurement, like the other seams: the module is run on a few tokens, without positions and with them, and
+what is looked up in its tables is compared. Its weights play no part, so they are zeros that take no memory.
 """
 
 from __future__ import annotations
@@ -30,27 +30,33 @@ def find_offsets(model: torch.nn.Module) -> dict[str, int]:
     found = {}
     for path, module in model.named_modules():
         parameters = inspect.signature(module.forward).parameters
-        if {"input_ids", "position_ids"} <= set(parameters) and _has_tables(module):
-            offset = _offset(module)
+        if {"input_ids", "position_ids"} <= set(parameters) and (tables := _count_tables(module)) > 1:
+            offset = _offset(module, tables)
             if offset:
                 found[path] = offset
     return found
 
 
-def _has_tables(module: torch.nn.Module) -> bool:
+def _count_tables(module: torch.nn.Module) -> int:
+    """Tables in a module that has one of its own: one for tokens alone has no positions."""
     import torch
 
-    return any(isinstance(child, torch.nn.Embedding) for child in module.children())
+    own = any(isinstance(child, torch.nn.Embedding) for child in module.children())
+    return sum(isinstance(part, torch.nn.Embedding) for part in module.modules()) if own else 0
 
 
-def _offset(module: torch.nn.Module) -> int:
+class _EnoughError(Exception):
+    """Every table was looked up; what follows may be a whole model, which takes long."""
+
+
+def _offset(module: torch.nn.Module, tables: int) -> int:
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes(), torch.no_grad():
         ids = torch.tensor([TOKENS])
         index = torch.arange(len(TOKENS))[None]
-        own, given = (_lookups(module, ids, positions) for positions in (None, index))
+        own, given = (_lookups(module, tables, ids, positions) for positions in (None, index))
         # The table of positions is the one whose lookups are positions, in both runs.
         for without, with_them in zip(own, given, strict=False):
             if torch.equal(with_them.reshape(-1), index.reshape(-1)):
@@ -60,8 +66,10 @@ def _offset(module: torch.nn.Module) -> int:
     return 0
 
 
-def _lookups(module: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor | None) -> list[torch.Tensor]:
-    """The indices of every lookup that the module makes, in order."""
+def _lookups(
+    module: torch.nn.Module, tables: int, ids: torch.Tensor, positions: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """The indices of the lookups that the module makes, in order: as many as it has tables."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -71,12 +79,16 @@ def _lookups(module: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function is torch.nn.functional.embedding and type(args[0]) is torch.Tensor:
                 indices.append(args[0])
+                if len(indices) == tables:
+                    raise _EnoughError
             return function(*args, **(kwargs or {}))
 
     twin = _without_memory(module)
     try:
         with Recorder():
             twin(input_ids=ids, **({} if positions is None else {"position_ids": positions}))
+    except _EnoughError:
+        pass
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         log.debug("%s is not called with ids and positions alone: %s", type(module).__name__, error)
     return indices

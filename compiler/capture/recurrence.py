@@ -145,7 +145,7 @@ class RecurrenceCapture:
                 torch.zeros([3, *leaf.shape[1:axis], 1, *leaf.shape[axis + 1 :]], dtype=leaf.dtype)
                 for axis, leaf in call.sequences(call.leaves)
             ]
-            values = [torch.zeros((3, *e.shape[1:]), dtype=e.dtype) for e in states]  # type: ignore[arg-type]
+            values = [torch.zeros((3, *e.shape[1:]), dtype=e.dtype) for e in states]
             dynamic = ([{0: batch}] * len(sequences), [{0: batch}] * len(values))
             try:
                 with torch.no_grad(), quiet():

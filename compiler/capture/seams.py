@@ -27,10 +27,9 @@ ATTENTION = "llmc"
 @contextlib.contextmanager
 def attention_interface(capture: AttentionCapture) -> Iterator[None]:
     """Register the captured attention and mask; unregister them on the way out."""
+    from transformers import masking_utils
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    from transformers import masking_utils
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, capture.attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, capture.mask)

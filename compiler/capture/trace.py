@@ -1,12 +1,12 @@
 """One trace of a causal LM: fake model in, portable graph out.
 
-    config ──fake model──▶ probe ──▶ torch.export ──▶ torch.onnx ──▶ graph whose initializers are lazy checkpoint tensors
+    config ──fake model──▶ probe ──▶ torch.export ──▶ torch.onnx ──▶ graph whose initializers are not read yet
 
 No weight is read: an initializer knows which checkpoint tensor it is and reads it when the graph is written.
 
 Attention is captured as an operator wherever a model goes through transformers' attention interface with the keys and
-values that it put into its cache. A model that does not is traced as the arithmetic that it is, which is right but not
-fast; the reason travels with the trace.
+values that it put into its cache. A model that does not is traced as the arithmetic that it is; the reason travels
+with the trace. Passes may still recognise that arithmetic as attention.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from llmc.compiler.capture.cache_layout import CacheLayout, discover_cache, mode
 from llmc.compiler.capture.complex_numbers import complex_as_pairs
 from llmc.compiler.capture.convert import quiet, refusal, to_onnx
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
-from llmc.compiler.capture.recurrence import RecurrenceCapture
 from llmc.compiler.capture.positions import shifted_positions
+from llmc.compiler.capture.recurrence import RecurrenceCapture
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
 from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.operators.domain import OPSET
@@ -142,7 +142,9 @@ class _Tracing:
         except LlmcError:
             raise
         except Exception as error:
-            reason = refusal(error, f"transformers' {self.model_type} model does not run with transformers' own cache")
+            reason = refusal(
+                error, f"transformers' {self.model_type} model does not run with transformers' own cache"
+            )
             raise UnsupportedModelError(str(reason)) from error
         return layout, recurrences
 

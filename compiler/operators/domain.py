@@ -16,6 +16,8 @@ VERSION = 1
 OPSET = 23
 """Version of the standard operators that bodies and portable graphs are written in."""
 
+Attribute = int | float | str | list[int] | ir.TensorProtocol
+
 
 class Body:
     """Builds a function body: a thin layer over ``onnx_ir.tape.Tape`` with attributes passed by reference."""
@@ -27,7 +29,7 @@ class Body:
     def __getitem__(self, name: str) -> ir.Value:
         return self.inputs[name]
 
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int | float | str | list[int]) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
         """Add a node with one output and return that output."""
         return self._tape.op(op_type, list(inputs), attributes)
 

@@ -159,11 +159,15 @@ def _scan(
     used = [v for node in parts.after for v in node.inputs if v is not None and v in inside]
     leaving = list(dict.fromkeys([*(value for value in results if value in inside), *used]))
     for index, value in enumerate(leaving):
-        axis = inner.op("Constant", value_ints=[axes.get(value, AXIS)])
-        outputs[f"token_result_{index}"] = inner.op("Squeeze", value, axis)
+        where = inner.op("Constant", value_ints=[axes.get(value, AXIS)])
+        outputs[f"token_result_{index}"] = inner.op("Squeeze", value, where)
     scan = ir.node(
         "Scan",
-        [*(body[f"state_{i}"] for i in range(signature.states)), *(outer for _, outer, _ in sequences), body["valid"]],
+        [
+            *(body[f"state_{i}"] for i in range(signature.states)),
+            *(outer for _, outer, _ in sequences),
+            body["valid"],
+        ],
         {
             "body": inner.subgraph("token", outputs),
             "num_scan_inputs": len(sequences) + 1,

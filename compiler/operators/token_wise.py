@@ -20,10 +20,15 @@ import onnx_ir as ir
 
 AXIS = 1
 """The axis of tokens of everything that moves out."""
+# fmt: off
 ELEMENTWISE = frozenset(
-    "Add Sub Mul Div Pow Min Max Neg Exp Log Sqrt Reciprocal Abs Sigmoid Tanh Relu Softplus Gelu Elu Swish HardSigmoid "
-    "Erf Cast CastLike Identity Clip LeakyRelu Where".split()
+    {
+        "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Abs",
+        "Sigmoid", "Tanh", "Relu", "Softplus", "Gelu", "Elu", "Swish", "HardSigmoid", "Erf", "Cast",
+        "CastLike", "Identity", "Clip", "LeakyRelu", "Where",
+    }
 )
+# fmt: on
 LAST_AXIS = {"RMSNormalization": -1, "LayerNormalization": -1, "Softmax": -1, "Split": 0, "Concat": 0}
 """Operators over one axis, and what that axis is when it is not stated."""
 
@@ -74,8 +79,11 @@ def partition(
     while lost := {node for node in after if not _ends_outside(node, after, results)}:
         after -= lost
     core = tuple(node for node in rest if node not in after)
-    pick = lambda chosen: tuple(node for node in nodes if node in chosen)  # noqa: E731
-    return Partition(pick(static), pick(before), core, pick(after))
+    return Partition(_pick(nodes, static), _pick(nodes, before), core, _pick(nodes, after))
+
+
+def _pick(nodes: Sequence[ir.Node], chosen: set[ir.Node]) -> tuple[ir.Node, ...]:
+    return tuple(node for node in nodes if node in chosen)
 
 
 def _is_fixed(value: ir.Value | None, fixed: set[ir.Value]) -> bool:
@@ -107,9 +115,9 @@ def _is_token_wise(node: ir.Node, fixed_values: set[ir.Value]) -> bool:
 
 def _ends_outside(node: ir.Node, after: set[ir.Node], results: Sequence[ir.Value]) -> bool:
     """Whether all that uses a node's outputs runs after the core, too."""
-    return all(
-        use.node in after for output in node.outputs for use in output.uses()
-    ) and all(not output.is_graph_output() or output in results for output in node.outputs)
+    return all(use.node in after for output in node.outputs for use in output.uses()) and all(
+        not output.is_graph_output() or output in results for output in node.outputs
+    )
 
 
 def _ancestors(values: Sequence[ir.Value]) -> set[ir.Node]:

@@ -21,7 +21,6 @@ from onnx_ir.passes.common import InlinePass
 from typer.testing import CliRunner
 
 from llmc.compiler.artifact import open_artifact, write_manifest
-from llmc.compiler.artifact import open_artifact
 from llmc.compiler.cli.app import app
 from llmc.compiler.driver import export, optimize
 from llmc.compiler.errors import FusionContractError

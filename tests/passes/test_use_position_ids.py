@@ -4,11 +4,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.errors import UnsupportedModelError
+from llmc.passes.graph_pass import Tally
 from llmc.passes.graph_query import dims, graph_input
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.use_position_ids import UsePositionIds
 
-from .graphs import Array, apply, close, left_alone, node_of, operators, run
+from .graphs import Array, apply, close, left_alone, node_of, operators, run, snapshot
 from .slots_graphs import HIDDEN, SAMPLES, feeds, make
 
 BROADCAST = "both = Shape<start=0, end=2>(input_ids) indices = Expand(slots, both)"
@@ -123,18 +125,21 @@ def test_one_row_for_all_may_be_scaled_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "user"),
     [
-        ("g = Gather(table, slots) x = Unsqueeze(g, axis0)", "Unsqueeze takes its result"),
-        ("g = Slice(table, past1, total1, axis0) c = Cast<to=1>(g) x = Reshape(c, rows)", "Reshape takes its result"),
+        ("g = Gather(table, slots) x = Unsqueeze(g, axis0)", "Unsqueeze"),
+        ("g = Slice(table, past1, total1, axis0) c = Mul(g, g) x = Reshape(c, rows)", "Reshape"),
     ],
 )
-def test_a_result_that_is_given_an_axis_is_left_alone(text: str, reason: str) -> None:
-    """With an axis for the batch in it the lookup has three, and the model would add a fourth."""
+def test_a_result_that_is_given_an_axis_is_refused(text: str, user: str) -> None:
+    """There is no place for rows in [1, sequence, hidden] made of it; left alone, padded batches would be wrong."""
     known = "".join(f", float[sequence, {HIDDEN}] {name}" for name in "gc") + f", float[1, sequence, {HIDDEN}] x"
-    model = make(f"{text} y = Add(h, x)", {"rows": np.asarray([1, -1, HIDDEN])}, known)
-    (said,) = left_alone(UsePositionIds(), name_nodes(model))
-    assert said == f"{reason}, which has one row for the whole batch"
+    model = name_nodes(make(f"{text} y = Add(h, x)", {"rows": np.asarray([1, -1, HIDDEN])}, known))
+    lookup_name = next(node.name for node in model.graph if node.outputs[0].name == "g")
+    before = snapshot(model)
+    with pytest.raises(UnsupportedModelError, match=f"{user} takes what {lookup_name} looks up by positions"):
+        UsePositionIds().rewrite(model, Tally())
+    assert snapshot(model) == before
 
 
 def test_without_positions_nothing_can_be_done() -> None:

@@ -20,7 +20,7 @@ from transformers.masking_utils import (
 )
 
 from llmc.compiler.capture.attention import AttentionCapture, MaskFacts, identify_mask
-from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout, Kind
+from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout
 from llmc.compiler.capture.convert import to_onnx
 from llmc.compiler.capture.trace_cache import TraceCache
 from llmc.compiler.errors import UnsupportedModelError
@@ -156,9 +156,7 @@ def test_an_unknown_mask_is_refused_only_when_it_is_used() -> None:
     call = Call()
     unknown, known = call.mask(bidirectional_mask_function), call.mask()
     call.attend(mask=known)
-    with pytest.raises(
-        UnsupportedModelError, match="mask of Attention is neither causal nor a causal sliding window"
-    ):
+    with pytest.raises(UnsupportedModelError, match="mask of Attention is neither causal nor"):
         call.attend(mask=unknown)
 
 

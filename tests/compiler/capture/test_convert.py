@@ -101,8 +101,25 @@ CACHES = {
 def test_a_missing_method_of_a_cache_says_what_the_model_keeps(cache: str) -> None:
     error = refusal(raised(lambda: CACHES[cache].update_latent(1)), "the model does not run")
     assert type(error) is UnsupportedModelError
-    assert str(error).startswith("the model does not run: it keeps more than keys, values and states in its cache")
+    assert str(error).startswith("the model keeps more than keys, values and states in its cache")
     assert "(update_latent)" in str(error)
+
+
+@pytest.mark.parametrize("kind", [ValueError, NotImplementedError, AssertionError])
+def test_what_a_modeling_file_raises_on_purpose_is_its_refusal(modeling: ModuleType, kind: type[Exception]) -> None:
+    error = refusal(raised(lambda: modeling.Layer().refuse(kind, 1)), "the model does not run")
+    assert type(error) is UnsupportedModelError
+    assert str(error) == "transformers refuses to run this model as a graph needs it: no cache of this class"
+
+
+def test_what_a_modeling_file_only_calls_is_no_refusal(modeling: ModuleType) -> None:
+    def fail(x: int) -> None:
+        raise ValueError("from elsewhere")
+
+    error = refusal(raised(lambda: modeling.Layer().reshape(torch.ones(3))), "the model does not run")
+    assert type(error) is CaptureError
+    assert str(error).startswith("the model does not run: ")
+    assert type(refusal(raised(lambda: fail(1)), "the model does not run")) is CaptureError
 
 
 def test_another_missing_attribute_is_torch_s_to_tell() -> None:

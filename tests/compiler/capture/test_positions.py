@@ -69,12 +69,28 @@ def test_a_module_that_needs_more_is_left_alone() -> None:
     assert find_offsets(nn.Sequential(Needy(2))) == {}
 
 
-def test_a_module_without_tables_is_never_run() -> None:
-    class Whole(nn.Module):  # type: ignore[misc]
-        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> None:
-            raise AssertionError("a whole model is not run")
+class Whole(nn.Module):  # type: ignore[misc]
+    """A model that makes its own positions, with layers that nobody wants to run."""
 
-    assert find_offsets(nn.Sequential(Whole())) == {}
+    def __init__(self, **tables: nn.Module) -> None:
+        super().__init__()
+        for name, table in tables.items():
+            self.add_module(name, table)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> None:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None] + 2
+        for table in self.children():
+            table(position_ids if table is getattr(self, "positions", None) else input_ids)
+        raise AssertionError("its layers were run")
+
+
+def test_only_lookups_are_run() -> None:
+    """A large model's layers would take minutes."""
+    one, two = nn.Embedding(64, 4), nn.Embedding(64, 4)
+    assert find_offsets(Whole()) == {}
+    assert find_offsets(Whole(tokens=one)) == {}
+    assert find_offsets(Whole(tokens=one, positions=two)) == {"": 2}
 
 
 def test_the_graph_s_positions_arrive_as_the_module_expects_them() -> None:

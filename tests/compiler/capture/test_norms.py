@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from llmc.compiler.capture.convert import to_onnx
+from llmc.compiler.capture.norms import NormFacts, captured_forward, find_norms, identify_norm
+
+WIDTH, EPSILON = 8, 1e-5
+
+
+class Norm(nn.Module):  # type: ignore[misc]
+    """By its definition; each of the numbers may be another one than the operator's."""
+
+    def __init__(
+        self, *, weight: bool = True, offset: float = 0.0, used: float = EPSILON, power: float = 0.5
+    ) -> None:
+        super().__init__()
+        if weight:
+            self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.offset, self.used, self.power, self.eps = offset, str(used), str(power), EPSILON
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        if gate is not None:
+            x = x * nn.functional.silu(gate)
+        y = x * (x.square().mean(-1, keepdim=True) + float(self.used)) ** -float(self.power)
+        return y * (self.weight + self.offset) if "weight" in self._parameters else y
+
+
+@pytest.mark.parametrize(
+    ("norm", "facts"),
+    [
+        (Norm(), NormFacts("weight", 0.0, EPSILON, WIDTH)),
+        (Norm(offset=1.0), NormFacts("weight", 1.0, EPSILON, WIDTH)),
+        (Norm(weight=False), NormFacts(None, 0.0, EPSILON, 0)),
+    ],
+    ids=["plain", "with an offset", "without a weight"],
+)
+def test_a_norm_is_recognised_by_what_it_computes(norm: Norm, facts: NormFacts) -> None:
+    assert identify_norm(norm) == facts
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Norm(offset=0.5),
+        Norm(used=2 * EPSILON),
+        Norm(power=0.49),
+        nn.LayerNorm(WIDTH, bias=False),
+        nn.Linear(WIDTH, WIDTH),
+        nn.Identity(),
+    ],
+    ids=["another offset", "another epsilon", "another power", "LayerNorm", "Linear", "Identity"],
+)
+def test_a_near_miss_is_left_alone(module: nn.Module) -> None:
+    assert identify_norm(module) is None
+    assert find_norms(nn.Sequential(module)) == {}
+
+
+def test_equal_modules_are_found_by_their_names() -> None:
+    model = nn.Sequential(Norm(), nn.Linear(WIDTH, WIDTH), Norm(), Norm(offset=1.0), Norm(offset=0.5))
+    found = find_norms(model)
+    assert {name: facts.offset for name, facts in found.items()} == {"0": 0.0, "2": 0.0, "3": 1.0}
+
+
+def converted(module: Norm, *inputs: torch.Tensor) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """Operators of the graph of the captured forward, and what it gives for ``inputs``."""
+    facts = identify_norm(module)
+    assert facts is not None
+    module.forward = captured_forward(module, facts)
+    try:
+        program = torch.export.export(module, inputs, strict=False)
+    finally:
+        del module.forward
+    names = ["x", "gate"][: len(inputs)]
+    model = to_onnx(program, names, ["y"])
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    return [node.op_type for node in model.graph], session.run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("norm", [Norm(), Norm(offset=1.0), Norm(weight=False)], ids=["plain", "offset", "no weight"])
+def test_the_node_computes_what_the_module_does(norm: Norm) -> None:
+    x = torch.randn(2, 3, WIDTH)
+    operators, y = converted(norm, x)
+    assert operators.count("RMSNormalization") == 1
+    np.testing.assert_allclose(y, norm(x).detach().numpy(), rtol=0, atol=1e-5)
+
+
+def test_called_with_a_gate_it_computes_as_before() -> None:
+    norm, x, gate = Norm(), torch.randn(2, 3, WIDTH), torch.randn(2, 3, WIDTH)
+    operators, y = converted(norm, x, gate)
+    assert "RMSNormalization" not in operators
+    np.testing.assert_allclose(y, norm(x, gate).detach().numpy(), rtol=0, atol=1e-5)
+    assert np.abs(y - norm(x).detach().numpy()).max() > 0.1
+
+
+def test_a_gate_of_none_is_no_gate() -> None:
+    norm, x = Norm(), torch.randn(2, 3, WIDTH)
+    facts = identify_norm(norm)
+    assert facts is not None
+    forward = captured_forward(norm, facts)
+    # Outside of a trace the operator gives zeros: which way was taken shows.
+    assert not forward(x).any()
+    assert not forward(x, None).any()
+    assert not forward(x, gate=None).any()
+    for gated in (forward(x, x), forward(x, gate=x)):
+        torch.testing.assert_close(gated, norm(x, x), rtol=0, atol=0)

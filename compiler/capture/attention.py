@@ -69,7 +69,7 @@ class AttentionCapture:
         mask_function: Callable[..., Any],
         local_size: int | None = None,
         **_: Any,
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         """Stand in for a mask factory: a token that models hand to their attention, unread.
 
         Models also make masks that no layer uses in the end; one that llmc does not know is refused where it is used.
@@ -77,7 +77,7 @@ class AttentionCapture:
         import torch
 
         if self.cache is None:
-            return None
+            return torch.zeros((batch_size, 1, q_length, kv_length))
         facts = identify_mask(mask_function, local_size)
         token = torch.onnx.ops.symbolic(
             f"{DOMAIN}::MaskToken", [self._padding()], dtype=torch.bool, shape=[batch_size, 1, q_length, kv_length],

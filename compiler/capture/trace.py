@@ -175,6 +175,11 @@ class _Tracing:
             except LlmcError:
                 raise
             except Exception as error:
+                if self.reason is None and self.capture.calls == 0:
+                    raise UnsupportedModelError(
+                        f"{self.model_type} models do not go through transformers' attention interface, where llmc "
+                        "captures attention"
+                    ) from error
                 raise refusal(error, f"torch could not export this {self.model_type} model") from error
 
 

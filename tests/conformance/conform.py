@@ -33,7 +33,7 @@ from llmc.compiler.capture import trace
 from llmc.compiler.driver import build, export, optimize
 from llmc.compiler.errors import CheckpointError, LlmcError, UnsupportedModelError
 from llmc.compiler.manifest import Manifest
-from llmc.compiler.operators import moe
+from llmc.compiler.operators import cached_attention, moe
 from llmc.compiler.options import ExportOptions, OptimizeOptions
 from llmc.compiler.reports import OptimizeReport
 from llmc.passes.lower_attention import LowerAttention
@@ -186,12 +186,14 @@ def _export(source: Path, output: Path) -> tuple[Manifest, str | None]:
 def portable_facts(directory: Path, manifest: Manifest, arithmetic: str | None) -> Facts:
     """What the portable graph shows."""
     graph = ir.load(directory / "model.onnx").graph
+    makers = [value.producer() for value in graph.outputs if (value.name or "").endswith(".key")]
+    recognized = all(node is not None and node.op_type == cached_attention.NAME for node in makers)
     kinds = {(value.name or "").split(".")[2] for value in graph.inputs if "past_key_values" in (value.name or "")}
     return Facts(
         layers=manifest.model.num_layers,
         states=not kinds <= set(GROWING),
         experts=any(node.op_type == moe.NAME for node in graph.all_nodes()),
-        arithmetic=arithmetic,
+        arithmetic=None if recognized else arithmetic,
     )
 
 

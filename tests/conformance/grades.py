@@ -35,7 +35,8 @@ class Facts:
         unfused: Why the others do not, each reason once.
         states: Some layer keeps a state of fixed size.
         experts: Some layer routes tokens to experts.
-        arithmetic: Why attention is traced as arithmetic; None where it is captured as an operator.
+        arithmetic: Why attention is arithmetic in the portable graph; None where it was captured as an operator, or
+            recognized as one.
     """
 
     layers: int = 0

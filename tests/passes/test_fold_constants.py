@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -42,6 +43,21 @@ def test_a_weights_transpose_is_lazy() -> None:
     assert weight.transposed
     assert weight.stored_shape == (40, 16)
     close(run(model, FEEDS), before)
+
+
+def test_a_weight_in_a_graphs_file_is_lazy(tmp_path: Path) -> None:
+    """A graph that is read from disk has its weights in an external file."""
+    model = make("t = Transpose<perm=[1,0]>(w)\ny = MatMul(x, t)", lazy=False, w=draw(40, 16))
+    before = run(model, FEEDS)
+    ir.save(model, tmp_path / "model.onnx", external_data="weights")
+    loaded = ir.load(tmp_path / "model.onnx")
+    (external,) = (value.const_value for value in loaded.graph.initializers.values())
+    assert isinstance(external, ir.ExternalTensor)
+    assert apply(FoldConstants(), loaded).fired == {"weights": 1}
+    apply(RemoveDeadCode(), loaded)
+    (weight,) = (value.const_value for value in loaded.graph.initializers.values())
+    assert isinstance(weight, LazyWeight)
+    close(run(loaded, FEEDS), before)
 
 
 def test_a_tied_table_keeps_its_transpose() -> None:

@@ -127,7 +127,9 @@ def test_a_probe_gives_zeros_of_the_right_shape_and_tells_of_the_call() -> None:
     assert seen[0][0] is key
     assert seen[0][1] is value
     assert call.capture.calls == 0
-    assert call.capture.mask(BATCH, SEQ, SEQ, causal_mask_function) is None
+    mask = call.capture.mask(BATCH, SEQ, SEQ, causal_mask_function)
+    assert mask is not None
+    assert mask.shape == (BATCH, 1, SEQ, SEQ)
 
 
 def test_a_call_fills_the_present() -> None:

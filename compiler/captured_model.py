@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,8 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     dtype = DTYPES[options.dtype]
     progress.start("Tracing")
     trace = trace_model(checkpoint.config, dtype)
+    if trace.max_positions is not None:
+        geometry = replace(geometry, max_position_embeddings=trace.max_positions)
     weights = model_weights(checkpoint)
     names = check_shapes(weights, trace.parameter_shapes, trace.tied)
     bind_weights(trace, weights, names, dtype)

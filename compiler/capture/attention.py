@@ -68,6 +68,7 @@ class AttentionCapture:
         kv_length: int,
         mask_function: Callable[..., Any],
         local_size: int | None = None,
+        dtype: torch.dtype | None = None,
         **_: Any,
     ) -> torch.Tensor:
         """Stand in for a mask factory: a token that models hand to their attention, unread.
@@ -77,7 +78,7 @@ class AttentionCapture:
         import torch
 
         if self.cache is None:
-            return torch.zeros((batch_size, 1, q_length, kv_length))
+            return torch.zeros((batch_size, 1, q_length, kv_length), dtype=dtype)
         facts = identify_mask(mask_function, local_size)
         token = torch.onnx.ops.symbolic(
             f"{DOMAIN}::MaskToken", [self._padding()], dtype=torch.bool, shape=[batch_size, 1, q_length, kv_length],

@@ -45,21 +45,42 @@ def attention_interface(capture: AttentionCapture) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fixed_frequencies(model: torch.nn.Module) -> Iterator[None]:
+def fixed_frequencies(model: torch.nn.Module, *, short: bool = False) -> Iterator[None]:
     """Rotary embeddings that grow with the sequence ("dynamic") as they are up to the length the model was made for.
 
     An engine's context never exceeds that length. Whatever a forward leaves in a module is taken back.
+
+    Args:
+        model: Whose modules are changed for the time of the context.
+        short: Those that change at a length ("longrope") as they are up to it, too; the context is then that length.
+            A model that asks for the largest position is told 0.
     """
+    import torch
+
     before = {module: (dict(vars(module)), dict(module._buffers)) for module in model.modules()}
+    fixed = ("dynamic", "longrope") if short else ("dynamic",)
+
+    def kept(kind: str) -> str:
+        return "default" if any(name in kind for name in fixed) else kind
+
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
-        if isinstance(kinds, str) and "dynamic" in kinds:
-            module.rope_type = "default"
+        if isinstance(kinds, str):
+            module.rope_type = kept(kinds)
         elif isinstance(kinds, dict):
-            module.rope_type = {k: "default" if "dynamic" in kind else kind for k, kind in kinds.items()}
+            module.rope_type = {layer: kept(kind) for layer, kind in kinds.items()}
+    largest = torch.max
+
+    def first_position(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        whole = not args and not kwargs and x.dtype == torch.int64
+        return 0 if whole else largest(x, *args, **kwargs)
+
+    if short:
+        torch.max = first_position
     try:
         yield
     finally:
+        torch.max = largest
         for module, (attributes, buffers) in before.items():
             vars(module).clear()
             vars(module).update(attributes)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -57,6 +57,7 @@ class Trace:
         attentions: Attention calls captured as one node each.
         model_class: Name of transformers' class.
         arithmetic: Why attention is traced as arithmetic; None where it is captured as an operator.
+        max_positions: Longest text for which the graph is right, where that is less than the model was made for.
     """
 
     model: ir.Model
@@ -68,6 +69,7 @@ class Trace:
     attentions: int
     model_class: str
     arithmetic: str | None = None
+    max_positions: int | None = None
 
 
 def trace_model(config: PreTrainedConfig, dtype: ir.DataType) -> Trace:
@@ -85,6 +87,13 @@ def trace_model(config: PreTrainedConfig, dtype: ir.DataType) -> Trace:
     except (UnsupportedModelError, CaptureError) as first:
         reason = str(first)
         log.info("attention of %s is not captured: %s", config.model_type, reason)
+    if (length := _original_length(config)) is not None:
+        try:
+            trace = _Tracing(config, torch_dtype, ATTENTION, short=True).run()
+            log.warning("rotary frequencies change at %d positions: the context ends there", length)
+            return replace(trace, max_positions=length)
+        except (UnsupportedModelError, CaptureError) as again:
+            log.info("nor with the frequencies of short texts: %s", again)
     try:
         return _Tracing(config, torch_dtype, ARITHMETIC, reason).run()
     except (UnsupportedModelError, CaptureError) as second:
@@ -92,13 +101,26 @@ def trace_model(config: PreTrainedConfig, dtype: ir.DataType) -> Trace:
         raise second
 
 
+def _original_length(config: PreTrainedConfig) -> int | None:
+    """The length at which rotary frequencies change, where a configuration has one."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    length = parameters.get("original_max_position_embeddings") if "longrope" in parameters.values() else None
+    return int(length) if length else None
+
+
 class _Tracing:
     """One attempt at one model, with attention as an operator or as arithmetic."""
 
     def __init__(
-        self, config: PreTrainedConfig, dtype: torch.dtype, attention: str, reason: str | None = None
+        self,
+        config: PreTrainedConfig,
+        dtype: torch.dtype,
+        attention: str,
+        reason: str | None = None,
+        *,
+        short: bool = False,
     ) -> None:
-        self.config, self.dtype, self.attention, self.reason = config, dtype, attention, reason
+        self.config, self.dtype, self.attention, self.reason, self.short = config, dtype, attention, reason, short
         self.capture = AttentionCapture()
         self.model_type = str(config.model_type)
 
@@ -106,9 +128,9 @@ class _Tracing:
         with attention_interface(self.capture):
             fake = make_fake_model(self.config, self.dtype, self.attention)
             with captured_modules(fake.model) as norms, complex_as_pairs(), shifted_positions(fake.model):
-                with fixed_frequencies(fake.model):
+                with fixed_frequencies(fake.model, short=self.short):
                     layout, recurrences = self._prepare(fake)
-                with fixed_frequencies(fake.model):
+                with fixed_frequencies(fake.model, short=self.short):
                     program = self._export(fake, layout, recurrences)
                 calls = self.capture.calls
                 names = [entry.suffix for entry in layout.entries]

@@ -168,6 +168,20 @@ def test_a_dynamic_type_is_fixed_for_the_time_of_a_trace(
     assert model[0].rope_type == kinds
 
 
+def test_a_short_text_has_the_frequencies_before_they_change() -> None:
+    model = nn.Sequential(Rotary("longrope"))
+    positions, floats = torch.tensor([[3, 8]]), torch.tensor([0.5, 2.0])
+    with fixed_frequencies(model):
+        assert model[0].rope_type == "longrope"
+        assert torch.max(positions) == 8
+    with fixed_frequencies(model, short=True):
+        assert model[0].rope_type == "default"
+        assert type(torch.max(positions)) is int
+        assert torch.max(floats) == 2.0
+        assert torch.max(positions, dim=1).values.tolist() == [8]
+    assert torch.max(positions) == 8
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_a_forward_leaves_in_a_module_is_taken_back(fails: bool) -> None:
     model = nn.Sequential(Rotary("dynamic"))

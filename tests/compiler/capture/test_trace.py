@@ -12,7 +12,15 @@ from llmc.compiler.capture import trace
 from llmc.compiler.capture.trace import trace_model
 from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
-from .small_models import TOLERANCE, Captured, capture_small, changed_models, random_model, small_llama
+from .small_models import (
+    TOLERANCE,
+    Captured,
+    capture_small,
+    changed_models,
+    random_model,
+    small_llama,
+    table_config,
+)
 
 TABLE = 12
 """Rows of a table that bounds the length of a chunk."""
@@ -53,6 +61,14 @@ def test_inputs_and_outputs(llama: Captured) -> None:
 def test_the_graph_is_of_the_type_that_is_asked_for(dtype: ir.DataType) -> None:
     graph = trace_model(small_llama(), dtype).model.graph
     assert {value.dtype for value in graph.outputs} == {dtype}
+
+
+def test_a_model_that_branches_on_its_longest_position_is_compiled_for_short_texts() -> None:
+    """Its rotary frequencies change at a length; up to there they are one set, and the context ends there."""
+    found = trace_model(table_config("phimoe"), ir.DataType.FLOAT)
+    assert found.max_positions == 128
+    assert found.arithmetic is None
+    assert trace_model(small_llama(), ir.DataType.FLOAT).max_positions is None
 
 
 def hand_over_a_tensor(model: Any) -> None:

@@ -69,10 +69,11 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     """
     from llmc.compiler.capture.trace import trace_model
 
-    geometry = ModelGeometry.from_config(checkpoint.config)
     dtype = DTYPES[options.dtype]
     progress.start("Tracing")
     trace = trace_model(checkpoint.config, dtype)
+    # After the trace, which knows better what a configuration lacks.
+    geometry = ModelGeometry.from_config(checkpoint.config)
     if trace.max_positions is not None:
         geometry = replace(geometry, max_position_embeddings=trace.max_positions)
     weights = model_weights(checkpoint)

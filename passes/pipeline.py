@@ -11,6 +11,7 @@ from typing import Literal
 from llmc.passes.attach_bodies import AttachBodies
 from llmc.passes.convert_float import ConvertFloat
 from llmc.passes.equal_head_widths import EqualHeadWidths
+from llmc.passes.expand_gemm import ExpandGemm
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.fuse_qk_norm import FuseQKNorm
 from llmc.passes.fuse_rotary import FuseRotary
@@ -64,6 +65,7 @@ def portable_passes() -> list[GraphPass]:
     return [
         # First: a trace repeats every shape computation, and what is equal is folded and simplified once.
         RemoveDeadCode(),
+        ExpandGemm(),
         FoldConstants(),
         SimplifyShapes(),
         RemoveDeadCode(),

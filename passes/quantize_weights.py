@@ -27,6 +27,7 @@ from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
 from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
 from llmc.passes.linear import linear_of, stored_weight
+from llmc.passes.routing_weights import chooses_experts
 
 DOMAIN = "com.microsoft"
 EXPERTS = "MoE"
@@ -76,6 +77,8 @@ class QuantizeWeights(GraphPass):
         known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
         for node in list(model.graph):
             if not _has_weight(node) and not _is_experts(node):
+                continue
+            if node.op_type == "MatMul" and chooses_experts(node):
                 continue
             kinds = {"Gather": "embedding", EXPERTS: "experts"}
             what = kinds.get(node.op_type, "head" if node is head else "linear")
@@ -143,9 +146,10 @@ def _add_offsets(
     if known:
         sums = next(iter(known[0].outputs[0].uses())).node
     else:
-        shape = np.asarray([0, 0, blocks, fmt.block_size], np.int64)
-        target = small_initializer(graph, f"shape_0_0_{blocks}_{fmt.block_size}", shape)
-        axis = small_initializer(graph, "axis_3", np.asarray([3], np.int64))
+        rank = len(x.shape) if x.shape is not None else 3
+        shape = [*[0] * (rank - 1), blocks, fmt.block_size]
+        target = small_initializer(graph, "shape_" + "_".join(map(str, shape)), np.asarray(shape, np.int64))
+        axis = small_initializer(graph, f"axis_{rank}", np.asarray([rank], np.int64))
         by_block = ir.node("Reshape", [x, target], name=f"{node.name}/blocks")
         by_block.metadata_props[BLOCK_SUMS] = str(fmt.block_size)
         sums = ir.node("ReduceSum", [by_block.outputs[0], axis], {"keepdims": 0}, name=f"{node.name}/block_sums")

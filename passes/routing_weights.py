@@ -19,6 +19,8 @@ _OF_THE_FIRST = frozenset(
         *("ReduceMin", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze"),
     }
 )
+#: Operators between a router's product and the choice of experts.
+BETWEEN = _NEVER_NEGATIVE | _OF_THE_FIRST - {"TopK"} | frozenset({"Add", "Sub", "Mul", "Div", "Where", "Neg", "Tanh"})
 #: Operators whose results are at least 0 where all of these inputs are; None stands for every input.
 _OF_ALL: dict[str, tuple[int, ...] | None] = {
     "Add": None,
@@ -73,3 +75,21 @@ def sums_to_one(value: ir.Value | None) -> bool:
         return False
     axes = integers(total.inputs[1])
     return axes is not None and len(axes) == 1 and axes[0] in last and total.attributes.get_int("keepdims", 1) == 1
+
+
+def chooses_experts(product: ir.Node) -> bool:
+    """Whether a matrix product makes the scores from which experts are chosen: element by element, they reach TopK.
+
+    A router is a small part of a layer, and a score that is rounded sends a token to another expert.
+    """
+    seen: set[ir.Node] = set()
+    stack = [product]
+    while stack:
+        for value in stack.pop().outputs:
+            for use in value.uses():
+                if use.node.op_type == "TopK":
+                    return True
+                if use.node.op_type in BETWEEN and use.node not in seen:
+                    seen.add(use.node)
+                    stack.append(use.node)
+    return False

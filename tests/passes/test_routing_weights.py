@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.passes.routing_weights import is_nonnegative, sums_to_one
+from llmc.passes.routing_weights import chooses_experts, is_nonnegative, sums_to_one
 
-from .graphs import Array, parse
+from .graphs import Array, draw, parse
 
 CONSTANTS: dict[str, Array] = {
     "up": np.asarray([0.0, 1.0, 2.0], np.float32),
@@ -98,3 +98,19 @@ def test_a_cast_lends_its_shape() -> None:
     assert node.inputs[0] is not None
     node.inputs[0].shape = None
     assert sums_to_one(value)
+
+
+@pytest.mark.parametrize(
+    ("body", "chooses"),
+    [
+        ("s = Softmax<axis=-1>(p)\n v, i = TopK(s, two)", True),
+        ("s = Sigmoid(p)\n a = Add(s, b)\n g = Reshape(a, groups)\n v, i = TopK(g, two)", True),
+        ("s = Sigmoid(p)\n v = MatMul(s, w)\n q, i = TopK(v, two)", False),
+        ("v = Relu(p)\n i = ArgMax(v)", False),
+    ],
+)
+def test_which_product_chooses_experts(body: str, chooses: bool) -> None:
+    weights = {"w": draw(8, 8), "b": draw(8), "two": np.asarray([2]), "groups": np.asarray([0, 2, 4])}
+    model = parse(f"m (float[tokens, 8] x) => (v, i) {{ p = MatMul(x, w)\n {body} }}", weights)
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    assert chooses_experts(product) is chooses

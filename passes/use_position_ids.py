@@ -29,11 +29,10 @@ from llmc.passes.graph_query import (
     is_weight,
     small_initializer,
 )
+from llmc.passes.spread_rows import Spread, apply_spread, plan_spread
 
 SAMPLES = ((0, 4), (3, 5), (7, 1))
 """Past and chunk lengths for which the indices are computed."""
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity"})
-"""What joins a lookup to the tokens, for all rows of a batch or for each."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,16 @@ class UsePositionIds(GraphPass):
             offset = _offset(model, node)
             if offset is None:
                 continue
-            if (user := _needs_two_axes(node.outputs[0])) is not None:
+            spread = plan_spread(node.outputs[0]) if len(dims(node.outputs[0]) or ()) == 2 else Spread()
+            if spread.lost is not None:
                 raise UnsupportedModelError(
-                    f"{user.op_type} takes what {node_label(node)} looks up by positions that the model counts, "
-                    "the same for all rows of a batch, which is wrong for padded rows; llmc cannot give each row "
-                    "its own there yet"
+                    f"{spread.lost.op_type} takes what {node_label(node)} looks up by positions that the model "
+                    "counts, the same for all rows of a batch, which is wrong for padded rows; llmc cannot give each "
+                    "row its own there yet"
                 )
             _replace(model.graph, node, positions, offset)
+            assert positions.shape is not None
+            apply_spread(model.graph, spread, positions.shape[0])
             tally.count("positions")
 
 
@@ -106,18 +108,6 @@ def _rows(op_type: str, results: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.
     return rows[0] if (rows == rows[0]).all() else np.zeros(0, np.int64)
 
 
-def _needs_two_axes(lookup: ir.Value) -> ir.Node | None:
-    """A node that does not take [batch, sequence, width] for [sequence, width]; None when all of them do."""
-    if len(dims(lookup) or ()) > 2:
-        return None
-    for use in lookup.uses():
-        if use.node.domain or use.node.op_type not in ELEMENTWISE:
-            return use.node
-        if (further := _needs_two_axes(use.node.outputs[0])) is not None:
-            return further
-    return None
-
-
 def _replace(graph: ir.Graph, node: ir.Node, positions: ir.Value, offset: int) -> None:
     table, old = node.inputs[0], node.outputs[0]
     assert table is not None
@@ -136,17 +126,5 @@ def _replace(graph: ir.Graph, node: ir.Node, positions: ir.Value, offset: int) -
     assert positions.shape is not None
     new.shape = ir.Shape([positions.shape[0], positions.shape[1], table.shape[1]])
     insert_before(node, [*nodes, gather])
-    two_axes = len(dims(old) or ()) == 2
     old.replace_all_uses_with(new)
     graph.remove(node, safe=True)
-    if two_axes:
-        _state_rows(new)
-
-
-def _state_rows(lookup: ir.Value) -> None:
-    """What is computed of ``lookup`` element by element has a row for each of the batch, too."""
-    for use in lookup.uses():
-        output = use.node.outputs[0]
-        if len(dims(output) or ()) == 2:
-            output.shape = lookup.shape
-            _state_rows(output)

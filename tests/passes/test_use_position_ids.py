@@ -127,7 +127,7 @@ def test_one_row_for_all_may_be_scaled_first() -> None:
 @pytest.mark.parametrize(
     ("text", "user"),
     [
-        ("g = Gather(table, slots) x = Unsqueeze(g, axis0)", "Unsqueeze"),
+        ("g = Gather(table, slots) x = Softmax(g)", "Softmax"),
         ("g = Slice(table, past1, total1, axis0) c = Mul(g, g) x = Reshape(c, rows)", "Reshape"),
     ],
 )

@@ -89,7 +89,7 @@ test-slow: setup ## the tests that take minutes
 
 # CONFORMANCE=--resume goes on after an interrupted run.
 .PHONY: conformance
-conformance: setup ## grade every causal LM type of transformers, show the drift (12 minutes; TYPES="llama" for some)
+conformance: setup ## grade every causal LM type of transformers, show the drift (9 minutes; TYPES="llama" for some)
 	$(BIN)/python -m tests.conformance.run $(TYPES) $(CONFORMANCE)
 
 .PHONY: conformance-docs

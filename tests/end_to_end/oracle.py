@@ -196,7 +196,3 @@ def _decode(forward: Callable[[Array], Array], rows: Sequence[Row], steps: int, 
             result.compare(logits[index, 0], row.logits[len(row.prompt) + step])
             if step + 1 < len(row.continuation):
                 result.choose(logits[index, 0], row.continuation[step + 1])
-
-
-class PortableGraph2(PortableGraph):
-    pass

@@ -38,6 +38,12 @@ def output(tmp_path: Path, manifest: Manifest) -> Path:
     return output
 
 
+def heed_signals() -> None:
+    """Let signals reach a command even where this test runs in the background or under nohup, with some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start_writer(output: Path) -> subprocess.Popen[str]:
     """A process that is in the middle of its write."""
     writer = subprocess.Popen(
@@ -45,8 +51,7 @@ def start_writer(output: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Ctrl-C reaches a command even where this test runs in the background, with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_signals,
     )
     assert writer.stdout is not None
     assert writer.stdout.readline() == "writing\n"

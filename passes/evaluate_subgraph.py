@@ -15,6 +15,8 @@ from llmc.compiler.operators.domain import OPSET
 from llmc.passes.graph_query import SMALL
 
 BATCH = 2
+SAMPLES = ((0, 4), (3, 5), (7, 1))
+"""Past and chunk lengths at which a value is computed to see how it depends on them."""
 
 
 class NotConstant(Exception):  # noqa: N818 - it is a finding, not an error

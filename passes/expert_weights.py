@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.lazy_weight import MAPPED_CHUNK_BYTES, LazyWeight, MappedWeight, TensorWeight, as_weight
+from llmc.compiler.lazy_weight import MAPPED_CHUNK_BYTES, LazyWeight, MappedWeight
 from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.graph_query import add_initializer, replace_node
+from llmc.passes.linear import upright_weight
 
 Array = npt.NDArray[Any]
 DOMAIN = "com.microsoft"
@@ -39,7 +40,7 @@ def rearranged(graph: ir.Graph, value: ir.Value, *, transpose: bool, interleave:
     """
     if not transpose and not interleave:
         return value
-    base = _by_expert(value)
+    base = upright_weight(value)
     count, *axes = base.stored_shape
     shape = (count, *(axes[::-1] if transpose else axes))
 
@@ -67,7 +68,7 @@ def quantize_experts(graph: ir.Graph, node: ir.Node, fmt: BlockFormat, accuracy_
         # The operator knows none; a zero point costs nothing and errs less than symmetric blocks.
         fmt = replace(fmt, symmetric=False, offset=False)
     x, probs, fc1, fc1_bias, fc2, fc2_bias = [*node.inputs, None][:6]
-    matrices = [(value, _by_expert(value)) for value in (fc1, fc2) if value is not None]
+    matrices = [(value, upright_weight(value)) for value in (fc1, fc2) if value is not None]
     odd = [weight.stored_shape[2] for _, weight in matrices if weight.stored_shape[2] % fmt.block_size]
     if odd:
         raise NearMiss(f"{odd[0]} input features are no multiple of the block size {fmt.block_size}")
@@ -98,15 +99,6 @@ def _blocks(graph: ir.Graph, stem: str, weight: LazyWeight, fmt: BlockFormat) ->
         lazy = MappedWeight(weight, (count, rows, width), dtype, _by_rows(function), ("experts", name, fmt))
         made[name] = add_initializer(graph, f"{stem}.{name}", lazy)
     return made
-
-
-def _by_expert(value: ir.Value) -> LazyWeight:
-    """The initializer as a lazy weight that reads experts, in the orientation of its shape."""
-    tensor = value.const_value
-    assert tensor is not None
-    if isinstance(tensor, LazyWeight) and tensor.transposed:
-        return TensorWeight(tensor, tensor.dtype, transposed=False)
-    return as_weight(tensor)
 
 
 def _by_rows(function: Callable[[Array], Array]) -> Callable[[Array], Array]:

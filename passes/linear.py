@@ -62,6 +62,15 @@ def stored_weight(value: ir.Value) -> LazyWeight:
     return TensorWeight(tensor, tensor.dtype, transposed=True)
 
 
+def upright_weight(value: ir.Value) -> LazyWeight:
+    """An initializer as a lazy weight that reads rows of the shape that it has, whichever way it is stored."""
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, LazyWeight) and tensor.transposed:
+        return TensorWeight(tensor, tensor.dtype, transposed=False)
+    return as_weight(tensor)
+
+
 def stack_linears(graph: ir.Graph, before: ir.Node, linears: Sequence[Linear], name: str) -> ir.Value:
     """One linear layer whose output is the concatenation of the others'; returns that output.
 

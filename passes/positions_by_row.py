@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.evaluate_subgraph import NotConstant, evaluate
+from llmc.passes.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import constant, copy_dtype, dims, graph_input, insert_before, small_initializer
 
-SAMPLES = ((0, 4), (3, 5), (7, 1))
-"""Past and chunk lengths for which a value is computed."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Reciprocal", "Floor", "Ceil", "Min", "Max", "Clip"}
 FUNCTIONS = {"Log", "Exp", "Sqrt", "Relu", "Sin", "Cos", "Cast", "Identity"}

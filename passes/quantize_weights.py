@@ -20,13 +20,13 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.errors import UsageError
-from llmc.compiler.lazy_weight import LazyWeight, MappedWeight, TensorWeight, as_weight
+from llmc.compiler.lazy_weight import LazyWeight, MappedWeight
 from llmc.compiler.operators.moe import is_moe
 from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
 from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
-from llmc.passes.linear import linear_of, stored_weight
+from llmc.passes.linear import linear_of, stored_weight, upright_weight
 from llmc.passes.routing_weights import chooses_experts
 
 DOMAIN = "com.microsoft"
@@ -207,16 +207,8 @@ def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
         and source.const_value is not None
         and len(source.const_value.shape) == 2
     ):
-        return source.name or "weight", _as_rows(source)
+        return source.name or "weight", upright_weight(source)
     return None
-
-
-def _as_rows(value: ir.Value) -> LazyWeight:
-    tensor = value.const_value
-    assert tensor is not None
-    if isinstance(tensor, LazyWeight) and tensor.transposed:
-        return TensorWeight(tensor, tensor.dtype, transposed=False)
-    return as_weight(tensor)
 
 
 def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
@@ -240,7 +232,9 @@ def _quantize_lookup(
         raise NearMiss("it does not look up rows")
     if width % fmt.block_size:
         raise NearMiss(f"its width {width} is no multiple of the block size {fmt.block_size}")
-    made = _initializers(graph, table.name or "table", _as_rows(table), fmt, (rows, width * fmt.bits // 8), known)
+    made = _initializers(
+        graph, table.name or "table", upright_weight(table), fmt, (rows, width * fmt.bits // 8), known
+    )
     inputs = [made["packed"], ids, made["scales"], made.get("zero_points")]
     while inputs[-1] is None:
         inputs.pop()

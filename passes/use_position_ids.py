@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.errors import UnsupportedModelError
-from llmc.passes.evaluate_subgraph import NotConstant, evaluate
+from llmc.passes.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph_pass import GraphPass, Tally, node_label
 from llmc.passes.graph_query import (
     constant,
@@ -30,9 +30,6 @@ from llmc.passes.graph_query import (
     small_initializer,
 )
 from llmc.passes.spread_rows import Spread, apply_spread, plan_spread
-
-SAMPLES = ((0, 4), (3, 5), (7, 1))
-"""Past and chunk lengths for which the indices are computed."""
 
 
 @dataclass(frozen=True)

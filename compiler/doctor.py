@@ -31,6 +31,8 @@ REPORTED_PACKAGES = (
     "gguf",
     "onnxruntime",
     "onnxruntime-gpu",
+    "cuda-bindings",
+    "nvidia-ml-py",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "openvino",
@@ -46,6 +48,7 @@ class Requirement:
         target: Name as ``--target`` takes it.
         extra: The pip extra that installs its packages.
         modules: Any one of these importable modules will do.
+        companions: Each of these must be importable too.
         provider: ONNX Runtime execution provider that must be there, or None.
         gpu: Whether running needs an NVIDIA GPU.
         capabilities: Compute capabilities that can run it; empty: all. ``12.`` stands for all 12.x.
@@ -56,6 +59,7 @@ class Requirement:
     target: str
     extra: str
     modules: tuple[str, ...]
+    companions: tuple[str, ...] = ()
     provider: str | None = None
     gpu: bool = False
     capabilities: tuple[str, ...] = ()
@@ -73,7 +77,14 @@ REQUIREMENTS = (
         implemented=True,
     ),
     Requirement(
-        "cuda", "cuda", ("onnxruntime",), provider="CUDAExecutionProvider", gpu=True, builds_without_gpu=True
+        "cuda",
+        "cuda",
+        ("onnxruntime",),
+        companions=("cuda.bindings",),
+        provider="CUDAExecutionProvider",
+        gpu=True,
+        builds_without_gpu=True,
+        implemented=True,
     ),
     Requirement("tensorrt", "tensorrt", ("tensorrt",), gpu=True),
     Requirement(
@@ -90,11 +101,19 @@ REQUIREMENTS = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU as ``nvidia-smi`` reports it."""
+    """An NVIDIA GPU as ``nvidia-smi`` reports it.
+
+    Attributes:
+        name: Its name.
+        compute_capability: As ``9.0``.
+        memory_bytes: All of its memory.
+        free_bytes: What is free now; None where it does not say.
+    """
 
     name: str
     compute_capability: str
     memory_bytes: int
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +200,11 @@ def target_status(requirement: Requirement, providers: Sequence[str], gpus: Sequ
             f"the installed ONNX Runtime has no {requirement.provider}: "
             f"uninstall it (pip uninstall onnxruntime onnxruntime-gpu), then {_install(requirement.extra)}"
         )
+    needs += [
+        f"{module} is not installed: {_install(requirement.extra)}"
+        for module in requirement.companions
+        if not _importable(module)
+    ]
     prepared = not needs
     if requirement.gpu:
         needs += _gpu_needs(requirement, gpus)
@@ -229,7 +253,7 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = [program, "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    query = [program, "--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -238,10 +262,11 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 
 def parse_nvidia_smi(answer: str) -> tuple[Gpu, ...]:
-    """GPUs from lines ``name, compute capability, memory in MiB``; a line of another form is skipped."""
+    """GPUs from lines ``name, compute capability, memory, free memory`` (MiB); a line of another form is skipped."""
     gpus = []
     for line in answer.splitlines():
-        parts = [part.strip() for part in line.rsplit(",", 2)]
-        if len(parts) == 3 and parts[2].isdigit():
-            gpus.append(Gpu(parts[0], parts[1], int(parts[2]) << 20))
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) == 4 and parts[2].isdigit():
+            free = int(parts[3]) << 20 if parts[3].isdigit() else None
+            gpus.append(Gpu(parts[0], parts[1], int(parts[2]) << 20, free))
     return tuple(gpus)

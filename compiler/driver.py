@@ -18,11 +18,11 @@ import onnx_ir as ir
 from llmc.compiler.artifact import new_artifact, open_artifact, write_manifest
 from llmc.compiler.captured_model import capture_model, write_golden
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.errors import FusionContractError, UsageError, VerificationError
+from llmc.compiler.errors import EngineError, FusionContractError, UsageError, VerificationError
 from llmc.compiler.geometry import ModelGeometry
-from llmc.compiler.golden import GOLDEN, load_golden
+from llmc.compiler.golden import GOLDEN, Golden, load_golden
 from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.options import DEFAULT_CONTEXT, CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.options import DEFAULT_CONTEXT, CompileOptions, ExportOptions, OptimizeOptions, Weights
 from llmc.compiler.progress import NoProgress, Progress
 from llmc.compiler.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
 from llmc.compiler.verification import measure, report, tolerances
@@ -30,11 +30,15 @@ from llmc.compiler.versions import tool_versions
 from llmc.compiler.write_model import DATA, MODEL, write_model
 from llmc.passes.convert_float import ConvertFloat
 from llmc.passes.graph_pass import GraphPass
-from llmc.passes.pipeline import CpuTarget, cpu_engine_passes, cpu_passes
+from llmc.passes.pipeline import CpuTarget, CudaTarget, cpu_engine_passes, cpu_passes, cuda_engine_passes, cuda_passes
+from llmc.passes.quantize_cache import QuantizeCache
+from llmc.passes.quantize_fp8 import QuantizeFp8
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
 from llmc.passes.set_cache_io import cache_kind
 from llmc.passes.weight_traffic import decode_weight_bytes
+from llmc.runtimes.cuda_device import cuda_devices
+from llmc.runtimes.engine import Session
 from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
 from llmc.runtimes.onnxruntime_engine import ENGINE
 from llmc.runtimes.operator_support import has_attribute, has_input
@@ -65,7 +69,7 @@ def export(
     checkpoint = open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, options, progress)
-        _write(captured.model, staging, progress)
+        _write(captured.model, staging, progress, weights=options.weights)
         checkpoint.write_assets(staging)
         write_golden(captured, staging, options, progress)
         manifest = write_manifest(staging, captured.manifest)
@@ -104,7 +108,7 @@ def optimize(
         raise UsageError(f"{directory} holds a {source.manifest.kind} graph; optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
         model = ir.load(directory / MODEL)
-        outcomes = _optimize(model, source.manifest.model, options, progress)
+        outcomes = _optimize(model, source.manifest.model, options, directory, progress)
         _write(model, staging, progress)
         _copy_assets(directory, staging)
         manifest = write_manifest(staging, _target_manifest(source.manifest, model, options, outcomes))
@@ -162,10 +166,10 @@ def compile_model(
     )
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, exporting, progress)
-        outcomes = _optimize(captured.model, captured.manifest.model, options.optimize, progress)
-        _write(captured.model, staging, progress)
         checkpoint.write_assets(staging)
         skipped = write_golden(captured, staging, exporting, progress)
+        outcomes = _optimize(captured.model, captured.manifest.model, options.optimize, staging, progress)
+        _write(captured.model, staging, progress, weights=exporting.weights)
         target = _target_manifest(captured.manifest, captured.model, options.optimize, outcomes)
         manifest = _build(staging, target, options.threads, progress)
         manifest, verification = _measure_and_record(staging, manifest, progress)
@@ -194,9 +198,11 @@ def verify(directory: Path, *, threads: int | None = None, progress: Progress | 
 
 
 def _optimize(
-    model: ir.Model, geometry: ModelGeometry, options: OptimizeOptions, progress: Progress
+    model: ir.Model, geometry: ModelGeometry, options: OptimizeOptions, directory: Path, progress: Progress
 ) -> list[PassOutcome]:
-    outcomes = run_passes(model, _target_passes(geometry, options), dump=options.dump, progress=progress)
+    """Run the target's passes; ``directory`` may hold golden data, whose ranges of keys and values are used."""
+    passes = _target_passes(geometry, options, load_golden(directory))
+    outcomes = run_passes(model, passes, dump=options.dump, progress=progress)
     shortfalls = [sentence for outcome in outcomes for sentence in outcome.shortfalls]
     if options.strict and shortfalls:
         more = f" (and {len(shortfalls) - 3} more)" if len(shortfalls) > 3 else ""
@@ -204,28 +210,56 @@ def _optimize(
     return outcomes
 
 
-def _target_passes(geometry: ModelGeometry, options: OptimizeOptions) -> list[GraphPass]:
-    bits = {"int4": 4, "int8": 8}.get(options.precision)
-    quantization = None
-    if bits is not None:
-        head = {"int4": 4, "int8": 8, "auto": 8}[options.head]
-        # Four bits need the offset; eight are near enough without.
-        plain = options.symmetric if options.symmetric is not None else bits == 8
-        quantization = QuantizeWeights(
-            bits=4 if bits == 4 else 8,
-            block_size=options.block_size,
-            offset=not plain,
-            head_bits=4 if head == 4 else 8,
-        )
+def _target_passes(
+    geometry: ModelGeometry, options: OptimizeOptions, golden: Golden | None = None
+) -> list[GraphPass]:
+    positions = max_context(geometry, options)
+    if options.target == "cuda":
+        return cuda_passes(_cuda_target(positions, options, golden))
     target = CpuTarget(
-        max_positions=max_context(geometry, options),
+        max_positions=positions,
         cache=options.cache,
         logits=options.logits,
-        quantization=quantization,
+        quantization=_quantization(options),
         query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
         expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
     )
     return cpu_passes(target)
+
+
+def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None) -> CudaTarget:
+    quantized_cache = None
+    if options.cache_precision != "auto":
+        ranges = golden.cache_ranges if golden is not None else None
+        quantized_cache = QuantizeCache.from_ranges(options.cache_precision, ranges)
+    weights = QuantizeFp8(options.blocks) if options.precision == "fp8" else _quantization(options)
+    return CudaTarget(
+        max_positions=positions,
+        activations=options.activations,
+        cache=options.cache,
+        logits=options.logits,
+        quantization=weights,
+        quantized_cache=quantized_cache,
+        pack_gate_up=options.precision not in KERNEL_PRECISIONS,
+    )
+
+
+def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
+    bits = {"int4": 4, "int8": 8}.get(options.precision)
+    if bits is None:
+        return None
+    head = {"int4": 4, "int8": 8, "auto": 8}[options.head]
+    on_cpu = options.target == "cpu"
+    # Four bits need the offset, which the GPU's kernel has not; eight are near enough without.
+    plain = options.symmetric if options.symmetric is not None else bits == 8 or not on_cpu
+    return QuantizeWeights(
+        bits=4 if bits == 4 else 8,
+        block_size=options.blocks,
+        symmetric=plain or on_cpu,
+        offset=not plain and on_cpu,
+        head_bits=4 if head == 4 else 8,
+        accuracy_level=4 if on_cpu else 0,
+    )
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
@@ -266,9 +300,10 @@ def _target_manifest(
 
 def _build(staging: Path, target: Manifest, threads: int | None, progress: Progress) -> Manifest:
     progress.start("Building engine")
-    if target.precision in KERNEL_PRECISIONS:
+    passes = _engine_passes(target)
+    if passes:
         model = ir.load(staging / MODEL)
-        outcomes = run_passes(model, cpu_engine_passes())
+        outcomes = run_passes(model, passes)
         target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
         onnx.save_model(ir.to_proto(model), staging / ENGINE)
     runtime = RUNTIME_OF_TARGET.get(target.target, str(target.target))
@@ -279,6 +314,15 @@ def _build(staging: Path, target: Manifest, threads: int | None, progress: Progr
     )
 
 
+def _engine_passes(target: Manifest) -> list[GraphPass]:
+    """Passes from a target's graph to the engine's; none where the engine opens the graph itself."""
+    if target.target == "cuda":
+        # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
+        lowered = any(record.name == "LowerAttention" and record.counts.get("attention") for record in target.passes)
+        return cuda_engine_passes() if lowered and target.cache == "shared" else []
+    return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []
+
+
 def _measure_and_record(
     staging: Path, manifest: Manifest, progress: Progress
 ) -> tuple[Manifest, VerifyReport | None]:
@@ -287,7 +331,9 @@ def _measure_and_record(
     if golden is None:
         return manifest, None
     progress.start("Verifying")
-    session = open_session(staging)
+    session = _open_for_measuring(staging, manifest)
+    if session is None:
+        return manifest, None
     try:
         measured = measure(session, golden)
     finally:
@@ -304,13 +350,26 @@ def _measure_and_record(
     return write_manifest(staging, final), result
 
 
+def _open_for_measuring(staging: Path, manifest: Manifest) -> Session | None:
+    """The engine, on the host where its GPU is not here; None, with a warning, where neither runs it."""
+    if manifest.target != "cuda" or cuda_devices():
+        return open_session(staging)
+    from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+
+    try:
+        return open_on_host(staging)
+    except EngineError as error:
+        log.warning("not compared with the model: there is no GPU here, and the CPU does not run it (%s)", error)
+        return None
+
+
 def _weight_precision(manifest: Manifest) -> str:
     """Weights that were rounded to half precision stay so, whatever they are computed with."""
     rounded = any(record.name == ConvertFloat.__name__ and record.counts for record in manifest.passes)
     return "fp16" if rounded and manifest.precision == "fp32" else manifest.precision
 
 
-def _write(model: ir.Model, staging: Path, progress: Progress) -> None:
+def _write(model: ir.Model, staging: Path, progress: Progress, *, weights: Weights = "model") -> None:
     started = False
 
     def advance(done: int, total: int) -> None:
@@ -320,7 +379,7 @@ def _write(model: ir.Model, staging: Path, progress: Progress) -> None:
             started = True
         progress.advance(done)
 
-    write_model(model, staging, advance)
+    write_model(model, staging, advance, weights=weights == "model")
 
 
 def _copy_assets(source: Path, staging: Path) -> None:

@@ -48,6 +48,9 @@ class Golden:
         top_logits: Their logits, float32.
         log_sum_exp: Over the whole vocabulary, [prompts, steps] float32.
         vocab_size: Width of the reference's logits.
+        key_ranges: Largest magnitude of each channel of the keys over all prompts, [layers, kv_heads * head_dim]
+            float32; None where layers differ in shape or the cache holds something else.
+        value_ranges: The same of the values.
     """
 
     prompts: IntArray
@@ -57,11 +60,22 @@ class Golden:
     top_logits: FloatArray
     log_sum_exp: FloatArray
     vocab_size: int
+    key_ranges: FloatArray | None = None
+    value_ranges: FloatArray | None = None
+
+    @property
+    def cache_ranges(self) -> tuple[FloatArray, FloatArray] | None:
+        """Ranges of keys and values, where they are known."""
+        if self.key_ranges is None or self.value_ranges is None:
+            return None
+        return self.key_ranges, self.value_ranges
 
     def save(self, directory: Path) -> None:
         """Write ``golden.npz``; equal data gives equal bytes."""
         with zipfile.ZipFile(directory / GOLDEN, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, value in sorted(vars(self).items()):
+                if value is None:
+                    continue
                 # A fixed date: np.savez would write the time of day.
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
                 entry.compress_type = zipfile.ZIP_DEFLATED
@@ -94,10 +108,22 @@ def random_prompts(vocab_size: int) -> list[list[int]]:
 
 def record_golden(reference: Session, prompts: Sequence[Sequence[int]]) -> Golden:
     """Let the reference continue ``prompts`` greedily, and keep what it said."""
-    rows = [_continue(reference, list(prompt)) for prompt in prompts]
+    rows, ranges = [], []
+    for prompt in prompts:
+        rows.append(_continue(reference, list(prompt)))
+        ranges.append(_cache_ranges(reference))
     padded, lengths = pad_prompts(prompts)
     tokens, ids, logits, sums = (np.stack([row[i] for row in rows]) for i in range(4))
-    return Golden(padded, lengths, tokens, ids, logits, sums, reference.info.vocab_size)
+    known = [pair for pair in ranges if pair is not None]
+    keys, values = (np.max([pair[i] for pair in known], axis=0) if len(known) == len(rows) else None for i in (0, 1))
+    return Golden(padded, lengths, tokens, ids, logits, sums, reference.info.vocab_size, keys, values)
+
+
+def _cache_ranges(reference: Session) -> tuple[FloatArray, FloatArray] | None:
+    """What the reference's cache reached, where it can tell."""
+    read = getattr(reference, "cache_ranges", None)
+    ranges: tuple[FloatArray, FloatArray] | None = read() if read is not None else None
+    return ranges
 
 
 def _continue(reference: Session, prompt: list[int]) -> tuple[Any, ...]:

@@ -1,13 +1,14 @@
 """What is in an artifact or an ONNX file, without reading its weights.
 
 In: a directory that llmc wrote, or any ``.onnx`` file. Out: :class:`Inspection`: operators, weights by kind, what a
-decoded token costs, inputs and outputs, and, from ``llmc.json``, what each pass did.
+decoded token costs, inputs and outputs, the memory that will be needed where it is asked for, and, from
+``llmc.json``, what each pass did.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.json_record import encode
 from llmc.compiler.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.weight_census import WeightCensus, take_census
+from llmc.runtimes.memory_facts import read_facts
+from llmc.runtimes.memory_plan import MemoryPlan, plan_memory
 
 SCHEMA_VERSION = 1
 _GRAPH_NAME = "model.onnx"
@@ -71,6 +74,7 @@ class Inspection:
         inputs: In the graph's order.
         outputs: In the graph's order.
         manifest: ``llmc.json``, where the path is an artifact.
+        memory: What the engine needs for each batch that was asked for.
     """
 
     path: Path
@@ -84,6 +88,7 @@ class Inspection:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     manifest: Manifest | None
+    memory: tuple[MemoryPlan, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -105,26 +110,32 @@ class Inspection:
             "decode": {"flops": self.cost.flops, **asdict(self.cost)},
             "inputs": [asdict(port) for port in self.inputs],
             "outputs": [asdict(port) for port in self.outputs],
+            "memory": [plan.to_json() for plan in self.memory],
             "manifest": None if self.manifest is None else encode(self.manifest),
         }
 
 
-def inspect_path(path: Path, *, context: int = DEFAULT_CONTEXT) -> Inspection:
+def inspect_path(
+    path: Path, *, context: int = DEFAULT_CONTEXT, batches: Sequence[int] = (), chunk: int | None = None
+) -> Inspection:
     """Look into an artifact directory or an ONNX file.
 
     Args:
         path: A directory with ``llmc.json``, a directory with one ONNX file, or an ONNX file. External weights need
             not be there: they are not opened.
-        context: Tokens in the cache for which attention is counted, at least 1.
+        context: Tokens in the cache for which attention is counted and memory is planned, at least 1.
+        batches: Rows for which memory is planned, one plan each.
+        chunk: Most tokens per row of one forward call in these plans; None: a whole context.
 
     Raises:
         ArtifactError: there is no such path, no ONNX file, or it is damaged.
-        UsageError: ``context`` is below 1.
+        UsageError: ``context`` is below 1, or a plan is asked for that the engine cannot run.
     """
     if context < 1:
         raise UsageError(f"--context {context} leaves no token to attend to; give at least 1")
     graph, manifest = _locate(path)
     model = _load(graph)
+    facts = read_facts(path if manifest is not None else graph) if batches else None
     counts = Counter((node.domain, node.op_type) for node in model.graph.all_nodes())
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
     return Inspection(
@@ -139,6 +150,7 @@ def inspect_path(path: Path, *, context: int = DEFAULT_CONTEXT) -> Inspection:
         inputs=_ports(value for value in model.graph.inputs if not value.is_initializer()),
         outputs=_ports(model.graph.outputs),
         manifest=manifest,
+        memory=() if facts is None else tuple(plan_memory(facts, context, batch, chunk) for batch in batches),
     )
 
 

@@ -12,14 +12,24 @@ from typing import Literal, get_args
 from llmc.compiler.errors import UsageError
 
 Dtype = Literal["fp32", "fp16", "bf16"]
-Precision = Literal["fp32", "int8", "int4"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "fp8"]
+Activations = Literal["fp16", "bf16"]
+CachePrecision = Literal["auto", "int8", "fp8"]
+Weights = Literal["model", "none"]
 HeadPrecision = Literal["auto", "int8", "int4"]
 Cache = Literal["grow", "shared"]
 Logits = Literal["last", "all"]
-Target = Literal["cpu"]
+Target = Literal["cpu", "cuda"]
 Verify = Literal["auto", "on", "off"]
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "int8", "int4"),
+    "cuda": ("fp16", "bf16", "int8", "int4", "fp8"),
+}
+"""Types of weights by target; the first is what ``auto`` stands for."""
+BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
+"""Input features that share a scale, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class ExportOptions:
         dtype: Float type of the portable graph.
         trust_remote_code: Run modeling code that comes with the checkpoint.
         search_path: More directories in which built-in models' packages may lie.
+        weights: ``none``: the graph alone, its weights left out, for measuring with random ones elsewhere.
         verify: ``on``: run transformers for golden data and compare; ``auto``: where the model fits into memory.
     """
 
@@ -37,10 +48,14 @@ class ExportOptions:
     verify: Verify = "auto"
     trust_remote_code: bool = False
     search_path: tuple[Path, ...] = ()
+    weights: Weights = "model"
 
     def __post_init__(self) -> None:
-        """Refuse unknown values."""
+        """Refuse unknown values, and a comparison of a graph that has no weights."""
         _one_of("--dtype", self.dtype, get_args(Dtype))
+        _one_of("--weights", self.weights, get_args(Weights))
+        if self.weights == "none" and self.verify != "off":
+            raise UsageError("--weights none leaves nothing to compare with the model; give --verify off as well")
         _one_of("--verify", self.verify, get_args(Verify))
 
 
@@ -50,23 +65,27 @@ class OptimizeOptions:
 
     Attributes:
         target: The runtime that the graph is for.
-        precision: Type of the weights.
+        precision: Type of the weights; ``auto``: the target's plain float type.
+        activations: Float type of activations on a GPU; weights in ``fp16`` or ``bf16`` bring their own.
+        cache_precision: Type of the KV cache's elements; ``auto``: that of the activations.
         cache: ``shared``: past and present are one buffer; ``grow``: present = past + new.
         logits: ``last``: logits of each row's last token; ``all``: of every token.
         context: Longest context in tokens; None: the model's own, at most :data:`DEFAULT_CONTEXT`.
-        block_size: Input features that share a quantization scale.
-        symmetric: Blocks without an offset; None: with one for int4, without for int8.
+        block_size: Input features that share a quantization scale; None: 32, and 128 for ``fp8``.
+        symmetric: Blocks without an offset; None: with one for int4 on the CPU, else without.
         head: Precision of the output projection and the embedding; ``auto``: int8.
         strict: Fail when a fusion fires less often than it must.
         dump: Directory that gets the graph after every pass, without weights.
     """
 
     target: Target = "cpu"
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
+    activations: Activations = "fp16"
+    cache_precision: CachePrecision = "auto"
     cache: Cache = "shared"
     logits: Logits = "last"
     context: int | None = None
-    block_size: int = 32
+    block_size: int | None = None
     symmetric: bool | None = None
     head: HeadPrecision = "auto"
     strict: bool = False
@@ -81,8 +100,26 @@ class OptimizeOptions:
         _one_of("--head", self.head, get_args(HeadPrecision))
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
-        if self.block_size < 16 or self.block_size & (self.block_size - 1):
+        _one_of("--activations", self.activations, get_args(Activations))
+        _one_of("--kv-precision", self.cache_precision, get_args(CachePrecision))
+        accepted = PRECISIONS[self.target]
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", accepted[0])
+        if self.precision not in accepted:
+            raise UsageError(f"--target {self.target} takes --precision {', '.join(accepted)}, not {self.precision}")
+        if self.precision in get_args(Activations):
+            object.__setattr__(self, "activations", self.precision)
+        if self.target == "cpu" and self.cache_precision != "auto":
+            raise UsageError("--kv-precision is for --target cuda; the CPU's kernels keep the cache in float32")
+        if self.block_size is None:
+            object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
+        if self.blocks < 16 or self.blocks & (self.blocks - 1):
             raise UsageError(f"--block-size {self.block_size} is not a power of two from 16 up")
+
+    @property
+    def blocks(self) -> int:
+        """Input features that share a quantization scale."""
+        return self.block_size or BLOCK_SIZE
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,22 @@ ALIGNMENT = 4096
 """A page: a runtime that maps the file then maps each tensor by itself."""
 
 
-def write_model(model: ir.Model, directory: Path, progress: Callable[[int, int], None] | None = None) -> int:
+def write_model(
+    model: ir.Model, directory: Path, progress: Callable[[int, int], None] | None = None, *, weights: bool = True
+) -> int:
     """Write ``model`` into ``directory`` (which exists).
 
     Args:
         model: Not changed.
         directory: Gets ``model.onnx`` and ``model.onnx.data``.
         progress: Called with (bytes written, bytes in all) after each tensor.
+        weights: False: the graph alone, which names the places of weights in a data file that is not written.
 
     Returns:
         Bytes of weights written.
     """
     external: dict[str, tuple[int, int]] = {}
-    with (directory / DATA).open("wb") as file:
+    with (directory / DATA).open("wb") if weights else _NoFile() as file:
         places: dict[tuple[object, ...], tuple[int, int]] = {}
         tensors = {n: v.const_value for n, v in sorted(model.graph.initializers.items()) if v.const_value is not None}
         total = sum(tensor.nbytes for tensor in tensors.values())
@@ -49,7 +52,10 @@ def write_model(model: ir.Model, directory: Path, progress: Callable[[int, int],
             if key not in places:
                 file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
                 start = file.tell()
-                _write(tensor, file)
+                if isinstance(file, _NoFile):
+                    file.seek(start + tensor.nbytes)
+                else:
+                    _write(tensor, file)
                 places[key] = (start, file.tell() - start)
             if places[key][1] != tensor.nbytes:
                 raise AssertionError(f"{name} wrote {places[key][1]} bytes, not {tensor.nbytes}")
@@ -59,6 +65,23 @@ def write_model(model: ir.Model, directory: Path, progress: Callable[[int, int],
         written = file.tell()
     onnx.save_model(_proto(model, external), directory / MODEL)
     return written
+
+
+class _NoFile:
+    """Counts where things would stand."""
+
+    _place = 0
+
+    def seek(self, place: int) -> None:
+        self._place = place
+
+    def tell(self) -> int:
+        return self._place
+
+    def __enter__(self) -> _NoFile:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def _write(tensor: ir.TensorProtocol, file: object) -> None:

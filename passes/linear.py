@@ -71,6 +71,36 @@ def upright_weight(value: ir.Value) -> LazyWeight:
     return as_weight(tensor)
 
 
+def product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
+    """Name and [out, in] rows of the constant that a MatMul multiplies with."""
+    right = node.inputs[1]
+    if right is None:
+        return None
+    if is_weight(right) and right.shape is not None and len(right.shape) == 2:
+        return right.name or "weight", stored_weight(right)
+    transpose = producer(right, "Transpose")
+    swaps = transpose is not None and list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]
+    source = transpose.inputs[0] if transpose is not None and swaps else None
+    if (
+        source is not None
+        and is_weight(source)
+        and source.const_value is not None
+        and len(source.const_value.shape) == 2
+    ):
+        return source.name or "weight", upright_weight(source)
+    return None
+
+
+def added_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
+    """A bias that is added right after a product, and the node that makes the layer's result."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain:
+        linear = linear_of(uses[0].node.outputs[0])
+        if linear is not None and linear.bias is not None:
+            return linear.bias, uses[0].node
+    return None, node
+
+
 def stack_linears(graph: ir.Graph, before: ir.Node, linears: Sequence[Linear], name: str) -> ir.Value:
     """One linear layer whose output is the concatenation of the others'; returns that output.
 

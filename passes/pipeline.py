@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmc.passes.attach_bodies import AttachBodies
+from llmc.passes.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.convert_float import ConvertFloat
 from llmc.passes.equal_head_widths import EqualHeadWidths
 from llmc.passes.expand_gemm import ExpandGemm
 from llmc.passes.fold_constants import FoldConstants
+from llmc.passes.fuse_gated_silu import FuseGatedSilu
 from llmc.passes.fuse_qk_norm import FuseQKNorm
 from llmc.passes.fuse_rotary import FuseRotary
 from llmc.passes.fuse_silu import FuseSilu
@@ -27,11 +29,14 @@ from llmc.passes.name_graph import NameGraph
 from llmc.passes.pack_gate_up import PackGateUp
 from llmc.passes.pack_qkv import PackQKV
 from llmc.passes.positions_by_row import PositionsByRow
+from llmc.passes.quantize_cache import QuantizeCache
+from llmc.passes.quantize_fp8 import QuantizeFp8
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.recognize_attention import RecognizeAttention
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.simplify_shapes import SimplifyShapes
+from llmc.passes.take_lengths import TakeLengths
 from llmc.passes.unique_node_names import UniqueNodeNames
 from llmc.passes.use_cpu_attention import UseCpuAttention
 from llmc.passes.use_cpu_gated_matmul import UseCpuGatedMatMul
@@ -83,47 +88,122 @@ def portable_passes() -> list[GraphPass]:
     ]
 
 
+@dataclass(frozen=True)
+class CudaTarget:
+    """What is asked of the graph for ONNX Runtime's CUDA provider.
+
+    Attributes:
+        max_positions: Longest context.
+        activations: Float type of activations and, unless ``quantized_cache`` says otherwise, of the KV cache.
+        cache: How the KV cache goes in and out.
+        logits: Of each row's last token, or of all.
+        quantization: Weights' format; None keeps floats.
+        quantized_cache: Type of the KV cache's elements, where it is not that of the activations.
+        pack_gate_up: Gate and up projections as one product and a Split. Measured on an H100: one product reads its
+            weights faster than two in floats, two MatMulNBits are faster than one and the Split.
+        gated_silu: The runtime has GatedRMSNorm.
+        query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
+        expert_kernels: The runtime has the operators for experts.
+    """
+
+    max_positions: int
+    activations: Literal["fp16", "bf16"] = "fp16"
+    cache: Literal["grow", "shared"] = "shared"
+    logits: Literal["last", "all"] = "last"
+    quantization: QuantizeWeights | QuantizeFp8 | None = None
+    quantized_cache: QuantizeCache | None = None
+    pack_gate_up: bool = True
+    gated_silu: bool = True
+    query_seqlens: bool = False
+    expert_kernels: bool = True
+
+
 def cpu_passes(target: CpuTarget) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CPU provider."""
-    passes: list[GraphPass] = [
+    return [
+        *_fusions(target.max_positions),
+        PackQKV(),
+        PackGateUp(),
+        FuseSilu(),
+        FuseSkipNorm(),
+        *_lowering(target, qk_norm=False),
+        *_cache_io(target.cache),
+        *_weights(target.quantization),
+    ]
+
+
+def cuda_passes(target: CudaTarget) -> list[GraphPass]:
+    """The portable graph to ONNX Runtime's CUDA provider."""
+    passes = [*_fusions(target.max_positions), PackQKV(with_qk_norm=True)]
+    if target.pack_gate_up:
+        passes.append(PackGateUp())
+    passes.append(FuseSilu())
+    if target.gated_silu:
+        passes.append(FuseGatedSilu())
+    passes += [
+        FuseSkipNorm(),
+        *_lowering(target, qk_norm=True),
+        # After the fusions, which know float32, and before quantization, whose scales have the activations' type.
+        ConvertFloat(target.activations),
+        *_cache_io(target.cache),
+    ]
+    if target.quantized_cache is not None:
+        passes.append(target.quantized_cache)
+    return [*passes, *_weights(target.quantization), CheckCudaKernels()]
+
+
+def _fusions(max_positions: int) -> list[GraphPass]:
+    """What moves into attention, for any of ONNX Runtime's providers."""
+    return [
         # First: what the bodies hold is then seen by every pass.
         InlineRecurrence(),
         FoldConstants(),
         ConvertFloat(),
         # Rotation lies between the norms and attention, so it moves inside first.
-        FuseRotary(target.max_positions),
+        FuseRotary(max_positions),
         RemoveDeadCode(),
         FuseQKNorm(),
         # The layout changes on both sides of what moved now meet and cancel; only then do projections feed attention.
         SimplifyShapes(),
         RemoveDeadCode(),
-        PackQKV(),
-        PackGateUp(),
-        FuseSilu(),
-        FuseSkipNorm(),
     ]
-    if target.logits == "last":
-        passes.append(LastTokenLogits())
-    passes += [
+
+
+def _lowering(target: CpuTarget | CudaTarget, *, qk_norm: bool) -> list[GraphPass]:
+    """llmc's operators to the runtime's."""
+    passes: list[GraphPass] = [LastTokenLogits()] if target.logits == "last" else []
+    return [
+        *passes,
         # The kernel has one width for keys and values.
         EqualHeadWidths(),
-        LowerAttention(query_seqlens=target.query_seqlens, max_positions=target.max_positions),
+        LowerAttention(target.query_seqlens, qk_norm=qk_norm, max_positions=target.max_positions),
         # After what rewrites the router's arithmetic, from which it reads that weights are not negative; before
         # quantization, which takes the experts of the runtime's operator.
         LowerMoE(kernel=target.expert_kernels),
+    ]
+
+
+def _cache_io(cache: Literal["grow", "shared"]) -> list[GraphPass]:
+    return [
         # What was not lowered has other parts inside than when it was exported, and so another body.
         AttachBodies(),
         # Only attention that is lowered can write into a shared cache.
-        SetCacheIO(target.cache),
+        SetCacheIO(cache),
+        # What packing left behind would be quantized as well.
+        RemoveDeadCode(),
     ]
-    # What packing left behind would be quantized as well.
-    passes.append(RemoveDeadCode())
-    # After packing: a packed projection is one weight. Quantization also takes the tied output projection, whose
-    # transposed table would otherwise be fused below.
-    if target.quantization is not None:
-        passes.append(target.quantization)
-    passes += [FuseTransposedMatMul(), RemoveDeadCode(), UniqueNodeNames()]
-    return passes
+
+
+def _weights(quantization: GraphPass | None) -> list[GraphPass]:
+    """The form in which weights are stored."""
+    return [
+        # After packing: a packed projection is one weight. Quantization also takes the tied output projection, whose
+        # transposed table would otherwise be fused below.
+        *([] if quantization is None else [quantization]),
+        FuseTransposedMatMul(),
+        RemoveDeadCode(),
+        UniqueNodeNames(),
+    ]
 
 
 def cpu_engine_passes() -> list[GraphPass]:
@@ -137,3 +217,8 @@ def cpu_engine_passes() -> list[GraphPass]:
         RemoveDeadCode(),
         UniqueNodeNames(),
     ]
+
+
+def cuda_engine_passes() -> list[GraphPass]:
+    """The graph for ONNX Runtime's CUDA provider to the one that a decode loop on the device runs."""
+    return [TakeLengths(), RemoveDeadCode(), UniqueNodeNames()]

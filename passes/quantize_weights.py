@@ -26,7 +26,7 @@ from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
 from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
-from llmc.passes.linear import linear_of, stored_weight, upright_weight
+from llmc.passes.linear import added_bias, product_weight, upright_weight
 from llmc.passes.routing_weights import chooses_experts
 
 DOMAIN = "com.microsoft"
@@ -104,7 +104,7 @@ class QuantizeWeights(GraphPass):
     def _quantize_product(
         self, graph: ir.Graph, node: ir.Node, is_head: bool, known: dict[tuple[object, ...], dict[str, ir.Value]]
     ) -> None:
-        weight = _product_weight(node)
+        weight = product_weight(node)
         assert weight is not None
         name, tensor = weight
         fmt = self._format(is_head=is_head)
@@ -115,7 +115,7 @@ class QuantizeWeights(GraphPass):
                 f"{tensor.stored_shape[1]} input features are no multiple of the block size {fmt.block_size}"
             )
         made = _initializers(graph, name, tensor, fmt, packed_shape, known)
-        bias, last = _bias(node)
+        bias, last = added_bias(node)
         inputs = [node.inputs[0], made["packed"], made["scales"], made.get("zero_points"), None, bias]
         while inputs[-1] is None:
             inputs.pop()
@@ -174,7 +174,7 @@ def _has_weight(node: ir.Node) -> bool:
     if node.domain:
         return False
     if node.op_type == "MatMul":
-        return _product_weight(node) is not None and not _is_correction(node)
+        return product_weight(node) is not None and not _is_correction(node)
     table = node.inputs[0] if node.op_type == "Gather" else None
     tensor = table.const_value if table is not None and is_weight(table) else None
     return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
@@ -189,36 +189,6 @@ def _is_correction(node: ir.Node) -> bool:
     sums = producer(node.inputs[0], "ReduceSum")
     by_block = producer(sums.inputs[0], "Reshape") if sums is not None else None
     return by_block is not None and BLOCK_SUMS in by_block.metadata_props
-
-
-def _product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
-    """Name and [out, in] rows of the constant that a MatMul multiplies with."""
-    right = node.inputs[1]
-    if right is None:
-        return None
-    if is_weight(right) and right.shape is not None and len(right.shape) == 2:
-        return right.name or "weight", stored_weight(right)
-    transpose = producer(right, "Transpose")
-    swaps = transpose is not None and list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]
-    source = transpose.inputs[0] if transpose is not None and swaps else None
-    if (
-        source is not None
-        and is_weight(source)
-        and source.const_value is not None
-        and len(source.const_value.shape) == 2
-    ):
-        return source.name or "weight", upright_weight(source)
-    return None
-
-
-def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
-    """A bias that is added right after a product, and the node that makes the layer's result."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain:
-        linear = linear_of(uses[0].node.outputs[0])
-        if linear is not None and linear.bias is not None:
-            return linear.bias, uses[0].node
-    return None, node
 
 
 def _quantize_lookup(

@@ -11,7 +11,7 @@ from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import EngineError
 from llmc.runtimes.engine import Engine, Session
 
-RUNTIME_OF_TARGET = {"cpu": "onnxruntime-cpu", None: "onnxruntime-cpu"}
+RUNTIME_OF_TARGET = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", None: "onnxruntime-cpu"}
 """Runtime that runs a target's graphs; a portable graph (no target) runs on ONNX Runtime."""
 
 
@@ -25,7 +25,11 @@ def get_engine(name: str) -> Engine:
         from llmc.runtimes.onnxruntime_engine import OnnxRuntimeCpu
 
         return OnnxRuntimeCpu()
-    raise EngineError(f"no engine is called {name}; there is onnxruntime-cpu")
+    if name == "onnxruntime-cuda":
+        from llmc.runtimes.onnxruntime_cuda_engine import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda()
+    raise EngineError(f"no engine is called {name}; there are onnxruntime-cpu and onnxruntime-cuda")
 
 
 def open_session(directory: Path, *, threads: int | None = None) -> Session:

@@ -6,6 +6,9 @@ Rows have their own lengths from the first chunk to the last token. A finished r
 neither grows its cache nor changes the others; the loop ends when every row is finished. All buffers are made before
 the first token: a step allocates nothing that grows with the batch's history, and a greedy step never brings the
 logits to the host.
+
+A session that can decode on its device (:class:`DeviceSession`) chooses the tokens there, too: steps are queued
+ahead, and the host only reads each step's tokens. What a row says after its end is computed and thrown away.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from typing import Literal
 import numpy as np
 
 from llmc.compiler.errors import EngineError, UsageError
+from llmc.runtimes.device_decode import DecodeLoop
+from llmc.runtimes.device_sampler import supports
+from llmc.runtimes.device_session import DeviceSession
 from llmc.runtimes.engine import Int64Array, Logits, Session
 from llmc.runtimes.padding import pad_prompts
 from llmc.runtimes.sampling import Sampler, SamplingParams
@@ -145,6 +151,8 @@ class TokenStream(Iterator[StepTokens]):
         self._next_lengths: Int64Array = np.ones(batch, dtype=np.int64)
         self._finished: tuple[FinishReason | None, ...] = (None,) * batch
         self._active = list(range(batch))
+        self._params, self._row_ids = params, row_ids
+        self._loop: DecodeLoop | None = None
 
     def __iter__(self) -> TokenStream:
         return self
@@ -166,12 +174,16 @@ class TokenStream(Iterator[StepTokens]):
             self._decode(step)
         self.timings.tick()
         self._finish_rows(step)
+        if self._loop is not None and not self._active:
+            self._loop.close()
         return StepTokens(step, self._tokens[step], self._finished)
 
     def finish(self, row: int, reason: FinishReason = "stop") -> None:
         """End a row after the token it has just given, for a reason that the caller found (a stop string)."""
         if row in self._active:
             self._active.remove(row)
+            if self._loop is not None:
+                self._loop.finish(row)
             self._next_lengths[row] = 0
         self._finished = (*self._finished[:row], reason, *self._finished[row + 1 :])
 
@@ -209,10 +221,33 @@ class TokenStream(Iterator[StepTokens]):
 
     def _decode(self, step: int) -> None:
         """Append each unfinished row's last token and choose the one after it."""
+        if self._decodes_on_device():
+            self._read_step(step)
+            return
         self._next_ids[self._active, 0] = self._tokens[step - 1, self._active]
         all_rows = len(self._active) == len(self._finished)
         logits = self._session.forward(self._next_ids, None if all_rows else self._next_lengths)
         self._choose(logits, step, self._active, self._next_lengths)
+
+    def _decodes_on_device(self) -> bool:
+        return isinstance(self._session, DeviceSession) and self._last_only and supports(self._params)
+
+    def _read_step(self, step: int) -> None:
+        """Take the step's tokens from the loop on the device, which is started with token 0."""
+        assert isinstance(self._session, DeviceSession)
+        if self._loop is None:
+            active = [row in self._active for row in range(len(self._finished))]
+            first = np.maximum(self._tokens[0], 0)
+            self._loop = self._session.decode_loop(
+                first, active, self._params, self._row_ids, self._request.max_tokens
+            )
+        tokens = self._loop.tokens(step)
+        if broken := [row for row in self._active if tokens[row] < 0]:
+            raise EngineError(
+                f"the engine's logits for row {broken[0]} are not finite at step {step}; "
+                "check the engine with `llmc verify`, or compile at a higher precision"
+            )
+        self._tokens[step, self._active] = tokens[self._active]
 
     def _choose(self, logits: Logits, step: int, rows: Sequence[int], lengths: Int64Array) -> None:
         """Write the chosen token of each of ``rows``; ``lengths`` are the chunk's."""

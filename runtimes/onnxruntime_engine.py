@@ -26,7 +26,7 @@ from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.onnxruntime_session import RAGGED_CHUNKS, OnnxRuntimeSession
 
 log = logging.getLogger(__name__)
-GRAPH, ENGINE = "model.onnx", "engine.onnx"
+GRAPH, ENGINE, DATA = "model.onnx", "engine.onnx", "model.onnx.data"
 PROVIDERS = ["CPUExecutionProvider"]
 UNLIMITED = 1 << 30
 """Context of a graph that computes its positions: only memory ends it."""
@@ -69,7 +69,7 @@ class OnnxRuntimeCpu:
         graph = self._graph(directory, manifest, options)
         inference = _make_inference(graph, options)
         info = engine_info(manifest, self.name, count, inference)
-        return OnnxRuntimeSession(inference, info, fused=_is_fused(manifest))
+        return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
 
     def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
         import onnxruntime
@@ -96,13 +96,14 @@ def _without_weights(options: Any) -> Any:
     return options
 
 
-def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) -> EngineInfo:
-    """What a session of this manifest can do."""
+def engine_info(
+    manifest: Manifest, runtime: str, threads: int, inference: Any, *, device: str | None = None
+) -> EngineInfo:
+    """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host."""
     past = [item for item in inference.get_inputs() if item.name.startswith("past_key_values.")]
     growing = [item for item in past if not all(isinstance(dim, int) for dim in item.shape[1:])]
     per_token = sum(
-        math.prod(dim for dim in item.shape if isinstance(dim, int)) * (2 if "16" in item.type else 4)
-        for item in growing
+        math.prod(dim for dim in item.shape if isinstance(dim, int)) * _item_bytes(item.type) for item in growing
     )
     return EngineInfo(
         runtime=runtime,
@@ -118,11 +119,17 @@ def engine_info(manifest: Manifest, runtime: str, threads: int, inference: Any) 
         details={
             **(manifest.engine.details if manifest.engine else {}),
             RAGGED_CHUNKS: _takes_ragged_chunks(manifest),
+            **({} if device is None else {"device": device}),
         },
     )
 
 
-def _is_fused(manifest: Manifest) -> bool:
+def _item_bytes(element_type: str) -> int:
+    """Bytes of an element of one of ONNX Runtime's tensor types."""
+    return 2 if "16" in element_type else 1 if "8" in element_type else 4
+
+
+def is_fused(manifest: Manifest) -> bool:
     """Whether each row's tokens lie from slot 0 of its cache on; else slots are columns of the attention mask."""
     return any(record.name == "LowerAttention" and record.counts.get("attention") for record in manifest.passes)
 

@@ -109,6 +109,29 @@ class TransformersSession:
         self._lengths += chunk
         return HostLogits(values, np.clip(chunk, 1, positions) - 1)
 
+    def cache_ranges(self) -> tuple[FloatArray, FloatArray] | None:
+        """Largest magnitude of each channel of the keys and of the values in the cache.
+
+        Returns:
+            Two arrays [layers, kv_heads * head_dim] float32; None where layers differ or keep something else.
+        """
+        ranges: list[FloatArray] = []
+        for group in self._groups:
+            layers = getattr(group.cache, "layers", [])
+            pairs: list[tuple[Any, Any]] = [
+                (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers
+            ]
+            if not pairs or any(part is None or part.dim() != 4 for pair in pairs for part in pair):
+                return None
+            if len({tuple(part.shape[1::2]) for pair in pairs for part in pair}) != 1:
+                return None
+            tops = [[part.abs().amax((0, 2)).flatten().float().numpy() for part in pair] for pair in pairs]
+            ranges.append(np.asarray(tops, np.float32))
+        if not ranges:
+            return None
+        largest = np.max(ranges, axis=0)
+        return largest[:, 0], largest[:, 1]
+
     def close(self) -> None:
         """Drop the model and the cache."""
         self._model = None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Quiet, Threads, Verbose, number_list
+
+if TYPE_CHECKING:
+    from llmc.runtimes.bench.results import Subject
 
 
 def bench(
@@ -22,6 +25,25 @@ def bench(
     batch: Annotated[str, typer.Option("--batch", metavar="N[,N…]", help="Rows at a time.")] = "1",
     runs: Annotated[int, typer.Option("--runs", help="Rounds; figures are medians.")] = 5,
     threads: Threads = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME=PYTHON:SOURCE",
+            help="Another runtime to compare with; repeatable. NAME is llamacpp-python (SOURCE: a GGUF file), "
+            "transformers (a directory with config.json) or genai (a directory that its builder made); PYTHON is the "
+            "interpreter that has it. All variants are measured, or one: transformers/compile=venv/bin/python:MODEL.",
+            show_default=False,
+        ),
+    ] = None,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time",
+            help="Open one subject, run half of its rounds, close it, and so on; then the second halves in reverse "
+            "order. For models that do not fit into memory together.",
+        ),
+    ] = False,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.", show_default=False),
@@ -32,7 +54,8 @@ def bench(
     """Measure TTFT, prefill and decode speed, latency percentiles, memory and load time.
 
     Each figure is a median over rounds in which the engines take turns. Run it on an idle machine: the report warns
-    when other processes use the cores.
+    when other processes use the cores or the GPU. For engines on a GPU the bandwidth is the GPU's, and its memory and
+    energy are measured where NVML (the package nvidia-ml-py) is installed.
     """
     prompts, batches = number_list("--prompt", prompt), number_list("--batch", batch)
     shown = Output(json_file == "-", quiet, verbose)
@@ -40,16 +63,32 @@ def bench(
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.report import render_report, write_json
         from llmc.runtimes.bench.results import BenchOptions
+        from llmc.runtimes.machine import physical_cores
 
-        labels = subject_labels(directories)
-        subjects = [latency.llmc_subject(path, label) for path, label in zip(directories, labels, strict=True)]
-        options = BenchOptions(runs=runs, threads=threads)
-        report = latency.run_benchmark(
-            subjects, latency.make_cases(prompts, gen, batches), options, progress=progress.step
-        )
+        cases = latency.make_cases(prompts, gen, batches)
+        if peer and threads is None:
+            threads = physical_cores()  # peers' own defaults differ: the comparison wants one number for all
+        options = BenchOptions(runs=runs, threads=threads, one_at_a_time=one_at_a_time)
+        report = latency.run_benchmark(subjects_of(directories, peer or []), cases, options, progress=progress.step)
         if json_file not in {None, "-"}:
             write_json(report, Path(str(json_file)))
     shown.show(lambda: render_report(report), json.loads(json.dumps(report.to_json())))
+
+
+def subjects_of(directories: list[Path], peers: list[str]) -> list[Subject]:
+    """The engines and then the peers' variants, each with a name of its own.
+
+    Raises:
+        UsageError: a peer that does not exist, or whose interpreter or model does not.
+        EngineError: a peer refused its model.
+    """
+    from llmc.runtimes.bench.latency import llmc_subject
+    from llmc.runtimes.bench.peers import PeerChoice, distinct_labels, peer_subjects
+
+    labels = subject_labels(directories)
+    engines = [llmc_subject(path, label) for path, label in zip(directories, labels, strict=True)]
+    choices = [PeerChoice.parse(text) for text in peers]
+    return [*engines, *distinct_labels([subject for choice in choices for subject in peer_subjects(choice)])]
 
 
 def subject_labels(directories: list[Path]) -> list[str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
+    AUTO_BLOCK_SIZE,
+    AUTO_PRECISION,
     EXPORT,
     OPTIMIZE,
+    ActivationType,
     AsJson,
     BlockSize,
     CacheIo,
+    CacheType,
     Context,
     Dump,
     ExportDtype,
@@ -27,6 +31,7 @@ from llmc.compiler.cli.parameters import (
     Verbose,
     VerifyWhen,
     WeightPrecision,
+    WeightSource,
 )
 from llmc.compiler.cli.pass_tables import compile_tables
 from llmc.compiler.cli.verification_table import failure_of
@@ -37,11 +42,13 @@ def compile_(
     model: Model,
     output: OutputDirectory,
     target: TargetName = OPTIMIZE.target,
-    precision: WeightPrecision = OPTIMIZE.precision,
+    precision: WeightPrecision = AUTO_PRECISION,
+    activations: ActivationType = OPTIMIZE.activations,
     kv: CacheIo = OPTIMIZE.cache,
+    kv_precision: CacheType = OPTIMIZE.cache_precision,
     logits: LogitsRows = OPTIMIZE.logits,
     context: Context = OPTIMIZE.context,
-    block_size: BlockSize = OPTIMIZE.block_size,
+    block_size: BlockSize = AUTO_BLOCK_SIZE,
     symmetric: Symmetric = OPTIMIZE.symmetric,
     head: Head = OPTIMIZE.head,
     dtype: ExportDtype = EXPORT.dtype,
@@ -49,6 +56,7 @@ def compile_(
     dump: Dump = OPTIMIZE.dump,
     threads: Threads = None,
     verify: VerifyWhen = EXPORT.verify,
+    weights: WeightSource = EXPORT.weights,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     model_path: ModelPath = None,
@@ -62,9 +70,26 @@ def compile_(
     """
     shown = Output(as_json, quiet, verbose)
     exporting = ExportOptions(
-        dtype=dtype, verify=verify, trust_remote_code=trust_remote_code, search_path=tuple(model_path or ())
+        dtype=dtype,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+        search_path=tuple(model_path or ()),
+        weights=weights,
     )
-    optimizing = OptimizeOptions(target, precision, kv, logits, context, block_size, symmetric, head, strict, dump)
+    optimizing = OptimizeOptions(
+        target=target,
+        precision=precision,
+        activations=activations,
+        cache_precision=kv_precision,
+        cache=kv,
+        logits=logits,
+        context=context,
+        block_size=block_size,
+        symmetric=symmetric,
+        head=head,
+        strict=strict,
+        dump=dump,
+    )
     options = CompileOptions(exporting, optimizing, threads)
     with shown.working() as progress:
         from llmc.compiler import driver

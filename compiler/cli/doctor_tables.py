@@ -5,6 +5,7 @@ In: a :class:`~llmc.compiler.doctor.DoctorReport`. Out: rich renderables.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmc.compiler.cli.artifact_table import size
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llmc.compiler.doctor import DoctorReport
+    from llmc.compiler.memory_fit import MemoryFit
 
 
 def doctor_tables(report: DoctorReport) -> Group:
@@ -39,7 +41,8 @@ def machine_table(report: DoctorReport) -> Table:
     table.add_row("system", f"{machine.operating_system} on {machine.architecture}, Python {machine.python}")
     for gpu in report.gpus:
         capability = f"compute capability {gpu.compute_capability}"
-        table.add_row("GPU", f"{gpu.name}, {size(gpu.memory_bytes)}, {capability}")
+        free = "free memory not told" if gpu.free_bytes is None else f"{size(gpu.free_bytes)} free"
+        table.add_row("GPU", f"{gpu.name}, {size(gpu.memory_bytes)}, {free}, {capability}")
     table.add_row("ONNX Runtime providers", ", ".join(report.execution_providers) or "none: it is not installed")
     return table
 
@@ -66,6 +69,23 @@ def target_table(report: DoctorReport) -> Table:
         table.add_row(
             target.target, _answer(target.can_build), _answer(target.can_run), "\n".join(target.needs) or "-"
         )
+    return table
+
+
+def fit_table(directory: Path, fit: MemoryFit) -> Table:
+    """What an engine needs by part, and what is free."""
+    from rich.table import Table
+
+    plan = fit.plan
+    table = Table(title=f"Memory of {directory}", show_header=False)
+    table.add_row("context", f"{plan.context} tokens, prefill in chunks of {plan.chunk}")
+    table.add_row("batch", str(plan.batch))
+    for part, count in (*plan.parts.items(), ("needed", plan.total)):
+        table.add_row(part, size(count))
+    table.add_row(f"free on {fit.where}", "not known" if fit.free_bytes is None else size(fit.free_bytes))
+    table.add_row("fits", _answer(fit.problem is None))
+    for clause in plan.not_counted:
+        table.add_row("not counted", clause)
     return table
 
 

@@ -9,7 +9,7 @@ import typer
 
 from llmc.compiler.cli.inspection_tables import diff_tables, inspection_tables
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose
+from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose, number_list
 
 
 def inspect(
@@ -21,15 +21,29 @@ def inspect(
         typer.Option("--diff", metavar="OTHER", help="Show how this one differs instead.", show_default=False),
     ] = None,
     context: Annotated[
-        int, typer.Option("--context", help="Tokens in the cache for which FLOPs are counted.")
+        int,
+        typer.Option("--context", help="Tokens in the cache: for these, FLOPs are counted and memory is planned."),
     ] = 1024,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="N[,N…]", help="Plan the engine's memory for so many rows.", show_default=False
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk", help="Most prompt tokens per row at once, with --batch. Default: all.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Show operators, bytes by kind of weight, cache bytes and FLOPs per token, and what each pass did.
 
-    Works on any ONNX file. Weights are not read, so it takes no longer for a large model.
+    With --batch, show also the memory that the engine will need. Works on any ONNX file. Weights are not read, so it
+    takes no longer for a large model.
     """
     shown = Output(as_json, quiet, verbose)
     with shown.working():
@@ -40,7 +54,8 @@ def inspect(
         else:
             from llmc.compiler.inspection import inspect_path
 
-            inspection = inspect_path(path, context=context)
+            batches = () if batch is None else number_list("--batch", batch)
+            inspection = inspect_path(path, context=context, batches=batches, chunk=chunk)
     if diff is not None:
         shown.show(lambda: diff_tables(difference), difference.to_json())
     else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmc.compiler.inspection import Inspection, Port
     from llmc.compiler.inspection_diff import Change, InspectionDiff
     from llmc.compiler.weight_census import WeightCensus
+    from llmc.runtimes.memory_plan import MemoryPlan
 
 _TITLES = {
     "totals": "Totals",
@@ -46,6 +47,8 @@ def inspection_tables(inspection: Inspection) -> Group:
         dtype_table(inspection.weights),
         port_table(inspection),
     ]
+    if inspection.memory:
+        parts.append(memory_table(inspection.memory))
     if inspection.manifest is not None:
         parts.append(artifact_table(inspection.path, inspection.manifest))
         if inspection.manifest.passes:
@@ -122,6 +125,24 @@ def port_table(inspection: Inspection) -> Table:
         for name, type_ in _collapse(ports):
             table.add_row(kind, name, type_)
     return table
+
+
+def memory_table(plans: Sequence[MemoryPlan]) -> Group:
+    """Bytes by part, one column per batch; below it, what could not be counted."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    first = plans[0]
+    table = Table(title=f"Memory, context {first.context}, chunk {first.chunk}")
+    table.add_column("")
+    for plan in plans:
+        table.add_column(f"batch {plan.batch}", justify="right", no_wrap=True)
+    for part in first.parts:
+        table.add_row(part, *(size(plan.parts[part]) for plan in plans))
+    table.add_section()
+    table.add_row("total", *(size(plan.total) for plan in plans))
+    return Group(table, *(Text(f"not counted: {clause}") for clause in first.not_counted))
 
 
 def measured_table(inspection: Inspection) -> Table:

@@ -9,10 +9,14 @@ import typer
 
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
+    AUTO_BLOCK_SIZE,
+    AUTO_PRECISION,
     OPTIMIZE,
+    ActivationType,
     AsJson,
     BlockSize,
     CacheIo,
+    CacheType,
     Context,
     Directory,
     Dump,
@@ -38,11 +42,13 @@ def optimize(
         typer.Option("--output", "-o", metavar="DIR", help="Directory to make; not needed with --dry-run."),
     ] = None,
     target: TargetName = OPTIMIZE.target,
-    precision: WeightPrecision = OPTIMIZE.precision,
+    precision: WeightPrecision = AUTO_PRECISION,
+    activations: ActivationType = OPTIMIZE.activations,
     kv: CacheIo = OPTIMIZE.cache,
+    kv_precision: CacheType = OPTIMIZE.cache_precision,
     logits: LogitsRows = OPTIMIZE.logits,
     context: Context = OPTIMIZE.context,
-    block_size: BlockSize = OPTIMIZE.block_size,
+    block_size: BlockSize = AUTO_BLOCK_SIZE,
     symmetric: Symmetric = OPTIMIZE.symmetric,
     head: Head = OPTIMIZE.head,
     strict: Strict = OPTIMIZE.strict,
@@ -59,7 +65,20 @@ def optimize(
     failed; with --strict it is an error.
     """
     shown = Output(as_json, quiet, verbose)
-    options = OptimizeOptions(target, precision, kv, logits, context, block_size, symmetric, head, strict, dump)
+    options = OptimizeOptions(
+        target=target,
+        precision=precision,
+        activations=activations,
+        cache_precision=kv_precision,
+        cache=kv,
+        logits=logits,
+        context=context,
+        block_size=block_size,
+        symmetric=symmetric,
+        head=head,
+        strict=strict,
+        dump=dump,
+    )
     if output is None and not dry_run:
         raise UsageError("no output directory; give one with -o DIR, or --dry-run to see the passes")
     from llmc.compiler import driver

@@ -12,7 +12,9 @@ import typer
 
 from llmc.compiler.errors import UsageError
 from llmc.compiler.options import (
+    Activations,
     Cache,
+    CachePrecision,
     Dtype,
     ExportOptions,
     HeadPrecision,
@@ -21,12 +23,15 @@ from llmc.compiler.options import (
     Precision,
     Target,
     Verify,
+    Weights,
 )
 
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 GRAPH_PANEL, REPORT_PANEL = "Graph and weights", "What is shown"
 EXPORT, OPTIMIZE = ExportOptions(), OptimizeOptions()
-"""The defaults that commands show."""
+"""The defaults that commands show; what depends on the target is ``auto`` or None there."""
+AUTO_PRECISION: Precision = "auto"
+AUTO_BLOCK_SIZE: int | None = None
 
 Model = Annotated[
     str,
@@ -64,7 +69,10 @@ ModelPath = Annotated[
 ]
 TargetName = Annotated[Target, typer.Option("--target", help="Runtime to optimize for.", rich_help_panel=GRAPH_PANEL)]
 WeightPrecision = Annotated[
-    Precision, typer.Option("--precision", help="Type of the weights.", rich_help_panel=GRAPH_PANEL)
+    Precision,
+    typer.Option(
+        "--precision", help="Type of the weights. auto: fp32 on the CPU, fp16 on a GPU.", rich_help_panel=GRAPH_PANEL
+    ),
 ]
 CacheIo = Annotated[
     Cache,
@@ -90,14 +98,35 @@ Context = Annotated[
     ),
 ]
 BlockSize = Annotated[
-    int,
-    typer.Option("--block-size", help="Input features that share a quantization scale.", rich_help_panel=GRAPH_PANEL),
+    int | None,
+    typer.Option(
+        "--block-size",
+        help="Input features that share a quantization scale. Default: 32; 128 for fp8.",
+        show_default=False,
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+ActivationType = Annotated[
+    Activations,
+    typer.Option("--activations", help="Float type that a GPU computes in.", rich_help_panel=GRAPH_PANEL),
+]
+CacheType = Annotated[
+    CachePrecision,
+    typer.Option(
+        "--kv-precision",
+        help="Type of the KV cache on a GPU: that of the activations (auto), or 8 bits.",
+        rich_help_panel=GRAPH_PANEL,
+    ),
+]
+WeightSource = Annotated[
+    Weights,
+    typer.Option("--weights", help="Leave the weights out (none), to measure a geometry with random ones elsewhere."),
 ]
 Symmetric = Annotated[
     bool | None,
     typer.Option(
         "--symmetric/--asymmetric",
-        help="Blocks without or with an offset each. Default: with one for int4, without for int8.",
+        help="Blocks without or with an offset each. Default: with one for int4 on the CPU, else without.",
         show_default=False,
         rich_help_panel=GRAPH_PANEL,
     ),

@@ -56,6 +56,25 @@ def test_a_missing_provider_is_not_a_missing_package():
     assert target_status(requirement, ("CUDAExecutionProvider",), (H100,)).can_run
 
 
+def test_every_companion_must_be_there():
+    requirement = Requirement("t", "cuda", ("json",), companions=("json", "no_such.module"), implemented=True)
+    status = target_status(requirement, (), ())
+    assert status.needs == ("no_such.module is not installed: pip install 'llmc-toolchain[cuda]'",)
+    assert not status.can_build
+
+
+def test_cuda_needs_its_provider_and_its_bindings(monkeypatch):
+    (cuda,) = (each for each in doctor.REQUIREMENTS if each.target == "cuda")
+    installed = {"onnxruntime", "cuda.bindings"}
+    monkeypatch.setattr(doctor, "_importable", lambda module: module in installed)
+    assert target_status(cuda, ("CUDAExecutionProvider",), (H100,)).can_run
+    status = target_status(cuda, ("CUDAExecutionProvider",), ())
+    assert (status.can_build, status.can_run) == (True, False)
+    installed.remove("cuda.bindings")
+    (need,) = target_status(cuda, ("CUDAExecutionProvider",), (H100,)).needs
+    assert need.startswith("cuda.bindings is not installed")
+
+
 def test_building_without_a_gpu():
     status = target_status(RTX, (), ())
     assert status.can_build
@@ -72,11 +91,20 @@ def test_a_gpu_that_the_runtime_refuses():
 
 
 def test_nvidia_smi_answers():
-    answer = "NVIDIA H100 80GB HBM3, 9.0, 81559\nbroken line\nName, with comma, 8.9, 1024\n"
+    answer = "NVIDIA H100 80GB HBM3, 9.0, 81559, 80000\nbroken line\nName, with comma, 8.9, 1024, [N/A]\n"
     assert parse_nvidia_smi(answer) == (
-        Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559 << 20),
-        Gpu("Name, with comma", "8.9", 1 << 30),
+        Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559 << 20, 80000 << 20),
+        Gpu("Name, with comma", "8.9", 1 << 30, None),
     )
+
+
+def test_nvidia_smi_is_asked_for_what_is_parsed(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    query = "--query-gpu=name,compute_cap,memory.total,memory.free"
+    program.write_text(f'#!/bin/sh\ntest "$1" = {query} && echo "H100, 9.0, 4096, 1024"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: str(program))
+    assert doctor.nvidia_gpus() == (Gpu("H100", "9.0", 4 << 30, 1 << 30),)
 
 
 def test_a_failing_nvidia_smi_means_no_gpu(monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ def test_fingerprint_is_plain_json_and_plausible():
     assert 1 <= again["physical_cores"] <= again["logical_cpus"]
     assert again["memory_bytes"] > 1 << 28
     assert "numpy" in again["packages"]
+    assert isinstance(again["gpus"], list)
 
 
 def test_fingerprint_imports_no_runtime():

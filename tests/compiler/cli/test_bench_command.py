@@ -12,12 +12,14 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.cli.bench_command import subject_labels
-from llmc.runtimes.bench import latency
+from llmc.compiler.errors import UsageError
+from llmc.runtimes.bench import latency, peers
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
 from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.results import BenchCase, BenchReport
+from llmc.runtimes.bench.peers import PEERS, PeerChoice
+from llmc.runtimes.bench.results import BenchCase, BenchReport, Subject
 from llmc.runtimes.bench.summary import Summary
-from llmc.runtimes.machine import machine_fingerprint
+from llmc.runtimes.machine import machine_fingerprint, physical_cores
 
 Run = Callable[..., Result]
 INFO = {"weight_bytes": 10_000_000, "cache_bytes_per_token": 100}
@@ -60,7 +62,7 @@ def test_defaults(llmc: Run, measured: Any, tmp_path: Path) -> None:
     (subject,), cases, options = measured.call_args.args
     assert subject.label == "engine"
     assert cases == (BenchCase(128, 128), BenchCase(512, 128))
-    assert (options.runs, options.threads) == (5, None)
+    assert (options.runs, options.threads, options.one_at_a_time) == (5, None, False)
     for words in ("pp128+tg128", "decode tok/s", "of bandwidth", "warning: other processes used 40%"):
         assert words in result.stdout
 
@@ -74,6 +76,29 @@ def test_options_and_comparison(llmc: Run, measured: Any, tmp_path: Path) -> Non
     assert cases == (BenchCase(8, 4), BenchCase(16, 4), BenchCase(8, 4, 4), BenchCase(16, 4, 4))
     assert (chosen.runs, chosen.threads) == (2, 3)
     assert "a / other" in result.stdout
+
+
+def test_peers_follow_the_engines(llmc: Run, measured: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def subjects(choice: PeerChoice) -> list[Subject]:
+        return [Subject(choice.name, choice.source, ("run", variant)) for variant in PEERS[choice.name].variants][:1]
+
+    monkeypatch.setattr(peers, "peer_subjects", subjects)
+    given = ("--peer", "genai=py:one", "--peer", "transformers=py:model", "--peer", "genai=py:two", "--one-at-a-time")
+    result = llmc("bench", tmp_path / "engine", *given)
+    assert result.exit_code == 0, result.stderr
+    found, _, options = measured.call_args.args
+    assert [subject.label for subject in found] == ["engine", "genai, one", "transformers", "genai, two"]
+    assert options.one_at_a_time
+    assert options.threads == physical_cores()
+    assert llmc("bench", tmp_path / "engine", "--peer", "genai=py:one", "--threads", 3).exit_code == 0
+    assert measured.call_args.args[2].threads == 3
+
+
+def test_a_peer_that_cannot_be_run(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    result = llmc("bench", tmp_path / "engine", "--peer", f"genai={tmp_path}/no/python:{tmp_path}")
+    assert result.exit_code == UsageError.exit_code
+    assert "no/python does not exist" in result.stderr
+    assert not measured.called
 
 
 def test_json_into_a_file(llmc: Run, measured: Any, tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx_ir as ir
 import pytest
 from typer.testing import Result
 
-from llmc.compiler import doctor
+from llmc.compiler import doctor, memory_fit
+from llmc.compiler.artifact import write_manifest
 from llmc.compiler.cli.inspection_tables import _collapse
 from llmc.compiler.inspection import Port
+from llmc.compiler.manifest import Manifest
 
 Run = Callable[..., Result]
 
@@ -78,6 +81,66 @@ def test_inspect_context(llmc: Run, model_file: Path) -> None:
     assert llmc("inspect", model_file, "--context", 0).exit_code == 2
 
 
+ENGINE = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
+tiny (int64[batch, sequence] input_ids, float16[batch, 2, capacity, 8] "past_key_values.0.key")
+ => (float16[batch, 1, 64] logits, float16[batch, 2, capacity, 8] "present.0.key")
+{ logits, "present.0.key" = test.Decoder(input_ids, "past_key_values.0.key") }"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, manifest: Manifest) -> Path:
+    """A CPU engine with a shared cache and a context of 128."""
+    ir.save(ir.from_onnx_text(ENGINE), tmp_path / "model.onnx")
+    write_manifest(tmp_path, manifest)
+    return tmp_path
+
+
+def test_inspect_memory(llmc: Run, engine: Path) -> None:
+    result = llmc("inspect", engine, "--context", 100, "--batch", "1,32", "--chunk", 10)
+    assert result.exit_code == 0, result.stderr
+    for words in ("Memory, context 100, chunk 10", "batch 1", "batch 32", "100.0 KiB", "KV cache", "not counted: "):
+        assert words in result.stdout
+    value = json.loads(llmc("inspect", engine, "--context", 100, "--batch", "1,32", "--json").stdout)
+    assert [(plan["batch"], plan["chunk"], plan["kv_cache"]) for plan in value["memory"]] == [
+        (1, 100, 100 * 32),
+        (32, 100, 32 * 100 * 32),
+    ]
+
+
+def test_inspect_plans_no_memory_unless_asked(llmc: Run, engine: Path) -> None:
+    assert "Memory" not in llmc("inspect", engine).stdout
+    assert json.loads(llmc("inspect", engine, "--json").stdout)["memory"] == []
+
+
+@pytest.mark.parametrize("options", [("--batch", "0"), ("--batch", "a"), ("--context", 129, "--batch", 1)])
+def test_inspect_refuses_plans_that_cannot_be(llmc: Run, engine: Path, options: tuple[object, ...]) -> None:
+    assert llmc("inspect", engine, *options).exit_code == 2
+
+
+@pytest.mark.parametrize(("free", "code"), [(1 << 30, 0), (1000, 9)])
+def test_doctor_says_whether_an_engine_fits(
+    llmc: Run, engine: Path, monkeypatch: pytest.MonkeyPatch, free: int, code: int
+) -> None:
+    monkeypatch.setattr(memory_fit.psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=1 << 40))
+    shown = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2)
+    assert shown.exit_code == code
+    assert "free on this machine" in shown.stdout
+    as_json = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2, "--json")
+    assert as_json.exit_code == code
+    value = json.loads(as_json.stdout)["model"]
+    assert value["fits"] == (code == 0)
+    assert value["plan"]["kv_cache"] == 2 * 100 * 32
+    if code:
+        assert shown.stderr.count("\n") == 1
+        assert value["problem"] in shown.stderr
+
+
+def test_doctor_needs_an_engine_for_a_context(llmc: Run) -> None:
+    result = llmc("doctor", "--context", 10)
+    assert result.exit_code == 2
+    assert "--model DIR" in result.stderr
+
+
 def test_layers_share_a_row() -> None:
     ports = [Port(f"past.{i}.key", "FLOAT", (1, "t")) for i in (0, 1, 2, 5)] + [Port("past.3.key", "FLOAT", (2,))]
     assert _collapse([Port("ids", None, None), *ports]) == [
@@ -97,6 +160,15 @@ def test_doctor(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert target.target in shown.stdout
     value = json.loads(llmc("doctor", "--json").stdout)
     assert value == json.loads(json.dumps(report.to_json()))
+
+
+def test_doctor_shows_free_device_memory(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (doctor.Gpu("H100", "9.0", 80 << 30, 79 << 30), doctor.Gpu("Other", "8.9", 8 << 30))
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: gpus)
+    text = llmc("doctor").stdout
+    assert "H100, 80.00 GiB, 79.00 GiB free, compute capability 9.0" in text
+    assert "Other, 8.00 GiB, free memory not told" in text
+    assert json.loads(llmc("doctor", "--json").stdout)["gpus"][0]["free_bytes"] == 79 << 30
 
 
 def test_doctor_keeps_brackets(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:

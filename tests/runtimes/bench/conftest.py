@@ -10,15 +10,26 @@ from llmc.runtimes.bench.results import Subject
 from llmc.runtimes.bench.summary import Summary
 
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
+FAKE_NVML = Path(__file__).parent / "fake_nvml.py"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
 def fake():
     """The module fake_worker, for tests that use its session in this process."""
-    spec = importlib.util.spec_from_file_location("fake_worker", FAKE_WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(FAKE_WORKER)
+
+
+@pytest.fixture
+def nvml():
+    """A stand-in for pynvml with one device."""
+    return load(FAKE_NVML).FakeNvml()
 
 
 @pytest.fixture

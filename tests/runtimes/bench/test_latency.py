@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from llmc.compiler.errors import EngineError, UsageError
-from llmc.runtimes.bench import latency
+from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Sample, compare, step_bytes, warnings_of
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.remote import WorkerProcess
@@ -77,6 +77,7 @@ class Recorder:
     """A worker that remembers its requests."""
 
     requests: ClassVar[list] = []
+    pid = 1
 
     def __init__(self, label, command):
         self.label = label
@@ -98,7 +99,7 @@ class Recorder:
 
 
 def test_subjects_get_the_same_tokens_and_rounds_other_ones(make_subject, bandwidth, monkeypatch):
-    monkeypatch.setattr(latency, "WorkerProcess", Recorder)
+    monkeypatch.setattr(rounds, "WorkerProcess", Recorder)
     monkeypatch.setattr(Recorder, "requests", [])
     options = BenchOptions(runs=2, load_window_s=0, seed=40, threads=3)
     report = run_benchmark([make_subject("a"), make_subject("b")], make_cases([4], 2), options, bandwidth=bandwidth)

@@ -9,9 +9,10 @@ import pytest
 from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench import peers
 from llmc.runtimes.bench.peer_llamacpp import LlamaCppTarget, describe_tensors
-from llmc.runtimes.bench.peers import peer_subjects
+from llmc.runtimes.bench.peers import PeerChoice, distinct_labels, peer_subjects
 from llmc.runtimes.bench.protocol import RunRequest
 from llmc.runtimes.bench.remote import WorkerProcess, peer_command
+from llmc.runtimes.bench.results import Subject
 
 GGUF = pytest.importorskip("gguf", reason="the gguf package comes with the extra [gguf]")
 
@@ -141,7 +142,9 @@ def test_an_interpreter_without_the_peer_is_named():
     assert "No module named 'llama_cpp'" in str(caught.value)
 
 
-def test_each_variant_is_a_subject(monkeypatch, tmp_path):
+@pytest.fixture
+def prepared(monkeypatch):
+    """Peers prepare whatever they are asked to, in no process; the commands that would have been started."""
     started = []
 
     class Worker(WorkerProcess):
@@ -152,34 +155,63 @@ def test_each_variant_is_a_subject(monkeypatch, tmp_path):
             return None
 
         def request(self, command, **fields):
-            return {"path": str(tmp_path / "made"), "details": {"ftype": "Q4_0"}}
+            return {"path": fields["source"], "details": {} if "genai" in started[-1][-1] else {"ftype": "Q4_0"}}
 
     monkeypatch.setattr(peers, "WorkerProcess", Worker)
-    on, off = peer_subjects("llamacpp-python", Path(sys.executable), tmp_path, tmp_path)
+    return started
+
+
+def test_each_variant_is_a_subject(prepared, tmp_path):
+    on, off = peer_subjects(PeerChoice("llamacpp-python", Path(sys.executable), tmp_path), tmp_path)
     assert on.label == "llamacpp-python Q4_0, flash attention"
+    assert on.path == tmp_path
     assert (on.command[-1], off.command[-1]) == ("on", "off")
-    assert on.command[:-1] == off.command[:-1] == started[0]
+    assert on.command[:-1] == off.command[:-1] == prepared[0]
 
 
-def test_peer_paths_and_names_are_checked(tmp_path):
-    with pytest.raises(UsageError, match="unknown peer 'nobody'"):
-        peer_subjects("nobody", Path(sys.executable), tmp_path, tmp_path)
-    with pytest.raises(UsageError, match=r"missing\.gguf does not exist"):
-        peer_subjects("llamacpp-python", Path(sys.executable), tmp_path / "missing.gguf", tmp_path)
+def test_one_variant_or_the_only_one(prepared, tmp_path):
+    (chosen,) = peer_subjects(PeerChoice("transformers", Path(sys.executable), tmp_path, "compile"), tmp_path)
+    assert chosen.label == "transformers Q4_0, compile"
+    assert chosen.command[-2:] == ("llmc.runtimes.bench.peer_transformers", "compile")
+    (only,) = peer_subjects(PeerChoice("genai", Path(sys.executable), tmp_path), tmp_path)
+    assert only.label == "genai"
+    assert only.command[-1] == "cuda"
 
 
-def test_command_line_returns_the_errors_code(tmp_path, capsys):
-    gguf = str(tmp_path / "missing.gguf")
-    arguments = [
-        str(tmp_path),
-        "--gguf",
-        gguf,
-        "--peer",
-        f"llamacpp-python={sys.executable}",
-        "--cache",
-        str(tmp_path),
+def test_subjects_of_the_same_label_are_told_apart():
+    subjects = [
+        Subject("genai", Path("m/int4"), ()),
+        Subject("genai", Path("m/fp16"), ()),
+        Subject("a", Path("b"), ()),
     ]
-    assert peers.main(arguments) == UsageError.exit_code
-    assert "does not exist" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        peers.main([str(tmp_path), "--gguf", gguf, "--peer", "nobody=python"])
+    assert [subject.label for subject in distinct_labels(subjects)] == ["genai, int4", "genai, fp16", "a"]
+
+
+def test_what_the_option_says():
+    choice = PeerChoice.parse("transformers=/venv/bin/python:dir/model")
+    assert choice == PeerChoice("transformers", Path("/venv/bin/python"), Path("dir/model"))
+    assert PeerChoice.parse("transformers/compile=python:m").variant == "compile"
+    assert PeerChoice.parse("llamacpp-python/no flash attention=python:m.gguf").variant == "no flash attention"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("transformers=python", r"add what transformers opens \(a directory with config.json.*python:SOURCE"),
+        ("transformers", "is not NAME=PYTHON:SOURCE"),
+        ("=python:x", "is not NAME=PYTHON:SOURCE"),
+        ("nobody=python:x", "unknown peer 'nobody'; known: llamacpp-python, transformers, genai"),
+        ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile"),
+    ],
+)
+def test_options_that_say_something_else(text, message):
+    with pytest.raises(UsageError, match=message):
+        PeerChoice.parse(text)
+
+
+def test_paths_are_checked_before_anything_starts(prepared, tmp_path):
+    with pytest.raises(UsageError, match=r"missing\.gguf does not exist"):
+        peer_subjects(PeerChoice("llamacpp-python", Path(sys.executable), tmp_path / "missing.gguf"), tmp_path)
+    with pytest.raises(UsageError, match="no/python does not exist"):
+        peer_subjects(PeerChoice("genai", Path("no/python"), tmp_path), tmp_path)
+    assert not prepared

@@ -1,0 +1,209 @@
+"""A CUDA GPU: one stream, plain allocations, events, graphs; through NVIDIA's ``cuda.bindings``.
+
+In: a device number. Out: the :class:`~llmc.runtimes.device.Device` protocol.
+
+A recording is a CUDA graph captured from the stream, whatever runs on it: a whole decode step, model and sampler, is
+one launch. The runtime that computes on the stream must not synchronize or allocate while it is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.runtimes.device import Array, Buffer, Moment, Recording
+
+SUCCESS = 0
+
+
+def cuda_devices() -> int:
+    """GPUs that can be used here; 0 without a driver or without the package."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return 0
+    try:
+        error, count = runtime.cudaGetDeviceCount()
+    except RuntimeError:  # no libcudart, or no driver behind it
+        return 0
+    return int(count) if int(error) == SUCCESS else 0
+
+
+class CudaDevice:
+    """One GPU; see :class:`llmc.runtimes.device.Device`."""
+
+    ort_name = "cuda"
+
+    def __init__(self, index: int = 0) -> None:
+        """Choose a GPU and make a stream on it.
+
+        Raises:
+            MissingDependencyError: cuda-bindings is not installed.
+            EngineError: there is no such GPU.
+        """
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise MissingDependencyError(
+                "cuda-bindings is not installed; pip install 'llmc-toolchain[cuda]'"
+            ) from error
+        if not 0 <= index < cuda_devices():
+            raise EngineError(f"there is no CUDA device {index} here; `llmc doctor` shows what there is")
+        self._cuda = runtime
+        self.index = index
+        self._do("cudaSetDevice", index)
+        self._stream = self._do("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def description(self) -> str:
+        """As ``cuda:0 NVIDIA H100 80GB HBM3``."""
+        name = self._do("cudaGetDeviceProperties", self.index).name
+        return f"cuda:{self.index} {name.decode().strip(chr(0))}"
+
+    @property
+    def compute_capability(self) -> str:
+        """As ``9.0``."""
+        properties = self._do("cudaGetDeviceProperties", self.index)
+        return f"{properties.major}.{properties.minor}"
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for libraries that compute on it."""
+        return int(self._stream)
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """Zeroed device memory.
+
+        Raises:
+            EngineError: there is not so much.
+        """
+        size = max(nbytes, 256)
+        error, address = self._cuda.cudaMalloc(size)
+        if int(error) != SUCCESS:
+            self._cuda.cudaGetLastError()
+            free = self.free_bytes()
+            raise EngineError(
+                f"{size / 2**30:.2f} GiB of GPU memory are needed and {free / 2**30:.2f} GiB are free; "
+                "use a shorter context, fewer rows or another program's memory"
+            )
+        self._sizes[int(address)] = size
+        self._do("cudaMemsetAsync", address, 0, size, self._stream)
+        return Buffer(int(address), nbytes)
+
+    def free(self, buffer: Buffer) -> None:
+        """Free device memory."""
+        if self._sizes.pop(buffer.address, None) is not None:
+            self.wait()
+            self._do("cudaFree", buffer.address)
+
+    def free_bytes(self) -> int:
+        """Free memory of the GPU, whoever uses the rest."""
+        return int(self._do("cudaMemGetInfo")[0])
+
+    def used_bytes(self) -> int | None:
+        """Memory of the GPU that is not free."""
+        free, total = self._do("cudaMemGetInfo")
+        return int(total) - int(free)
+
+    def upload(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
+        """Copy from pageable memory: CUDA has read it when the call returns."""
+        content = np.ascontiguousarray(array)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._do("cudaMemcpyAsync", buffer.address + offset, content.ctypes.data, content.nbytes, kind, self._stream)
+
+    def download(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
+        """Queue a copy to pinned memory."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._do("cudaMemcpyAsync", array.ctypes.data, buffer.address + offset, array.nbytes, kind, self._stream)
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Pinned host memory, freed with the array."""
+        return _pinned(self._cuda, shape, np.dtype(dtype))
+
+    def mark(self) -> Moment:
+        """An event on the stream."""
+        event = self._do("cudaEventCreate")
+        self._do("cudaEventRecord", event, self._stream)
+        return _Event(self, event)
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        """Capture the stream while ``work`` runs."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.wait()
+        self._do("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._cuda.cudaStreamEndCapture(self._stream)
+            self._cuda.cudaGetLastError()
+            raise
+        graph = self._do("cudaStreamEndCapture", self._stream)
+        return _Graph(self, graph, self._do("cudaGraphInstantiate", graph, 0))
+
+    def launch(self, executable: Any) -> None:
+        """Queue a captured graph."""
+        self._do("cudaGraphLaunch", executable, self._stream)
+
+    def wait(self) -> None:
+        """Wait for the stream.
+
+        Raises:
+            EngineError: something that was queued failed.
+        """
+        self._do("cudaStreamSynchronize", self._stream)
+
+    def _do(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the CUDA runtime; its result, or an error in words."""
+        error, *results = getattr(self._cuda, function)(*arguments)
+        if int(error) != SUCCESS:
+            text = self._cuda.cudaGetErrorString(error)[1]
+            words = text.decode() if isinstance(text, bytes) else str(text)
+            raise EngineError(f"CUDA failed in {function}: {words}")
+        return results[0] if len(results) == 1 else results
+
+
+class _Event:
+    def __init__(self, device: CudaDevice, event: Any) -> None:
+        self._device, self._event = device, event
+
+    def wait(self) -> None:
+        self._device._do("cudaEventSynchronize", self._event)
+
+    def seconds_since(self, earlier: Moment) -> float:
+        assert isinstance(earlier, _Event)
+        self.wait()
+        return float(self._device._do("cudaEventElapsedTime", earlier._event, self._event)) / 1e3
+
+    def __del__(self) -> None:
+        self._device._cuda.cudaEventDestroy(self._event)
+
+
+class _Graph:
+    def __init__(self, device: CudaDevice, graph: Any, executable: Any) -> None:
+        self._device, self._graph, self._executable = device, graph, executable
+
+    def launch(self) -> None:
+        self._device.launch(self._executable)
+
+    def __del__(self) -> None:
+        self._device._cuda.cudaGraphExecDestroy(self._executable)
+        self._device._cuda.cudaGraphDestroy(self._graph)
+
+
+def _pinned(cuda: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array over pinned memory."""
+    import ctypes
+    import weakref
+
+    size = max(1, int(np.prod(shape)) * dtype.itemsize)
+    error, address = cuda.cudaHostAlloc(size, 0)
+    if int(error) != SUCCESS:
+        raise EngineError(f"{size} bytes of pinned host memory cannot be allocated")
+    memory: Any = (ctypes.c_uint8 * size).from_address(int(address))
+    weakref.finalize(memory, cuda.cudaFreeHost, int(address))
+    array: Array = np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+    return array

@@ -1,0 +1,255 @@
+"""The decode loop on the device: a step's token is the next step's input, and the host only reads along.
+
+    input_ids ─▶ decoder ─▶ logits ─▶ sampler ─▶ input_ids, seqlens_k + 1, step + 1, log[step]
+
+In: a session after its prefill. Out: :class:`DecodeLoop`: steps are queued ahead of the host, each as one launch of
+what was recorded (decoder and sampler together), followed by one small copy of the step's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmc.runtimes.device import Buffer, Device, Moment, Recording
+from llmc.runtimes.device_sampler import build_sampler, uniforms
+from llmc.runtimes.engine import Int64Array
+from llmc.runtimes.sampling import SamplingParams
+
+LOOKAHEAD = 4
+"""Steps queued beyond the one whose tokens the host waits for: while it looks at a token the device has work."""
+SHORTEST_LOG = 64
+ALONE = (0, 0)
+"""In the place of (rows, capacity): a sampler that runs without a decode step."""
+RUNS_BEFORE_RECORDING = 3
+"""The runtime allocates on the first run of a shape, and lays its memory out anew on the second; neither can be
+recorded."""
+
+MakeInference = Callable[[bytes], Any]
+"""Loads a small graph with the engine's runtime and options."""
+
+
+class Stepper(Protocol):
+    """What a loop needs of a session."""
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+        ...
+
+    def run_step(self) -> None:
+        """Queue one decode step, launch by launch."""
+        ...
+
+    def step_buffers(self) -> Any:
+        """Where a step reads and writes: ``input_ids``, ``seqlens_k``, ``logits``."""
+        ...
+
+    def grown(self, lengths: Int64Array) -> None:
+        """Told how long the rows are now."""
+        ...
+
+
+@dataclass
+class _Sampler:
+    """A sampler's graph, its state on the device, and its recordings together with a decode step."""
+
+    inference: Any
+    rows: int
+    buffers: dict[str, Buffer]
+    recordings: dict[tuple[int, int], Recording] = field(default_factory=dict)
+    bindings: dict[tuple[int, int], Any] = field(default_factory=dict)
+    answer: Any = None
+
+
+class SamplerCache:
+    """Samplers that were made for one session, kept for the next request with the same parameters."""
+
+    def __init__(self, device: Device, make: MakeInference, vocab_size: int, logits_type: int) -> None:
+        """For logits of ``vocab_size`` and ONNX's element type ``logits_type``."""
+        self._device, self._make = device, make
+        self._vocab_size, self._logits_type = vocab_size, logits_type
+        self._samplers: dict[tuple[SamplingParams, int, int], _Sampler] = {}
+
+    def get(self, params: SamplingParams, batch: int, max_steps: int) -> _Sampler:
+        """A sampler for so many rows and at least so many steps."""
+        rows = max(SHORTEST_LOG, 1 << (max_steps - 1).bit_length())
+        # The seed is in the uniforms, not in the graph.
+        kind = SamplingParams(params.temperature, params.top_k, params.top_p, params.min_p)
+        key = (kind, batch, rows)
+        if key not in self._samplers:
+            model = build_sampler(kind, self._vocab_size, self._logits_type, rows)
+            sizes = {"uniforms": rows * batch * 4, "step": 8, "active": batch * 4, "log": rows * batch * 8}
+            buffers = {name: self._device.allocate(size) for name, size in sizes.items()}
+            self._samplers[key] = _Sampler(self._make(model.SerializeToString()), rows, buffers)
+        return self._samplers[key]
+
+    def most_likely(self, logits: Buffer, batch: int) -> Int64Array:
+        """Arg-max of each row of ``logits`` [batch, 1, vocab_size]; [batch] int64, on the host."""
+        sampler = self.get(SamplingParams(), batch, 1)
+        if ALONE not in sampler.bindings:
+            extra = {"ids": batch * 8, "lengths": batch * 4}
+            sampler.buffers |= {name: self._device.allocate(size) for name, size in extra.items()}
+            own = sampler.buffers
+            sampler.bindings[ALONE] = self._bind(sampler, batch, logits, own["ids"], own["lengths"])
+            sampler.answer = self._device.host_array((batch,), np.int64)
+        self._device.upload(sampler.buffers["active"], np.ones(batch, np.int32))
+        run(sampler.inference, sampler.bindings[ALONE])
+        self._device.download(sampler.buffers["ids"], sampler.answer)
+        self._device.wait()
+        return np.array(sampler.answer)
+
+    def binding(self, sampler: _Sampler, shape: tuple[int, int], stepper: Stepper) -> Any:
+        """The sampler bound to a step's buffers."""
+        if shape not in sampler.bindings:
+            step = stepper.step_buffers()
+            sampler.bindings[shape] = self._bind(sampler, shape[0], step.logits, step.input_ids, step.seqlens_k)
+        return sampler.bindings[shape]
+
+    def _bind(self, sampler: _Sampler, batch: int, logits: Buffer, ids: Buffer, seqlens: Buffer) -> Any:
+        from onnx import TensorProto
+
+        binding = sampler.inference.io_binding()
+        where, own = (self._device.ort_name, 0), sampler.buffers
+        int32, int64 = TensorProto.INT32, TensorProto.INT64
+        names = {item.name for item in sampler.inference.get_inputs()}
+        inputs = {
+            "logits": (logits, self._logits_type, (batch, 1, self._vocab_size)),
+            "uniforms": (own["uniforms"], TensorProto.FLOAT, (sampler.rows, batch)),
+            "step": (own["step"], int64, (1,)),
+            "active": (own["active"], int32, (batch,)),
+            "seqlens_k": (seqlens, int32, (batch,)),
+            "log": (own["log"], int64, (sampler.rows, batch)),
+        }
+        for name, (buffer, kind, shape) in inputs.items():
+            if name in names:
+                binding.bind_input(name, *where, kind, shape, buffer.address)
+        binding.bind_output("next_ids", *where, int64, (batch, 1), ids.address)
+        for name in ("step", "seqlens_k", "log"):
+            buffer, kind, shape = inputs[name]
+            binding.bind_output(f"next_{name}", *where, kind, shape, buffer.address)
+        return binding
+
+    def forget_recordings(self) -> None:
+        """The session's buffers have moved."""
+        for sampler in self._samplers.values():
+            sampler.recordings.clear()
+            sampler.bindings.clear()
+
+    def close(self) -> None:
+        """Free everything."""
+        for sampler in self._samplers.values():
+            for buffer in sampler.buffers.values():
+                self._device.free(buffer)
+        self._samplers = {}
+
+
+class DecodeLoop:
+    """Token 1 and on of a generation whose token 0 the prefill gave; made by a session's ``decode_loop``."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        samplers: SamplerCache,
+        shape: tuple[int, int],
+        active: Sequence[bool],
+        params: SamplingParams,
+        row_ids: Sequence[int],
+        max_steps: int,
+    ) -> None:
+        """Bring the sampler's state to the device; ``shape`` is (rows, capacity)."""
+        batch, self._device, self._max_steps = shape[0], stepper.device, max_steps
+        self._stepper, self._shape = stepper, shape
+        self._sampler = samplers.get(params, batch, max_steps)
+        self._active = np.asarray(active, np.int32)
+        self._write_state(params, row_ids)
+        self._recording = self._record(samplers)
+        # Recording ran the step once; its state is written again.
+        self._tokens: Int64Array = self._device.host_array((max_steps, batch), np.int64)
+        self._moments: list[Moment] = [self._device.mark()]
+        self._queued = 0
+
+    def _write_state(self, params: SamplingParams, row_ids: Sequence[int]) -> None:
+        own, rows = self._sampler.buffers, self._sampler.rows
+        if not params.greedy:
+            self._device.upload(own["uniforms"], uniforms(params, row_ids, rows))
+        self._device.upload(own["step"], np.ones(1, np.int64))
+        self._device.upload(own["active"], self._active)
+
+    def _record(self, samplers: SamplerCache) -> Recording:
+        binding = samplers.binding(self._sampler, self._shape, self._stepper)
+
+        def step() -> None:
+            self._stepper.run_step()
+            run(self._sampler.inference, binding)
+
+        if self._shape not in self._sampler.recordings:
+            buffers = self._stepper.step_buffers()
+            kept = [
+                (buffer, self._device.host_array((size,), np.uint8))
+                for buffer, size in (
+                    (buffers.input_ids, self._shape[0] * 8),
+                    (buffers.seqlens_k, self._shape[0] * 4),
+                    (self._sampler.buffers["step"], 8),
+                )
+            ]
+            for buffer, array in kept:
+                self._device.download(buffer, array)
+            for _ in range(RUNS_BEFORE_RECORDING):
+                step()
+            self._device.wait()
+            for buffer, array in kept:
+                self._device.upload(buffer, array)
+            self._sampler.recordings[self._shape] = self._device.record(step)
+        return self._sampler.recordings[self._shape]
+
+    def tokens(self, step: int) -> Int64Array:
+        """Tokens of a step from 1 on, [batch] int64; waits for them, and queues later steps first."""
+        self.queue(min(step + LOOKAHEAD, self._max_steps - 1))
+        self._moments[step].wait()
+        return np.array(self._tokens[step])
+
+    def queue(self, last: int) -> None:
+        """Queue the steps up to ``last``, which are not queued yet."""
+        width = self._shape[0] * 8
+        while self._queued < last:
+            self._queued += 1
+            self._recording.launch()
+            log, row = self._sampler.buffers["log"], self._tokens[self._queued]
+            self._device.download(log, row, self._queued * width)
+            self._moments.append(self._device.mark())
+
+    def finish(self, row: int) -> None:
+        """Let a row stand still from the next step that is queued."""
+        self._active[row] = 0
+        self._device.upload(self._sampler.buffers["active"], self._active)
+
+    def step_seconds(self, step: int) -> float:
+        """Time on the device from the end of the step before, or for step 1 from the loop's start, to its end."""
+        return self._moments[step].seconds_since(self._moments[step - 1])
+
+    def close(self) -> None:
+        """Tell the session how long its rows are."""
+        self._device.wait()
+        lengths = self._device.host_array((self._shape[0],), np.int32)
+        self._device.download(self._stepper.step_buffers().seqlens_k, lengths)
+        self._device.wait()
+        self._stepper.grown(lengths.astype(np.int64))
+
+
+def run(inference: Any, binding: Any) -> None:
+    """Queue a small graph without waiting for it."""
+    inference.run_with_iobinding(binding, _no_waiting())
+
+
+@cache
+def _no_waiting() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

@@ -1,0 +1,145 @@
+"""An engine's graph bound to a device's memory.
+
+In: ONNX Runtime's session and buffers. Out: :class:`GraphIO`, which knows the graph's inputs and outputs and runs it
+on addresses, without a copy and without waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.device import Buffer, Device
+
+CACHE_INPUT = re.compile(r"past_key_values\.")
+TOTAL = "total_sequence_length"
+ELEMENT_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
+    "tensor(float)": (TensorProto.FLOAT, np.dtype(np.float32)),
+    "tensor(float16)": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "tensor(bfloat16)": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "tensor(float8e4m3fn)": (TensorProto.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn)),
+    "tensor(int8)": (TensorProto.INT8, np.dtype(np.int8)),
+    "tensor(int32)": (TensorProto.INT32, np.dtype(np.int32)),
+    "tensor(int64)": (TensorProto.INT64, np.dtype(np.int64)),
+}
+"""ONNX Runtime's name of an element type -> ONNX's number and NumPy's type."""
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One input of the cache and the output that is written in its place.
+
+    Attributes:
+        past, present: Their names.
+        element_type: ONNX's number.
+        itemsize: Bytes of an element.
+        heads, width: Second and last dimension.
+    """
+
+    past: str
+    present: str
+    element_type: int
+    itemsize: int
+    heads: int
+    width: int
+
+    def nbytes(self, batch: int, capacity: int) -> int:
+        """Bytes of the tensor with so many rows and slots."""
+        return math.prod(self.shape(batch, capacity)) * self.itemsize
+
+    def shape(self, batch: int, capacity: int) -> tuple[int, int, int, int]:
+        """[batch, heads, capacity, width]."""
+        return (batch, self.heads, capacity, self.width)
+
+
+class GraphIO:
+    """A loaded graph whose inputs and outputs are bound to a device's addresses."""
+
+    def __init__(self, inference: Any, device: Device) -> None:
+        """Read the graph's interface.
+
+        Raises:
+            EngineError: it is no graph with a shared cache and lengths as inputs.
+        """
+        import onnxruntime
+
+        self._inference, self._device = inference, device
+        self._types = {
+            item.name: ELEMENT_TYPES[item.type] for item in (*inference.get_inputs(), *inference.get_outputs())
+        }
+        names = {item.name for item in inference.get_inputs()}
+        if TOTAL not in names:
+            raise EngineError(f"the graph has no input {TOTAL}; build the engine again")
+        self._names = names
+        self.cache = [_cache_tensor(item) for item in inference.get_inputs() if CACHE_INPUT.match(item.name)]
+        self.logits_type = self._types["logits"][1]
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(
+        self,
+        values: Mapping[str, tuple[Buffer, tuple[int, ...]]],
+        cache: Mapping[str, Buffer],
+        batch: int,
+        capacity: int,
+        total: int,
+    ) -> Any:
+        """A binding of inputs and outputs to addresses.
+
+        Args:
+            values: Name -> memory and shape; names that the graph does not have are left out.
+            cache: ``past_key_values.…`` -> memory, which becomes past and present.
+            batch, capacity: Rows and slots of the cache.
+            total: The longest row after this chunk, read on the host.
+        """
+        binding = self._inference.io_binding()
+        where = (self._device.ort_name, 0)
+        for tensor in self.cache:
+            address, shape = cache[tensor.past].address, tensor.shape(batch, capacity)
+            binding.bind_input(tensor.past, *where, tensor.element_type, shape, address)
+            binding.bind_output(tensor.present, *where, tensor.element_type, shape, address)
+        self.rebind(binding, values, total)
+        return binding
+
+    def rebind(self, binding: Any, values: Mapping[str, tuple[Buffer, tuple[int, ...]]], total: int) -> None:
+        """Give some inputs and outputs of a binding another shape or address; the cache stays bound."""
+        import onnxruntime
+
+        where = (self._device.ort_name, 0)
+        for name, (buffer, shape) in values.items():
+            if name in self._names:
+                binding.bind_input(name, *where, self._types[name][0], shape, buffer.address)
+            elif name in self._types:
+                binding.bind_output(name, *where, self._types[name][0], shape, buffer.address)
+        binding.bind_ortvalue_input(TOTAL, onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(total, np.int32)))
+
+    def run(self, binding: Any) -> None:
+        """Queue the graph.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        try:
+            self._inference.run_with_iobinding(binding, self._options)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {(str(error).splitlines() or ['?'])[0]}") from error
+
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._inference = None
+
+
+def _cache_tensor(item: Any) -> CacheTensor:
+    element_type, dtype = ELEMENT_TYPES[item.type]
+    if len(item.shape) != 4 or not isinstance(item.shape[1], int) or not isinstance(item.shape[3], int):
+        raise EngineError(f"{item.name} of shape {item.shape} is no cache of keys or values")
+    present = "present." + item.name.removeprefix("past_key_values.")
+    return CacheTensor(item.name, present, element_type, dtype.itemsize, item.shape[1], item.shape[3])

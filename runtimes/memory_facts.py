@@ -1,0 +1,150 @@
+"""What a graph says about the memory that it will need; no weight is read.
+
+In: an artifact directory, or any ONNX file. Out: :class:`MemoryFacts`: bytes of weights, the inputs of the KV cache
+with their types and shapes, and the graph itself, whose values have shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from llmc.compiler.artifact import open_artifact
+from llmc.compiler.errors import ArtifactError
+from llmc.compiler.manifest import MANIFEST_NAME, CacheKind, Manifest
+
+PAST, PRESENT = "past_key_values.", "present."
+_GRAPHS = ("engine.onnx", "model.onnx")
+
+
+@dataclass(frozen=True)
+class CacheInput:
+    """One input of the KV cache, or one state.
+
+    Attributes:
+        name: As ``past_key_values.0.key``.
+        dtype: ONNX data type, as ``FLOAT16``.
+        bytes_per_value: 2 for float16, 1 for int8 and float8, 0.5 for packed int4.
+        shape: Sizes without the batch; None for the axis with a slot per token, which a state has not.
+        batched: Whether there is one per row; a scale, for one, is the same for all.
+        copies: Buffers that are alive at once: past and present, where they are not the same memory.
+    """
+
+    name: str
+    dtype: str
+    bytes_per_value: float
+    shape: tuple[int | None, ...]
+    batched: bool
+    copies: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has a slot per token."""
+        return None in self.shape
+
+    def bytes(self, batch: int, slots: int) -> int:
+        """Bytes of all copies for ``batch`` rows of ``slots`` tokens."""
+        values = math.prod(slots if dim is None else dim for dim in self.shape) * (batch if self.batched else 1)
+        return self.copies * math.ceil(values * self.bytes_per_value)
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What a graph and its manifest say about memory.
+
+    Attributes:
+        graph_file: The ONNX file that the engine opens.
+        graph: Its graph, weights in their files.
+        target: As ``cpu`` or ``cuda``; None for a graph for any runtime.
+        max_context: Most tokens that a row may hold; None: only memory limits it.
+        weight_bytes: Data file, and constants inside the graph.
+        cache: Inputs of the KV cache and states.
+    """
+
+    graph_file: Path
+    graph: ir.Graph
+    target: str | None
+    max_context: int | None
+    weight_bytes: int
+    cache: tuple[CacheInput, ...]
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes that one token of one row takes in the KV cache, all layers and all copies."""
+        return sum(entry.bytes(1, 1) for entry in self.cache if entry.grows)
+
+
+def read_facts(path: Path) -> MemoryFacts:
+    """Read what decides the memory of an artifact, or of an ONNX file; no weight is read.
+
+    Raises:
+        ArtifactError: there is no such path, no graph in it, or it is damaged.
+    """
+    manifest = open_artifact(path).manifest if path.is_dir() and (path / MANIFEST_NAME).is_file() else None
+    graph_file = _graph_file(path, manifest)
+    try:
+        graph = ir.load(graph_file).graph
+    except Exception as error:  # protobuf, onnx_ir and the file system have no common base
+        raise ArtifactError(f"{graph_file} cannot be read as an ONNX model ({type(error).__name__})") from error
+    shared = manifest is not None and manifest.cache == "shared"
+    return MemoryFacts(
+        graph_file=graph_file,
+        graph=graph,
+        target=manifest.target if manifest is not None else None,
+        max_context=manifest.max_context if manifest is not None else None,
+        weight_bytes=weight_bytes(graph),
+        cache=tuple(_cache_inputs(graph, "shared" if shared else "grow")),
+    )
+
+
+def weight_bytes(graph: ir.Graph) -> int:
+    """Bytes of the files that the constants lie in, and of those inside the graph.
+
+    A data file that is not there counts as what its tensors say.
+    """
+    inside, files, stated = 0, set[Path](), dict[tuple[Path, int], int]()
+    for tensor in _constants(graph):
+        if isinstance(tensor, ir.ExternalTensor):
+            path = Path(tensor.path)
+            files.add(path)
+            stated[path, tensor.offset or 0] = tensor.nbytes
+        else:
+            inside += tensor.nbytes
+    missing = sum(size for (path, _), size in stated.items() if not path.is_file())
+    return inside + missing + sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _graph_file(path: Path, manifest: Manifest | None) -> Path:
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; give an artifact directory or an .onnx file")
+    named = manifest.engine.details.get("graph") if manifest is not None and manifest.engine is not None else None
+    names = (*([named] if isinstance(named, str) else []), *_GRAPHS)
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise ArtifactError(f"{path} holds neither {' nor '.join(_GRAPHS)}; give an artifact that llmc made")
+    return found
+
+
+def _constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    for part in {id(part): part for part in (graph, *graph.subgraphs())}.values():
+        yield from (value.const_value for value in part.initializers.values() if value.const_value is not None)
+
+
+def _cache_inputs(graph: ir.Graph, kind: CacheKind) -> Iterator[CacheInput]:
+    outputs = {value.name for value in graph.outputs}
+    for value in graph.inputs:
+        name = value.name or ""
+        if not name.startswith(PAST):
+            continue
+        if value.shape is None or value.dtype is None:
+            raise ArtifactError(f"the graph's input {name} states no shape or no type; make the artifact again")
+        batched = bool(value.shape) and not isinstance(value.shape[0], int)
+        shape = tuple(dim if isinstance(dim, int) else None for dim in list(value.shape)[1 if batched else 0 :])
+        apart = PRESENT + name.removeprefix(PAST) in outputs and (None not in shape or kind == "grow")
+        yield CacheInput(name, value.dtype.name, float(value.dtype.itemsize), shape, batched, 2 if apart else 1)

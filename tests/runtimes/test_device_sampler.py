@@ -1,0 +1,397 @@
+"""The sampling graph against the host's sampler, its memory contract, and what CUDA has kernels for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from llmc.compiler.errors import UsageError
+from llmc.runtimes.device_draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
+from llmc.runtimes.device_sampler import MAX_TOP_K, build_sampler, supports, uniforms
+from llmc.runtimes.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
+
+Array = np.ndarray[Any, Any]
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+STATE = {"next_step": "step", "next_seqlens_k": "seqlens_k", "next_log": "log"}
+FILTERS: list[dict[str, float]] = [
+    {},
+    {"min_p": 0.05},
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_p": 0.9},
+    {"top_k": 40, "top_p": 0.8},
+    {"top_p": 0.95, "min_p": 0.02},
+    {"top_k": 200, "top_p": 0.7, "min_p": 0.1},
+    {"top_k": 1000, "top_p": 1e-4},
+]
+GRAPHS = [SamplingParams(), *(SamplingParams(temperature=0.7, **fields) for fields in FILTERS)]
+
+_WIDE = {"float", "double", "float16", "int32", "int64"}
+_FLOATS = {"float", "double", "float16"}
+#: First version and element types of the kernels that docs/OperatorKernels.md of ONNX Runtime lists for CUDA.
+CUDA: dict[str, tuple[int, set[str]]] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), (14, _WIDE)),
+    **dict.fromkeys(("Less", "Greater", "Equal", "Min"), (13, _WIDE)),
+    "LessOrEqual": (16, _WIDE),
+    "And": (7, {"bool"}),
+    "ArgMax": (13, _FLOATS),
+    "Clip": (13, _WIDE),
+    "Cast": (13, _WIDE | {"bool", "bfloat16"}),
+    "CumSum": (14, _WIDE),
+    "Exp": (13, _FLOATS),
+    "Expand": (13, _WIDE),
+    "Gather": (13, _WIDE),
+    "GatherElements": (13, _WIDE),
+    "Pad": (18, _FLOATS),
+    "ReduceMax": (18, _WIDE),
+    "ReduceSum": (13, _WIDE),
+    "Reshape": (14, _WIDE | {"bool", "bfloat16"}),
+    "ScatterElements": (18, _WIDE),
+    "TopK": (11, _WIDE),
+    "Where": (16, _WIDE),
+}
+
+
+class Steps:
+    """Runs a sampling graph step by step; ``in_place`` binds each output onto its input's memory."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocab: int,
+        rows: int,
+        *,
+        steps: int = 64,
+        dtype: str = "float32",
+        draws: Array | None = None,
+        in_place: bool = False,
+        provider: str = "CPUExecutionProvider",
+        **options: Any,
+    ) -> None:
+        model = build_sampler(params, vocab, TYPES[dtype], steps, **options)
+        onnx.checker.check_model(model, full_check=True)
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads, settings.log_severity_level = 1, 3
+        if provider != "CPUExecutionProvider":
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self.session = ort.InferenceSession(model.SerializeToString(), settings, providers=[provider])
+        self.type, self.in_place = TYPES[dtype], in_place
+        self.uniforms = uniforms(params, range(rows), steps) if draws is None else draws.astype(np.float32)
+        self.step = np.zeros(1, np.int64)
+        self.seqlens_k = np.arange(rows, dtype=np.int32)
+        self.active = np.ones(rows, np.int32)
+        self.log = np.full((steps, rows), -7, np.int64)
+        self.ids = np.zeros((rows, 1), np.int64)
+
+    def __call__(self, logits: Array) -> Array:
+        """Sample logits [batch, vocab], float32 but of values that the graph's type has; the tokens, [batch]."""
+        binding = self.session.io_binding()
+        binding.bind_ortvalue_input("logits", self._logits(logits))
+        names = {item.name for item in self.session.get_inputs()}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(getattr(self, name)) for name in names - {"logits"}}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        outputs = {"next_ids": self.ids}
+        for output, name in STATE.items():
+            outputs[output] = getattr(self, name) if self.in_place else np.empty_like(getattr(self, name))
+        for output, array in outputs.items():
+            binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(array))
+        self.session.run_with_iobinding(binding)
+        for output, name in STATE.items():
+            setattr(self, name, outputs[output])
+        return self.ids[:, 0].copy()
+
+    def _logits(self, logits: Array) -> Any:
+        batch = np.ascontiguousarray(logits[:, None])
+        if self.type == TensorProto.FLOAT:
+            return ort.OrtValue.ortvalue_from_numpy(batch)
+        if self.type == TensorProto.FLOAT16:
+            return ort.OrtValue.ortvalue_from_numpy(batch.astype(np.float16))
+        bits = batch.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, self.type)
+
+
+def random_logits(seed: int, rows: int, vocab: int, dtype: str = "float32", spread: float = 3.0) -> Array:
+    values = (np.random.default_rng(seed).standard_normal((rows, vocab)) * spread).astype(np.float32)
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    return values.astype(kind).astype(np.float32)
+
+
+def count_differences(params: SamplingParams, vocab: int, dtype: str, rows: int = 64, steps: int = 32) -> int:
+    """Steps in which the graph and the host's sampler choose otherwise, of ``rows * steps``."""
+    graph, host = Steps(params, vocab, rows, steps=steps, dtype=dtype), Sampler(params, vocab, range(rows))
+    different = 0
+    for step in range(steps):
+        logits = random_logits(step, rows, vocab, dtype)
+        expected = [host.sample(logits[row], step, row) for row in range(rows)]
+        different += int((graph(logits) != expected).sum())
+    return different
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("fields", FILTERS, ids=str)
+def test_the_host_draws_the_same_tokens(fields: dict[str, float], dtype: str) -> None:
+    params = SamplingParams(temperature=0.8, seed=5, **fields)
+    assert count_differences(params, 1000, dtype) <= 2  # of 2,048
+
+
+@pytest.mark.parametrize("vocab", [1, 3, 513, 1031, 4096, 9000])
+@pytest.mark.parametrize("fields", [{}, {"top_k": 7}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_any_vocabulary_is_drawn_from(fields: dict[str, float], vocab: int) -> None:
+    assert count_differences(SamplingParams(temperature=0.6, **fields), vocab, "float32", rows=8) <= 1
+
+
+def test_bfloat16_logits() -> None:
+    assert count_differences(SamplingParams(temperature=1.0, top_k=30, top_p=0.9), 500, "bfloat16", rows=8) == 0
+    assert count_differences(SamplingParams(), 500, "bfloat16", rows=8) == 0
+
+
+@pytest.mark.parametrize("kind", ["argmax", "topk"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_greedy_takes_the_lowest_of_equal_tokens(kind: str, dtype: str) -> None:
+    logits = random_logits(1, 5, 6000, dtype)
+    logits[0, [70, 1500, 5999]] = 40.0
+    logits[1] = 60.0  # their sum is beyond float16
+    logits[2] = -60.0
+    graph = Steps(SamplingParams(), 6000, 5, dtype=dtype, greedy_kind=kind)
+    assert graph(logits).tolist() == [70, 0, 0, *logits[3:].argmax(axis=1)]
+
+
+def test_ties_with_the_kth_token_are_kept_up_to_the_bound() -> None:
+    draws = np.tile(np.linspace(0, 1 - 2.0**-24, 400), (1, 1))
+    logits = np.zeros((400, 900), np.float32)
+    logits[:, 500:520] = 1.0
+    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, steps=1, draws=draws)
+    assert set(graph(logits).tolist()) == set(range(500, 520))
+    logits[:, 100:300] = 1.0
+    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, steps=1, draws=draws)
+    drawn = set(graph(logits).tolist())
+    assert len(drawn) == 3 + TIES
+    assert drawn < {*range(100, 300), *range(500, 520)}
+
+
+def test_ties_inside_top_p_are_those_of_the_host() -> None:
+    params = SamplingParams(temperature=1.0, top_p=0.6, seed=9)
+    logits = np.round(random_logits(2, 64, 300, spread=1.5))
+    assert all(
+        np.unique(logits[row][filter_tokens(logits[row], params)[0]]).size < 6 for row in range(64)
+    )  # the cut lies in ties
+    graph, host = Steps(params, 300, 64), Sampler(params, 300, range(64))
+    for step in range(20):
+        assert graph(logits).tolist() == [host.sample(logits[row], step, row) for row in range(64)]
+
+
+def test_top_p_is_renormalised_over_its_candidates() -> None:
+    vocab, rows = 3 * TOP_P_CANDIDATES, 4096
+    row = np.full(vocab, -1.0, np.float32)
+    row[1::3] = 1.0  # TOP_P_CANDIDATES of them, with 0.787 of the mass
+    draws = (np.arange(rows)[None] + 0.5) / rows
+    graph = Steps(SamplingParams(temperature=1.0, top_p=0.95), vocab, rows, steps=1, draws=draws)
+    counts = np.bincount(graph(np.tile(row, (rows, 1))), minlength=vocab)
+    assert counts[1::3].tolist() == [rows // TOP_P_CANDIDATES] * TOP_P_CANDIDATES
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 12}, {"top_p": 0.8}, {"min_p": 0.05}], ids=str)
+def test_frequencies_follow_the_distribution(fields: dict[str, float]) -> None:
+    params = SamplingParams(temperature=1.2, seed=11, **fields)
+    logits = random_logits(5, 1, 600, spread=1.5)
+    graph = Steps(params, 600, 1000, steps=20)
+    counts = sum(np.bincount(graph(np.tile(logits, (1000, 1))), minlength=600) for _ in range(20))
+    tokens, scaled = filter_tokens(logits[0], params)
+    expected = np.zeros(600)
+    expected[tokens] = np.exp(scaled - scaled.max(), dtype=np.float64)
+    expected *= 20_000 / expected.sum()
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    rest, expected_rest = counts[~often].sum(), expected[~often].sum()
+    chi_square = ((counts[often] - expected[often]) ** 2 / expected[often]).sum()
+    chi_square += (rest - expected_rest) ** 2 / max(expected_rest, 1)
+    degrees = int(often.sum())
+    assert chi_square < degrees + 4 * np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("vocab", [1031, 9000])
+@pytest.mark.parametrize("params", GRAPHS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_broken_and_finished_rows_get_no_token(params: SamplingParams, dtype: str, vocab: int) -> None:
+    logits = random_logits(0, 7, vocab, dtype)
+    logits[0, 800] = np.nan
+    logits[1, 0] = np.inf
+    logits[2] = np.nan
+    logits[3, [5, 6]] = np.inf, -np.inf
+    logits[4, :1000] = -np.inf  # masked tokens are no fault
+    graph = Steps(params, vocab, 7, dtype=dtype)
+    graph.active[5] = 0
+    tokens = graph(logits)
+    assert tokens[[0, 1, 2, 3, 5]].tolist() == [-1] * 5
+    assert 1000 <= tokens[4] < vocab
+    assert 0 <= tokens[6] < vocab
+    assert graph.log[0].tolist() == tokens.tolist()
+    assert graph.seqlens_k.tolist() == [1, 2, 3, 4, 5, 5, 7]
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2.0**-24])
+@pytest.mark.parametrize("params", GRAPHS[1:], ids=str)
+def test_a_token_without_probability_is_never_drawn(params: SamplingParams, draw: float) -> None:
+    logits = np.full((3, 2000), -np.inf, np.float32)
+    logits[:, [600, 1500]] = 0.5
+    logits[1, [600, 601]] = 0.25, 90.0
+    logits[2] = -200.0
+    logits[2, 1999] = 20.0
+    graph = Steps(params, 2000, 3, draws=np.full((64, 3), draw))
+    tokens = graph(logits)
+    assert tokens[0] in (600, 1500)
+    assert tokens[1:].tolist() == [601, 1999]
+
+
+def test_draws_at_the_end_of_a_block_stay_inside_it() -> None:
+    blocks, width = split_vocabulary(4096)
+    row = random_logits(3, 1, 4096, spread=1.0)[0]
+    row[::width] = -np.inf  # the first token of each block: where a draw past the end of the one before would land
+    ends = np.cumsum(np.exp(row, dtype=np.float64).reshape(blocks, width).sum(axis=1))[:-1]
+    near = (ends / np.exp(row, dtype=np.float64).sum()).astype(np.float32)
+    draws = np.concatenate([near + np.float32(shift * 2.0**-24) for shift in range(-8, 8)])
+    graph = Steps(SamplingParams(temperature=1.0), 4096, draws.size, steps=1, draws=draws[None])
+    assert (graph(np.tile(row, (draws.size, 1))) % width != 0).all()
+
+
+@pytest.mark.parametrize("params", GRAPHS, ids=str)
+def test_outputs_may_lie_in_the_memory_of_their_inputs(params: SamplingParams) -> None:
+    rows, steps = 3, 6
+    apart, in_place = (Steps(params, 700, rows, steps=steps, in_place=place) for place in (False, True))
+    held = in_place.step, in_place.seqlens_k, in_place.log
+    tokens = []
+    for step in range(steps):
+        logits = random_logits(step, rows, 700, spread=1.0)
+        if step == 3:
+            apart.active[1] = in_place.active[1] = 0
+        tokens.append(in_place(logits).tolist())
+        assert apart(logits).tolist() == tokens[-1]
+    assert held[0].tolist() == [steps]
+    assert held[1].tolist() == [steps, 1 + 3, 2 + steps] == apart.seqlens_k.tolist()
+    assert held[2].tolist() == tokens == apart.log.tolist()
+    assert [row[1] for row in tokens[3:]] == [-1] * 3
+    assert len({row[0] for row in tokens}) > 1  # each step read logits and uniforms of its own
+
+
+def test_a_step_beyond_the_log_leaves_it() -> None:
+    graph = Steps(SamplingParams(), 50, 2, steps=2)
+    graph.step[0] = 2
+    graph(random_logits(0, 2, 50))
+    assert (graph.log == -7).all()
+
+
+@pytest.mark.parametrize("params", GRAPHS, ids=str)
+def test_inputs_that_are_overwritten_are_read_by_the_node_that_writes(params: SamplingParams) -> None:
+    model = build_sampler(params, 700, TensorProto.FLOAT16, 8)
+    for output, name in STATE.items():
+        readers = [node for node in model.graph.node if name in node.input]
+        assert [list(node.output) for node in readers] == [[output]]
+        assert readers[0].op_type in ("Add", "Where")  # elementwise: no element is read after another was written
+
+
+@pytest.mark.parametrize("vocab", [700, 1031, 9000])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("params", GRAPHS, ids=str)
+def test_cuda_has_a_kernel_for_every_node(params: SamplingParams, dtype: str, vocab: int) -> None:
+    for kind in ("argmax", "topk"):
+        model = build_sampler(params, vocab, TYPES[dtype], 8, greedy_kind=kind)  # type: ignore[arg-type]
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        values = [*inferred.input, *inferred.output, *inferred.value_info]
+        types = {value.name: value.type.tensor_type.elem_type for value in values}
+        types |= {item.name: item.data_type for item in inferred.initializer}
+        for node in inferred.node:
+            version, allowed = CUDA[node.op_type]
+            assert onnx.defs.get_schema(node.op_type, OPSET).since_version == version, node.op_type
+            tensors = {"Where": [node.output[0]], "Cast": [node.input[0], node.output[0]]}
+            for tensor in tensors.get(node.op_type, [node.input[0]]):
+                name = TensorProto.DataType.Name(types[tensor]).lower()
+                assert name in allowed, (node.op_type, tensor, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in ort.get_available_providers(), reason="needs ONNX Runtime for CUDA"
+)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("params", GRAPHS, ids=str)
+def test_cuda_runs_every_node_and_draws_the_same_tokens(params: SamplingParams, dtype: str) -> None:
+    rows, vocab = 16, 50_257
+    cuda = Steps(params, vocab, rows, dtype=dtype, provider="CUDAExecutionProvider")
+    cpu = Steps(params, vocab, rows, dtype=dtype)
+    different = 0
+    for step in range(16):
+        logits = random_logits(step, rows, vocab, dtype)
+        logits[0, step] = np.nan
+        logits[1, [step, 40_000]] = 30.0
+        different += int((cuda(logits) != cpu(logits)).sum())
+        assert cuda.ids[0] == -1
+    assert different <= 1
+    assert cuda.step.tolist() == [16]
+    assert (cuda.seqlens_k == cpu.seqlens_k).all()
+    assert (cuda.log[16:] == -7).all()
+
+
+def test_the_greedy_graph_is_small() -> None:
+    nodes = [node.op_type for node in build_sampler(SamplingParams(), 4096, TensorProto.FLOAT, 8).graph.node]
+    assert len([name for name in nodes if name != "Reshape"]) == 10
+    assert "uniforms" not in {item.name for item in build_sampler(SamplingParams(), 9, 1, 8).graph.input}
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 40))
+def test_uniforms_are_those_of_the_host_rounded_down(seed: int, row: int, steps: int) -> None:
+    rounded = uniforms(SamplingParams(temperature=1.0, seed=seed), [row], steps)
+    assert rounded.dtype == np.float32
+    for step, value in enumerate(rounded[:, 0]):
+        exact = random_uniform(seed, row, step)
+        assert float(value) <= exact < float(np.nextafter(value, np.float32(2)))
+        assert value < 1
+
+
+@given(st.integers(1, 400_000))
+def test_blocks_hold_the_vocabulary(vocab: int) -> None:
+    blocks, width = split_vocabulary(vocab)
+    assert max(blocks, width) <= 1024
+    assert vocab <= blocks * width < vocab + width
+
+
+@given(st.integers(1, 400_000), st.integers(1, 1088))
+def test_groups_for_top_k_divide_the_vocabulary(vocab: int, count: int) -> None:
+    groups = split_for_top_k(vocab, min(count, vocab))
+    assert vocab % groups == 0
+    assert groups == 1 or vocab // groups >= count
+
+
+def test_groups_for_top_k_of_common_vocabularies() -> None:
+    for vocab in (32_000, 49_152, 50_257, 128_256, 151_936, 262_144):
+        assert vocab // 60 > split_for_top_k(vocab, 50 + TIES) >= 10
+        assert split_for_top_k(vocab, 1) >= 29
+
+
+def test_what_the_device_leaves_to_the_host() -> None:
+    for params in (SamplingParams(repetition_penalty=1.1), SamplingParams(temperature=1.0, top_k=MAX_TOP_K + 1)):
+        assert not supports(params)
+        with pytest.raises(UsageError, match="sampled on the host"):
+            build_sampler(params, 100, TensorProto.FLOAT, 8)
+    assert supports(SamplingParams(top_k=5000))  # greedy: no filter applies
+
+
+@pytest.mark.parametrize(
+    ("vocab", "kind", "steps", "message"),
+    [
+        (100, TensorProto.INT32, 8, "element type 6"),
+        (0, TensorProto.FLOAT, 8, "0 tokens and 8 steps"),
+        (100, TensorProto.FLOAT, 0, "100 tokens and 0 steps"),
+    ],
+)
+def test_sizes_and_types_that_make_no_sampler(vocab: int, kind: int, steps: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_sampler(SamplingParams(), vocab, kind, steps)

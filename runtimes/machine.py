@@ -1,11 +1,12 @@
 """The machine that a measurement was made on.
 
-In: ``/proc``, ``/sys`` and the installed packages' metadata (nothing heavy is imported).
+In: ``/proc``, ``/sys``, the installed packages' metadata, and NVML where it is (nothing heavy is imported).
 Out: :class:`MachineFingerprint`, which goes into every benchmark file so that two files can be compared.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -41,6 +42,27 @@ MEASURED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "llmc-toolchain"
 
 
 @dataclass(frozen=True)
+class GpuDescription:
+    """A GPU as NVML describes it; what it does not answer is 0.
+
+    Attributes:
+        name: Its own name.
+        memory_bytes: Of the device.
+        driver: Version of NVIDIA's driver.
+        sm_clock_mhz: Highest clock of the multiprocessors.
+        memory_clock_mhz: Highest clock of the memory.
+        power_limit_w: Watts that it may draw.
+    """
+
+    name: str
+    memory_bytes: int
+    driver: str
+    sm_clock_mhz: int = 0
+    memory_clock_mhz: int = 0
+    power_limit_w: int = 0
+
+
+@dataclass(frozen=True)
 class MachineFingerprint:
     """What decides how fast an engine can be here.
 
@@ -57,6 +79,7 @@ class MachineFingerprint:
         architecture: As ``x86_64`` or ``aarch64``.
         python: Interpreter's version.
         packages: Distribution name -> version, of those installed.
+        gpus: NVIDIA's, in NVML's order; empty without ``nvidia-ml-py`` or a driver.
     """
 
     cpu_model: str
@@ -69,10 +92,12 @@ class MachineFingerprint:
     architecture: str
     python: str
     packages: Mapping[str, str]
+    gpus: tuple[GpuDescription, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        return {**asdict(self), "isa": list(self.isa), "packages": dict(self.packages)}
+        plain = asdict(self)
+        return {**plain, "isa": list(self.isa), "packages": dict(self.packages), "gpus": list(plain["gpus"])}
 
 
 def machine_fingerprint() -> MachineFingerprint:
@@ -90,6 +115,39 @@ def machine_fingerprint() -> MachineFingerprint:
         architecture=platform.machine(),
         python=platform.python_version(),
         packages=installed_versions(MEASURED_PACKAGES),
+        gpus=describe_gpus(),
+    )
+
+
+def describe_gpus() -> tuple[GpuDescription, ...]:
+    """The GPUs that NVML shows; none without the package ``nvidia-ml-py`` or a driver."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return ()
+    try:
+        nvml.nvmlInit()
+        driver = str(nvml.nvmlSystemGetDriverVersion())
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return tuple(_describe_gpu(nvml, handle, driver) for handle in handles)
+    except nvml.NVMLError:
+        return ()
+
+
+def _describe_gpu(nvml: Any, handle: Any, driver: str) -> GpuDescription:
+    def ask(function: Any, *arguments: Any) -> int:
+        try:
+            return int(function(handle, *arguments))
+        except nvml.NVMLError:
+            return 0
+
+    return GpuDescription(
+        name=str(nvml.nvmlDeviceGetName(handle)),
+        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        driver=driver,
+        sm_clock_mhz=ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
+        power_limit_w=ask(nvml.nvmlDeviceGetPowerManagementLimit) // 1000,
     )
 
 

@@ -6,10 +6,12 @@ In: samples (time to the first token, gaps, other load) per subject and case. Ou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.bench.gpu import EnergyCurve, GpuLoad, is_on_cuda
 from llmc.runtimes.bench.results import (
     BenchCase,
     BenchOptions,
@@ -25,11 +27,34 @@ IDLE_WARNING = 0.05
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: seconds to the first token, seconds of each decode step, share of the cores that others used."""
+    """One run.
+
+    Attributes:
+        first_token_s: Seconds to the first token.
+        step_s: Seconds of each decode step.
+        other_load: Share of the cores that others used.
+        decode_window: Wall-clock time at the begin and the end of the decode steps, where the worker said it.
+        energy_j: Joules of the GPU in that window, where they are known.
+    """
 
     first_token_s: float
     step_s: tuple[float, ...]
     other_load: float
+    decode_window: tuple[float, float] | None = None
+    energy_j: float | None = None
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds of all decode steps by the wall clock, for the average of the power."""
+        return sum(self.step_s) if self.decode_window is None else self.decode_window[1] - self.decode_window[0]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most memory of one subject in one case; ``device_bytes`` is None on a CPU or when not known."""
+
+    rss_bytes: int
+    device_bytes: int | None = None
 
 
 Samples = dict[tuple[str, BenchCase], list[Sample]]
@@ -54,15 +79,32 @@ def analyze(
     samples: Samples,
     subjects: Sequence[SubjectRecord],
     cases: Sequence[BenchCase],
-    peaks: Mapping[tuple[str, BenchCase], int],
+    peaks: Mapping[tuple[str, BenchCase], Peak],
     bandwidth: Bandwidth,
+    copies: CopyBandwidth | None = None,
 ) -> tuple[BenchResult, ...]:
-    """Figures of every case for every subject, in that order."""
+    """Figures of every case for every subject, in that order; ``copies`` is the ceiling of those on a GPU."""
     return tuple(
-        _result(subject, case, samples[subject.label, case], peaks.get((subject.label, case)), bandwidth)
+        _result(
+            subject,
+            case,
+            samples[subject.label, case],
+            peaks.get((subject.label, case)),
+            copies if is_on_cuda(subject.info) else bandwidth,
+        )
         for case in cases
         for subject in subjects
     )
+
+
+def with_energy(samples: Samples, curve: EnergyCurve) -> Samples:
+    """The samples with the GPU's energy in their windows: as measured from here, else as the worker said it."""
+    return {key: [_with_energy(sample, curve) for sample in runs] for key, runs in samples.items()}
+
+
+def _with_energy(sample: Sample, curve: EnergyCurve) -> Sample:
+    measured = None if sample.decode_window is None else curve.between(*sample.decode_window)
+    return sample if measured is None else replace(sample, energy_j=measured)
 
 
 def prefill_rate(case: BenchCase, sample: Sample) -> float:
@@ -88,11 +130,17 @@ def step_bytes(info: Mapping[str, Any], case: BenchCase) -> int:
 
 
 def _result(
-    subject: SubjectRecord, case: BenchCase, samples: Sequence[Sample], peak: int | None, bandwidth: Bandwidth
+    subject: SubjectRecord,
+    case: BenchCase,
+    samples: Sequence[Sample],
+    peak: Peak | None,
+    ceiling: Bandwidth | CopyBandwidth | None,
 ) -> BenchResult:
     tpot_ms = Summary.of([1e3 * sum(sample.step_s) / len(sample.step_s) for sample in samples])
     read = step_bytes(subject.info, case)
-    share = read / (tpot_ms.median / 1e3) / bandwidth.bytes_per_second.median if read else None
+    share = read / (tpot_ms.median / 1e3) / ceiling.bytes_per_second.median if read and ceiling else None
+    energies = [(sample.energy_j, sample) for sample in samples if sample.energy_j is not None]
+    tokens = case.batch * (case.gen - 1)
     return BenchResult(
         label=subject.label,
         case=case,
@@ -101,10 +149,13 @@ def _result(
         tpot_ms=tpot_ms,
         itl_ms=Percentiles.of([1e3 * gap for sample in samples for gap in sample.step_s]),
         decode_tokens_per_s=Summary.of([decode_rate(case, sample) for sample in samples]),
-        peak_rss_bytes=peak,
+        peak_rss_bytes=None if peak is None else peak.rss_bytes,
         step_bytes=read,
         bandwidth_share=share,
         other_load=Summary.of([sample.other_load for sample in samples]),
+        device_peak_bytes=None if peak is None else peak.device_bytes,
+        joules_per_token=Summary.of([joules / tokens for joules, _ in energies]) if energies else None,
+        power_w=Summary.of([joules / sample.decode_s for joules, sample in energies]) if energies else None,
     )
 
 
@@ -130,8 +181,13 @@ def warnings_of(
     load_before: float,
     load_after: float,
     idle_share: Mapping[str, float],
+    *,
+    on_cuda: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
-    """What a reader must know before trusting the figures, one sentence each."""
+    """What a reader must know before trusting the figures, one sentence each.
+
+    ``on_cuda`` names the subjects that run on a GPU, whose weights the processor's cache does not hold.
+    """
     found = []
     for when, load in (("before", load_before), ("after", load_after)):
         if load >= options.load_warning:
@@ -153,10 +209,35 @@ def warnings_of(
             f"the bandwidth's buffer ({bandwidth.buffer_bytes >> 20} MiB) is not twice the last-level cache "
             f"({bandwidth.cache_bytes >> 20} MiB): the figure may be the cache's"
         )
-    fitting = [result for result in results if 0 < result.step_bytes < bandwidth.cache_bytes]
+    hosted = [result for result in results if result.label not in on_cuda]
+    fitting = [result for result in hosted if 0 < result.step_bytes < bandwidth.cache_bytes]
     if fitting:
         found.append(
             f"a decode step reads less than the last-level cache that this machine reports "
             f"({bandwidth.cache_bytes >> 20} MiB): its share of the memory's bandwidth may exceed 100%"
         )
+    return tuple(found)
+
+
+def gpu_warnings(
+    options: BenchOptions, results: Sequence[BenchResult], loads: tuple[GpuLoad, GpuLoad] | None, *, counts: bool
+) -> tuple[str, ...]:
+    """What a reader must know of the GPU.
+
+    Args:
+        options: How it was measured.
+        results: Of the subjects on the GPU.
+        loads: Before the first worker started and after the last one ended; None: not known.
+        counts: Whether the GPU's energy was read, so that a figure that is missing needs a reason.
+    """
+    found = []
+    for when, load in zip(("before", "after"), loads or (), strict=False):
+        if load.processes:
+            found.append(
+                f"{load.processes} other processes had the GPU open {when} the benchmark: run it on an idle one"
+            )
+        elif (load.utilization or 0.0) >= options.load_warning:
+            found.append(f"the GPU was {load.utilization:.0%} busy {when} the benchmark: another process uses it")
+    if counts and any(result.joules_per_token is None for result in results):
+        found.append("some decode parts were too short for the GPU's energy counter: use a larger --gen")
     return tuple(found)

@@ -5,9 +5,8 @@ In: subjects (a path and the worker that opens it), cases, options. Out: a :clas
 Order of things::
 
     other load, read bandwidth
-    for each subject, each case: fresh worker: load, run once    -> load time, peak RSS
-    open one worker per subject, warm each case up
-    for each round, each case, each subject: run                 -> A B A B …
+    the rounds (rounds.py): subjects alternate, or one at a time where they do not fit into memory together
+    where a subject runs on a GPU: copy bandwidth there
     other load again
 
 Subjects alternate so that a slow minute of the machine meets all of them; idle workers block in a read of stdin, and
@@ -16,26 +15,19 @@ the CPU time they use while another one runs is measured: a pool that goes on sp
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.bench.analysis import Opened, Sample, Samples, analyze, compare, warnings_of
+from llmc.runtimes.bench.analysis import analyze, compare, gpu_warnings, warnings_of
 from llmc.runtimes.bench.bandwidth import Bandwidth, measure_read_bandwidth
-from llmc.runtimes.bench.load import LoadMeter, other_load
-from llmc.runtimes.bench.remote import LLMC_WORKER, WorkerProcess
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, Subject
+from llmc.runtimes.bench.copy_bandwidth import copy_bandwidth_of_device
+from llmc.runtimes.bench.gpu import GpuLoad, GpuSampler, open_gpu
+from llmc.runtimes.bench.load import other_load
+from llmc.runtimes.bench.remote import LLMC_WORKER
+from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Subject
+from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
 from llmc.runtimes.machine import machine_fingerprint
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called before each step with what it is, its number from 1, and how many there are."""
 
 
 def llmc_subject(directory: Path, label: str | None = None) -> Subject:
@@ -78,18 +70,18 @@ def run_benchmark(
     """
     chosen = options or BenchOptions()
     _check(subjects, cases)
-    steps = _Steps(len(subjects) * len(cases) * (chosen.runs + 1 + chosen.measure_memory) + 1, progress)
-    machine = machine_fingerprint()
+    steps = Steps(1 + count_steps(subjects, cases, chosen), progress)
+    machine, gpu = machine_fingerprint(), open_gpu()
     steps.begin("read bandwidth")
-    load_before = other_load(chosen.load_window_s)
+    load_before, gpu_before = other_load(chosen.load_window_s), gpu and gpu.load()
     reached = bandwidth or measure_read_bandwidth(chosen.threads or machine.physical_cores)
-    bench = _Bench(subjects, cases, chosen, steps)
-    if chosen.measure_memory:
-        bench.measure_memory()
-    bench.measure_latency()
-    load_after = other_load(chosen.load_window_s)
+    bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu))
+    bench.measure()
+    copies = copy_bandwidth_of_device() if bench.on_cuda else None
+    load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
+    gpu_load = (gpu_before, gpu_after) if gpu_before and gpu_after and bench.on_cuda else None
     records = tuple(bench.opened[subject.label].record() for subject in subjects)
-    results = analyze(bench.samples, records, cases, bench.peaks, reached)
+    results = analyze(bench.samples, records, cases, bench.peaks, reached, copies)
     return BenchReport(
         machine=machine,
         bandwidth=reached,
@@ -99,7 +91,24 @@ def run_benchmark(
         comparisons=compare(bench.samples, [subject.label for subject in subjects], cases),
         other_load_before=load_before,
         other_load_after=load_after,
-        warnings=warnings_of(chosen, reached, results, load_before, load_after, bench.idle_share),
+        warnings=_warnings(bench, reached, results, (load_before, load_after), gpu_load),
+        copy_bandwidth=copies,
+        gpu_load=gpu_load,
+    )
+
+
+def _warnings(
+    bench: Rounds,
+    bandwidth: Bandwidth,
+    results: Sequence[BenchResult],
+    loads: tuple[float, float],
+    gpu_loads: tuple[GpuLoad, GpuLoad] | None,
+) -> tuple[str, ...]:
+    on_gpu = [result for result in results if result.label in bench.on_cuda]
+    counts = bench.sampler is not None and bool(bench.sampler.energy.times)
+    return (
+        *warnings_of(bench.options, bandwidth, results, *loads, bench.idle_share, on_cuda=bench.on_cuda),
+        *gpu_warnings(bench.options, on_gpu, gpu_loads, counts=counts),
     )
 
 
@@ -109,87 +118,3 @@ def _check(subjects: Sequence[Subject], cases: Sequence[BenchCase]) -> None:
         raise UsageError("bench: give at least one engine directory and one case")
     if len(set(labels)) != len(labels):
         raise UsageError(f"bench: two subjects have the same name among {', '.join(labels)}: give them labels")
-
-
-@dataclass
-class _Steps:
-    """Counts steps for the caller's progress display."""
-
-    total: int
-    progress: Progress | None
-    done: int = 0
-
-    def begin(self, what: str) -> None:
-        self.done += 1
-        logger.info("bench %d/%d: %s", self.done, self.total, what)
-        if self.progress is not None:
-            self.progress(what, self.done, self.total)
-
-
-@dataclass
-class _Bench:
-    """The measurements as they grow."""
-
-    subjects: Sequence[Subject]
-    cases: Sequence[BenchCase]
-    options: BenchOptions
-    steps: _Steps
-    opened: dict[str, Opened] = field(default_factory=dict)
-    peaks: dict[tuple[str, BenchCase], int] = field(default_factory=dict)
-    samples: Samples = field(default_factory=dict)
-    idle_share: dict[str, float] = field(default_factory=dict)
-
-    def measure_memory(self) -> None:
-        """Peak RSS of each subject and case in a fresh process; the load times come from the same processes."""
-        for subject in self.subjects:
-            for case in self.cases:
-                self.steps.begin(f"{subject.label}, {case.name}: memory")
-                with WorkerProcess(subject.label, subject.command) as worker:
-                    self._open(worker, subject)
-                    self._run(worker, case, 0)
-                    self.peaks[subject.label, case] = worker.request("memory")["peak_rss_bytes"]
-
-    def measure_latency(self) -> None:
-        """All rounds, with one living worker per subject."""
-        with ExitStack() as stack:
-            workers = {}
-            for subject in self.subjects:
-                worker = stack.enter_context(WorkerProcess(subject.label, subject.command))
-                self._open(worker, subject)
-                workers[subject.label] = worker
-            for case in self.cases:
-                for label, worker in workers.items():
-                    self.steps.begin(f"{label}, {case.name}: warm-up")
-                    self._run(worker, case, 0)
-            for turn in range(self.options.runs):
-                self._round(workers, turn)
-
-    def _round(self, workers: dict[str, WorkerProcess], turn: int) -> None:
-        for case in self.cases:
-            for label, worker in workers.items():
-                self.steps.begin(f"{label}, {case.name}: run {turn + 1} of {self.options.runs}")
-                idle = {name: other.cpu_seconds() for name, other in workers.items() if name != label}
-                begin, meter = time.perf_counter(), LoadMeter()
-                meter.start()
-                answer = self._run(worker, case, turn)
-                load, seconds = meter.stop(), time.perf_counter() - begin
-                sample = Sample(answer["first_token_s"], tuple(answer["step_s"]), load)
-                self.samples.setdefault((label, case), []).append(sample)
-                for name, before in idle.items():
-                    share = (workers[name].cpu_seconds() - before) / seconds
-                    self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))
-
-    def _open(self, worker: WorkerProcess, subject: Subject) -> None:
-        answer = worker.request("open", path=str(subject.path), threads=self.options.threads)
-        known = self.opened.setdefault(subject.label, Opened(subject, answer["info"], answer["base_rss_bytes"]))
-        known.load_s.append(answer["load_s"])
-
-    def _run(self, worker: WorkerProcess, case: BenchCase, turn: int) -> dict[str, Any]:
-        return worker.request(
-            "run",
-            prompt=case.prompt,
-            gen=case.gen,
-            batch=case.batch,
-            seed=self.options.seed + turn,
-            warm_steps=self.options.warm_steps,
-        )

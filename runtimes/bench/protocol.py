@@ -8,10 +8,13 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
     {"command": "prepare", "source": …, "cache": …}              -> {"path": …, "details": {…}}
     {"command": "open", "path": …, "threads": …}                 -> {"load_s": …, "base_rss_bytes": …, "info": {…}}
     {"command": "run", "prompt": 128, "gen": 128, "batch": 1, "seed": 0, "warm_steps": 4}
-                                                                 -> {"first_token_s": …, "step_s": [gen - 1 gaps]}
-    {"command": "memory"}                                        -> {"peak_rss_bytes": …, "rss_bytes": …}
+                                                                 -> {"first_token_s": …, "step_s": [gen - 1 gaps],
+                                                                     "decode_window": [begin, end], "energy_j": …}
+    {"command": "memory"}                    -> {"peak_rss_bytes": …, "rss_bytes": …, "device_bytes": …}
     {"command": "close"}                                         -> {}; the worker ends
     anything that fails                                          -> {"error": message, "kind": exception's name}
+
+``decode_window``, ``energy_j`` and ``device_bytes`` are left out where a target does not know them.
 
 This file needs Python 3.9 and the standard library alone: a peer's worker runs it in its own interpreter.
 """
@@ -76,10 +79,15 @@ class RunTimes:
     Attributes:
         first_token_s: Seconds from the prompt's submission to its last position's logits, read.
         step_s: Seconds of each decode step, ``gen - 1`` of them.
+        decode_window: Wall-clock time (``time.time()``) at the begin and the end of the decode steps; the benchmark
+            measures the device's energy between the two. None: no energy is measured.
+        energy_j: Joules of the decode steps, where the worker knows them and the benchmark cannot measure them.
     """
 
     first_token_s: float
     step_s: tuple[float, ...]
+    decode_window: tuple[float, float] | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,11 @@ class Prepared:
 
 
 class Target(Protocol):
-    """Something a worker measures: an engine of llmc's or a peer."""
+    """Something a worker measures: an engine of llmc's or a peer.
+
+    One on a device may have a method ``device_bytes() -> int | None`` too: most bytes of the device's memory that it
+    held. It is asked where the benchmark cannot see the device's memory from outside.
+    """
 
     def prepare(self, source: str, cache: str) -> Prepared:
         """Make the model to open from ``source``, in the directory ``cache``, unless it is there already."""
@@ -160,7 +172,7 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
     if command == "run":
         return _timed(target, RunRequest(**fields))
     if command == "memory":
-        return dict(memory_status())
+        return {**memory_status(), **_device_bytes(target)}
     if command == "close":
         return {}
     raise ValueError(f"unknown command {command!r}")
@@ -173,7 +185,18 @@ def _timed(target: Target, request: RunRequest) -> dict[str, Any]:
         times = target.run(request)
     finally:
         gc.enable()
-    return {"first_token_s": times.first_token_s, "step_s": list(times.step_s)}
+    answer: dict[str, Any] = {"first_token_s": times.first_token_s, "step_s": list(times.step_s)}
+    if times.decode_window is not None:
+        answer["decode_window"] = list(times.decode_window)
+    if times.energy_j is not None:
+        answer["energy_j"] = times.energy_j
+    return answer
+
+
+def _device_bytes(target: Target) -> dict[str, int]:
+    method = getattr(target, "device_bytes", None)
+    found = None if method is None else method()
+    return {} if found is None else {"device_bytes": int(found)}
 
 
 def memory_status(status: Path = Path("/proc/self/status")) -> dict[str, int]:

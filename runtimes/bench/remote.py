@@ -97,6 +97,11 @@ class WorkerProcess:
             f"{self.label}: {command} failed, {answer['kind']}: {answer['error']}\n{self._stderr_tail()}".rstrip()
         )
 
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """CPU seconds that the worker used since its start."""
         return cpu_seconds([self._accounting])

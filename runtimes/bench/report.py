@@ -6,19 +6,21 @@ In: a :class:`~.results.BenchReport`. Out: rich renderables (nothing is printed 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from llmc.runtimes.bench.results import CONVENTIONS, BenchReport
+from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
 from llmc.runtimes.bench.summary import Summary
 
 
 def render_report(report: BenchReport) -> Group:
     """The whole report: machine, figures, comparison where there are several subjects, warnings, conventions."""
-    parts: list[Text | Table] = [machine_line(report), results_table(report), latency_table(report)]
+    parts: list[Text | Table] = [machine_line(report), *gpu_lines(report)]
+    parts += [results_table(report), latency_table(report)]
     if report.comparisons:
         parts.append(comparison_table(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
@@ -38,12 +40,36 @@ def machine_line(report: BenchReport) -> Text:
     )
 
 
+def gpu_lines(report: BenchReport) -> list[Text]:
+    """The GPUs and the copy bandwidth, where a subject runs on one."""
+    if report.copy_bandwidth is None and report.gpu_load is None:
+        return []
+    lines = [
+        f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}, up to {gpu.sm_clock_mhz} MHz and "
+        f"{gpu.power_limit_w} W"
+        for gpu in report.machine.gpus
+    ]
+    if report.copy_bandwidth is not None:
+        rate = report.copy_bandwidth.bytes_per_second.median / 1e9
+        lines.append(f"copy bandwidth of the GPU (read and written): {rate:.0f} GB/s")
+    return [Text(line) for line in lines]
+
+
+GPU_COLUMNS: dict[str, Callable[[BenchResult], str]] = {
+    "GPU memory": lambda it: "" if it.device_peak_bytes is None else f"{it.device_peak_bytes / 2**20:.0f} MiB",
+    "J/token": lambda it: "" if it.joules_per_token is None else spread(it.joules_per_token, ".3f"),
+    "W": lambda it: "" if it.power_w is None else f"{it.power_w.median:.0f}",
+}
+"""Heading -> text; a column is shown if some subject has the figure."""
+
+
 def results_table(report: BenchReport) -> Table:
-    """Throughput, memory and load time: one row per case and subject."""
+    """Throughput, memory, energy and load time: one row per case and subject."""
+    on_gpu = {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
     table = Table(title=f"Throughput, median of {report.options.runs} runs (min - max)")
     table.add_column("case", no_wrap=True)
     table.add_column("engine")
-    for heading in ("prefill tok/s", "decode tok/s", "of bandwidth", "peak RSS", "load"):
+    for heading in ("prefill tok/s", "decode tok/s", "of bandwidth", "peak RSS", *on_gpu, "load"):
         table.add_column(heading, justify="right")
     loads = {subject.label: subject.load_s for subject in report.subjects}
     for result in report.results:
@@ -56,6 +82,7 @@ def results_table(report: BenchReport) -> Table:
             spread(result.decode_tokens_per_s, ".1f"),
             share,
             peak,
+            *(text(result) for text in on_gpu.values()),
             f"{loads[result.label].median:.2f} s",
         )
     return table

@@ -11,6 +11,7 @@ Terms (vLLM's and llama-bench's, in this order of preference):
 * ITL: the single gaps between tokens, all runs together, as percentiles, milliseconds.
 * decode tok/s (``tg``): ``batch * (output tokens - 1) / (end-to-end latency - TTFT)``: llama-bench's ``tg`` at the
   depth of the prompt (its ``-d``).
+* joules per output token, average power (aiperf's): of the GPU, over the decode steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 from llmc.compiler.errors import UsageError
 from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.bench.gpu import GpuLoad
 from llmc.runtimes.bench.summary import Percentiles, Summary
 from llmc.runtimes.machine import MachineFingerprint
 
@@ -30,12 +33,19 @@ SCHEMA_VERSION = 1
 CONVENTIONS: Mapping[str, str] = {
     "ttft": "submission of the prompt's token ids to the first token's logits; tokenization excluded",
     "tokens": "prompts and decode steps get seeded random token ids, the same for every subject with that vocabulary",
-    "sampling": "excluded: llmc's step ends with an arg-max whose token is not fed back, a peer's with its logits "
+    "sampling": "excluded: a step ends with an arg-max whose token is not fed back, llama.cpp's with its logits "
     "computed (llama-bench's tg)",
-    "rounds": "one run of each subject in turn, case by case, then the next round; figures are medians (min - max)",
-    "peak_rss": "VmHWM of a fresh process that loads, warms up and runs the case once; file-backed pages included",
+    "rounds": "one run of each subject in turn, case by case, then the next round; one at a time: half of the rounds "
+    "of each subject, then the second halves in reverse order; figures are medians (min - max)",
+    "peak_rss": "VmHWM of a fresh process that loads, warms up and runs the case once; file-backed pages included; "
+    "one at a time: of one process that ran the cases before it too",
     "load": "from the request to an open session in a fresh process; the files are in the page cache",
-    "bandwidth_share": "(weights + KV cache that one decode step reads) / TPOT / measured read bandwidth of memory",
+    "bandwidth_share": "(weights + KV cache that one decode step reads) / TPOT / measured read bandwidth of memory; "
+    "on a GPU the measured bandwidth of copies there, bytes read and bytes written",
+    "device_peak": "most GPU memory of the process of peak_rss, its CUDA context included; where its own share is "
+    "hidden, what the GPU had in use beyond what it had before",
+    "energy": "of the whole GPU during the decode steps, idle power included, the host's excluded; J/token counts "
+    "the tokens of all rows",
 }
 
 
@@ -78,7 +88,10 @@ class BenchOptions:
         measure_memory: Whether to measure peak RSS and load time in fresh processes (one more load for each subject
             and case).
         load_window_s: Seconds that other processes are watched before and after.
-        load_warning: Share of the cores used by others from which the report warns.
+        load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
+        one_at_a_time: Whether only one subject is open at any time, for models that do not fit into memory together:
+            a subject runs half of its rounds before the next one is opened, and the second halves come in reverse
+            order, so that a drift of the machine meets all alike. The first opening measures memory and load.
     """
 
     runs: int = 5
@@ -88,6 +101,7 @@ class BenchOptions:
     measure_memory: bool = True
     load_window_s: float = 1.0
     load_warning: float = 0.10
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
@@ -136,9 +150,12 @@ class BenchResult:
         decode_tokens_per_s: All rows together.
         peak_rss_bytes: None when not measured.
         step_bytes: Bytes of weights and KV cache that one decode step reads, at the mean depth of the case.
-        bandwidth_share: Share of the memory's measured read bandwidth that decoding reaches; None when the subject
-            does not say how many bytes it reads.
+        bandwidth_share: Share of the memory's measured bandwidth (of a GPU's for a subject that runs there) that
+            decoding reaches; None when the subject does not say how many bytes it reads, or the GPU's is not known.
         other_load: Share of the cores that other processes used during each run.
+        device_peak_bytes: Most GPU memory; None on a CPU or when not measured.
+        joules_per_token: Joules of the GPU per decoded token, all rows' tokens counted; None when not measured.
+        power_w: Average watts of the GPU during the decode steps; None when not measured.
     """
 
     label: str
@@ -152,6 +169,9 @@ class BenchResult:
     step_bytes: int
     bandwidth_share: float | None
     other_load: Summary
+    device_peak_bytes: int | None = None
+    joules_per_token: Summary | None = None
+    power_w: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +197,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """A whole benchmark, all that is needed to read its figures later."""
+    """A whole benchmark, all that is needed to read its figures later.
+
+    ``copy_bandwidth`` and ``gpu_load`` (before, after) are None unless a subject runs on a GPU.
+    """
 
     machine: MachineFingerprint
     bandwidth: Bandwidth
@@ -188,6 +211,8 @@ class BenchReport:
     other_load_before: float
     other_load_after: float
     warnings: tuple[str, ...]
+    copy_bandwidth: CopyBandwidth | None = None
+    gpu_load: tuple[GpuLoad, GpuLoad] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``; ``conventions`` states what each figure means."""
@@ -196,11 +221,13 @@ class BenchReport:
             "conventions": dict(CONVENTIONS),
             "machine": self.machine.to_json(),
             "bandwidth": self.bandwidth.to_json(),
+            "copy_bandwidth": self.copy_bandwidth and self.copy_bandwidth.to_json(),
             "options": asdict(self.options),
             "subjects": [{**asdict(subject), "info": dict(subject.info)} for subject in self.subjects],
             "results": [{**asdict(result), "case": _case_json(result.case)} for result in self.results],
             "comparisons": [{**asdict(item), "case": _case_json(item.case)} for item in self.comparisons],
             "other_load": {"before": self.other_load_before, "after": self.other_load_after},
+            "gpu_load": self.gpu_load and dict(zip(("before", "after"), map(asdict, self.gpu_load), strict=True)),
             "warnings": list(self.warnings),
         }
 

@@ -16,7 +16,10 @@ import numpy as np
 
 from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
+from llmc.runtimes.device_decode import DecodeLoop
+from llmc.runtimes.device_session import DeviceSession
 from llmc.runtimes.engine import Int64Array, Session
+from llmc.runtimes.sampling import SamplingParams
 
 Opener = Callable[[Path, int | None], Session]
 
@@ -34,6 +37,10 @@ class SessionTarget:
     A step is timed from the call of ``forward`` until ``argmax`` has answered, so a runtime that only queues its work
     cannot look fast. The arg-max is the only sampling; the token it finds is not fed back: prompts and steps get
     seeded random tokens (as llama-bench does), the same for every engine.
+
+    A session that decodes on its device runs its own loop instead: greedy, each token fed back there and copied to
+    the host. Its steps are timed by the device's events, so they include sampling and the gaps between launches, and
+    none of the host's work that the device does not wait for.
     """
 
     def __init__(self, opener: Opener = open_engine) -> None:
@@ -71,12 +78,25 @@ class SessionTarget:
         chunks = _chunks(prompt, session.info.profiles)
         self._warm(session, request, prompt)
         session.reset(request.batch, request.capacity)
+        if isinstance(session, DeviceSession):
+            return _timed_loop(session, chunks, request)
         return _timed_run(session, chunks, steps)
+
+    def device_bytes(self) -> int | None:
+        """Most bytes of the device's memory in use while the session was open; None on the host."""
+        return self._session.device_bytes() if isinstance(self._session, DeviceSession) else None
 
     @staticmethod
     def _warm(session: Session, request: RunRequest, prompt: Int64Array) -> None:
         count = min(request.warm_steps, request.capacity)
         session.reset(request.batch, request.capacity)
+        if isinstance(session, DeviceSession):
+            # The prompt's kernels are chosen, and the decode step recorded, before anything is timed.
+            first = session.forward(prompt).argmax()
+            loop = _loop(session, first, request)
+            loop.tokens(min(max(count, 1), request.gen - 1))
+            loop.close()
+            return
         for step in range(count):
             session.forward(prompt[:, step % request.prompt, None]).argmax()
 
@@ -106,6 +126,28 @@ def _timed_run(session: Session, chunks: list[Int64Array], steps: list[Int64Arra
         ticks.append(clock())
     gaps = [after - before for before, after in itertools.pairwise(ticks)]
     return RunTimes(gaps[0], tuple(gaps[1:]))
+
+
+def _timed_loop(session: DeviceSession, chunks: list[Int64Array], request: RunRequest) -> RunTimes:
+    """One prefill by the host's clock, until its token is there, and the decode loop by the device's."""
+    begin = time.perf_counter()
+    for chunk in chunks:
+        logits = session.forward(chunk)
+    first = logits.argmax()
+    first_token_s = time.perf_counter() - begin
+    loop = _loop(session, first, request)
+    window = time.time()
+    for step in range(1, request.gen):
+        loop.tokens(step)
+    seconds = tuple(loop.step_seconds(step) for step in range(1, request.gen))
+    ended = time.time()
+    loop.close()
+    return RunTimes(first_token_s, seconds, decode_window=(window, ended))
+
+
+def _loop(session: DeviceSession, first: Int64Array, request: RunRequest) -> DecodeLoop:
+    rows = range(request.batch)
+    return session.decode_loop(first, [True for _ in rows], SamplingParams(), list(rows), request.gen)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""The measurements of a benchmark: workers started, cases run, raw times kept.
+
+In: subjects, cases, options. Out: :class:`Rounds`, whose fields are the samples, the peaks of memory and what the
+subjects said of themselves. Two orders of things::
+
+    interleaved    for each subject, each case: fresh worker: load, run once   -> load time, memory
+                   open one worker per subject, warm each case up
+                   for each round, each case, each subject: run                -> A B A B …
+    one at a time  for each visit: fresh worker: load, warm each case up (and measure memory), run its rounds, close
+                   visits: A B C, half of the rounds each, then C B A          -> A A B B C C C C B B A A
+
+A visit that follows one of the same subject is joined with it (C above).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmc.runtimes.bench.analysis import Opened, Peak, Sample, Samples, with_energy
+from llmc.runtimes.bench.gpu import GpuSampler, is_on_cuda
+from llmc.runtimes.bench.load import LoadMeter
+from llmc.runtimes.bench.remote import WorkerProcess
+from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called before each step with what it is, its number from 1, and how many there are."""
+
+
+@dataclass
+class Steps:
+    """Counts steps for the caller's progress display."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def begin(self, what: str) -> None:
+        """Say what comes next."""
+        self.done += 1
+        logger.info("bench %d/%d: %s", self.done, self.total, what)
+        if self.progress is not None:
+            self.progress(what, self.done, self.total)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One opening of a subject in a benchmark of one at a time, and the rounds that are run in it."""
+
+    subject: Subject
+    turns: tuple[int, ...]
+
+
+def plan_visits(subjects: Sequence[Subject], runs: int) -> list[Visit]:
+    """First half of the rounds in the order of the subjects, second half in reverse."""
+    half = (runs + 1) // 2
+    order = [Visit(subject, tuple(range(half))) for subject in subjects]
+    order += [Visit(subject, tuple(range(half, runs))) for subject in reversed(subjects) if half < runs]
+    visits: list[Visit] = []
+    for visit in order:
+        if visits and visits[-1].subject == visit.subject:
+            visit = Visit(visit.subject, visits.pop().turns + visit.turns)
+        visits.append(visit)
+    return visits
+
+
+def count_steps(subjects: Sequence[Subject], cases: Sequence[BenchCase], options: BenchOptions) -> int:
+    """Steps that :meth:`Rounds.measure` announces."""
+    runs = len(subjects) * options.runs
+    if options.one_at_a_time:
+        return len(cases) * (runs + len(plan_visits(subjects, options.runs)))
+    return len(cases) * (runs + len(subjects) * (1 + options.measure_memory))
+
+
+@dataclass
+class Rounds:
+    """The measurements as they grow.
+
+    Attributes:
+        sampler: Watches the GPU; None: there is none.
+    """
+
+    subjects: Sequence[Subject]
+    cases: Sequence[BenchCase]
+    options: BenchOptions
+    steps: Steps
+    sampler: GpuSampler | None = None
+    opened: dict[str, Opened] = field(default_factory=dict)
+    peaks: dict[tuple[str, BenchCase], Peak] = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
+    idle_share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def on_cuda(self) -> frozenset[str]:
+        """Labels of the subjects that run on a GPU."""
+        return frozenset(label for label, opened in self.opened.items() if is_on_cuda(opened.info))
+
+    def measure(self) -> None:
+        """Run everything."""
+        if self.options.one_at_a_time:
+            for visit in plan_visits(self.subjects, self.options.runs):
+                self._visit(visit)
+        else:
+            if self.options.measure_memory:
+                self._measure_memory()
+            self._measure_latency()
+        if self.sampler is not None:
+            self.samples = with_energy(self.samples, self.sampler.energy)
+
+    def _measure_memory(self) -> None:
+        """Peaks of memory of each subject and case in a fresh process; the load times come from these, too."""
+        for subject in self.subjects:
+            for case in self.cases:
+                self.steps.begin(f"{subject.label}, {case.name}: memory")
+                with self._alone(subject) as worker:
+                    self._run(worker, case, 0)
+                    self._note_memory(worker, case)
+
+    def _measure_latency(self) -> None:
+        """All rounds, with one living worker per subject."""
+        with ExitStack() as stack:
+            workers = {}
+            for subject in self.subjects:
+                worker = stack.enter_context(WorkerProcess(subject.label, subject.command))
+                self._open(worker, subject)
+                workers[subject.label] = worker
+            for label, worker in workers.items():
+                for case in self.cases:
+                    self._warm_up(label, worker, case)
+            if self.sampler is not None and self.on_cuda:
+                stack.enter_context(self.sampler.watching())
+            for turn in range(self.options.runs):
+                self._round(workers, turn)
+
+    def _visit(self, visit: Visit) -> None:
+        """One subject alone: opened, its rounds, closed."""
+        label = visit.subject.label
+        with self._alone(visit.subject) as worker:
+            for case in self.cases:
+                self._warm_up(label, worker, case)
+                if self.options.measure_memory and (label, case) not in self.peaks:
+                    self._note_memory(worker, case)
+            if self.sampler is not None:
+                self.sampler.unfollow()
+            for turn in visit.turns:
+                self._round({label: worker}, turn)
+
+    @contextmanager
+    def _alone(self, subject: Subject) -> Iterator[WorkerProcess]:
+        """A fresh worker with the subject open, and the GPU watched since before it started."""
+        watching = nullcontext() if self.sampler is None else self.sampler.watching()
+        with watching, WorkerProcess(subject.label, subject.command) as worker:
+            if self.sampler is not None:
+                self.sampler.follow(worker.pid)
+            self._open(worker, subject)
+            if self.sampler is not None and subject.label not in self.on_cuda:
+                self.sampler.rest()
+            yield worker
+
+    def _note_memory(self, worker: WorkerProcess, case: BenchCase) -> None:
+        answer = worker.request("memory")
+        device = None
+        if worker.label in self.on_cuda:
+            seen = None if self.sampler is None else self.sampler.peak_bytes()
+            device = seen or answer.get("device_bytes")
+        self.peaks[worker.label, case] = Peak(answer["peak_rss_bytes"], device)
+
+    def _warm_up(self, label: str, worker: WorkerProcess, case: BenchCase) -> None:
+        self.steps.begin(f"{label}, {case.name}: warm-up")
+        self._run(worker, case, 0)
+
+    def _round(self, workers: Mapping[str, WorkerProcess], turn: int) -> None:
+        for case in self.cases:
+            for label, worker in workers.items():
+                self.steps.begin(f"{label}, {case.name}: run {turn + 1} of {self.options.runs}")
+                idle = {name: other.cpu_seconds() for name, other in workers.items() if name != label}
+                begin, meter = time.perf_counter(), LoadMeter()
+                meter.start()
+                answer = self._run(worker, case, turn)
+                load, seconds = meter.stop(), time.perf_counter() - begin
+                self.samples.setdefault((label, case), []).append(_sample(answer, load))
+                for name, before in idle.items():
+                    share = (workers[name].cpu_seconds() - before) / seconds
+                    self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))
+
+    def _open(self, worker: WorkerProcess, subject: Subject) -> None:
+        answer = worker.request("open", path=str(subject.path), threads=self.options.threads)
+        known = self.opened.setdefault(subject.label, Opened(subject, answer["info"], answer["base_rss_bytes"]))
+        known.load_s.append(answer["load_s"])
+
+    def _run(self, worker: WorkerProcess, case: BenchCase, turn: int) -> dict[str, Any]:
+        return worker.request(
+            "run",
+            prompt=case.prompt,
+            gen=case.gen,
+            batch=case.batch,
+            seed=self.options.seed + turn,
+            warm_steps=self.options.warm_steps,
+        )
+
+
+def _sample(answer: Mapping[str, Any], load: float) -> Sample:
+    window = answer.get("decode_window")
+    return Sample(
+        answer["first_token_s"],
+        tuple(answer["step_s"]),
+        load,
+        None if window is None else (float(window[0]), float(window[1])),
+        answer.get("energy_j"),
+    )

@@ -67,7 +67,7 @@ class CacheLayout:
 
     Attributes:
         entries: The tensors.
-        layers: Layers that the model counts.
+        layers: Layers of transformers' cache; those that read another's may be left out at the end.
         argument: Name of the model's cache argument.
         mixers: Path of each module that reads and writes states -> these states.
     """
@@ -263,7 +263,9 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[State
 
         setattr(cache, method, call)
 
-    methods = ("update_conv_state", "update_recurrent_state", "get_conv_state", "get_recurrent_state")
+    known = ("update_conv_state", "update_recurrent_state", "get_conv_state", "get_recurrent_state")
+    # Older releases of transformers have no getters; there the module that writes a state is the one seen.
+    methods = [method for method in known if hasattr(cache, method)]
     for method in methods:
         watch(method)
     handles = [

@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.compiler.capture.broadcasts import drop_batch_expands
 from llmc.compiler.capture.translations import translations
 from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.operators.domain import OPSET
@@ -50,6 +51,7 @@ def to_onnx(program: Any, input_names: Sequence[str], output_names: Sequence[str
         raise CaptureError(f"torch could not convert the traced model to ONNX: {root_cause(error)}") from error
     assert result is not None
     model: ir.Model = result.model
+    drop_batch_expands(model)
     return model
 
 

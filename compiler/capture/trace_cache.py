@@ -5,7 +5,8 @@ In: the cache's layout and its tensors, symbolic. Out: objects that speak transf
 * :class:`TraceCache` is what the whole model gets. In a layer whose attention is captured, new keys and values go
   through untouched, because the attention operator appends them; with ``appending`` they are appended here, for
   attention that is traced as arithmetic.
-* :class:`StepCache` is what one step of a stateful layer gets: the states, as if there had been tokens before.
+* :class:`StepCache` is what one step of a stateful layer gets: the states, as if there had been tokens before. Older
+  releases of transformers read them from the cache's layers, newer ones ask the cache; both find the same tensors.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class TraceLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
-    """A layer with states only; the module that owns them is replaced, so nobody asks this object for them."""
+    """A layer with states only; it updates none: a module that does is replaced or has a :class:`StepCache`."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -141,37 +142,47 @@ class StepCache(Cache):  # type: ignore[misc]
     """The states of one layer at one token."""
 
     def __init__(self, entries: Sequence[CacheEntry], values: Sequence[torch.Tensor]) -> None:
-        super().__init__(layers=[])
-        self._states = {(e.kind, e.state): value for e, value in zip(entries, values, strict=True)}
+        self._entries = tuple(entries)
+        index = max((entry.layer for entry in entries), default=0)
+        layer = StateLayer(index)
+        super().__init__(layers=[layer] * (index + 1))
+        self._conv: dict[int, torch.Tensor] = layer.conv_states
+        self._recurrent: dict[int, torch.Tensor] = layer.recurrent_states
+        for entry, value in zip(entries, values, strict=True):
+            self._kept(entry)[entry.state] = value
+
+    def _kept(self, entry: CacheEntry) -> dict[int, torch.Tensor]:
+        """The layer's states of the entry's kind, by number."""
+        return self._conv if entry.kind == "conv_state" else self._recurrent
 
     def states(self) -> list[torch.Tensor]:
         """What they are now, in the order of the entries."""
-        return list(self._states.values())
+        return [self._kept(entry)[entry.state] for entry in self._entries]
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
         """The last inputs of a short convolution, [batch, channels, kernel]."""
-        return self._states["conv_state", state_idx]
+        return self._conv[state_idx]
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
         """A recurrent state, [batch, …]."""
-        return self._states["recurrent_state", state_idx]
+        return self._recurrent[state_idx]
 
     def update_conv_state(
         self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
     ) -> torch.Tensor:
         """Append; keep as many as there were; return all."""
-        old = self._states["conv_state", state_idx]
+        old = self._conv[state_idx]
         joined = torch.cat([old, conv_states], dim=-1)
-        self._states["conv_state", state_idx] = joined[..., -old.shape[-1] :]
+        self._conv[state_idx] = joined[..., -old.shape[-1] :]
         return joined
 
     def update_recurrent_state(
         self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
     ) -> torch.Tensor:
         """Replace."""
-        old = self._states["recurrent_state", state_idx]
-        self._states["recurrent_state", state_idx] = recurrent_states.to(old.dtype).reshape(old.shape)
-        return self._states["recurrent_state", state_idx]
+        old = self._recurrent[state_idx]
+        self._recurrent[state_idx] = recurrent_states.to(old.dtype).reshape(old.shape)
+        return self._recurrent[state_idx]
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         """Always."""

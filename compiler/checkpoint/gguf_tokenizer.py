@@ -4,9 +4,9 @@ In: a :class:`GgufHeader`. Out: a ``tokenizers.Tokenizer`` with the token ids of
 are recognised; beginning-of-sequence is added where the file says so), and the token facts that
 ``tokenizer_config.json`` and ``generation_config.json`` state.
 
-transformers builds vocabulary, merges and special tokens. It knows some of the ways in which llama.cpp splits text
-before the merges (``tokenizer.ggml.pre``) and falls back to GPT-2's without a word for all others; here the known
-ones are put right and an unknown one is refused.
+A byte-level vocabulary (``gpt2``) is built here; its split of text before the merges (``tokenizer.ggml.pre``) is
+looked up here and then in transformers' table, and an unknown one is refused. transformers builds all other kinds, in
+releases that do it as llama.cpp does.
 """
 
 from __future__ import annotations
@@ -151,53 +151,100 @@ def build_gguf_tokenizer(header: GgufHeader) -> Tokenizer:
         UnsupportedModelError: a kind of vocabulary or a text split that llmc does not know.
         CheckpointError: the vocabulary is inconsistent.
     """
+    facts = read_token_facts(header)
+    if header.metadata.get("tokenizer.ggml.model") == "gpt2":
+        tokenizer = _byte_level(header, facts)
+    else:
+        tokenizer = _converted(header)
+        _add_space_runs(tokenizer, header)
+    _set_post_processor(tokenizer, facts)
+    return tokenizer
+
+
+def _byte_level(header: GgufHeader, facts: GgufTokenFacts) -> Tokenizer:
+    """Byte-level BPE: every byte of the text is one character of an alphabet of 256, and merges join them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    alphabet, spelled = set(pre_tokenizers.ByteLevel.alphabet()), normalizers.ByteLevel()
+    vocabulary = {
+        token if alphabet.issuperset(token) else spelled.normalize_str(token): index
+        for index, token in enumerate(facts.tokens)
+    }
+    try:
+        merges = [tuple(merge.split(" ")) for merge in header.metadata["tokenizer.ggml.merges"]]
+        bpe = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
+    except Exception as error:
+        reason = f"the merges of {header.path} do not fit its vocabulary ({error}); convert the model to GGUF again."
+        raise CheckpointError(reason) from error
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = _split(header)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(facts.special.values(), _CONTROL)
+    kinds = header.metadata.get("tokenizer.ggml.token_type") or [special.get(i) for i in range(len(facts.tokens))]
+    # What is not spelled in the alphabet is in the vocabulary under its bytes: added as text, it would get a new id.
+    kept = [(token, kind) for token, kind in zip(facts.tokens, kinds, strict=False) if token in vocabulary]
+    control = [token for token, kind in kept if kind == _CONTROL]
+    defined = [token for token, kind in kept if kind == _USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in defined])
+    return tokenizer
+
+
+def _split(header: GgufHeader) -> Any:
+    """How text is cut before the merges."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
+    if split in _GPT2_SPLITS:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if split in _DIGIT_SPLITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    if (pattern := _known_splits().get(split)) is None:
+        raise UnsupportedModelError(
+            f"{header.path} splits text in the way {split} (tokenizer.ggml.pre), which neither llmc nor the "
+            "installed transformers knows, and any other would give other tokens; upgrade transformers, or use the "
+            "model's safetensors checkpoint."
+        )
+    pieces = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _known_splits() -> Mapping[str, str]:
+    """Name of a split to its regular expression, as far as the installed transformers has a table of them."""
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    table: Mapping[str, str] = getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", {})
+    return table
+
+
+def _converted(header: GgufHeader) -> Tokenizer:
+    """The tokenizer as transformers builds it."""
     import transformers
 
-    facts = read_token_facts(header)
     values = {
         name: header.metadata[f"tokenizer.ggml.{key}"]
         for name, key in _CONVERTER_KEYS.items()
         if f"tokenizer.ggml.{key}" in header.metadata
     }
+    kind = values.get("tokenizer_type")
     try:
-        from transformers.integrations.gguf import convert_gguf_tokenizer
+        # Releases that have it elsewhere build some of these vocabularies as unigram models: other tokens.
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
     except ImportError as error:
         raise UnsupportedModelError(
-            f"the installed transformers {transformers.__version__} has no GGUF tokenizer conversion; upgrade it: "
-            "pip install -U transformers."
+            f"the installed transformers {transformers.__version__} does not convert the tokenizer of {header.path} "
+            f"({kind}) as llama.cpp does; upgrade it: pip install 'transformers>=5.18'."
         ) from error
     try:
+        tokenizer: Tokenizer
         tokenizer, _ = convert_gguf_tokenizer(header.architecture, values)
     except (ValueError, KeyError, AttributeError) as error:
         raise UnsupportedModelError(
-            f"the tokenizer of {header.path} ({values.get('tokenizer_type')}) cannot be converted by the installed "
+            f"the tokenizer of {header.path} ({kind}) cannot be converted by the installed "
             f"transformers {transformers.__version__} ({error}); use the model's safetensors checkpoint."
         ) from error
-    if values.get("tokenizer_type") == "gpt2":
-        _set_split(tokenizer, header)
-    else:
-        _add_space_runs(tokenizer, header)
-    _set_post_processor(tokenizer, facts)
-    result: Tokenizer = tokenizer
-    return result
-
-
-def _set_split(tokenizer: Any, header: GgufHeader) -> None:
-    from tokenizers import pre_tokenizers
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-    split = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if split in _DIGIT_SPLITS:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    elif split in _GPT2_SPLITS:
-        tokenizer.pre_tokenizer = byte_level
-    elif split not in GGUF_PRE_TOKENIZER_SPLITS:
-        raise UnsupportedModelError(
-            f"{header.path} splits text in the way {split} (tokenizer.ggml.pre), which llmc does not know, and any "
-            "other would give other tokens; use the model's safetensors checkpoint."
-        )
+    return tokenizer
 
 
 def _add_space_runs(tokenizer: Any, header: GgufHeader) -> None:

@@ -10,14 +10,20 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 
 from llmc.compiler.lazy_weight import TensorWeight
 from llmc.compiler.operators import cached_attention
 from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
 from llmc.passes.graph_pass import GraphPass, GraphPassResult, Tally
+from llmc.runtimes.operator_support import has_input
 
 Array = npt.NDArray[Any]
 HEADER = f'<ir_version: 10, opset_import: ["" : {OPSET}, "llmc" : 1, "com.microsoft" : 1]>\n'
+needs_query_seqlens = pytest.mark.skipif(
+    not has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
+    reason="this ONNX Runtime's GroupQueryAttention has no query_seqlens",
+)
 
 
 def parse(text: str, weights: Mapping[str, Array] | None = None, *, lazy: bool = False) -> ir.Model:

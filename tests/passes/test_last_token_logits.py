@@ -11,7 +11,7 @@ from llmc.passes.graph_query import dims
 from llmc.passes.last_token_logits import LastTokenLogits
 from llmc.passes.lower_attention import LowerAttention
 
-from .graphs import Array, apply, close, draw, left_alone, operators, parse, run
+from .graphs import Array, apply, close, draw, left_alone, needs_query_seqlens, operators, parse, run
 
 VOCABULARY, HIDDEN = 24, 16
 INPUTS = "int64[batch, seq] input_ids, int64[batch, total] attention_mask, float[batch, seq, 24] z"
@@ -85,6 +85,7 @@ def test_a_row_of_padding_gives_its_first_token() -> None:
     close(run(model, given_feeds), {"logits": last(before, [0, 3])})
 
 
+@needs_query_seqlens
 def test_lengths_are_counted_once_for_logits_and_attention() -> None:
     body = """x = Gather(table, input_ids)
         a, pk, pv = llmc.CachedAttention<num_heads=1, kv_num_heads=1, scale=0.25>(x, x, x, k, v, attention_mask)

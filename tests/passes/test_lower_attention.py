@@ -16,7 +16,20 @@ from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.use_cpu_attention import UseCpuAttention
 
-from .graphs import Array, apply, close, draw, draw_all, left_alone, node_of, open_session, operators, parse, run
+from .graphs import (
+    Array,
+    apply,
+    close,
+    draw,
+    draw_all,
+    left_alone,
+    needs_query_seqlens,
+    node_of,
+    open_session,
+    operators,
+    parse,
+    run,
+)
 
 HEADS, KV_HEADS, DIM, POSITIONS = 4, 2, 16, 40
 TEXT = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, int64[batch, seq] position_ids,
@@ -189,6 +202,7 @@ PATHS = {
 }
 
 
+@needs_query_seqlens
 @pytest.mark.parametrize("shared", [False, True], ids=["grow", "shared"])
 @pytest.mark.parametrize("path", list(PATHS))
 @pytest.mark.parametrize("name", list(CALLS))
@@ -204,6 +218,7 @@ def test_runtimes_without_query_lengths(name: str, path: str, shared: bool) -> N
     check(CALLS[name], PATHS[path], shared=shared, query_seqlens=False)
 
 
+@needs_query_seqlens
 @settings(max_examples=10, deadline=None)
 @given(
     call=st.builds(Call, packed=st.booleans(), rotary=st.booleans(), window=st.integers(0, 6), sinks=st.booleans()),
@@ -216,6 +231,7 @@ def test_any_chunks(call: Call, chunks: list[list[int]], shared: bool) -> None:
     check(call, chunks, shared=shared, capacity=32)
 
 
+@needs_query_seqlens
 def test_an_idle_row_keeps_its_cache() -> None:
     check(Call(packed=True), [[3, 5], [0, 2], [1, 0], [1, 1]], shared=True)
 
@@ -260,6 +276,7 @@ def test_norms_are_by_head_and_move_nothing() -> None:
     assert [dims(node.outputs[0]) for node in norms] == [["batch", "seq", heads, DIM] for heads in (HEADS, KV_HEADS)]
 
 
+@needs_query_seqlens
 def test_all_layers_share_the_lengths() -> None:
     graph = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, float[batch, seq, 64] q,
         float[batch, seq, 32] k, float[batch, 2, past, 16] pk, float[batch, 2, past, 16] pv) => (y2, k1, v1, k2, v2) {
@@ -336,6 +353,7 @@ def bias_of(node: ir.Node) -> ir.Value | None:
     return node.inputs[10]
 
 
+@needs_query_seqlens
 def test_alibi_over_a_long_context() -> None:
     """2,000 tokens: the largest bias is 1,000, and rounds at 6e-5; distances keep it away from what is seen."""
     call = CALLS["ALiBi"]

@@ -69,7 +69,8 @@ def test_layers_of_different_heads_and_layers_that_share() -> None:
     assert shapes(layout) == {
         f"{layer}.{kind}": ("batch", 1, "past", width) for layer, width in widths.items() for kind in ("key", "value")
     }
-    assert layout.layers == 6
+    # Older releases of transformers make no layer of the cache for those that read another's.
+    assert layout.layers in (3, 6)
 
 
 def test_keys_made_from_a_latent_are_what_is_kept() -> None:

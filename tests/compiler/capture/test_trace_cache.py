@@ -125,6 +125,19 @@ def test_a_step_finds_its_states() -> None:
     assert not cache.is_recording_past(4)
 
 
+def test_a_layer_of_a_step_holds_the_same_states() -> None:
+    """Older releases of transformers read them there; what is updated through the cache is seen."""
+    cache, (recurrent, conv, other) = step_cache()
+    layer = cache.layers[4]
+    assert layer.conv_states[0] is conv
+    assert layer.conv_states[1] is other
+    assert layer.recurrent_states[0] is recurrent
+    assert not layer.record_past
+    cache.update_conv_state(torch.randn(BATCH, 5, 1), 4, 1)
+    assert layer.conv_states[1] is cache.get_conv_state(4, 1) is cache.states()[2]
+    assert layer.conv_states[1] is not other
+
+
 def test_a_convolution_s_state_rolls() -> None:
     """What the step gets is the state and its token; what is kept is as wide as before."""
     cache, (recurrent, conv, other) = step_cache()

@@ -246,6 +246,66 @@ def test_unknown_split_is_refused(tiny: GgufHeader) -> None:
         build_gguf_tokenizer(changed(tiny, pre="zigzag"))
 
 
+def test_control_and_user_defined_tokens_stay_whole(smollm2: GgufHeader) -> None:
+    """But for those that no text can be spelled as: they are in the vocabulary under their bytes."""
+    tokens, kinds = (list(smollm2.metadata[f"tokenizer.ggml.{key}"]) for key in ("tokens", "token_type"))
+    for index, token, kind in ((7, "<think>", 4), (8, "<tool", 3), (9, "<deux mots>", 4), (10, "<日>", 3)):
+        tokens[index], kinds[index] = token, kind
+    tokenizer = build_gguf_tokenizer(changed(smollm2, tokens=tokens, token_type=kinds))
+    assert tokenizer.get_vocab_size() == len(tokens)
+    assert tokenizer.encode("a<think>b<tool c").ids[1::2] == [7, 8]
+    assert tokenizer.decode([7, 8]) == "<think>"
+    for text in ("<deux mots>", "<日>"):
+        assert len(tokenizer.encode(text).ids) > 1
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_special_tokens_of_a_file_without_kinds(tiny: GgufHeader) -> None:
+    header = changed(tiny, token_type=None)
+    end = read_token_facts(header).spelling("eos_token")
+    assert end is not None
+    assert build_gguf_tokenizer(header).encode(f"ab{end}").ids == [29, 2]
+
+
+@pytest.mark.parametrize("merges", [["a b c"], ["a zebra"]], ids=["no pair", "not in the vocabulary"])
+def test_merges_that_do_not_fit(tiny: GgufHeader, merges: list[str]) -> None:
+    with pytest.raises(CheckpointError, match=r"merges of .* do not fit its vocabulary"):
+        build_gguf_tokenizer(changed(tiny, merges=merges))
+
+
+def test_a_file_without_merges(tiny: GgufHeader) -> None:
+    header = dataclasses.replace(
+        tiny, metadata={key: value for key, value in tiny.metadata.items() if key != "tokenizer.ggml.merges"}
+    )
+    with pytest.raises(CheckpointError, match=r"merges of .* do not fit its vocabulary"):
+        build_gguf_tokenizer(header)
+
+
+def test_splits_that_only_some_releases_of_transformers_know(
+    tiny: GgufHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    table = {"letters and digits": r"\p{L}+|\p{N}"}
+    monkeypatch.setattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", table, raising=False)
+    split = build_gguf_tokenizer(changed(tiny, pre="letters and digits")).pre_tokenizer
+    assert [piece for piece, _ in split.pre_tokenize_str("ab12c")] == ["ab", "1", "2", "c"]
+    monkeypatch.delattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS")
+    with pytest.raises(UnsupportedModelError, match="neither llmc nor the installed transformers knows"):
+        build_gguf_tokenizer(changed(tiny, pre="letters and digits"))
+
+
+def test_transformers_that_converts_other_kinds_differently(
+    tiny: GgufHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    monkeypatch.delattr(gguf_tokenizer_mapping, "convert_gguf_tokenizer", raising=False)
+    with pytest.raises(UnsupportedModelError, match=r"\(llama\) as llama.cpp does; upgrade it"):
+        build_gguf_tokenizer(changed(tiny, model="llama"))
+    assert build_gguf_tokenizer(tiny).encode("ab").ids == [29]
+
+
 def test_unknown_vocabulary_kind_is_refused(tiny: GgufHeader) -> None:
     with pytest.raises(UnsupportedModelError, match="abacus"):
         build_gguf_tokenizer(changed(tiny, model="abacus"))

@@ -8,7 +8,9 @@ one launch. The runtime that computes on the stream must not synchronize or allo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -121,8 +123,8 @@ class CudaDevice:
         self._do("cudaMemcpyAsync", array.ctypes.data, buffer.address + offset, array.nbytes, kind, self._stream)
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Pinned host memory, freed with the array."""
-        return _pinned(self._cuda, shape, np.dtype(dtype))
+        """Pinned host memory, freed with the array, after waiting for what is queued to write to it."""
+        return _pinned(self._cuda, self._stream, shape, np.dtype(dtype))
 
     def mark(self) -> Moment:
         """An event on the stream."""
@@ -134,15 +136,22 @@ class CudaDevice:
         """Capture the stream while ``work`` runs."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.wait()
-        self._do("cudaStreamBeginCapture", self._stream, mode)
+        with _no_collection():
+            self._do("cudaStreamBeginCapture", self._stream, mode)
+            try:
+                work()
+            except BaseException:
+                error, graph = self._cuda.cudaStreamEndCapture(self._stream)
+                if int(error) == SUCCESS:
+                    self._cuda.cudaGraphDestroy(graph)
+                self._cuda.cudaGetLastError()
+                raise
+            graph = self._do("cudaStreamEndCapture", self._stream)
         try:
-            work()
-        except BaseException:
-            self._cuda.cudaStreamEndCapture(self._stream)
-            self._cuda.cudaGetLastError()
+            return _Graph(self, graph, self._do("cudaGraphInstantiate", graph, 0))
+        except EngineError:
+            self._cuda.cudaGraphDestroy(graph)
             raise
-        graph = self._do("cudaStreamEndCapture", self._stream)
-        return _Graph(self, graph, self._do("cudaGraphInstantiate", graph, 0))
 
     def launch(self, executable: Any) -> None:
         """Queue a captured graph."""
@@ -162,6 +171,8 @@ class CudaDevice:
         if int(error) != SUCCESS:
             text = self._cuda.cudaGetErrorString(error)[1]
             words = text.decode() if isinstance(text, bytes) else str(text)
+            # The next call would be told of it otherwise.
+            self._cuda.cudaGetLastError()
             raise EngineError(f"CUDA failed in {function}: {words}")
         return results[0] if len(results) == 1 else results
 
@@ -194,7 +205,19 @@ class _Graph:
         self._device._cuda.cudaGraphDestroy(self._graph)
 
 
-def _pinned(cuda: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the garbage collector: what it destroys may free memory, and that invalidates a capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _pinned(cuda: Any, stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array over pinned memory."""
     import ctypes
     import weakref
@@ -202,8 +225,15 @@ def _pinned(cuda: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = max(1, int(np.prod(shape)) * dtype.itemsize)
     error, address = cuda.cudaHostAlloc(size, 0)
     if int(error) != SUCCESS:
+        cuda.cudaGetLastError()
         raise EngineError(f"{size} bytes of pinned host memory cannot be allocated")
+
+    def release() -> None:
+        # A copy to it may still be queued: whoever ordered it has gone without waiting.
+        cuda.cudaStreamSynchronize(stream)
+        cuda.cudaFreeHost(int(address))
+
     memory: Any = (ctypes.c_uint8 * size).from_address(int(address))
-    weakref.finalize(memory, cuda.cudaFreeHost, int(address))
+    weakref.finalize(memory, release)
     array: Array = np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
     return array

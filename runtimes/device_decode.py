@@ -4,6 +4,10 @@
 
 In: a session after its prefill. Out: :class:`DecodeLoop`: steps are queued ahead of the host, each as one launch of
 what was recorded (decoder and sampler together), followed by one small copy of the step's tokens.
+
+The session's lengths count what the host has read: after step s a row holds its prompt and its tokens 0 to s - 1, as
+if the host had decoded, and a finished row no more than that. What steps that ran ahead wrote lies behind a row's
+length, where no query looks and the next token goes, so a later ``forward`` is right; it ends the loop.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llmc.compiler.errors import EngineError
 from llmc.runtimes.device import Buffer, Device, Moment, Recording
 from llmc.runtimes.device_sampler import build_sampler, uniforms
 from llmc.runtimes.engine import Int64Array
@@ -39,6 +44,11 @@ class Stepper(Protocol):
     @property
     def device(self) -> Device:
         """Where it computes."""
+        ...
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens that each row holds, [batch] int64."""
         ...
 
     def run_step(self) -> None:
@@ -91,12 +101,13 @@ class SamplerCache:
     def most_likely(self, logits: Buffer, batch: int) -> Int64Array:
         """Arg-max of each row of ``logits`` [batch, 1, vocab_size]; [batch] int64, on the host."""
         sampler = self.get(SamplingParams(), batch, 1)
-        if ALONE not in sampler.bindings:
+        if sampler.answer is None:
             extra = {"ids": batch * 8, "lengths": batch * 4}
             sampler.buffers |= {name: self._device.allocate(size) for name, size in extra.items()}
+            sampler.answer = self._device.host_array((batch,), np.int64)
+        if ALONE not in sampler.bindings:
             own = sampler.buffers
             sampler.bindings[ALONE] = self._bind(sampler, batch, logits, own["ids"], own["lengths"])
-            sampler.answer = self._device.host_array((batch,), np.int64)
         self._device.upload(sampler.buffers["active"], np.ones(batch, np.int32))
         run(sampler.inference, sampler.bindings[ALONE])
         self._device.download(sampler.buffers["ids"], sampler.answer)
@@ -168,10 +179,12 @@ class DecodeLoop:
         self._active = np.asarray(active, np.int32)
         self._write_state(params, row_ids)
         self._recording = self._record(samplers)
-        # Recording ran the step once; its state is written again.
         self._tokens: Int64Array = self._device.host_array((max_steps, batch), np.int64)
         self._moments: list[Moment] = [self._device.mark()]
-        self._queued = 0
+        self._queued = self._read = 0
+        self._held = stepper.lengths
+        self._taken: Int64Array = np.zeros(batch, np.int64)
+        self.ended = False
 
     def _write_state(self, params: SamplingParams, row_ids: Sequence[int]) -> None:
         own, rows = self._sampler.buffers, self._sampler.rows
@@ -201,16 +214,32 @@ class DecodeLoop:
                 self._device.download(buffer, array)
             for _ in range(RUNS_BEFORE_RECORDING):
                 step()
-            self._device.wait()
-            for buffer, array in kept:
-                self._device.upload(buffer, array)
+                self._device.wait()
+                # Each run is the first step again: a second one might write behind the cache's last slot.
+                for buffer, array in kept:
+                    self._device.upload(buffer, array)
             self._sampler.recordings[self._shape] = self._device.record(step)
         return self._sampler.recordings[self._shape]
 
     def tokens(self, step: int) -> Int64Array:
-        """Tokens of a step from 1 on, [batch] int64; waits for them, and queues later steps first."""
-        self.queue(min(step + LOOKAHEAD, self._max_steps - 1))
+        """Tokens of a step from 1 to ``max_steps - 1``, [batch] int64; waits for them, and queues later steps first.
+
+        A row's token is -1 once it is finished, or where its logits are not finite.
+
+        Raises:
+            EngineError: the step is not queued, and the session has gone on without this loop.
+        """
+        if not self.ended:
+            self.queue(min(step + LOOKAHEAD, self._max_steps - 1))
+        elif step > self._queued:
+            raise EngineError(
+                "this decode loop has ended: the session was closed, reset or used since; begin another"
+            )
         self._moments[step].wait()
+        if step > self._read and not self.ended:
+            self._read = step
+            self._taken[self._active == 1] = step
+            self._stepper.grown(self._held + self._taken)
         return np.array(self._tokens[step])
 
     def queue(self, last: int) -> None:
@@ -224,26 +253,32 @@ class DecodeLoop:
             self._moments.append(self._device.mark())
 
     def finish(self, row: int) -> None:
-        """Let a row stand still from the next step that is queued."""
+        """Let a row stand still from the next step that is queued; its length is that of the last step read."""
         self._active[row] = 0
-        self._device.upload(self._sampler.buffers["active"], self._active)
+        if not self.ended:
+            self._device.upload(self._sampler.buffers["active"], self._active)
 
     def step_seconds(self, step: int) -> float:
         """Time on the device from the end of the step before, or for step 1 from the loop's start, to its end."""
         return self._moments[step].seconds_since(self._moments[step - 1])
 
     def close(self) -> None:
-        """Tell the session how long its rows are."""
+        """Queue no more steps, and wait for those that are queued; their tokens can still be read."""
+        self.ended = True
         self._device.wait()
-        lengths = self._device.host_array((self._shape[0],), np.int32)
-        self._device.download(self._stepper.step_buffers().seqlens_k, lengths)
-        self._device.wait()
-        self._stepper.grown(lengths.astype(np.int64))
 
 
 def run(inference: Any, binding: Any) -> None:
-    """Queue a small graph without waiting for it."""
-    inference.run_with_iobinding(binding, _no_waiting())
+    """Queue a small graph without waiting for it.
+
+    Raises:
+        EngineError: ONNX Runtime failed.
+    """
+    try:
+        inference.run_with_iobinding(binding, _no_waiting())
+    except Exception as error:
+        first = (str(error).splitlines() or ["?"])[0]
+        raise EngineError(f"ONNX Runtime failed to choose a token: {first}") from error
 
 
 @cache

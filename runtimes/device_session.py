@@ -6,7 +6,8 @@ between two steps.
 
 Every buffer is allocated by ``reset`` and stays where it is while it is large enough, so a decode step has fixed
 addresses and is recorded once per (rows, capacity): its launches are then queued as one. Smaller batches use the
-front of the same buffers. A prompt's chunk is run without a recording, since its shape is new each time.
+front of the same buffers; where a larger one is needed, all are freed first, so that old and new need not fit
+together. A prompt's chunk is run without a recording, since its shape is new each time.
 
 The first chunk is appended to every row as if all its columns were valid: the lengths that the graph gets end with
 the chunk. What padding writes into the cache lies behind the row's own tokens, where no valid token looks, and is
@@ -15,6 +16,7 @@ overwritten by the next ones. Later chunks of several tokens run row by row, eac
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +78,9 @@ class DeviceSession:
         self._recordings: dict[tuple[int, int], Recording] = {}
         self._step_binding: Any = None
         self._chunk_binding: Any = None
+        self._host_logits: Array | None = None
+        # The loop refers to the session, and memory that waits for the collector of cycles is a GPU's.
+        self._loop: weakref.ref[DecodeLoop] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -105,40 +110,64 @@ class DeviceSession:
                 f"{capacity} tokens are more than this engine's context of {self._info.max_context}; "
                 "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
             )
-        self._lengths = np.zeros(batch, np.int64)
+        self._end_loop()
         rounded = min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self._info.max_context)
-        if (batch, rounded) == self._shape:
-            return
-        if self._fits is not None and not self._buffers:
-            self._fits(batch, rounded)
-        self._shape, self._capacity = (batch, rounded), rounded
-        for tensor in self._io.cache:
-            self._reserve(tensor.past, tensor.nbytes(batch, rounded))
-        self._reserve("input_ids", batch * 8)
-        self._reserve("seqlens_k", batch * 4)
-        self._reserve("chunk_lengths", batch * 8)
-        self._reserve("logits", batch * self._logits_row)
+        if (batch, rounded) != self._shape:
+            self._make_room(batch, rounded)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def _make_room(self, batch: int, capacity: int) -> None:
+        """Buffers for so many rows and slots: those that are there, or, where one is too small, all anew."""
+        sizes = {tensor.past: tensor.nbytes(batch, capacity) for tensor in self._io.cache}
+        sizes |= {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8}
+        sizes["logits"] = batch * self._logits_row
+        if any(name not in self._buffers or self._buffers[name].nbytes < size for name, size in sizes.items()):
+            self._release()
+            if self._fits is not None:
+                self._fits(batch, capacity)
+            for name, size in sizes.items():
+                self._buffers[name] = self._device.allocate(size)
+        self._shape, self._capacity = (batch, capacity), capacity
         self._step_binding = self._chunk_binding = None
 
-    def _reserve(self, name: str, nbytes: int) -> Buffer:
-        """A buffer of at least so many bytes; the one that is there, where it suffices."""
-        known = self._buffers.get(name)
-        if known is not None and known.nbytes >= nbytes:
-            return known
-        if known is not None:
-            self._device.free(self._buffers.pop(name))
-            # Their addresses are gone.
-            self._recordings.clear()
-            self._samplers.forget_recordings()
-            self._step_binding = self._chunk_binding = None
-        self._buffers[name] = self._device.allocate(nbytes)
-        return self._buffers[name]
+    def _forget_addresses(self) -> None:
+        """Drop what was made for buffers that move."""
+        self._recordings.clear()
+        self._samplers.forget_recordings()
+        self._step_binding = self._chunk_binding = None
+
+    def _release(self) -> None:
+        """Free all buffers; the session then holds no rows until it is reset."""
+        self._forget_addresses()
+        self._shape, self._capacity, self._lengths = (0, 0), 0, np.zeros(0, np.int64)
+        while self._buffers:
+            self._device.free(self._buffers.popitem()[1])
+
+    def _reserve(self, name: str, nbytes: int) -> None:
+        """Let a buffer have at least so many bytes."""
+        if self._buffers[name].nbytes >= nbytes:
+            return
+        self._forget_addresses()
+        self._device.free(self._buffers.pop(name))
+        try:
+            self._buffers[name] = self._device.allocate(nbytes)
+        except EngineError:
+            self._release()
+            raise
+
+    def _end_loop(self) -> None:
+        """A decode loop that is still running must not go on over other content."""
+        loop = None if self._loop is None else self._loop()
+        if loop is not None:
+            loop.ended = True
+        self._loop = None
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> DeviceLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
         batch, chunk = input_ids.shape
         if batch != len(self._lengths):
             raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
+        self._end_loop()
         valid = np.full(batch, chunk, np.int64) if lengths is None else np.asarray(lengths, np.int64)
         by_row = chunk > 1 and batch > 1 and bool(self._lengths.any())
         needed = int((self._lengths + valid).max()) if by_row else int(self._lengths.max()) + chunk
@@ -242,18 +271,23 @@ class DeviceSession:
         row_ids: Sequence[int],
         max_steps: int,
     ) -> DecodeLoop:
-        """Go on from the prefill, choosing tokens on the device.
+        """Go on from the prefill, choosing tokens on the device; a loop before this one ends.
 
         Args:
             first: The token that each row goes on with, [batch] int64: the generation's token 0.
             active: Rows that are not finished.
             params: How tokens are chosen; see :func:`llmc.runtimes.device_sampler.supports`.
             row_ids: Per row, the number its random draws depend on.
-            max_steps: Tokens of the whole generation, token 0 included.
+            max_steps: Tokens of the whole generation, token 0 included; at least 2.
 
         Raises:
-            EngineError: the rows could grow beyond the capacity.
+            EngineError: there is no step to run, or the rows could grow beyond the capacity.
         """
+        if max_steps < 2 or len(first) != len(self._lengths) or not len(first):
+            raise EngineError(
+                f"a decode loop of {max_steps - 1} steps from {len(first)} tokens on {len(self._lengths)} rows; it "
+                "takes at least one step, and one token per row after a prefill"
+            )
         if int(self._lengths.max()) + max_steps - 1 > self._capacity:
             raise EngineError(
                 f"{max_steps - 1} more tokens than the {int(self._lengths.max())} that a row holds do not fit into "
@@ -262,7 +296,10 @@ class DeviceSession:
         self._device.upload(self._buffers["input_ids"], np.asarray(first, np.int64).reshape(-1, 1))
         self._device.upload(self._buffers["seqlens_k"], self._lengths.astype(np.int32))
         self._device.upload(self._buffers["chunk_lengths"], np.ones(len(self._lengths), np.int64))
-        return DecodeLoop(self, self._samplers, self._shape, active, params, row_ids, max_steps)
+        self._end_loop()
+        loop = DecodeLoop(self, self._samplers, self._shape, active, params, row_ids, max_steps)
+        self._loop = weakref.ref(loop)
+        return loop
 
     def grown(self, lengths: Int64Array) -> None:
         """Told by a decode loop that rows have grown."""
@@ -270,10 +307,11 @@ class DeviceSession:
 
     def read_logits(self, shape: tuple[int, ...]) -> FloatArray:
         """Copy the last logits to the host, float32."""
-        raw: Array = self._device.host_array(shape, self._io.logits_type)
-        self._device.download(self._buffers["logits"], raw)
+        if self._host_logits is None or self._host_logits.shape != shape:
+            self._host_logits = self._device.host_array(shape, self._io.logits_type)
+        self._device.download(self._buffers["logits"], self._host_logits)
         self._device.wait()
-        return raw.astype(np.float32)
+        return self._host_logits.astype(np.float32)
 
     def most_likely(self, batch: int) -> Int64Array:
         """Arg-max of the last logits [batch, 1, vocab_size], computed on the device; [batch] int64."""
@@ -285,11 +323,10 @@ class DeviceSession:
 
     def close(self) -> None:
         """Free the cache and the engine."""
-        self._recordings.clear()
+        self._end_loop()
+        self._release()
         self._samplers.close()
-        for buffer in self._buffers.values():
-            self._device.free(buffer)
-        self._buffers = {}
+        self._host_logits = None
         self._io.close()
 
 

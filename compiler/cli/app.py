@@ -82,6 +82,7 @@ COMMANDS = (
             "llmc compile smollm2-135m -o out/engine --target cpu --precision int4",
             "llmc compile ./my-model -o out/engine --precision int8 --context 4096 --strict",
             "llmc compile gemma3-270m -o out/gemma --precision int4 --model-path ~/packages",
+            "llmc compile ./my-model -o out/gpu --target cuda --precision int4 --kv-precision fp8 --strict",
         ),
         takes_model=True,
     ),
@@ -103,6 +104,7 @@ COMMANDS = (
             "llmc bench out/engine",
             "llmc bench out/int4 out/int8 --prompt 128,512 --gen 128 --batch 1,4 --runs 5",
             "llmc bench out/engine --prompt 512 --gen 64 --threads 2 --json results.json",
+            "llmc bench out/gpu --peer transformers/compile=venv/bin/python:./my-model --one-at-a-time",
         ),
     ),
     Command(
@@ -112,9 +114,14 @@ COMMANDS = (
             "llmc inspect out/engine",
             "llmc inspect model.onnx --json",
             "llmc inspect out/portable --diff out/int4",
+            "llmc inspect out/gpu --context 8192 --batch 1,8",
         ),
     ),
-    Command("doctor", doctor, ("llmc doctor", "llmc doctor --json")),
+    Command(
+        "doctor",
+        doctor,
+        ("llmc doctor", "llmc doctor --json", "llmc doctor --model out/gpu --context 8192 --batch 8"),
+    ),
 )
 
 

@@ -44,6 +44,13 @@ def bench(
             "order. For models that do not fit into memory together.",
         ),
     ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory/--no-memory",
+            help="Measure peak memory and load time in fresh processes, one load for each engine and case.",
+        ),
+    ] = True,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.", show_default=False),
@@ -68,7 +75,7 @@ def bench(
         cases = latency.make_cases(prompts, gen, batches)
         if peer and threads is None:
             threads = physical_cores()  # peers' own defaults differ: the comparison wants one number for all
-        options = BenchOptions(runs=runs, threads=threads, one_at_a_time=one_at_a_time)
+        options = BenchOptions(runs=runs, threads=threads, one_at_a_time=one_at_a_time, measure_memory=memory)
         report = latency.run_benchmark(subjects_of(directories, peer or []), cases, options, progress=progress.step)
         if json_file not in {None, "-"}:
             write_json(report, Path(str(json_file)))

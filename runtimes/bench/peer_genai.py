@@ -87,15 +87,20 @@ class GraphFacts:
 class GenaiTarget:
     """Measures ONNX Runtime GenAI."""
 
-    def __init__(self, provider: str = "cuda") -> None:
-        """Load the library; ``provider`` is one of :data:`PROVIDERS`.
+    def __init__(self, provider: str = "cuda", launches: str = "") -> None:
+        """Load the library.
+
+        Args:
+            provider: One of :data:`PROVIDERS`.
+            launches: Anything: no CUDA graph, whatever ``genai_config.json`` says. With one, a prompt of several rows
+                is refused (its mask is as wide as the cache, so the attention takes it for a later chunk).
 
         Raises:
             ValueError: another provider.
         """
         if provider not in PROVIDERS:
             raise ValueError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
-        self._provider = provider
+        self._provider, self._launches = provider, bool(launches)
         self._native: Any = importlib.import_module("onnxruntime_genai")
         if hasattr(self._native, "disable_telemetry_events"):
             self._native.disable_telemetry_events()
@@ -123,7 +128,7 @@ class GenaiTarget:
         config.clear_providers()
         if self._provider == "cuda":
             config.append_provider("cuda")
-            for name, value in geometry.provider_options.get("cuda", {}).items():
+            for name, value in self._provider_options(geometry).items():
                 config.set_provider_option("cuda", name, value)
         elif threads is not None:
             options = {"intra_op_num_threads": threads}
@@ -132,10 +137,14 @@ class GenaiTarget:
         self._geometry = geometry
         return self._info(Path(path), geometry, threads)
 
+    def _provider_options(self, geometry: Geometry) -> dict[str, str]:
+        options = dict(geometry.provider_options.get("cuda", {}))
+        return {**options, "enable_cuda_graph": "0"} if self._launches else options
+
     def _info(self, path: Path, geometry: Geometry, threads: int | None) -> dict[str, Any]:
         facts = read_graph(path / geometry.graph, geometry, self._provider)
         on_device = self._provider == "cuda"
-        options = geometry.provider_options.get("cuda", {})
+        options = self._provider_options(geometry)
         return {
             "runtime": f"onnxruntime-genai-{self._provider}",
             "vocab_size": geometry.vocab,

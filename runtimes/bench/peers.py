@@ -47,7 +47,11 @@ PEERS: Mapping[str, Peer] = {
         {"eager": ("eager",), "compile": ("compile",)},
         "a directory with config.json; without weights they are random",
     ),
-    "genai": Peer("llmc.runtimes.bench.peer_genai", {"": ("cuda",)}, "a directory that its model builder made"),
+    "genai": Peer(
+        "llmc.runtimes.bench.peer_genai",
+        {"graph": ("cuda",), "launches": ("cuda", "launches")},
+        "a directory that its model builder made",
+    ),
 }
 """Peer's name on the command line -> how it is run."""
 

@@ -173,9 +173,10 @@ def test_one_variant_or_the_only_one(prepared, tmp_path):
     (chosen,) = peer_subjects(PeerChoice("transformers", Path(sys.executable), tmp_path, "compile"), tmp_path)
     assert chosen.label == "transformers Q4_0, compile"
     assert chosen.command[-2:] == ("llmc.runtimes.bench.peer_transformers", "compile")
-    (only,) = peer_subjects(PeerChoice("genai", Path(sys.executable), tmp_path), tmp_path)
-    assert only.label == "genai"
-    assert only.command[-1] == "cuda"
+    graph, launches = peer_subjects(PeerChoice("genai", Path(sys.executable), tmp_path), tmp_path)
+    assert (graph.label, launches.label) == ("genai, graph", "genai, launches")
+    assert graph.command[-1] == "cuda"
+    assert launches.command[-2:] == ("cuda", "launches")
 
 
 def test_subjects_of_the_same_label_are_told_apart():

@@ -10,6 +10,8 @@ from llmc.compiler.errors import EngineError
 from llmc.runtimes.bench.protocol import RunRequest, memory_status
 from llmc.runtimes.bench.worker import SessionTarget
 
+from ..tiny_engine import open_tiny
+
 BENCH = Path(protocol.__file__).parent
 
 
@@ -81,3 +83,43 @@ def test_peers_need_the_standard_library_only(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert all(name in allowed or name.split(".")[0] in sys.stdlib_module_names for name in names), names
+
+
+@pytest.fixture(scope="module")
+def device_target(tmp_path_factory):
+    session = open_tiny(tmp_path_factory)
+    target = SessionTarget(lambda directory, threads: session)
+    target.open("anything", None)
+    yield target, session
+    target.close()
+
+
+@pytest.mark.parametrize(("prompt", "gen", "batch"), [(6, 12, 2), (5, 2, 1), (63, 2, 2), (61, 4, 1)])
+def test_a_session_on_a_device_runs_its_own_loop(device_target, monkeypatch, prompt, gen, batch):
+    target, session = device_target
+    request = RunRequest(prompt=prompt, gen=gen, batch=batch)
+    loops, resets = [], []
+    decode_loop, reset = session.decode_loop, session.reset
+    monkeypatch.setattr(session, "decode_loop", lambda *args: loops.append(decode_loop(*args)) or loops[-1])
+    monkeypatch.setattr(session, "reset", lambda *args: resets.append(args) or reset(*args))
+    times = target.run(request)
+    assert resets == [(batch, prompt + gen - 1)] * 2
+    assert session.lengths.tolist() == [request.capacity] * batch
+    assert len(times.step_s) == gen - 1
+    assert min(times.step_s) > 0
+    assert times.first_token_s > 0
+    begin, end = times.decode_window
+    assert sum(times.step_s) <= end - begin + 0.05
+    warm, timed = loops
+    assert warm.tokens(1).tolist() == timed.tokens(1).tolist()
+    made = [timed.tokens(step).tolist() for step in range(1, gen)]
+    session.reset(batch, request.capacity)
+    logits = session.forward(np.array(request.prompt_tokens(160)))
+    for tokens in made:
+        logits = session.forward(logits.argmax()[:, None])
+        assert logits.argmax().tolist() == tokens
+
+
+def test_the_host_s_memory_is_not_a_device_s(device_target):
+    assert device_target[0].device_bytes() is None
+    assert SessionTarget().device_bytes() is None

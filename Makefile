@@ -95,7 +95,7 @@ test-slow: setup ## the tests that take minutes
 
 .PHONY: test-gpu
 test-gpu: setup ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/pytest -m gpu tests
 
 # CONFORMANCE=--resume goes on after an interrupted run.
 .PHONY: conformance

@@ -119,7 +119,7 @@ class OptimizeOptions:
     @property
     def blocks(self) -> int:
         """Input features that share a quantization scale."""
-        return self.block_size or BLOCK_SIZE
+        return BLOCK_SIZE if self.block_size is None else self.block_size
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class CompileOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a number of threads that computes nothing."""
+        """Refuse a number of threads that computes nothing, and a CPU engine, which is opened, without weights."""
+        if self.export.weights == "none" and self.optimize.target == "cpu":
+            raise UsageError("--weights none is for --target cuda; an engine for the CPU is opened when it is built")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} leaves nobody to compute")
 

@@ -5,8 +5,8 @@ to half       activations, weights and the KV cache in float32       →   float
 
 To float32 is for processors that compute in nothing less, and for the passes, which know one float type. To half is
 for GPUs. What is computed from positions, masks and other integers alone stays float32 and is cast where it meets an
-activation: a position of 8,191 times a frequency has no meaning in eleven bits. Constants beyond the half type's
-range become its largest value, so that a very negative mask does not become an infinite one.
+activation: a position of 8,191 times a frequency has no meaning in eleven bits. Small constants beyond the half
+type's range become its largest value, so that a very negative mask does not become an infinite one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.lazy_weight import LazyWeight, as_weight, cast_weight, numpy_dtype
 from llmc.passes.graph_pass import GraphPass, Tally
-from llmc.passes.graph_query import SMALL, add_initializer
+from llmc.passes.graph_query import SMALL, add_initializer, producer
 
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -70,74 +70,83 @@ class _ToHalf:
 
     def __init__(self, graph: ir.Graph, half: ir.DataType, tally: Tally) -> None:
         self._graph, self._half, self._tally = graph, half, tally
-        self._activations: set[ir.Value] = {value for value in graph.inputs if value.dtype == ir.DataType.FLOAT}
-        self._converted: dict[ir.Value, ir.Value] = {}
+        self._floats = _float32_values(graph)
+        self._activations = {value for value in self._floats if value.is_graph_input() or _is_weight(value)}
+        self._nodes = self._mark()
+        self._cast: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
+        self._refuse_bodies()
+        # Before anything else: which constants have users of either type is asked of the graph as it was.
+        for value in list(self._graph.initializers.values()):
+            self._convert_constant(value)
+        for node in self._nodes:
+            for index, read in enumerate(node.inputs):
+                if read in self._floats and read not in self._activations:
+                    node.replace_input_with(index, self._in_half(read, node))
+            if node.op_type == "Cast" and node.attributes.get_int("to", 1) == int(ir.DataType.FLOAT):
+                node.attributes["to"] = ir.AttrInt64("to", int(self._half))
+                self._tally.count("casts")
         for value in self._activations:
-            value.dtype = self._half
-            self._tally.count("values")
-        for node in list(self._graph):
-            if any(self._is_activation(value) for value in node.inputs):
-                self._convert(node)
-        if not self._tally.fired:
-            return
-        for name in [name for name, value in self._graph.initializers.items() if not list(value.uses())]:
-            if not self._graph.initializers[name].is_graph_output():
-                del self._graph.initializers[name]
-
-    def _is_activation(self, value: ir.Value | None) -> bool:
-        """Made of the cache or of a weight; small constants and tables of the graph's own take either side."""
-        if value is None:
-            return False
-        if value in self._activations:
-            return True
-        tensor = value.const_value if value.is_initializer() else None
-        is_float = tensor is not None and tensor.dtype == ir.DataType.FLOAT
-        return is_float and tensor is not None and (isinstance(tensor, LazyWeight) or tensor.size > SMALL)
-
-    def _convert(self, node: ir.Node) -> None:
-        if any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in _given(node)):
-            raise UnsupportedModelError(
-                f"{node.name or node.op_type} is a loop over tokens, which llmc computes in float32; the model's "
-                "layers that keep a state do not run in half precision: compile it with --target cpu"
-            )
-        for index, value in enumerate(node.inputs):
-            if value is not None and value not in self._activations and _is_float32(value):
-                node.replace_input_with(index, self._in_half(value, node))
-        if node.op_type == "Cast" and node.attributes.get_int("to", 1) == int(ir.DataType.FLOAT):
-            node.attributes["to"] = ir.AttrInt64("to", int(self._half))
-            self._tally.count("casts")
-        for output in node.outputs:
-            made_half = output.dtype == ir.DataType.FLOAT or (output.dtype is None and _keeps_type(node))
-            if made_half:
-                output.dtype = self._half
-                self._activations.add(output)
+            if not value.is_initializer():
+                value.dtype = self._half
                 self._tally.count("values")
 
-    def _in_half(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        """``value`` as a half-precision constant, or cast once where it is computed."""
-        if value not in self._converted:
-            tensor = value.const_value if value.is_initializer() else None
-            if tensor is not None:
-                name = value.name or "constant"
-                if all(self._takes_half(use.node) for use in value.uses()):
-                    # No other use keeps the float32 constant, whose name the half one takes over.
-                    del self._graph.initializers[name]
-                made = add_initializer(self._graph, name, self._half_constant(tensor))
-                self._tally.count("weights")
-            else:
-                cast = ir.node("Cast", [value], {"to": int(self._half)}, name=f"{value.name}/to_half")
-                self._graph.insert_before(node, cast)
-                made = cast.outputs[0]
-                made.dtype, made.shape = self._half, value.shape
-                self._tally.count("casts added")
-            self._converted[value] = made
-            self._activations.add(made)
-        return self._converted[value]
+    def _mark(self) -> dict[ir.Node, None]:
+        """The nodes that read an activation, in order; their float results are activations, too."""
+        marked: dict[ir.Node, None] = {}
+        for node in self._graph:
+            if any(value in self._activations for value in node.inputs):
+                marked[node] = None
+                self._activations.update(output for output in node.outputs if output in self._floats)
+        return marked
 
-    def _takes_half(self, node: ir.Node) -> bool:
-        return any(self._is_activation(value) for value in node.inputs)
+    def _refuse_bodies(self) -> None:
+        loops = [node for node in self._nodes if any(_is_body(attribute) for attribute in node.attributes.values())]
+        captured = [
+            use.node for value in self._activations for use in value.uses() if use.node.graph is not self._graph
+        ]
+        if found := [*loops, *captured]:
+            name = found[0].name or found[0].op_type
+            raise UnsupportedModelError(
+                f"{name} is a loop over tokens, which llmc computes in float32; the model's "
+                "layers that keep a state do not run in half precision: compile it with --target cpu"
+            )
+
+    def _convert_constant(self, value: ir.Value) -> None:
+        """In its place where everything that reads it is half precision; else beside it, under another name."""
+        tensor = value.const_value
+        users = [use for use in value.uses() if use.node in self._nodes]
+        if value not in self._floats or tensor is None or not users:
+            return
+        made = value
+        if len(users) < len(list(value.uses())) or value.is_graph_output():
+            made = add_initializer(self._graph, value.name or "constant", self._half_constant(tensor))
+            for use in users:
+                use.node.replace_input_with(use.idx, made)
+        else:
+            value.const_value, value.dtype = self._half_constant(tensor), self._half
+        self._activations.add(made)
+        self._tally.count("weights")
+
+    def _in_half(self, value: ir.Value, node: ir.Node) -> ir.Value:
+        """``value``, which no activation reaches, cast once where the first activation meets it."""
+        if value not in self._cast:
+            fill = producer(value, "ConstantOfShape")
+            if fill is not None and all(use.node in self._nodes for use in value.uses()):
+                content = fill.attributes.get_tensor("value", ir.tensor(np.zeros(1, np.float32)))
+                assert content is not None
+                fill.attributes["value"] = ir.AttrTensor("value", self._half_constant(content))
+                value.dtype = self._half
+                self._tally.count("weights")
+                self._cast[value] = value
+                return value
+            cast = ir.node("Cast", [value], {"to": int(self._half)}, name=f"{value.name}/to_half")
+            self._graph.insert_before(node, cast)
+            self._cast[value] = cast.outputs[0]
+            cast.outputs[0].dtype, cast.outputs[0].shape = self._half, value.shape
+            self._tally.count("casts added")
+        return self._cast[value]
 
     def _half_constant(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if tensor.size > SMALL or isinstance(tensor, LazyWeight):
@@ -152,22 +161,41 @@ def ir_limit(half: ir.DataType) -> float:
     return 65504.0 if half == ir.DataType.FLOAT16 else 3.3895313892515355e38
 
 
-def _given(node: ir.Node) -> list[ir.Attr]:
-    return [attribute for attribute in node.attributes.values() if isinstance(attribute, ir.Attr)]
+def _is_body(attribute: ir.Attr) -> bool:
+    return attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
-def _is_float32(value: ir.Value) -> bool:
-    if value.is_initializer() and value.const_value is not None:
-        return value.const_value.dtype == ir.DataType.FLOAT
-    return value.dtype == ir.DataType.FLOAT
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a value is a model's weight: small constants of the graph's own take either side."""
+    tensor = value.const_value if value.is_initializer() else None
+    return tensor is not None and (isinstance(tensor, LazyWeight) or tensor.size > SMALL)
 
 
 INTEGER_RESULTS = frozenset(
     {"Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual",
-     "IsNaN", "IsInf", "Not", "And", "Or", "Xor", "Cast"}
+     "IsNaN", "IsInf", "Not", "And", "Or", "Xor"}
 )  # fmt: skip
 
 
-def _keeps_type(node: ir.Node) -> bool:
-    """Whether an output whose type is not recorded is of the inputs' float type."""
-    return node.op_type not in INTEGER_RESULTS
+def _float32_values(graph: ir.Graph) -> set[ir.Value]:
+    """Inputs, constants and results in float32; where a result's type is not recorded, its operator tells."""
+    found = {value for value in (*graph.inputs, *graph.initializers.values()) if value.dtype == ir.DataType.FLOAT}
+    for node in graph:
+        for index, output in enumerate(node.outputs):
+            # An absent output has an empty name.
+            known = output.dtype == ir.DataType.FLOAT
+            if known or (output.dtype is None and output.name != "" and _makes_float32(node, index, found)):
+                found.add(output)
+    return found
+
+
+def _makes_float32(node: ir.Node, index: int, floats: set[ir.Value]) -> bool:
+    """Whether an output whose type is not recorded is float32, given which of the node's inputs are."""
+    if node.op_type == "Cast":
+        return node.attributes.get_int("to", 1) == int(ir.DataType.FLOAT)
+    if node.op_type == "ConstantOfShape":
+        content = node.attributes.get_tensor("value", None)
+        return content is None or content.dtype == ir.DataType.FLOAT
+    if node.op_type in INTEGER_RESULTS or (node.op_type == "TopK" and index == 1):
+        return False
+    return any(value in floats for value in node.inputs)

@@ -45,8 +45,10 @@ class FuseGatedSilu(FusionPass):
         if only_consumer(silu.outputs[0]) is not node:
             raise NearMiss("its activation is used elsewhere, too")
         shape = dims(gate)
-        if shape is None or shape != dims(up) or not isinstance(shape[-1], int):
-            raise NearMiss("gate and up differ in shape, or their width is not known")
+        if shape is None or None in shape or shape != dims(up):
+            raise NearMiss("gate and up differ in shape, or it is not known")
+        if not isinstance(shape[-1], int):
+            raise NearMiss("its width is not known")
         width = next((width for width in WIDTHS if shape[-1] % width == 0), None)
         if width is None:
             raise NearMiss(f"its width {shape[-1]} is no multiple of {WIDTHS[-1]}")

@@ -20,6 +20,7 @@ from llmc.passes.fuse_rotary import FuseRotary
 from llmc.passes.fuse_silu import FuseSilu
 from llmc.passes.fuse_skip_norm import FuseSkipNorm
 from llmc.passes.fuse_transposed_matmul import FuseTransposedMatMul
+from llmc.passes.gather_last_rows import GatherLastRows
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.inline_recurrence import InlineRecurrence
 from llmc.passes.last_token_logits import LastTokenLogits
@@ -221,4 +222,11 @@ def cpu_engine_passes() -> list[GraphPass]:
 
 def cuda_engine_passes() -> list[GraphPass]:
     """The graph for ONNX Runtime's CUDA provider to the one that a decode loop on the device runs."""
-    return [TakeLengths(), RemoveDeadCode(), UniqueNodeNames()]
+    return [
+        # What computed the positions that it no longer looks up would become an input below.
+        GatherLastRows(),
+        RemoveDeadCode(),
+        TakeLengths(),
+        RemoveDeadCode(),
+        UniqueNodeNames(),
+    ]

@@ -97,6 +97,8 @@ class QuantizeCache(FusionPass):
 
     def _scales(self, layer: int) -> Scales:
         if self.scales:
+            if layer >= len(self.scales):
+                raise NearMiss(f"ranges of {len(self.scales)} layers were recorded, and it is layer {layer}")
             return self.scales[layer]
         if self.kind == "int8":
             raise NearMiss("an int8 cache needs scales, and no ranges of keys and values were recorded")

@@ -91,7 +91,8 @@ class QuantizeFp8(GraphPass):
 def scales_of(rows: Array, block_size: int) -> Array:
     """[rows, blocks] float32; 1 where a block holds nothing but zeros."""
     blocks = np.abs(np.asarray(rows, np.float32)).reshape(len(rows), -1, block_size).max(axis=2)
-    return np.where(blocks == 0, 1, blocks / LARGEST).astype(np.float32)
+    scales = blocks / np.float32(LARGEST)
+    return np.where(scales == 0, 1, scales).astype(np.float32)
 
 
 def quantize(rows: Array, block_size: int) -> Array:

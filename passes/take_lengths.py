@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.chunk_lengths import CHUNK_LENGTHS, TOTAL_LENGTHS, find_value
+from llmc.passes.chunk_lengths import CHUNK_LENGTHS, find_value
 from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import graph_input, small_initializer
 
 SEQLENS, TOTAL = "seqlens_k", "total_sequence_length"
-QUERY_SEQLENS = "query_seqlens"
 INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
     SEQLENS: (ir.DataType.INT32, ("batch",)),
     TOTAL: (ir.DataType.INT32, ()),
@@ -48,10 +47,11 @@ class TakeLengths(GraphPass):
             tally.count("lengths")
         if tally.fired:
             _remove_unused(graph)
-            if (total := find_value(graph, TOTAL_LENGTHS)) is not None:
-                tally.reject(_maker(total), "something else than attention reads the mask, so it stays an input")
             mask = graph_input(model, "attention_mask")
-            if mask is not None and not list(mask.uses()):
+            if mask is not None and (readers := list(mask.uses())):
+                for use in readers:
+                    tally.reject(use.node, "something else than attention reads the mask, so it stays an input")
+            elif mask is not None:
                 graph.inputs.remove(mask)
                 tally.count("unused inputs")
 
@@ -67,7 +67,7 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
     zero = small_initializer(graph, "zero", np.asarray(0, np.int64))
 
     def make(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(op_type, list(inputs), attributes, name=f"position_ids/{op_type}"))
+        nodes.append(ir.node(op_type, list(inputs), attributes, name=f"position_ids/{op_type}_{len(nodes)}"))
         return nodes[-1].outputs[0]
 
     nodes: list[ir.Node] = []
@@ -84,12 +84,6 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
     graph.inputs.remove(positions)
     graph.sort()
     tally.count("positions")
-
-
-def _maker(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
 
 
 def _remove_unused(graph: ir.Graph) -> None:

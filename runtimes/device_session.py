@@ -119,7 +119,7 @@ class DeviceSession:
     def _make_room(self, batch: int, capacity: int) -> None:
         """Buffers for so many rows and slots: those that are there, or, where one is too small, all anew."""
         sizes = {tensor.past: tensor.nbytes(batch, capacity) for tensor in self._io.cache}
-        sizes |= {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8}
+        sizes |= {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8, "last_rows": batch * 8}
         sizes["logits"] = batch * self._logits_row
         if any(name not in self._buffers or self._buffers[name].nbytes < size for name, size in sizes.items()):
             self._release()
@@ -204,13 +204,20 @@ class DeviceSession:
         self._reserve("input_ids", input_ids.nbytes)
         self._reserve("logits", batch * rows * self._logits_row)
         self._upload(input_ids, self._lengths + valid - 1, valid)
+        self._device.upload(self._buffers["last_rows"], np.maximum(valid, 1) - 1)  # each row is the only one
         whole = self._buffers
         for row in np.flatnonzero(valid):
             count, total = int(valid[row]), int(self._lengths[row] + valid[row])
-            places = {"input_ids": chunk * 8, "seqlens_k": 4, "chunk_lengths": 8, "logits": rows * self._logits_row}
+            places = {
+                "input_ids": chunk * 8,
+                "seqlens_k": 4,
+                "chunk_lengths": 8,
+                "last_rows": 8,
+                "logits": rows * self._logits_row,
+            }
             places |= {tensor.past: tensor.nbytes(1, self._capacity) for tensor in self._io.cache}
             part = {name: _part(whole[name], int(row) * size, size) for name, size in places.items()}
-            shapes = {"input_ids": (1, count), "seqlens_k": (1,), "chunk_lengths": (1,)}
+            shapes = {"input_ids": (1, count), "seqlens_k": (1,), "chunk_lengths": (1,), "last_rows": (1,)}
             shapes["logits"] = (1, count if rows > 1 else 1, self._info.vocab_size)
             values = {name: (part[name], shape) for name, shape in shapes.items()}
             self._io.run(self._io.bind(values, part, 1, self._capacity, total))
@@ -229,12 +236,15 @@ class DeviceSession:
         self._device.upload(self._buffers["input_ids"], np.asarray(input_ids, np.int64))
         self._device.upload(self._buffers["seqlens_k"], seqlens.astype(np.int32))
         self._device.upload(self._buffers["chunk_lengths"], np.maximum(valid, 1))
+        last_rows = np.arange(len(valid)) * input_ids.shape[1] + np.maximum(valid, 1) - 1
+        self._device.upload(self._buffers["last_rows"], last_rows.astype(np.int64))
 
     def _values(self, batch: int, chunk: int, rows: int) -> dict[str, tuple[Buffer, tuple[int, ...]]]:
         return {
             "input_ids": (self._buffers["input_ids"], (batch, chunk)),
             "seqlens_k": (self._buffers["seqlens_k"], (batch,)),
             "chunk_lengths": (self._buffers["chunk_lengths"], (batch,)),
+            "last_rows": (self._buffers["last_rows"], (batch,)),
             "logits": (self._buffers["logits"], (batch, rows, self._info.vocab_size)),
         }
 
@@ -296,6 +306,7 @@ class DeviceSession:
         self._device.upload(self._buffers["input_ids"], np.asarray(first, np.int64).reshape(-1, 1))
         self._device.upload(self._buffers["seqlens_k"], self._lengths.astype(np.int32))
         self._device.upload(self._buffers["chunk_lengths"], np.ones(len(self._lengths), np.int64))
+        self._device.upload(self._buffers["last_rows"], np.arange(len(self._lengths), dtype=np.int64))
         self._end_loop()
         loop = DecodeLoop(self, self._samplers, self._shape, active, params, row_ids, max_steps)
         self._loop = weakref.ref(loop)

@@ -29,9 +29,9 @@ from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.activation_memory import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory_facts import PAST, PRESENT, MemoryFacts, read_facts
 
-CUDA_ALLOWANCE = 512 << 20
-"""Bytes set aside on a GPU for what no graph tells: the CUDA context, kernels, workspaces of cuBLAS and cuDNN. An
-allowance, not a measurement."""
+CUDA_ALLOWANCE = 832 << 20
+"""Bytes set aside on a GPU for what no graph tells: the CUDA context, kernels, workspaces of cuBLAS and cuDNN. On an
+H100 an engine of SmolLM2-135M held 769 MiB beside weights, cache and activations, 640 MiB before its first run."""
 
 ARENA_FACTOR = 2
 """What ONNX Runtime's arena holds for each byte that is alive. SmolLM2-135M in float32 on the CPU provider: resident

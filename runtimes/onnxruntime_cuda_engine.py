@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PROVIDER = "CUDAExecutionProvider"
 LIBRARIES = ("cudart", "cublasLt", "cublas", "cudnn", "curand", "cufft", "nvrtc")
 SHAPE_OPERATORS = frozenset(
-    {"Shape", "Size", "Gather", "Squeeze", "Unsqueeze", "Cast", "Sub", "Add", "Concat", "Slice"}
+    {"Shape", "Size", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Sub", "Add", "Concat", "Slice"}
 )
 """What may run on the CPU where it only computes shapes."""
 PREFILL = 1024
@@ -84,6 +84,10 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
         raise ArtifactError(
             f"{directory} was made without weights; `python -m llmc.runtimes.bench.random_weights {directory}` "
             "draws random ones, for measuring"
+        )
+    if manifest.kind == "target":
+        raise EngineError(
+            f"{directory} holds a graph for a GPU and no engine yet; make one: llmc build {directory} -o DIR"
         )
     graph = directory / (ENGINE if (directory / ENGINE).exists() else GRAPH)
     inference = load(str(graph), device)

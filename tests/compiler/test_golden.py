@@ -93,3 +93,74 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
 
 def test_log_sum_exp_of_large_logits() -> None:
     assert log_sum_exp(np.asarray([1000.0, 1000.0], np.float32)) == pytest.approx(1000 + np.log(2))
+
+
+# --- ranges of keys and values --------------------------------------------------------------------------------------
+
+LAYERS, CHANNELS = 2, 6
+
+
+class CachingReference(Reference):
+    """Keys of channel c reach c times the largest token of the text; values the longest text's length."""
+
+    def __init__(self, silent: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def cache_ranges(self) -> tuple[Any, Any] | None:
+        if self.calls[-1][0] in self.silent:
+            return None
+        channels = np.arange(LAYERS * CHANNELS, dtype=np.float32).reshape(LAYERS, CHANNELS)
+        return channels * max(self.calls[-1]), np.full_like(channels, len(self.held))
+
+
+def record_ranges(silent: tuple[int, ...] = ()) -> tuple[Golden, CachingReference]:
+    reference: Any = CachingReference(silent)
+    return record_golden(reference, PROMPTS), reference
+
+
+def test_ranges_are_the_largest_of_all_prompts() -> None:
+    golden, reference = record_ranges()
+    assert golden.cache_ranges is not None
+    keys, values = golden.cache_ranges
+    channels = np.arange(LAYERS * CHANNELS, dtype=np.float32).reshape(LAYERS, CHANNELS)
+    # What the cache holds after the last forward of each prompt.
+    lasts = [reference.calls[(row + 1) * STEPS - 1] for row in range(len(PROMPTS))]
+    np.testing.assert_array_equal(keys, channels * max(map(max, lasts)))
+    np.testing.assert_array_equal(values, np.full_like(channels, max(map(len, lasts))))
+    assert max(map(len, lasts)) == max(map(len, PROMPTS)) + STEPS - 1
+
+
+def test_ranges_of_some_prompts_alone_are_none() -> None:
+    golden, _ = record_ranges(silent=(250,))
+    assert golden.cache_ranges is None
+    assert (golden.key_ranges, golden.value_ranges) == (None, None)
+
+
+def test_a_reference_without_a_cache_has_no_ranges() -> None:
+    assert record()[0].cache_ranges is None
+
+
+def test_ranges_are_written_and_read_again(tmp_path: Path) -> None:
+    golden, _ = record_ranges()
+    golden.save(tmp_path)
+    first = (tmp_path / GOLDEN).read_bytes()
+    golden.save(tmp_path)
+    assert (tmp_path / GOLDEN).read_bytes() == first
+    again = load_golden(tmp_path)
+    assert again is not None
+    assert again.cache_ranges is not None
+    assert golden.cache_ranges is not None
+    for read, recorded in zip(again.cache_ranges, golden.cache_ranges, strict=True):
+        np.testing.assert_array_equal(read, recorded)
+        assert read.dtype == np.float32
+
+
+def test_a_file_without_ranges_is_read(tmp_path: Path) -> None:
+    """As it was written before there were any, and where a model's layers differ."""
+    record()[0].save(tmp_path)
+    with np.load(tmp_path / GOLDEN) as data:
+        assert not {"key_ranges", "value_ranges"} & set(data.files)
+    again = load_golden(tmp_path)
+    assert again is not None
+    assert again.cache_ranges is None

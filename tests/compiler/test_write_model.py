@@ -205,3 +205,41 @@ def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_model(model, tmp_path, lambda done, total: seen.append((done, total)))
     assert seen == [(1600, 4672), (4672, 4672)]
+
+
+# --- the graph alone ------------------------------------------------------------------------------------------------
+
+
+def tied_model() -> ir.Model:
+    base, plain = lazy(draw(VOCABULARY, HIDDEN)), ir.tensor(draw(400))
+    table = transposed_weight(base)
+    return make_model(
+        table=table, again=table, first=plain, second=plain, small=lazy(draw(4)), beyond=lazy(draw(500))
+    )
+
+
+def test_without_weights_the_graph_is_the_same(tmp_path: Path) -> None:
+    """Places included, so that weights drawn elsewhere fit; and ties are kept."""
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    written = []
+    for directory, weights in ((whole, True), (alone, False)):
+        directory.mkdir()
+        written.append(write_model(tied_model(), directory, weights=weights))
+    assert (whole / MODEL).read_bytes() == (alone / MODEL).read_bytes()
+    assert [path.name for path in alone.iterdir()] == [MODEL]
+    assert written == [(whole / DATA).stat().st_size] * 2
+    found = places(alone)
+    assert set(found) == {"table", "again", "first", "second", "beyond"}
+    assert found["table"] == found["again"]
+    assert found["first"] == found["second"]
+
+
+def test_without_weights_nothing_large_is_read(tmp_path: Path) -> None:
+    model = make_model(table=Broken((HIDDEN, VOCABULARY), ir.DataType.FLOAT), small=lazy(draw(4)))
+    seen: list[tuple[int, int]] = []
+    write_model(model, tmp_path, lambda done, total: seen.append((done, total)), weights=False)
+    assert places(tmp_path) == {"table": (0, HIDDEN * VOCABULARY * 4)}
+    assert seen[-1][0] == seen[-1][1]
+    proto = onnx.load_model(tmp_path / MODEL, load_external_data=False)
+    small = next(tensor for tensor in proto.graph.initializer if tensor.name == "small")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(small), draw(4))

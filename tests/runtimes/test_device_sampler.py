@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,21 +16,9 @@ from llmc.runtimes.device_draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_t
 from llmc.runtimes.device_sampler import MAX_TOP_K, build_sampler, supports, uniforms
 from llmc.runtimes.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
 
+from .sampler_steps import FILTERS, GRAPHS, STATE, TYPES, Steps, random_logits
+
 Array = np.ndarray[Any, Any]
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-STATE = {"next_step": "step", "next_seqlens_k": "seqlens_k", "next_log": "log"}
-FILTERS: list[dict[str, float]] = [
-    {},
-    {"min_p": 0.05},
-    {"top_k": 1},
-    {"top_k": 50},
-    {"top_p": 0.9},
-    {"top_k": 40, "top_p": 0.8},
-    {"top_p": 0.95, "min_p": 0.02},
-    {"top_k": 200, "top_p": 0.7, "min_p": 0.1},
-    {"top_k": 1000, "top_p": 1e-4},
-]
-GRAPHS = [SamplingParams(), *(SamplingParams(temperature=0.7, **fields) for fields in FILTERS)]
 
 _WIDE = {"float", "double", "float16", "int32", "int64"}
 _FLOATS = {"float", "double", "float16"}
@@ -58,71 +44,6 @@ CUDA: dict[str, tuple[int, set[str]]] = {
     "TopK": (11, _WIDE),
     "Where": (16, _WIDE),
 }
-
-
-class Steps:
-    """Runs a sampling graph step by step; ``in_place`` binds each output onto its input's memory."""
-
-    def __init__(
-        self,
-        params: SamplingParams,
-        vocab: int,
-        rows: int,
-        *,
-        steps: int = 64,
-        dtype: str = "float32",
-        draws: Array | None = None,
-        in_place: bool = False,
-        provider: str = "CPUExecutionProvider",
-        **options: Any,
-    ) -> None:
-        model = build_sampler(params, vocab, TYPES[dtype], steps, **options)
-        onnx.checker.check_model(model, full_check=True)
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads, settings.log_severity_level = 1, 3
-        if provider != "CPUExecutionProvider":
-            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self.session = ort.InferenceSession(model.SerializeToString(), settings, providers=[provider])
-        self.type, self.in_place = TYPES[dtype], in_place
-        self.uniforms = uniforms(params, range(rows), steps) if draws is None else draws.astype(np.float32)
-        self.step = np.zeros(1, np.int64)
-        self.seqlens_k = np.arange(rows, dtype=np.int32)
-        self.active = np.ones(rows, np.int32)
-        self.log = np.full((steps, rows), -7, np.int64)
-        self.ids = np.zeros((rows, 1), np.int64)
-
-    def __call__(self, logits: Array) -> Array:
-        """Sample logits [batch, vocab], float32 but of values that the graph's type has; the tokens, [batch]."""
-        binding = self.session.io_binding()
-        binding.bind_ortvalue_input("logits", self._logits(logits))
-        names = {item.name for item in self.session.get_inputs()}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(getattr(self, name)) for name in names - {"logits"}}
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        outputs = {"next_ids": self.ids}
-        for output, name in STATE.items():
-            outputs[output] = getattr(self, name) if self.in_place else np.empty_like(getattr(self, name))
-        for output, array in outputs.items():
-            binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(array))
-        self.session.run_with_iobinding(binding)
-        for output, name in STATE.items():
-            setattr(self, name, outputs[output])
-        return self.ids[:, 0].copy()
-
-    def _logits(self, logits: Array) -> Any:
-        batch = np.ascontiguousarray(logits[:, None])
-        if self.type == TensorProto.FLOAT:
-            return ort.OrtValue.ortvalue_from_numpy(batch)
-        if self.type == TensorProto.FLOAT16:
-            return ort.OrtValue.ortvalue_from_numpy(batch.astype(np.float16))
-        bits = batch.astype(ml_dtypes.bfloat16).view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, self.type)
-
-
-def random_logits(seed: int, rows: int, vocab: int, dtype: str = "float32", spread: float = 3.0) -> Array:
-    values = (np.random.default_rng(seed).standard_normal((rows, vocab)) * spread).astype(np.float32)
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    return values.astype(kind).astype(np.float32)
 
 
 def count_differences(params: SamplingParams, vocab: int, dtype: str, rows: int = 64, steps: int = 32) -> int:
@@ -315,29 +236,6 @@ def test_cuda_has_a_kernel_for_every_node(params: SamplingParams, dtype: str, vo
             for tensor in tensors.get(node.op_type, [node.input[0]]):
                 name = TensorProto.DataType.Name(types[tensor]).lower()
                 assert name in allowed, (node.op_type, tensor, name)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" not in ort.get_available_providers(), reason="needs ONNX Runtime for CUDA"
-)
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("params", GRAPHS, ids=str)
-def test_cuda_runs_every_node_and_draws_the_same_tokens(params: SamplingParams, dtype: str) -> None:
-    rows, vocab = 16, 50_257
-    cuda = Steps(params, vocab, rows, dtype=dtype, provider="CUDAExecutionProvider")
-    cpu = Steps(params, vocab, rows, dtype=dtype)
-    different = 0
-    for step in range(16):
-        logits = random_logits(step, rows, vocab, dtype)
-        logits[0, step] = np.nan
-        logits[1, [step, 40_000]] = 30.0
-        different += int((cuda(logits) != cpu(logits)).sum())
-        assert cuda.ids[0] == -1
-    assert different <= 1
-    assert cuda.step.tolist() == [16]
-    assert (cuda.seqlens_k == cpu.seqlens_k).all()
-    assert (cuda.log[16:] == -7).all()
 
 
 def test_the_greedy_graph_is_small() -> None:

@@ -188,3 +188,58 @@ def test_open_reference(tmp_path: Path) -> None:
         np.testing.assert_allclose(session.forward(row[None]).host()[0], expected, atol=1e-5)
     with pytest.raises(CheckpointError, match="transformers cannot load"):
         open_reference(tmp_path / "missing")
+
+
+# --- ranges of keys and values --------------------------------------------------------------------------------------
+
+
+def held_ranges(model: Any, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """From transformers' own cache, each row by itself."""
+    import torch
+
+    tops = []
+    for row in rows:
+        with torch.inference_mode():
+            layers = model(input_ids=torch.from_numpy(row)[None], use_cache=True).past_key_values.layers
+        pairs = [(layer.keys, layer.values) for layer in layers]
+        tops.append([[part.abs().numpy().max(axis=(0, 2)).reshape(-1) for part in pair] for pair in pairs])
+    largest = np.max(np.asarray(tops), axis=0)
+    return largest[:, 0], largest[:, 1]
+
+
+@pytest.mark.parametrize("lengths", [[9], [12, 12], LENGTHS])
+def test_cache_ranges_are_the_largest_of_all_rows(lengths: list[int]) -> None:
+    model = make_model("llama")
+    rows = rows_of(lengths)
+    session = TransformersSession(model)
+    prefill_and_decode(session, rows, steps=2, chunk=7)
+    found = session.cache_ranges()
+    assert found is not None
+    for part, wanted in zip(found, held_ranges(model, rows), strict=True):
+        assert (part.shape, part.dtype) == ((2, SIZES["num_key_value_heads"] * SIZES["head_dim"]), np.float32)
+        np.testing.assert_allclose(part, wanted, rtol=1e-4)
+
+
+def test_no_ranges_of_an_empty_cache() -> None:
+    session = TransformersSession(make_model("llama"))
+    assert session.cache_ranges() is None
+    session.reset(2, 16)
+    assert session.cache_ranges() is None
+
+
+def test_no_ranges_where_layers_differ() -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    def layer(heads: int, dim: int) -> Any:
+        return SimpleNamespace(keys=torch.ones(1, heads, 3, dim), values=torch.ones(1, heads, 3, dim))
+
+    session = TransformersSession(make_model("llama"))
+    state = SimpleNamespace(conv_states=torch.ones(1, 4, 3))
+    for layers in ([layer(2, 8), layer(4, 8)], [layer(2, 8), layer(2, 16)], [layer(2, 8), state]):
+        session.reset(1, 16)
+        session._groups[0].cache = SimpleNamespace(layers=layers)
+        assert session.cache_ranges() is None
+    session._groups[0].cache = SimpleNamespace(layers=[layer(2, 8), layer(2, 8)])
+    assert session.cache_ranges() is not None

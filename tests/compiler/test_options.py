@@ -1,0 +1,123 @@
+"""Options: what ``auto`` stands for, and what makes no sense together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from llmc.compiler.errors import UsageError
+from llmc.compiler.options import (
+    BLOCK_SIZE,
+    FP8_BLOCK_SIZE,
+    PRECISIONS,
+    CompileOptions,
+    ExportOptions,
+    OptimizeOptions,
+    Precision,
+    Target,
+)
+
+
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cuda", "fp16")])
+def test_auto_is_the_targets_plain_float_type(target: Target, precision: str) -> None:
+    assert OptimizeOptions(target=target).precision == precision
+
+
+def test_the_default_is_the_cpu() -> None:
+    assert (OptimizeOptions().target, OptimizeOptions().precision) == ("cpu", "fp32")
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4", "fp8"])
+def test_each_target_takes_its_precisions(target: Target, precision: Precision) -> None:
+    if precision in PRECISIONS[target]:
+        assert OptimizeOptions(target=target, precision=precision).precision == precision
+        return
+    accepted = ", ".join(PRECISIONS[target])
+    with pytest.raises(UsageError, match=f"--target {target} takes --precision {accepted}, not {precision}"):
+        OptimizeOptions(target=target, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "given", "activations"),
+    [
+        ("auto", "fp16", "fp16"),
+        ("auto", "bf16", "fp16"),
+        ("bf16", "fp16", "bf16"),
+        ("fp16", "bf16", "fp16"),
+        ("int4", "bf16", "bf16"),
+        ("int8", "fp16", "fp16"),
+        ("fp8", "bf16", "bf16"),
+    ],
+)
+def test_weights_in_half_precision_bring_their_activations(precision: Any, given: Any, activations: str) -> None:
+    made = OptimizeOptions(target="cuda", precision=precision, activations=given)
+    assert made.activations == activations
+
+
+@pytest.mark.parametrize(
+    ("precision", "given", "blocks"),
+    [
+        ("int4", None, BLOCK_SIZE), ("int8", None, BLOCK_SIZE), ("fp16", None, BLOCK_SIZE),
+        ("fp8", None, FP8_BLOCK_SIZE), ("fp8", 64, 64), ("int4", 128, 128), ("int4", 16, 16),
+    ],
+)  # fmt: skip
+def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> None:
+    made = OptimizeOptions(target="cuda", precision=precision, block_size=given)
+    assert (made.block_size, made.blocks) == (blocks, blocks)
+    assert dataclasses.replace(made) == made
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
+    assert OptimizeOptions(target="cuda", cache_precision=kind).cache_precision == kind
+    with pytest.raises(UsageError, match=r"--kv-precision is for --target cuda; .* float32"):
+        OptimizeOptions(cache_precision=kind)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "tpu"}, "--target tpu is none of cpu, cuda"),
+        ({"precision": "int2"}, "--precision int2 is none of auto, fp32, fp16, bf16, int8, int4, fp8"),
+        ({"target": "cuda", "activations": "fp32"}, "--activations fp32 is none of fp16, bf16"),
+        ({"target": "cuda", "cache_precision": "int4"}, "--kv-precision int4 is none of auto, int8, fp8"),
+        ({"cache": "paged"}, "--kv paged is none of grow, shared"),
+        ({"logits": "some"}, "--logits some is none of last, all"),
+        ({"head": "fp16"}, "--head fp16 is none of auto, int8, int4"),
+        ({"context": 0}, "--context 0 leaves no room for a token"),
+        ({"block_size": 48}, "--block-size 48 is not a power of two from 16 up"),
+        ({"block_size": 8}, "--block-size 8 is not a power of two from 16 up"),
+        ({"target": "cuda", "precision": "fp8", "block_size": 100}, "--block-size 100 is not a power of two"),
+    ],
+)
+def test_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        OptimizeOptions(**options)
+
+
+def test_a_block_size_of_0_is_no_default() -> None:
+    with pytest.raises(UsageError, match="--block-size 0 is not a power of two from 16 up"):
+        OptimizeOptions(block_size=0)
+
+
+@pytest.mark.parametrize("verify", ["auto", "on"])
+def test_a_graph_without_weights_cannot_be_compared(verify: Any) -> None:
+    with pytest.raises(UsageError, match="--weights none leaves nothing to compare with the model"):
+        ExportOptions(weights="none", verify=verify)
+    assert ExportOptions(weights="none", verify="off").weights == "none"
+
+
+def test_an_engine_for_the_cpu_needs_weights() -> None:
+    exporting = ExportOptions(weights="none", verify="off")
+    assert CompileOptions(exporting, OptimizeOptions(target="cuda")).export is exporting
+    with pytest.raises(UsageError, match="--weights none is for --target cuda"):
+        CompileOptions(exporting, OptimizeOptions())
+
+
+def test_unknown_weights() -> None:
+    unknown: Any = "half"
+    with pytest.raises(UsageError, match="--weights half is none of model, none"):
+        ExportOptions(weights=unknown, verify="off")

@@ -1,0 +1,214 @@
+"""The decode loop on a device, on the host's memory: its tokens, its lengths, its end, and what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.device_decode import LOOKAHEAD, DecodeLoop
+from llmc.runtimes.device_session import CAPACITY_STEP, DeviceSession
+from llmc.runtimes.sampling import Sampler, SamplingParams
+
+from .tiny_engine import PROMPTS, TOLERANCE, CountingDevice, open_tiny, reference, rows_of
+
+STEPS = 14
+SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
+    opened = open_tiny(tmp_path_factory)
+    yield opened
+    opened.close()
+
+
+def prefill(session: DeviceSession, prompts: list[list[int]] = PROMPTS, capacity: int = 40) -> np.ndarray:
+    """The most likely first token of each row."""
+    session.reset(len(prompts), capacity)
+    return session.forward(*rows_of(prompts)).argmax()
+
+
+def begin(
+    session: DeviceSession,
+    *,
+    prompts: list[list[int]] = PROMPTS,
+    params: SamplingParams | None = None,
+    active: Sequence[bool] | None = None,
+    steps: int = STEPS,
+) -> tuple[np.ndarray, DecodeLoop]:
+    """Token 0 of each row and the loop that goes on from there."""
+    first = prefill(session, prompts)
+    rows = range(len(prompts))
+    params = params or SamplingParams()
+    return first, session.decode_loop(first, active or [True for _ in rows], params, list(rows), steps)
+
+
+def step_by_step(session: DeviceSession, params: SamplingParams, steps: int = STEPS) -> list[list[int]]:
+    """Tokens 1 and on, [steps - 1][batch], chosen by the host from each forward's logits."""
+    tokens = prefill(session)
+    sampler, made = Sampler(params, session.info.vocab_size, range(len(tokens))), []
+    for step in range(1, steps):
+        logits = session.forward(tokens[:, None]).host()[:, 0]
+        tokens = np.array([sampler.sample(row, step, index) for index, row in enumerate(logits)])
+        made.append(tokens.tolist())
+    return made
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED, SamplingParams(temperature=0.9, top_p=0.8, seed=5)])
+def test_the_loop_chooses_what_the_host_chooses(session: DeviceSession, params: SamplingParams) -> None:
+    expected = step_by_step(session, params)
+    _, loop = begin(session, params=params)
+    assert [loop.tokens(step).tolist() for step in range(1, STEPS)] == expected
+    assert len({tuple(row) for row in np.array(expected).T.tolist()}) == 3
+
+
+def test_the_seed_is_not_in_what_is_recorded(session: DeviceSession) -> None:
+    texts = []
+    for seed in (1, 2, 1):
+        _, loop = begin(session, params=SamplingParams(temperature=1.5, top_k=40, seed=seed))
+        texts.append([loop.tokens(step).tolist() for step in range(1, STEPS)])
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_lengths_count_what_was_read(session: DeviceSession) -> None:
+    """Steps run ahead, but the session says what a loop on the host would have left."""
+    begins = np.array([len(prompt) for prompt in PROMPTS])
+    _, loop = begin(session)
+    assert session.lengths.tolist() == begins.tolist()
+    loop.tokens(3)
+    assert session.lengths.tolist() == (begins + 3).tolist()
+    loop.finish(1)
+    loop.tokens(5)
+    loop.tokens(4)
+    assert session.lengths.tolist() == (begins + np.array([5, 3, 5])).tolist()
+    loop.close()
+    assert session.lengths.tolist() == (begins + np.array([5, 3, 5])).tolist()
+
+
+def test_a_finished_row_stands_still_and_changes_no_other(session: DeviceSession) -> None:
+    _, loop = begin(session)
+    free = [loop.tokens(step).tolist() for step in range(1, STEPS)]
+    first, loop = begin(session, active=[True, False, True])
+    assert first.tolist() == prefill(session).tolist()
+    first, loop = begin(session, active=[True, False, True])
+    made = [loop.tokens(1).tolist()]
+    loop.finish(0)
+    made += [loop.tokens(step).tolist() for step in range(2, STEPS)]
+    assert [row[2] for row in made] == [row[2] for row in free]
+    assert {row[1] for row in made} == {-1}
+    ahead = 1 + LOOKAHEAD
+    assert [row[0] for row in made[:ahead]] == [row[0] for row in free[:ahead]]
+    assert {row[0] for row in made[ahead:]} == {-1}
+    assert session.lengths.tolist() == [len(PROMPTS[0]) + 1, len(PROMPTS[1]), len(PROMPTS[2]) + STEPS - 1]
+
+
+def test_a_forward_goes_on_where_the_reader_stopped(session: DeviceSession) -> None:
+    first, loop = begin(session)
+    made = [first.tolist(), loop.tokens(1).tolist(), loop.tokens(2).tolist()]
+    rows = [[*prompt, *(step[row] for step in made)] for row, prompt in enumerate(PROMPTS)]
+    single = session.forward(np.array(made[-1], np.int64)[:, None]).host()[:, 0]
+    np.testing.assert_allclose(single, reference(session, rows), rtol=0, atol=TOLERANCE)
+
+    _, loop = begin(session)
+    loop.tokens(2)
+    tails = np.array([[made[2][row], 90 + row, 100 + row] for row in range(3)], np.int64)
+    several = session.forward(tails, np.array([3, 1, 2])).host()[:, 0]
+    rows = [[*rows[0], 90, 100], rows[1], [*rows[2], 92]]
+    np.testing.assert_allclose(several, reference(session, rows), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("end", ["forward", "reset", "close", "another"])
+def test_a_loop_ends_when_the_session_goes_on(session: DeviceSession, end: str) -> None:
+    _, loop = begin(session)
+    tokens = loop.tokens(1)
+    queued = 1 + LOOKAHEAD
+    if end == "forward":
+        session.forward(np.zeros((3, 1), np.int64))
+    elif end == "reset":
+        session.reset(3, 40)
+    elif end == "close":
+        loop.close()
+    else:
+        session.decode_loop(tokens, [True] * 3, SamplingParams(), [0, 1, 2], 4)
+    kept = session.lengths.tolist()
+    assert loop.tokens(1).tolist() == tokens.tolist()
+    loop.tokens(queued)
+    loop.finish(0)
+    with pytest.raises(EngineError, match="this decode loop has ended"):
+        loop.tokens(queued + 1)
+    assert session.lengths.tolist() == kept
+
+
+def test_the_last_slot_is_reached_and_none_behind_it(session: DeviceSession) -> None:
+    """Runs before the recording repeat the first step: two steps further would be behind the cache."""
+    prompts = np.random.default_rng(2).integers(3, 160, (2, CAPACITY_STEP - 1)).tolist()
+    expected = reference(session, prompts).argmax(axis=1)
+    after = [[*prompt, token] for prompt, token in zip(prompts, expected.tolist(), strict=True)]
+    second = reference(session, after).argmax(axis=1)
+    first = prefill(session, prompts, CAPACITY_STEP)
+    loop = session.decode_loop(first, [True, True], SamplingParams(), [0, 1], 2)
+    assert first.tolist() == expected.tolist()
+    assert loop.tokens(1).tolist() == second.tolist()
+    assert session.lengths.tolist() == [CAPACITY_STEP] * 2
+
+
+def test_what_does_not_fit_is_refused(session: DeviceSession) -> None:
+    first = prefill(session, capacity=64)
+    with pytest.raises(EngineError, match="58 more tokens than the 7 that a row holds do not fit into 64 slots"):
+        session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], 59)
+    session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], 58)
+    for tokens, steps in ((first, 1), (first[:2], 5)):
+        with pytest.raises(EngineError, match="at least one step, and one token per row"):
+            session.decode_loop(tokens, [True] * len(tokens), SamplingParams(), [0, 1, 2], steps)
+
+
+def test_logits_that_are_not_finite_give_no_token(session: DeviceSession) -> None:
+    prefill(session)
+    name = next(name for name in session._buffers if name.startswith("past_key_values.0.value"))
+    row = session._buffers[name].nbytes // 3
+    _, loop = begin(session)
+    finite = loop.tokens(3).tolist()
+    first = prefill(session)
+    session._buffers[name].owner.view(np.float16)[row // 2 : row] = np.nan
+    loop = session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], STEPS)
+    tokens = loop.tokens(3).tolist()
+    assert tokens == [finite[0], -1, finite[2]]
+
+
+def test_long_loops_have_longer_logs(session: DeviceSession) -> None:
+    params = SamplingParams(temperature=1.0, top_k=10, seed=9)
+    _, loop = begin(session, params=params, steps=4, prompts=PROMPTS)
+    short = [loop.tokens(step).tolist() for step in range(1, 4)]
+    session.reset(3, 120)
+    first = session.forward(*rows_of(PROMPTS)).argmax()
+    loop = session.decode_loop(first, [True] * 3, params, [0, 1, 2], 90)
+    made = [loop.tokens(step).tolist() for step in range(1, 90)]
+    assert made[:3] == short
+    assert min(map(min, made)) >= 0
+    assert session.lengths.tolist() == [len(prompt) + 89 for prompt in PROMPTS]
+
+
+def test_a_step_s_time_is_between_two_moments(session: DeviceSession) -> None:
+    _, loop = begin(session)
+    loop.tokens(STEPS - 1)
+    seconds = [loop.step_seconds(step) for step in range(1, STEPS)]
+    assert min(seconds) > 0
+    assert max(seconds) < 5
+
+
+def test_samplers_keep_their_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A session whose buffers move makes no new memory for what finds the most likely token."""
+    session = open_tiny(tmp_path_factory)
+    device = CountingDevice()
+    session._device = session._samplers._device = device
+    held = []
+    for width in (2, 8, 16):
+        session.reset(2, 20)
+        session.forward(np.full((2, width), 5, np.int64)).argmax()
+        held.append(len(device.held))
+    assert held[0] == held[1] == held[2]
+    session.close()
+    assert device.held == {}

@@ -1,0 +1,99 @@
+"""A tiny random Llama compiled for CUDA, opened on the host: the session, the graph and the samplers of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmc.compiler.driver import compile_model
+from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
+from llmc.runtimes.device import Buffer, HostDevice
+from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.engine import FloatArray, Int64Array, Session
+from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+from llmc.runtimes.padding import pad_prompts
+
+from ..end_to_end.tiny import save_model
+
+PROMPTS = [[3, 14, 15, 92, 65, 35, 89], [79], [32, 38, 46, 26]]
+TOLERANCE = 0.02
+"""Logits up to 4 in float16, whose kernels add in another order for other shapes."""
+
+
+def compiled(factory: pytest.TempPathFactory, logits: Logits = "last") -> Path:
+    """The engine's directory, made once per test run."""
+    return _compiled(factory.getbasetemp(), logits)
+
+
+@cache
+def _compiled(folder: Path, logits: Logits) -> Path:
+    source, made = folder / "tiny-llama", folder / f"tiny-llama-cuda-{logits}"
+    if not source.exists():
+        save_model(source)
+    compile_model(
+        str(source), made, CompileOptions(ExportOptions(verify="off"), OptimizeOptions(target="cuda", logits=logits))
+    )
+    return made
+
+
+def open_tiny(factory: pytest.TempPathFactory, logits: Logits = "last") -> DeviceSession:
+    """A session on the host."""
+    session = open_on_host(compiled(factory, logits))
+    assert isinstance(session, DeviceSession)
+    return session
+
+
+def rows_of(prompts: list[list[int]]) -> tuple[Int64Array, Int64Array]:
+    """Right-padded with a token that would change the logits if it were read; and the lengths."""
+    return pad_prompts(prompts, pad_id=7)
+
+
+def alone(session: Session, tokens: list[int]) -> FloatArray:
+    """Logits after the last of one row's tokens, [vocab_size], from one forward on an empty cache."""
+    session.reset(1, len(tokens))
+    result: FloatArray = session.forward(np.array([tokens], np.int64)).host()[0, -1]
+    return result
+
+
+def reference(session: Session, rows: list[list[int]]) -> FloatArray:
+    """:func:`alone` of each row, [batch, vocab_size]."""
+    return np.stack([alone(session, row) for row in rows])
+
+
+class CountingDevice(HostDevice):
+    """The host, with a limit to its memory; tells what is allocated and how often work was recorded.
+
+    Attributes:
+        held: Address -> bytes of what is allocated and not freed.
+        events: ``allocate``, ``free``, ``record``, in their order.
+    """
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit = limit
+        self.held: dict[int, int] = {}
+        self.events: list[str] = []
+
+    def allocate(self, nbytes: int) -> Buffer:
+        from llmc.compiler.errors import EngineError
+
+        if nbytes > self.free_bytes():
+            raise EngineError("no memory is left")
+        buffer = super().allocate(nbytes)
+        self.held[buffer.address] = nbytes
+        self.events.append("allocate")
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        del self.held[buffer.address]
+        self.events.append("free")
+
+    def free_bytes(self) -> int:
+        return self.limit - sum(self.held.values())
+
+    def record(self, work: Callable[[], None]):  # type: ignore[no-untyped-def]
+        self.events.append("record")
+        return super().record(work)

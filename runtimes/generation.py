@@ -242,11 +242,7 @@ class TokenStream(Iterator[StepTokens]):
                 first, active, self._params, self._row_ids, self._request.max_tokens
             )
         tokens = self._loop.tokens(step)
-        if broken := [row for row in self._active if tokens[row] < 0]:
-            raise EngineError(
-                f"the engine's logits for row {broken[0]} are not finite at step {step}; "
-                "check the engine with `llmc verify`, or compile at a higher precision"
-            )
+        _check_tokens(tokens, self._active, step)
         self._tokens[step, self._active] = tokens[self._active]
 
     def _choose(self, logits: Logits, step: int, rows: Sequence[int], lengths: Int64Array) -> None:
@@ -255,7 +251,9 @@ class TokenStream(Iterator[StepTokens]):
         if not rows:
             return
         if not self._needs_logits:
-            tokens[rows] = logits.argmax()[rows]
+            found = logits.argmax()
+            _check_tokens(found, rows, step)
+            tokens[rows] = found[rows]
             return
         host = logits.host()
         for row in rows:
@@ -278,6 +276,19 @@ class TokenStream(Iterator[StepTokens]):
             len(sequence) <= step + 1
             and self._tokens[step + 1 - len(sequence) : step + 1, row].tolist() == list(sequence)
             for sequence in self._request.stop_sequences
+        )
+
+
+def _check_tokens(tokens: Int64Array, rows: Sequence[int], step: int) -> None:
+    """Refuse the token that a device gives for logits that are not finite.
+
+    Raises:
+        EngineError: one of ``rows`` has it.
+    """
+    if broken := [row for row in rows if tokens[row] < 0]:
+        raise EngineError(
+            f"the engine's logits for row {broken[0]} are not finite at step {step}; "
+            "check the engine with `llmc verify`, or compile at a higher precision"
         )
 
 

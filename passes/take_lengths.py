@@ -57,14 +57,18 @@ class TakeLengths(GraphPass):
 
 
 def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
-    """position_ids = seqlens_k - (seq - 1) + [0 … seq - 1]: a chunk's columns end at the row's length."""
+    """position_ids = seqlens_k + [1 - seq … 0]: a chunk's columns end at the row's length.
+
+    Range takes its limits on the host, so nothing that was computed there is copied to the device: a recorded copy
+    would read memory that has been used again.
+    """
     positions = next((value for value in graph.inputs if value.name == "position_ids"), None)
-    lengths, ids = find_value(graph, SEQLENS), next(value for value in graph.inputs if value.name == "input_ids")
+    lengths = find_value(graph, SEQLENS)
+    ids = next(value for value in graph.inputs if value.name == "input_ids")
     if positions is None or lengths is None:
         return
     one = small_initializer(graph, "one", np.asarray(1, np.int64))
     axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
-    zero = small_initializer(graph, "zero", np.asarray(0, np.int64))
 
     def make(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         nodes.append(ir.node(op_type, list(inputs), attributes, name=f"position_ids/{op_type}_{len(nodes)}"))
@@ -72,10 +76,9 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
 
     nodes: list[ir.Node] = []
     width = make("Squeeze", make("Shape", ids, start=1, end=2))
-    columns = make("Range", zero, width, one)
+    columns = make("Range", make("Sub", one, width), one, one)
     last = make("Unsqueeze", make("Cast", lengths, to=int(ir.DataType.INT64)), axis)
-    first = make("Sub", last, make("Sub", width, one))
-    made = make("Add", first, columns)
+    made = make("Add", last, columns)
     made.dtype, made.shape = ir.DataType.INT64, positions.shape
     maker = lengths.producer()
     assert maker is not None

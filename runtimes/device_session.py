@@ -27,7 +27,7 @@ from llmc.compiler.errors import EngineError
 from llmc.runtimes.device import Array, Buffer, Device, Recording
 from llmc.runtimes.device_decode import RUNS_BEFORE_RECORDING, DecodeLoop, SamplerCache
 from llmc.runtimes.device_graph import CACHE_INPUT, GraphIO
-from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
+from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, require_room
 from llmc.runtimes.sampling import SamplingParams
 
 CAPACITY_STEP = 64
@@ -103,13 +103,7 @@ class DeviceSession:
         Raises:
             EngineError: the capacity is beyond what the engine can run, or the device's memory does not suffice.
         """
-        if batch < 1 or capacity < 1:
-            raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
-        if capacity > self._info.max_context:
-            raise EngineError(
-                f"{capacity} tokens are more than this engine's context of {self._info.max_context}; "
-                "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
-            )
+        require_room(self._info, batch, capacity)
         self._end_loop()
         rounded = min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self._info.max_context)
         if (batch, rounded) != self._shape:

@@ -24,6 +24,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llmc.compiler.errors import EngineError
+
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 LogitsKind = Literal["last", "all"]
@@ -60,6 +62,21 @@ class EngineInfo:
     threads: int
     profiles: tuple[tuple[int, int], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def require_room(info: EngineInfo, batch: int, capacity: int) -> None:
+    """Check what a cache is asked to hold.
+
+    Raises:
+        EngineError: no row or no token, or more tokens than the engine's context.
+    """
+    if batch < 1 or capacity < 1:
+        raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
+    if capacity > info.max_context:
+        raise EngineError(
+            f"{capacity} tokens are more than this engine's context of {info.max_context}; "
+            "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
+        )
 
 
 class Logits(Protocol):

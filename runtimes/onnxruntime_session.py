@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo, Int64Array
+from llmc.runtimes.engine import EngineInfo, Int64Array, require_room
 from llmc.runtimes.host_logits import HostLogits
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -67,13 +67,7 @@ class OnnxRuntimeSession:
         Raises:
             EngineError: the capacity is beyond what the engine can run, or memory does not suffice.
         """
-        if batch < 1 or capacity < 1:
-            raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
-        if capacity > self._info.max_context:
-            raise EngineError(
-                f"{capacity} tokens are more than this engine's context of {self._info.max_context}; "
-                "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
-            )
+        require_room(self._info, batch, capacity)
         self._lengths = np.zeros(batch, np.int64)
         if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
             self._allocate(batch, capacity)

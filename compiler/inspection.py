@@ -21,8 +21,8 @@ from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.json_record import encode
 from llmc.compiler.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.weight_census import WeightCensus, take_census
-from llmc.runtimes.memory_facts import read_facts
-from llmc.runtimes.memory_plan import MemoryPlan, plan_memory
+from llmc.runtimes.memory.facts import read_facts
+from llmc.runtimes.memory.plan import MemoryPlan, plan_memory
 
 SCHEMA_VERSION = 1
 _GRAPH_NAME = "model.onnx"

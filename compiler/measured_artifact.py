@@ -17,7 +17,7 @@ from llmc.compiler.progress import Progress
 from llmc.compiler.reports import VerifyReport
 from llmc.compiler.verification import measure, report, tolerances
 from llmc.passes.convert_float import ConvertFloat
-from llmc.runtimes.cuda_device import cuda_devices
+from llmc.runtimes.device.cuda import cuda_devices
 from llmc.runtimes.engine import Session
 from llmc.runtimes.engines import open_session
 

@@ -17,8 +17,8 @@ from llmc.compiler.doctor import Gpu
 from llmc.compiler.errors import EngineError
 from llmc.compiler.options import DEFAULT_CONTEXT
 from llmc.runtimes.machine import machine_fingerprint
-from llmc.runtimes.memory_facts import read_facts
-from llmc.runtimes.memory_plan import MemoryPlan, check_fits, plan_memory
+from llmc.runtimes.memory.facts import read_facts
+from llmc.runtimes.memory.plan import MemoryPlan, check_fits, plan_memory
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 
 from llmc.compiler.errors import EngineError, UsageError
-from llmc.runtimes.device_decode import DecodeLoop
-from llmc.runtimes.device_sampler import supports
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.decode_loop import DecodeLoop
+from llmc.runtimes.device.sampler import supports
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import Int64Array, Logits, Session
 from llmc.runtimes.padding import pad_prompts
 from llmc.runtimes.sampling import Sampler, SamplingParams

@@ -19,14 +19,14 @@ from typing import Any
 
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import ArtifactError, EngineError, MissingDependencyError
-from llmc.runtimes.cuda_device import CudaDevice, cuda_devices
-from llmc.runtimes.device import Device, HostDevice
-from llmc.runtimes.device_decode import SamplerCache
-from llmc.runtimes.device_graph import ELEMENT_TYPES
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
+from llmc.runtimes.device.decode_loop import SamplerCache
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES
+from llmc.runtimes.device.interface import Device, HostDevice
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import Session
-from llmc.runtimes.memory_facts import read_facts
-from llmc.runtimes.memory_plan import check_fits, plan_memory
+from llmc.runtimes.memory.facts import read_facts
+from llmc.runtimes.memory.plan import check_fits, plan_memory
 from llmc.runtimes.onnxruntime_engine import DATA, ENGINE, GRAPH, engine_info, is_fused
 from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmc.compiler.inspection import Inspection, Port
     from llmc.compiler.inspection_diff import Change, InspectionDiff
     from llmc.compiler.weight_census import WeightCensus
-    from llmc.runtimes.memory_plan import MemoryPlan
+    from llmc.runtimes.memory.plan import MemoryPlan
 
 _TITLES = {
     "totals": "Totals",

@@ -16,8 +16,8 @@ import numpy as np
 
 from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
-from llmc.runtimes.device_decode import DecodeLoop
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.decode_loop import DecodeLoop
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import Int64Array, Session
 from llmc.runtimes.sampling import SamplingParams
 

@@ -16,7 +16,7 @@ from llmc.compiler.doctor import Gpu
 from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.manifest import EngineRecord, Manifest
 from llmc.compiler.memory_fit import check_memory
-from llmc.runtimes.memory_plan import CUDA_ALLOWANCE
+from llmc.runtimes.memory.plan import CUDA_ALLOWANCE
 
 MODEL = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
 tiny (int64[batch, sequence] input_ids, float16[batch, 2, capacity, 8] "past_key_values.0.key")

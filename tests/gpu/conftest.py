@@ -16,8 +16,8 @@ from llmc.compiler.checkpoint.builtin_models import locate_builtin_model
 from llmc.compiler.driver import build, compile_model, export, optimize
 from llmc.compiler.errors import MissingDependencyError
 from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
-from llmc.runtimes.cuda_device import cuda_devices
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.cuda import cuda_devices
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.text import TextTokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.generation import Generator
 from llmc.runtimes.onnxruntime_cuda_engine import nodes_elsewhere
 from llmc.runtimes.padding import pad_prompts

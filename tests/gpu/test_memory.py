@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.cuda_device import CudaDevice
-from llmc.runtimes.memory_plan import plan_memory
+from llmc.runtimes.device.cuda import CudaDevice
+from llmc.runtimes.memory.plan import plan_memory
 
 from .conftest import Engines
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmc.compiler.errors import EngineError
 from llmc.runtimes import generation
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.generation import NO_TOKEN, Generation, Generator
 from llmc.runtimes.sampling import SamplingParams
 from llmc.runtimes.stream_decoder import stream_text

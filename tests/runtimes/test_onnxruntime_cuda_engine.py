@@ -17,13 +17,13 @@ import pytest
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import ArtifactError, EngineError, MissingDependencyError
 from llmc.runtimes import onnxruntime_cuda_engine as engine
-from llmc.runtimes.cuda_device import CudaDevice
-from llmc.runtimes.device import HostDevice
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.cuda import CudaDevice
+from llmc.runtimes.device.interface import HostDevice
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import get_engine, open_session
 from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
 
-from .fake_cuda import FakeCuda, install
+from .device.fake_cuda import FakeCuda, install
 from .tiny_engine import PROMPTS, compiled
 
 

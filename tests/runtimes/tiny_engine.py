@@ -11,8 +11,8 @@ import pytest
 
 from llmc.compiler.driver import compile_model
 from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
-from llmc.runtimes.device import Buffer, HostDevice
-from llmc.runtimes.device_session import DeviceSession
+from llmc.runtimes.device.interface import Buffer, HostDevice
+from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import FloatArray, Int64Array, Session
 from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
 from llmc.runtimes.padding import pad_prompts

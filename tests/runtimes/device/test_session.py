@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device_decode import SamplerCache
-from llmc.runtimes.device_graph import ELEMENT_TYPES, GraphIO
-from llmc.runtimes.device_session import CAPACITY_STEP, DeviceSession
+from llmc.runtimes.device.decode_loop import SamplerCache
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
+from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
 from llmc.runtimes.engine import FloatArray, Int64Array
 from llmc.runtimes.onnxruntime_cuda_engine import load
 from llmc.runtimes.sampling import SamplingParams
 
-from ..end_to_end.oracle import load_eager, whole_logits
-from .tiny_engine import PROMPTS, TOLERANCE, CountingDevice, compiled, open_tiny, reference, rows_of
+from ...end_to_end.oracle import load_eager, whole_logits
+from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, compiled, open_tiny, reference, rows_of
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Where a session's buffers live: memory, copies, events and recorded launches of one device.
 
-In: nothing. Out: :class:`Device`, implemented for a CUDA GPU (``cuda_device.py``) and, so that the same session runs
+In: nothing. Out: :class:`Device`, implemented for a CUDA GPU (``cuda.py``) and, so that the same session runs
 and is tested where there is none, for the host (:class:`HostDevice`).
 
 All work of a device is queued in one order (one CUDA stream); a call returns before its work is done unless it says

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device import Array, Buffer, Device, Recording
-from llmc.runtimes.device_decode import RUNS_BEFORE_RECORDING, DecodeLoop, SamplerCache
-from llmc.runtimes.device_graph import CACHE_INPUT, GraphIO
+from llmc.runtimes.device.decode_loop import RUNS_BEFORE_RECORDING, DecodeLoop, SamplerCache
+from llmc.runtimes.device.graph_io import CACHE_INPUT, GraphIO
+from llmc.runtimes.device.interface import Array, Buffer, Device, Recording
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, require_room
 from llmc.runtimes.sampling import SamplingParams
 
@@ -280,7 +280,7 @@ class DeviceSession:
         Args:
             first: The token that each row goes on with, [batch] int64: the generation's token 0.
             active: Rows that are not finished.
-            params: How tokens are chosen; see :func:`llmc.runtimes.device_sampler.supports`.
+            params: How tokens are chosen; see :func:`llmc.runtimes.device.sampler.supports`.
             row_ids: Per row, the number its random draws depend on.
             max_steps: Tokens of the whole generation, token 0 included; at least 2.
 

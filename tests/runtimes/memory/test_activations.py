@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from llmc.runtimes.activation_memory import LiveSet, largest_live_set
+from llmc.runtimes.memory.activations import LiveSet, largest_live_set
 
 CHAIN = """<ir_version: 10, opset_import: ["" : 23]>
 g (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device import Buffer, Device
+from llmc.runtimes.device.interface import Buffer, Device
 
 CACHE_INPUT = re.compile(r"past_key_values\.")
 TOTAL = "total_sequence_length"

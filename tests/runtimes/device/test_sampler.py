@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.device_draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
-from llmc.runtimes.device_sampler import MAX_TOP_K, build_sampler, supports, uniforms
+from llmc.runtimes.device.draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
+from llmc.runtimes.device.sampler import MAX_TOP_K, build_sampler, supports, uniforms
 from llmc.runtimes.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
 
 from .sampler_steps import FILTERS, GRAPHS, STATE, TYPES, Steps, random_logits

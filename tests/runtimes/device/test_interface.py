@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError, MissingDependencyError
-from llmc.runtimes.cuda_device import CudaDevice, cuda_devices
-from llmc.runtimes.device import Device, HostDevice
+from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
+from llmc.runtimes.device.interface import Device, HostDevice
 
 from .fake_cuda import CAPTURE_INVALIDATED, OUT_OF_MEMORY, FakeCuda, install
 

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device import Buffer, Device, Moment, Recording
-from llmc.runtimes.device_sampler import build_sampler, uniforms
+from llmc.runtimes.device.interface import Buffer, Device, Moment, Recording
+from llmc.runtimes.device.sampler import build_sampler, uniforms
 from llmc.runtimes.engine import Int64Array
 from llmc.runtimes.sampling import SamplingParams
 

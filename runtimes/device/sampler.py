@@ -18,8 +18,8 @@ total (float32 weights, 24 bits of the uniform), so the more tokens can be drawn
 the CPU with normal random logits at temperature 0.8: at most 1 of 2,048 with any filter and without one (deviation 3,
 32,000 tokens); without a filter 3 of 1,024 (deviation 2, 128,256 tokens). Bounds that the host does not have:
 
-* top-k: of the tokens as likely as the k-th, up to :data:`~llmc.runtimes.device_draw.TIES` are kept beyond the k.
-* top-p without top-k: among the :data:`~llmc.runtimes.device_draw.TOP_P_CANDIDATES` most likely tokens. Where their
+* top-k: of the tokens as likely as the k-th, up to :data:`~llmc.runtimes.device.draw.TIES` are kept beyond the k.
+* top-p without top-k: among the :data:`~llmc.runtimes.device.draw.TOP_P_CANDIDATES` most likely tokens. Where their
   mass does not reach top_p, all of them are kept, and the draw is renormalised over them.
 * Which of several equally likely tokens stand inside top-p, or within the bounds above, follows from the order in
   which TopK puts them: ONNX says by index, and CUDA's kernel keeps to it only over short axes.
@@ -39,7 +39,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.device_draw import (
+from llmc.runtimes.device.draw import (
     GraphWriter,
     draw_from_all,
     draw_from_candidates,

@@ -3,7 +3,7 @@
 In: the installed runtime. Out: JSON: operator -> element types, by making a graph of each operator alone, for each
 type that its first input may have, and asking whether the runtime places it on the GPU.
 
-    python -m llmc.runtimes.cuda_kernel_table -o passes/cuda_kernels.json
+    python -m llmc.runtimes.device.kernel_table -o passes/cuda_kernels.json
 
 ``llmc optimize --target cuda`` reads the table on machines without a GPU. An operator whose graph is invalid with the
 smallest attributes that its definition asks for is listed under ``unknown``, so that it can be looked at.
@@ -129,7 +129,7 @@ def record() -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="llmc.runtimes.cuda_kernel_table", description=(__doc__ or "").split("\n")[0]
+        prog="llmc.runtimes.device.kernel_table", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args(arguments)

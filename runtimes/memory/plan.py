@@ -12,7 +12,7 @@ Out: :class:`MemoryPlan`, in bytes; :func:`check_fits` compares it with what is 
     workspace     on CUDA: what the largest operator needs beside its inputs and outputs, and :data:`CUDA_ALLOWANCE`
 
 The first three parts are what a session allocates, but for rounding; the activations are an estimate (see
-:mod:`llmc.runtimes.activation_memory`).
+:mod:`llmc.runtimes.memory.activations`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.errors import EngineError, UsageError
-from llmc.runtimes.activation_memory import LiveSet, ValueSizes, largest_live_set
-from llmc.runtimes.memory_facts import PAST, PRESENT, MemoryFacts, read_facts
+from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
+from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
 
 CUDA_ALLOWANCE = 832 << 20
 """Bytes set aside on a GPU for what no graph tells: the CUDA context, kernels, workspaces of cuBLAS and cuDNN. On an

@@ -1,6 +1,6 @@
 """A CUDA GPU: one stream, plain allocations, events, graphs; through NVIDIA's ``cuda.bindings``.
 
-In: a device number. Out: the :class:`~llmc.runtimes.device.Device` protocol.
+In: a device number. Out: the :class:`~llmc.runtimes.device.interface.Device` protocol.
 
 A recording is a CUDA graph captured from the stream, whatever runs on it: a whole decode step, model and sampler, is
 one launch. The runtime that computes on the stream must not synchronize or allocate while it is captured.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.errors import EngineError, MissingDependencyError
-from llmc.runtimes.device import Array, Buffer, Moment, Recording
+from llmc.runtimes.device.interface import Array, Buffer, Moment, Recording
 
 SUCCESS = 0
 
@@ -35,7 +35,7 @@ def cuda_devices() -> int:
 
 
 class CudaDevice:
-    """One GPU; see :class:`llmc.runtimes.device.Device`."""
+    """One GPU; see :class:`llmc.runtimes.device.interface.Device`."""
 
     ort_name = "cuda"
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-from llmc.runtimes.device_sampler import build_sampler, uniforms
+from llmc.runtimes.device.sampler import build_sampler, uniforms
 from llmc.runtimes.sampling import SamplingParams
 
 Array = np.ndarray[Any, Any]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device_decode import LOOKAHEAD, DecodeLoop
-from llmc.runtimes.device_session import CAPACITY_STEP, DeviceSession
+from llmc.runtimes.device.decode_loop import LOOKAHEAD, DecodeLoop
+from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
 from llmc.runtimes.sampling import Sampler, SamplingParams
 
-from .tiny_engine import PROMPTS, TOLERANCE, CountingDevice, open_tiny, reference, rows_of
+from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, open_tiny, reference, rows_of
 
 STEPS = 14
 SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)

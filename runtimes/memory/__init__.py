@@ -1,0 +1,1 @@
+"""The memory that an engine will need, known before it is opened."""

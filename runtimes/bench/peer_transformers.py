@@ -4,16 +4,21 @@ In: a directory with ``config.json``, with or without weights; requests on stdin
 Out: answers on stdout. It runs in the interpreter that has torch and transformers: this file imports these,
 protocol.py and the standard library.
 
-Two variants, the model's own choice of attention (``sdpa`` as a rule) in both:
+Three variants, the model's own choice of attention (``sdpa`` as a rule) in all:
 
 * ``eager``: a ``DynamicCache`` and the model's forward, operator by operator;
 * ``compile``: a ``StaticCache`` as long as the case needs and ``torch.compile(mode="reduce-overhead",
-  fullgraph=True)`` of the decode step, which is what ``generate`` does with a static cache; the prefill stays eager.
+  fullgraph=True)`` of the decode step, which is what ``generate`` does with a static cache; the prefill stays eager;
+* ``generate``: what a user runs, ``model.generate`` with ``cache_implementation="static"``, greedy, without a token
+  that ends it. On CUDA it compiles the decode step by itself, on a CPU nothing.
 
-A decode step is a forward of one token for each row and an arg-max on the device. The host reads no token until all
-steps are launched, so launches queue as they do in a loop that need not look at its tokens; the gaps between steps
-are the device's, from CUDA events recorded after each step (on a CPU, the host's clock). The tokens that are found
-are fetched at the end, inside the decode part's window. The time to the first token is the host's, until it has it.
+In the first two a decode step is a forward of one token for each row and an arg-max on the device. The host reads no
+token until all steps are launched, so launches queue as they do in a loop that need not look at its tokens; the gaps
+between steps are the device's, from CUDA events recorded after each step (on a CPU, the host's clock). The tokens
+found are fetched at the end, in the decode part's window. The time to the first token is the host's, until it has it.
+
+``generate`` feeds each step the token that it found and hands a step's tokens, copied to the host, to a streamer; the
+host's clock at these calls gives the times. They include its bookkeeping and its look at each token.
 
 Without weights beside ``config.json`` the model is made on the device with random ones: what is measured is the
 geometry's speed, and the details say so.
@@ -21,6 +26,7 @@ geometry's speed, and the details say so.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import sys
@@ -31,7 +37,7 @@ from typing import Any
 
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
 
-VARIANTS = ("eager", "compile")
+VARIANTS = ("eager", "compile", "generate")
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """torch's name of a type -> its name in the report."""
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -64,6 +70,7 @@ class TransformersTarget:
         self._model: Any = None
         self._info: dict[str, Any] = {}
         self._static: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._generated: tuple[int, int, int] | None = None
         self._step: Callable[..., Any] = _no_model
         self._keeps_last = False
 
@@ -78,6 +85,7 @@ class TransformersTarget:
     def open(self, path: str, threads: int | None) -> dict[str, Any]:
         """Load the weights onto the device, or make random ones there."""
         import torch
+        import transformers
 
         if threads:
             torch.set_num_threads(threads)
@@ -87,6 +95,9 @@ class TransformersTarget:
         self._model = load(path, getattr(torch, self._type_name(path)), device)
         self._keeps_last = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._step = self._compiled() if self._variant == "compile" else self._model
+        if self._variant == "generate":
+            # Not the checkpoint's: its penalties, and tokens that end or pad a text, would change what is measured.
+            self._model.generation_config = transformers.GenerationConfig()
         details = self._details(device, has_weights)
         kind = "grow" if self._variant == "eager" else "shared"
         self._info = {**model_info(self._model), "cache": kind, "threads": threads or 0, "details": details}
@@ -148,6 +159,9 @@ class TransformersTarget:
         # [gen - 1, batch, 1]: a step's tokens are a view, which no copy from the host delays.
         steps = torch.tensor(request.step_tokens(vocab), device=device)[:, :, None]
         with torch.no_grad():
+            if self._variant == "generate":
+                self._warm_generate(request, prompt)
+                return self._timed_generate(request, prompt)
             self._warm(request, prompt)
             return self._timed_run(request, prompt, steps)
 
@@ -200,6 +214,37 @@ class TransformersTarget:
         found.tolist()
         return RunTimes(first, ticks.gaps(), decode_window=(window, time.time()))
 
+    def _warm_generate(self, request: RunRequest, prompt: Any) -> None:
+        """Have ``generate`` compile for a case and record its graph, as in a process that runs this case alone.
+
+        Another shape than the last one's starts over: it would get the longest cache so far and dynamic shapes.
+        """
+        import torch
+
+        shape = (request.batch, request.prompt, request.gen)
+        gen = min(request.gen, 1 + max(request.warm_steps, COMPILE_WARM_STEPS))
+        if shape != self._generated:
+            torch.compiler.reset()
+            vars(self._model).pop("_previous_max_cache_length", None)
+            gen = request.gen  # all steps: where a sliding window fills up, there is one more version to compile
+            self._generated = shape
+        self._generate(prompt, gen, StreamTicks())
+        gc.collect()  # a cache that lived on would put the next one elsewhere, and the graph be recorded again
+
+    def _timed_generate(self, request: RunRequest, prompt: Any) -> RunTimes:
+        ticks, window = StreamTicks(), time.time()
+        ticks.tick()
+        self._generate(prompt, request.gen, ticks)
+        first, *steps = ticks.gaps()
+        if len(steps) != request.gen - 1:
+            raise RuntimeError(f"generate made {len(steps) + 1} tokens where {request.gen} were asked for")
+        return RunTimes(first, tuple(steps), decode_window=(window + first, window + first + sum(steps)))
+
+    def _generate(self, prompt: Any, gen: int, ticks: StreamTicks) -> None:
+        """``gen`` tokens after the prompt, [batch, prompt]."""
+        options = {"do_sample": False, "use_cache": True, "cache_implementation": "static", "streamer": ticks}
+        self._model.generate(prompt, min_new_tokens=gen, max_new_tokens=gen, **options)
+
     def _prefill(self, tokens: Any, cache: Any) -> Any:
         """The most likely token after each row, [batch], on the device."""
         return self._last_logits(self._model, tokens, cache).argmax(dim=-1)
@@ -225,7 +270,7 @@ class TransformersTarget:
 
     def close(self) -> None:
         """Drop the model and the caches."""
-        self._model, self._step = None, _no_model
+        self._model, self._step, self._generated = None, _no_model, None
         self._static.clear()
 
 
@@ -303,6 +348,18 @@ class HostTicks:
     def gaps(self) -> tuple[float, ...]:
         """Seconds between the moments."""
         return tuple(after - before for before, after in zip(self._ticks, self._ticks[1:]))  # noqa: B905
+
+
+class StreamTicks(HostTicks):
+    """A streamer for ``generate``: moments at which it has a step's tokens on the host. Its own take one row only."""
+
+    def put(self, tokens: Any) -> None:
+        """Note a step's tokens, [batch]; the prompt, [batch, prompt], which comes before them, is none."""
+        if tokens.ndim == 1:
+            self.tick()
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 class CudaTicks:

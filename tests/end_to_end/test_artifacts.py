@@ -14,13 +14,13 @@ import pytest
 
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.driver import build, compile_model, export, optimize, verify
-from llmc.compiler.options import CompileOptions, Dtype, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.options import PRECISIONS, CompileOptions, Dtype, ExportOptions, OptimizeOptions, Precision
 from llmc.runtimes.engines import open_session
 
 from .oracle import load_eager, whole_logits
 from .tiny import SIZES, save_model
 
-PRECISIONS = get_args(Precision)
+CPU_PRECISIONS = PRECISIONS["cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def logits_of(directory: Path) -> np.ndarray:
         session.close()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_compiling_twice_gives_the_same_bytes(
     source: Path, compiled: Callable[[Precision], Path], tmp_path: Path, precision: Precision
 ) -> None:
@@ -87,7 +87,7 @@ def test_another_process_gives_the_same_bytes(
     assert contents(tmp_path / "again") == contents(compiled("int4"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_the_long_way_gives_the_same_engine(
     portable: Callable[[Dtype], Path], compiled: Callable[[Precision], Path], tmp_path: Path, precision: Precision
 ) -> None:
@@ -101,7 +101,7 @@ def test_the_long_way_gives_the_same_engine(
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_half_precision_goes_on_to_the_cpu(
     portable: Callable[[Dtype], Path], tmp_path: Path, dtype: Dtype, precision: Precision
 ) -> None:

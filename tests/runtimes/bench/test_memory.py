@@ -18,8 +18,10 @@ import subprocess, sys, time
 child = "import time; kept = b'x' * (200 << 20); time.sleep(0.4)"
 subprocess.run([sys.executable, "-c", child])
 """
+# Its memory is sampled from outside, so it must be there for a while, on a busy machine too.
 COPY_COMPILER = """
-import pathlib, sys
+import pathlib, sys, time
+time.sleep(0.5)
 source, flag, output = sys.argv[1:4]
 assert flag == "-o" and sys.argv[4:] == ["--target", "cpu", "--precision", "int4", "--verify", "off"]
 pathlib.Path(output).mkdir()

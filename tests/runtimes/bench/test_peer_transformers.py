@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 import time
@@ -118,6 +119,110 @@ def test_a_static_cache_says_the_same_every_time(checkpoint, static, monkeypatch
     assert len(static._static) == 3, "one cache a shape"
 
 
+def recorded(target, monkeypatch):
+    """What the target's ``generate`` returns from now on, and the length of its cache: [(tokens, length)]."""
+    calls = []
+    generate = target._model.generate
+
+    def record(*arguments, **options):
+        found = generate(*arguments, **options, return_dict_in_generate=True)
+        calls.append((found.sequences, found.past_key_values.get_max_length()))
+
+    monkeypatch.setattr(target._model, "generate", record)
+    return calls
+
+
+def test_generate_makes_the_tokens_of_greedy_search_and_does_not_stop(checkpoint, tmp_path, monkeypatch):
+    import torch
+
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    settings = {"eos_token_id": list(range(96)), "pad_token_id": 1, "repetition_penalty": 1.7, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    target = TransformersTarget("generate", "float32")
+    info = target.open(str(tmp_path), 1)
+    if info["details"]["device"] != "cpu":
+        pytest.skip("compares tokens on the CPU")
+    assert (info["cache"], info["details"]["cache"]) == ("shared", "StaticCache")
+    calls = recorded(target, monkeypatch)
+    request = RunRequest(prompt=5, gen=9, batch=3, seed=1)
+    times = target.run(request)
+    tokens = torch.tensor(request.prompt_tokens(96))
+    with torch.no_grad():
+        for _ in range(9):
+            tokens = torch.cat([tokens, target._model(tokens).logits[:, -1:].argmax(dim=-1)], dim=1)
+    assert torch.equal(calls[-1][0], tokens)
+    assert len(times.step_s) == 8
+    assert min(times.first_token_s, *times.step_s) > 0
+    begin, end = times.decode_window
+    assert end - begin == pytest.approx(sum(times.step_s), abs=1e-5)
+
+
+def test_generate_is_warmed_in_a_cache_of_the_cases_length(checkpoint, monkeypatch):
+    target = TransformersTarget("generate", "float32")
+    target.open(str(checkpoint), 1)
+    calls = recorded(target, monkeypatch)
+    for prompt, gen, batch in ((9, 12, 2), (9, 12, 2), (4, 3, 1), (9, 12, 2)):
+        target.run(RunRequest(prompt, gen, batch, warm_steps=2))
+    shapes = [(*tokens.shape, length) for tokens, length in calls]
+    assert shapes == [
+        *[(2, 21, 20)] * 2,
+        *[(2, 14, 20), (2, 21, 20)],  # a few steps, in a cache of the same length
+        *[(1, 7, 6)] * 2,
+        *[(2, 21, 20)] * 2,
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_generate_compiles_each_shape_by_itself_and_not_while_it_is_timed(tmp_path, monkeypatch, window):
+    """Compiled on the CPU by force; a sliding window fills up in the first case."""
+    import torch
+    from transformers import CompileConfig, MistralConfig
+
+    MistralConfig(**LLAMA, sliding_window=window).save_pretrained(tmp_path)
+    compiled, timed = [], []
+
+    def backend(graph, inputs):
+        values = [node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder")]
+        shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
+        compiled.append({tuple(shape) if all(type(size) is int for size in shape) else "dynamic" for shape in shapes})
+        return graph.forward
+
+    plain = TransformersTarget._timed_generate
+
+    def watch(self, *arguments):
+        before = len(compiled)
+        times = plain(self, *arguments)
+        timed.append(len(compiled) - before)
+        return times
+
+    monkeypatch.setattr(TransformersTarget, "_timed_generate", watch)
+    target = TransformersTarget("generate", "float32")
+    target.open(str(tmp_path), 1)
+    config = CompileConfig(backend=backend, mode=None)
+    config._compile_all_devices = True
+    target._model.generation_config.compile_config = config
+    counts = []
+    for prompt, gen, batch in ((5, 12, 2), (5, 12, 2), (3, 9, 3)):
+        target.run(RunRequest(prompt, gen, batch))
+        counts.append(len(compiled))
+    assert timed == [0, 0, 0]
+    assert counts[0] == counts[1] < counts[2]
+    assert not any("dynamic" in shapes for shapes in compiled)
+    lengths = (16, 11) if window is None else (window, window)
+    assert (2, 2, lengths[0], 8) in compiled[0]
+    assert (3, 2, lengths[1], 8) in compiled[-1]
+
+
+def test_what_generate_leaves_out_is_named(checkpoint, monkeypatch):
+    target = TransformersTarget("generate", "float32")
+    target.open(str(checkpoint), 1)
+    plain = target._model.generate
+    fewer = {"min_new_tokens": 2, "max_new_tokens": 2}
+    monkeypatch.setattr(target._model, "generate", lambda *inputs, **options: plain(*inputs, **options | fewer))
+    with pytest.raises(RuntimeError, match="made 2 tokens where 4 were asked for"):
+        target.run(RunRequest(prompt=3, gen=4, batch=1))
+
+
 def test_without_weights_they_are_random(geometry):
     import torch
 
@@ -212,7 +317,7 @@ def test_a_compiled_step_is_compiled_before_it_is_timed(checkpoint):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", ["eager", "compile"])
+@pytest.mark.parametrize("variant", peer_transformers.VARIANTS)
 def test_on_a_gpu(checkpoint, variant):
     import torch
 

@@ -9,6 +9,7 @@ import pytest
 from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench import peers
 from llmc.runtimes.bench.peer_llamacpp import LlamaCppTarget, describe_tensors
+from llmc.runtimes.bench.peer_transformers import VARIANTS
 from llmc.runtimes.bench.peers import PeerChoice, distinct_labels, peer_subjects
 from llmc.runtimes.bench.protocol import RunRequest
 from llmc.runtimes.bench.remote import WorkerProcess, peer_command
@@ -179,6 +180,11 @@ def test_one_variant_or_the_only_one(prepared, tmp_path):
     assert launches.command[-2:] == ("cuda", "launches")
 
 
+def test_the_peers_variants_are_those_of_its_worker():
+    variants = peers.PEERS["transformers"].variants
+    assert dict(variants) == {name: (name,) for name in VARIANTS}
+
+
 def test_subjects_of_the_same_label_are_told_apart():
     subjects = [
         Subject("genai", Path("m/int4"), ()),
@@ -202,7 +208,7 @@ def test_what_the_option_says():
         ("transformers", "is not NAME=PYTHON:SOURCE"),
         ("=python:x", "is not NAME=PYTHON:SOURCE"),
         ("nobody=python:x", "unknown peer 'nobody'; known: llamacpp-python, transformers, genai"),
-        ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile"),
+        ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile, generate"),
     ],
 )
 def test_options_that_say_something_else(text, message):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,12 +28,16 @@ from llmc.runtimes.sampling import SamplingParams
 LOOKAHEAD = 4
 """Steps queued beyond the one whose tokens the host waits for: while it looks at a token the device has work."""
 SHORTEST_LOG = 64
+MOST_RECORDINGS, MOST_SAMPLERS = 16, 16
+"""Kept for later requests of the same shape or parameters; the oldest make room, so that memory is bounded."""
 ALONE = (0, 0)
 """In the place of (rows, capacity): a sampler that runs without a decode step."""
 RUNS_BEFORE_RECORDING = 3
 """The runtime allocates on the first run of a shape, and lays its memory out anew on the second; neither can be
 recorded."""
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 MakeInference = Callable[[bytes], Any]
 """Loads a small graph with the engine's runtime and options."""
 
@@ -95,6 +99,9 @@ class SamplerCache:
             model = build_sampler(kind, self._vocab_size, self._logits_type, rows)
             sizes = {"uniforms": rows * batch * 4, "step": 8, "active": batch * 4, "log": rows * batch * 8}
             buffers = {name: self._device.allocate(size) for name, size in sizes.items()}
+            for old in keep_newest(self._samplers, MOST_SAMPLERS - 1):
+                for buffer in old.buffers.values():
+                    self._device.free(buffer)
             self._samplers[key] = _Sampler(self._make(model.SerializeToString()), rows, buffers)
         return self._samplers[key]
 
@@ -218,6 +225,7 @@ class DecodeLoop:
                 # Each run is the first step again: a second one might write behind the cache's last slot.
                 for buffer, array in kept:
                     self._device.upload(buffer, array)
+            keep_newest(self._sampler.recordings, MOST_RECORDINGS - 1)
             self._sampler.recordings[self._shape] = self._device.record(step)
         return self._sampler.recordings[self._shape]
 
@@ -266,6 +274,11 @@ class DecodeLoop:
         """Queue no more steps, and wait for those that are queued; their tokens can still be read."""
         self.ended = True
         self._device.wait()
+
+
+def keep_newest(kept: dict[Key, Value], count: int) -> list[Value]:
+    """Drop the oldest entries beyond ``count``; returns what was dropped."""
+    return [kept.pop(key) for key in list(kept)[: max(0, len(kept) - count)]]
 
 
 def run(inference: Any, binding: Any) -> None:

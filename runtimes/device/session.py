@@ -17,19 +17,27 @@ overwritten by the next ones. Later chunks of several tokens run row by row, eac
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device.decode_loop import RUNS_BEFORE_RECORDING, DecodeLoop, SamplerCache
+from llmc.runtimes.device.decode_loop import (
+    MOST_RECORDINGS,
+    RUNS_BEFORE_RECORDING,
+    DecodeLoop,
+    SamplerCache,
+    keep_newest,
+)
 from llmc.runtimes.device.graph_io import CACHE_INPUT, GraphIO
 from llmc.runtimes.device.interface import Array, Buffer, Device, Recording
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, require_room
 from llmc.runtimes.sampling import SamplingParams
 
+ALIGNMENT = 256
+"""Bytes to which a layer's cache is aligned, as a device aligns an allocation."""
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple, so that requests of similar length share buffers and recordings."""
 
@@ -75,6 +83,7 @@ class DeviceSession:
         self._capacity = 0
         self._shape = (0, 0)
         self._buffers: dict[str, Buffer] = {}
+        self._cache: Buffer | None = None
         self._recordings: dict[tuple[int, int], Recording] = {}
         self._step_binding: Any = None
         self._chunk_binding: Any = None
@@ -112,17 +121,26 @@ class DeviceSession:
 
     def _make_room(self, batch: int, capacity: int) -> None:
         """Buffers for so many rows and slots: those that are there, or, where one is too small, all anew."""
-        sizes = {tensor.past: tensor.nbytes(batch, capacity) for tensor in self._io.cache}
-        sizes |= {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8, "last_rows": batch * 8}
+        cache = {tensor.past: tensor.nbytes(batch, capacity) for tensor in self._io.cache}
+        sizes = {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8, "last_rows": batch * 8}
         sizes["logits"] = batch * self._logits_row
-        if any(name not in self._buffers or self._buffers[name].nbytes < size for name, size in sizes.items()):
+        wanted = [*cache.items(), *sizes.items()]
+        if any(name not in self._buffers or self._buffers[name].nbytes < size for name, size in wanted):
             self._release()
             if self._fits is not None:
                 self._fits(batch, capacity)
             for name, size in sizes.items():
                 self._buffers[name] = self._device.allocate(size)
+            self._allocate_cache(cache)
         self._shape, self._capacity = (batch, capacity), capacity
         self._step_binding = self._chunk_binding = None
+
+    def _allocate_cache(self, sizes: Mapping[str, int]) -> None:
+        """One allocation for all layers: a device rounds each up, by as much as a short cache is long."""
+        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())])
+        self._cache = self._device.allocate(int(starts[-1]))
+        for (name, size), start in zip(sizes.items(), starts, strict=False):
+            self._buffers[name] = _part(self._cache, int(start), size)
 
     def _forget_addresses(self) -> None:
         """Drop what was made for buffers that move."""
@@ -134,6 +152,11 @@ class DeviceSession:
         """Free all buffers; the session then holds no rows until it is reset."""
         self._forget_addresses()
         self._shape, self._capacity, self._lengths = (0, 0), 0, np.zeros(0, np.int64)
+        for name in [name for name in self._buffers if CACHE_INPUT.match(name)]:
+            del self._buffers[name]
+        if self._cache is not None:
+            self._device.free(self._cache)
+            self._cache = None
         while self._buffers:
             self._device.free(self._buffers.popitem()[1])
 
@@ -252,6 +275,7 @@ class DeviceSession:
             for _ in range(RUNS_BEFORE_RECORDING):
                 self.run_step()
             self._device.wait()
+            keep_newest(self._recordings, MOST_RECORDINGS - 1)
             self._recordings[self._shape] = self._device.record(self.run_step)
         return self._recordings[self._shape]
 
@@ -336,7 +360,8 @@ class DeviceSession:
 
 
 def _part(buffer: Buffer, offset: int, nbytes: int) -> Buffer:
-    return Buffer(buffer.address + offset, nbytes, buffer.owner)
+    owner = None if buffer.owner is None else buffer.owner[offset : offset + nbytes]
+    return Buffer(buffer.address + offset, nbytes, owner)
 
 
 class DeviceLogits:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.device.decode_loop import SamplerCache
+from llmc.runtimes.device.decode_loop import MOST_RECORDINGS, MOST_SAMPLERS, SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
 from llmc.runtimes.engine import FloatArray, Int64Array
@@ -202,6 +202,40 @@ def test_buffers_and_recordings_are_reused(counted: DeviceSession, device: Count
     moved = generate(4, 128)
     assert moved == ["free"] * buffers + ["allocate"] * buffers + ["record"]
     assert generate(3, 70) == ["record"]
+
+
+def test_all_layers_lie_in_one_allocation(counted: DeviceSession, device: CountingDevice) -> None:
+    """A device rounds every allocation up, which for a short cache is most of it."""
+    counted.reset(2, 64)
+    # Beside the cache: ids, two kinds of lengths, rows, logits.
+    assert len(device.held) == 6
+
+
+def test_the_oldest_recordings_make_room(counted: DeviceSession, device: CountingDevice) -> None:
+    def decode(batch: int) -> int:
+        device.events.clear()
+        counted.reset(batch, 64)
+        counted.forward(np.full((batch, 1), 5, np.int64))
+        counted.forward(np.full((batch, 1), 6, np.int64))
+        return device.events.count("record")
+
+    counted.reset(MOST_RECORDINGS + 1, 64)  # the buffers of the largest serve all
+    rows = range(MOST_RECORDINGS + 1, 0, -1)
+    assert [decode(batch) for batch in rows] == [1] * len(rows)
+    assert decode(1) == 0
+    assert decode(MOST_RECORDINGS + 1) == 1, "the first of them was dropped"
+
+
+def test_the_oldest_samplers_are_freed(counted: DeviceSession, device: CountingDevice) -> None:
+    counted.reset(2, 64)
+    held = []
+    for top_k in range(1, MOST_SAMPLERS + 5):
+        counted.reset(2, 64)
+        counted.forward(column(5, 5))
+        params = SamplingParams(temperature=1.0, top_k=top_k)
+        counted.decode_loop(np.array([1, 2]), [True, True], params, [0, 1], 4).tokens(1)
+        held.append(len(device.held))
+    assert max(held) == held[MOST_SAMPLERS - 1] == held[-1]
 
 
 def test_a_longer_chunk_moves_what_it_outgrows(counted: DeviceSession, device: CountingDevice) -> None:

@@ -53,6 +53,7 @@ class Requirement:
         gpu: Whether running needs an NVIDIA GPU.
         capabilities: Compute capabilities that can run it; empty: all. ``12.`` stands for all 12.x.
         builds_without_gpu: Whether engines can be built where they cannot run.
+        builds_with_modules: Whether building needs one of ``modules`` alone: no provider, no companions.
         implemented: Whether this version of llmc compiles for it.
     """
 
@@ -64,6 +65,7 @@ class Requirement:
     gpu: bool = False
     capabilities: tuple[str, ...] = ()
     builds_without_gpu: bool = False
+    builds_with_modules: bool = False
     implemented: bool = False
 
 
@@ -84,6 +86,7 @@ REQUIREMENTS = (
         provider="CUDAExecutionProvider",
         gpu=True,
         builds_without_gpu=True,
+        builds_with_modules=True,
         implemented=True,
     ),
     Requirement("tensorrt", "tensorrt", ("tensorrt",), gpu=True),
@@ -193,7 +196,9 @@ def examine() -> DoctorReport:
 def target_status(requirement: Requirement, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
     """What one target can do, given ONNX Runtime's providers and the GPUs."""
     needs = [] if requirement.implemented else [f"this version of llmc does not compile for {requirement.target} yet"]
-    if not any(_importable(module) for module in requirement.modules):
+    installed = any(_importable(module) for module in requirement.modules)
+    has_basics = installed and not needs
+    if not installed:
         needs.append(f"{requirement.modules[0]} is not installed: {_install(requirement.extra)}")
     elif requirement.provider is not None and requirement.provider not in providers:
         needs.append(
@@ -205,7 +210,7 @@ def target_status(requirement: Requirement, providers: Sequence[str], gpus: Sequ
         for module in requirement.companions
         if not _importable(module)
     ]
-    prepared = not needs
+    prepared = has_basics if requirement.builds_with_modules else not needs
     if requirement.gpu:
         needs += _gpu_needs(requirement, gpus)
     can_run = not needs

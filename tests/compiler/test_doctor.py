@@ -144,3 +144,13 @@ def test_import_is_light():
         "sys.exit(any(name in sys.modules for name in ('onnxruntime', 'torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_engines_for_cuda_are_built_with_any_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass makes them; the provider and cuda-bindings are for running."""
+    cuda = next(each for each in doctor.REQUIREMENTS if each.target == "cuda")
+    monkeypatch.setattr(doctor, "_importable", lambda module: module == "onnxruntime")
+    status = doctor.target_status(cuda, ["CPUExecutionProvider"], [])
+    assert (status.can_build, status.can_run) == (True, False)
+    monkeypatch.setattr(doctor, "_importable", lambda module: False)
+    assert not doctor.target_status(cuda, [], []).can_build

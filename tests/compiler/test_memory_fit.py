@@ -61,7 +61,8 @@ def test_it_does_not_fit(engine: Path) -> None:
     full = dataclasses.replace(H100, free_bytes=CUDA_ALLOWANCE)
     fit = check_memory(engine, (full,), batch=1000, chunk=1)
     assert fit.problem is not None
-    assert "GPU 0 (NVIDIA H100) has 512.0 MiB free; use a smaller --context" in fit.problem
+    free = f"{CUDA_ALLOWANCE / 2**20:.1f} MiB"
+    assert f"GPU 0 (NVIDIA H100) has {free} free; use a smaller --context" in fit.problem
     assert fit.to_json()["fits"] is False
 
 

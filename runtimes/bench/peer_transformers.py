@@ -4,18 +4,21 @@ In: a directory with ``config.json``, with or without weights; requests on stdin
 Out: answers on stdout. It runs in the interpreter that has torch and transformers: this file imports these,
 protocol.py and the standard library.
 
-Three variants, the model's own choice of attention (``sdpa`` as a rule) in all:
+Four variants, the model's own choice of attention (``sdpa`` as a rule) in all:
 
 * ``eager``: a ``DynamicCache`` and the model's forward, operator by operator;
 * ``compile``: a ``StaticCache`` as long as the case needs and ``torch.compile(mode="reduce-overhead",
   fullgraph=True)`` of the decode step, which is what ``generate`` does with a static cache; the prefill stays eager;
+* ``loop``: the same compiled step in the loop that decoding is: a step's token is the next step's input, and the host
+  has read it (to stream it, to see whether it ends the text) before it launches that step;
 * ``generate``: what a user runs, ``model.generate`` with ``cache_implementation="static"``, greedy, without a token
   that ends it. On CUDA it compiles the decode step by itself, on a CPU nothing.
 
-In the first two a decode step is a forward of one token for each row and an arg-max on the device. The host reads no
-token until all steps are launched, so launches queue as they do in a loop that need not look at its tokens; the gaps
-between steps are the device's, from CUDA events recorded after each step (on a CPU, the host's clock). The tokens
-found are fetched at the end, in the decode part's window. The time to the first token is the host's, until it has it.
+In the first three a decode step is a forward of one token for each row and an arg-max on the device; the gaps between
+steps are the device's, from CUDA events recorded after each step (on a CPU, the host's clock). In the first two the
+host reads no token until all steps are launched, so launches queue as they do in a loop that need not look at its
+tokens, which are given and not found; those found are fetched at the end, in the decode part's window. The time to
+the first token is the host's, until it has it.
 
 ``generate`` feeds each step the token that it found and hands a step's tokens, copied to the host, to a streamer; the
 host's clock at these calls gives the times. They include its bookkeeping and its look at each token.
@@ -37,7 +40,8 @@ from typing import Any
 
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
 
-VARIANTS = ("eager", "compile", "generate")
+VARIANTS = ("eager", "compile", "loop", "generate")
+COMPILED = {"compile", "loop"}
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 """torch's name of a type -> its name in the report."""
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -94,7 +98,7 @@ class TransformersTarget:
         load = load_model if has_weights else random_model
         self._model = load(path, getattr(torch, self._type_name(path)), device)
         self._keeps_last = "logits_to_keep" in inspect.signature(self._model.forward).parameters
-        self._step = self._compiled() if self._variant == "compile" else self._model
+        self._step = self._compiled() if self._variant in COMPILED else self._model
         if self._variant == "generate":
             # Not the checkpoint's: its penalties, and tokens that end or pad a text, would change what is measured.
             self._model.generation_config = transformers.GenerationConfig()
@@ -166,7 +170,7 @@ class TransformersTarget:
             return self._timed_run(request, prompt, steps)
 
     def _warm(self, request: RunRequest, prompt: Any) -> None:
-        least = COMPILE_WARM_STEPS if self._variant == "compile" else 0
+        least = COMPILE_WARM_STEPS if self._variant in COMPILED else 0
         cache, place = self._make_room(request, prompt.device)
         if request.warm_steps or least:
             # A static cache allocates itself in its first update, which must not be a compiled one.
@@ -204,13 +208,18 @@ class TransformersTarget:
         ticks = make_ticks(prompt.device)
         _synchronize(prompt.device)
         begin = time.perf_counter()
-        self._prefill(prompt, cache).tolist()
+        token = self._prefill(prompt, cache)
+        token.tolist()
         first = time.perf_counter() - begin
         window = time.time()
         ticks.tick()
         for index in range(len(steps)):
-            self._decode(place(steps[index]), cache, found[index])
+            given = token[:, None] if self._variant == "loop" else steps[index]
+            token = found[index]
+            self._decode(place(given), cache, token)
             ticks.tick()
+            if self._variant == "loop":
+                token.tolist()
         found.tolist()
         return RunTimes(first, ticks.gaps(), decode_window=(window, time.time()))
 
@@ -253,7 +262,7 @@ class TransformersTarget:
         """One step; the most likely tokens go into ``found``, [batch]."""
         import torch
 
-        if self._variant == "compile":
+        if self._variant in COMPILED:
             torch.compiler.cudagraph_mark_step_begin()
         torch.argmax(self._last_logits(self._step, tokens, cache), dim=-1, out=found)
 

@@ -44,7 +44,7 @@ PEERS: Mapping[str, Peer] = {
     ),
     "transformers": Peer(
         "llmc.runtimes.bench.peer_transformers",
-        {"eager": ("eager",), "compile": ("compile",), "generate": ("generate",)},
+        {name: (name,) for name in ("eager", "compile", "loop", "generate")},
         "a directory with config.json; without weights they are random",
     ),
     "genai": Peer(

@@ -119,6 +119,18 @@ def test_a_static_cache_says_the_same_every_time(checkpoint, static, monkeypatch
     assert len(static._static) == 3, "one cache a shape"
 
 
+def test_a_loop_is_greedy_search(checkpoint, static, monkeypatch):
+    import torch
+
+    static._variant = "loop"
+    static.open(str(checkpoint), 1)
+    request = RunRequest(prompt=5, gen=6, batch=2, seed=4)
+    tokens = torch.tensor(request.prompt_tokens(static._info["vocab_size"]), device=static._model.device)
+    found = [logits.argmax(-1) for logits in decoded(static, request, monkeypatch)]
+    expected = static._model.generate(tokens, max_new_tokens=6, min_new_tokens=6, do_sample=False)[:, 5:]
+    assert [row.tolist() for row in found] == expected.T.tolist()
+
+
 def recorded(target, monkeypatch):
     """What the target's ``generate`` returns from now on, and the length of its cache: [(tokens, length)]."""
     calls = []

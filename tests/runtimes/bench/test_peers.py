@@ -208,7 +208,7 @@ def test_what_the_option_says():
         ("transformers", "is not NAME=PYTHON:SOURCE"),
         ("=python:x", "is not NAME=PYTHON:SOURCE"),
         ("nobody=python:x", "unknown peer 'nobody'; known: llamacpp-python, transformers, genai"),
-        ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile, generate"),
+        ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile, loop, generate"),
     ],
 )
 def test_options_that_say_something_else(text, message):

@@ -2,7 +2,7 @@
 
 In: a directory with ``config.json``, with or without weights; requests on stdin (protocol.py).
 Out: answers on stdout. It runs in the interpreter that has torch and transformers: this file imports these,
-protocol.py and the standard library.
+protocol.py, ticks.py and the standard library.
 
 Four variants, the model's own choice of attention (``sdpa`` as a rule) in all:
 
@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
+from llmc.runtimes.bench.ticks import StreamTicks, make_ticks
 
 VARIANTS = ("eager", "compile", "loop", "generate")
 COMPILED = {"compile", "loop"}
@@ -342,59 +343,6 @@ def weight_bytes(model: Any, config: Any) -> int:
     tied = head is not None and head.weight is embedding.weight
     total = sum(parameter.nbytes for parameter in model.parameters())
     return int(total if tied else total - embedding.weight.nbytes)
-
-
-class HostTicks:
-    """Moments by the host's clock."""
-
-    def __init__(self) -> None:
-        self._ticks: list[float] = []
-
-    def tick(self) -> None:
-        """Note the moment."""
-        self._ticks.append(time.perf_counter())
-
-    def gaps(self) -> tuple[float, ...]:
-        """Seconds between the moments."""
-        return tuple(after - before for before, after in zip(self._ticks, self._ticks[1:]))  # noqa: B905
-
-
-class StreamTicks(HostTicks):
-    """A streamer for ``generate``: moments at which it has a step's tokens on the host. Its own take one row only."""
-
-    def put(self, tokens: Any) -> None:
-        """Note a step's tokens, [batch]; the prompt, [batch, prompt], which comes before them, is none."""
-        if tokens.ndim == 1:
-            self.tick()
-
-    def end(self) -> None:
-        """Nothing is held back."""
-
-
-class CudaTicks:
-    """Moments at which the device has done what was launched before: CUDA events."""
-
-    def __init__(self) -> None:
-        self._ticks: list[Any] = []
-
-    def tick(self) -> None:
-        """Record an event behind what is launched."""
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._ticks.append(event)
-
-    def gaps(self) -> tuple[float, ...]:
-        """Seconds between the events; waits for the last one."""
-        self._ticks[-1].synchronize()
-        pairs = zip(self._ticks, self._ticks[1:])  # noqa: B905
-        return tuple(before.elapsed_time(after) / 1e3 for before, after in pairs)
-
-
-def make_ticks(device: Any) -> HostTicks | CudaTicks:
-    """The clock for a device."""
-    return CudaTicks() if device.type == "cuda" else HostTicks()
 
 
 def _synchronize(device: Any) -> None:

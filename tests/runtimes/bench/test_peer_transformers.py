@@ -11,6 +11,7 @@ from llmc.runtimes.bench import peer_transformers
 from llmc.runtimes.bench.peer_transformers import TransformersTarget, random_model, weight_bytes
 from llmc.runtimes.bench.protocol import RunRequest
 from llmc.runtimes.bench.remote import WorkerProcess, peer_command
+from llmc.runtimes.bench.ticks import make_ticks
 
 LLAMA = {
     "vocab_size": 96,
@@ -312,7 +313,7 @@ def test_gaps_of_cuda_events(monkeypatch):
             return 2.5 * (other.at - self.at)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    ticks = peer_transformers.make_ticks(torch.device("cuda"))
+    ticks = make_ticks(torch.device("cuda"))
     for _ in range(3):
         ticks.tick()
     assert ticks.gaps() == (0.0025, 0.0025)

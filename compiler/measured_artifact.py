@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmc.compiler.artifact import write_manifest
-from llmc.compiler.errors import EngineError, VerificationError
-from llmc.compiler.golden import load_golden
+from llmc.compiler.errors import EngineError, MissingDependencyError, VerificationError
+from llmc.compiler.golden import Golden, load_golden
 from llmc.compiler.manifest import Manifest
+from llmc.compiler.options import TENSORRT
 from llmc.compiler.progress import Progress
 from llmc.compiler.reports import VerifyReport
-from llmc.compiler.verification import measure, report, tolerances
+from llmc.compiler.verification import Measured, measure, report, tolerances
 from llmc.passes.convert_float import ConvertFloat
 from llmc.runtimes.device.cuda import cuda_devices
 from llmc.runtimes.engine import Session
@@ -32,19 +33,15 @@ def measure_and_record(staging: Path, manifest: Manifest, progress: Progress) ->
         return manifest, None
     progress.start("Verifying")
     try:
-        session = _open_for_measuring(staging, manifest)
-        try:
-            measured = measure(session, golden)
-        finally:
-            session.close()
+        measured, where = measure_anywhere(staging, manifest, golden)
     except EngineError as error:
         # Some of the CPU provider's kernels refuse an input only when they run.
-        if not _is_elsewhere(manifest):
+        if not _may_be_unmeasured(manifest):
             raise
         log.warning("not compared with the model: there is no GPU here, and the CPU does not run it (%s)", error)
         return manifest, None
     accepted = tolerances(_weight_precision(manifest), measured)
-    result = report(measured, accepted)
+    result = report(measured, accepted, where)
     if not result.passed:
         failed = next(check for check in result.checks if not check.passed)
         raise VerificationError(
@@ -55,17 +52,55 @@ def measure_and_record(staging: Path, manifest: Manifest, progress: Progress) ->
     return write_manifest(staging, final), result
 
 
-def _open_for_measuring(staging: Path, manifest: Manifest) -> Session:
-    if not _is_elsewhere(manifest):
-        return open_session(staging)
-    from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+def measure_anywhere(
+    directory: Path, manifest: Manifest, golden: Golden, *, threads: int | None = None
+) -> tuple[Measured, str]:
+    """Measure an artifact with its own runtime or, where that cannot run here, its graph on ONNX Runtime's CPU.
 
-    return open_on_host(staging)
+    Returns:
+        What was measured, and one clause that says what ran where it was not the artifact itself; else empty.
+
+    Raises:
+        EngineError: neither runs.
+        VerificationError: the vocabulary is another one.
+    """
+    session, where = _open(directory, manifest, threads)
+    try:
+        return measure(session, golden), where
+    finally:
+        session.close()
 
 
-def _is_elsewhere(manifest: Manifest) -> bool:
-    """Whether the artifact is for a GPU, and none is here."""
-    return manifest.target == "cuda" and not cuda_devices()
+def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
+    if manifest.kind != "engine" or manifest.target not in {"cuda", *TENSORRT}:
+        return open_session(directory, threads=threads), ""
+    if cuda_devices():
+        if manifest.target == "cuda":
+            return open_session(directory, threads=threads), ""
+        try:
+            return open_session(directory, threads=threads), ""
+        except (EngineError, MissingDependencyError) as error:
+            log.warning("the engine does not open here: %s", error)
+    if manifest.target == "cuda":
+        from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+
+        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
+    from llmc.runtimes.onnxruntime_engine import open_graph
+
+    why = "no GPU here that it supports" if cuda_devices() else "there is no GPU here"
+    try:
+        session = open_graph(directory, threads=threads)
+    except EngineError as error:
+        said = str(error).partition(" Op with name")[0].removesuffix(".")
+        raise EngineError(
+            f"{why}, and the CPU does not run the graph that the engine was built of: {said}"
+        ) from error
+    return session, f"the graph it was built of, on ONNX Runtime's CPU provider: {why}"
+
+
+def _may_be_unmeasured(manifest: Manifest) -> bool:
+    """Whether the artifact is for a GPU that is not here, whose types the CPU may lack kernels for."""
+    return (manifest.target == "cuda" and not cuda_devices()) or manifest.target in TENSORRT
 
 
 def _weight_precision(manifest: Manifest) -> str:

@@ -5,15 +5,28 @@ In: options, the model's geometry, golden data where there are some. Out: passes
 
 from __future__ import annotations
 
+from typing import Literal
+
 from llmc.compiler.errors import UsageError
 from llmc.compiler.geometry import ModelGeometry
 from llmc.compiler.golden import Golden
 from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import DEFAULT_CONTEXT, OptimizeOptions
+from llmc.compiler.options import DEFAULT_CONTEXT, TENSORRT, OptimizeOptions
 from llmc.passes.graph_pass import GraphPass
-from llmc.passes.pipeline import CpuTarget, CudaTarget, cpu_engine_passes, cpu_passes, cuda_engine_passes, cuda_passes
+from llmc.passes.pipeline import (
+    CpuTarget,
+    CudaTarget,
+    StandardTarget,
+    cpu_engine_passes,
+    cpu_passes,
+    cuda_engine_passes,
+    cuda_passes,
+    standard_passes,
+    tensorrt_engine_passes,
+)
 from llmc.passes.quantize_cache import QuantizeCache
 from llmc.passes.quantize_fp8 import QuantizeFp8
+from llmc.passes.quantize_standard import QuantizeStandard
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.runtimes.operator_support import has_attribute, has_input
 
@@ -30,9 +43,11 @@ def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Gol
     positions = max_context(geometry, options)
     if options.target == "cuda":
         return cuda_passes(_cuda_target(positions, options, golden))
+    if options.target != "cpu":
+        return standard_passes(_standard_target(positions, options))
     target = CpuTarget(
         max_positions=positions,
-        cache=options.cache,
+        cache=options.cache_io,
         logits=options.logits,
         quantization=_quantization(options),
         query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
@@ -50,12 +65,39 @@ def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None
     return CudaTarget(
         max_positions=positions,
         activations=options.activations,
-        cache=options.cache,
+        cache=options.cache_io,
         logits=options.logits,
         quantization=weights,
         quantized_cache=quantized_cache,
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
     )
+
+
+def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget:
+    half = options.target != "openvino"
+    return StandardTarget(
+        max_positions=positions,
+        cache="scatter" if half else "concat",
+        activations=options.activations if half else "fp32",
+        logits=options.logits,
+        quantization=_standard_quantization(options),
+    )
+
+
+def _standard_quantization(options: OptimizeOptions) -> GraphPass | None:
+    """Numbers and scales that DequantizeLinear reads."""
+    if options.precision in {"int8", "int4", "fp8", "nvfp4"}:
+        head: Literal["int8", "int4"] = "int4" if options.head == "int4" else "int8"
+        offset = options.precision == "int4" and options.symmetric is not True
+        # OpenVINO takes any zero point into its product; TensorRT takes none.
+        return QuantizeStandard(
+            options.precision,
+            head,
+            options.blocks,
+            offset,
+            "zero_point" if options.target == "openvino" else "sums",
+        )
+    return None
 
 
 def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
@@ -98,4 +140,8 @@ def engine_passes(target: Manifest) -> list[GraphPass]:
         # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
         lowered = any(record.name == "LowerAttention" and record.counts.get("attention") for record in target.passes)
         return cuda_engine_passes() if lowered and target.cache == "shared" else []
+    if target.target in TENSORRT:
+        return tensorrt_engine_passes()
+    if target.target == "openvino":
+        return []
     return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []

@@ -8,7 +8,7 @@ token), so that an early difference does not make all later positions incomparab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,23 +53,32 @@ def measure(session: Session, golden: Golden) -> Measured:
         raise VerificationError(
             f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
         )
-    batch, steps = golden.tokens.shape
-    session.reset(batch, int(golden.lengths.max()) + steps)
-    logits = session.forward(golden.prompts, golden.lengths)
-    last = golden.lengths - 1
-    errors, divergences, agreements = [], [], []
+    batch = len(golden.tokens)
+    most = session.info.max_batch or batch
+    compared = [
+        result
+        for begin in range(0, batch, most)
+        for result in _compare_rows(session, golden, range(begin, min(begin + most, batch)))
+    ]
+    errors, divergences, agreements = zip(*compared, strict=True)
+    return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
+
+
+def _compare_rows(session: Session, golden: Golden, rows: range) -> Iterator[tuple[float, float, bool]]:
+    """Error, divergence and agreement of each step and row."""
+    part, steps = slice(rows.start, rows.stop), golden.tokens.shape[1]
+    lengths = golden.lengths[part]
+    session.reset(len(rows), int(lengths.max()) + steps)
+    logits = session.forward(np.ascontiguousarray(golden.prompts[part, : lengths.max()]), lengths)
+    last = lengths - 1
     for step in range(steps):
         values = logits.host()
-        for row in range(batch):
-            position = int(last[row]) if values.shape[1] > 1 else 0
-            error, divergence, same = _compare(values[row, position], golden, row, step)
-            errors.append(error)
-            divergences.append(divergence)
-            agreements.append(same)
+        for index, row in enumerate(rows):
+            position = int(last[index]) if values.shape[1] > 1 else 0
+            yield _compare(values[index, position], golden, row, step)
         if step + 1 < steps:
-            logits = session.forward(np.ascontiguousarray(golden.tokens[:, step : step + 1]))
-            last = np.zeros(batch, np.int64)
-    return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
+            logits = session.forward(np.ascontiguousarray(golden.tokens[part, step : step + 1]))
+            last = np.zeros(len(rows), np.int64)
 
 
 def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:
@@ -106,10 +115,10 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     }
 
 
-def report(measured: Measured, accepted: Mapping[str, float]) -> VerifyReport:
-    """Measured values against tolerances."""
+def report(measured: Measured, accepted: Mapping[str, float], where: str = "") -> VerifyReport:
+    """Measured values against tolerances; ``where`` says what ran, if it was not the artifact itself."""
     checks = []
     for name, value in measured.to_mapping().items():
         finite = value if np.isfinite(value) else 1e30
         checks.append(Check(name, finite, accepted.get(name), at_most=name != TOP1))
-    return VerifyReport(tuple(checks))
+    return VerifyReport(tuple(checks), where)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.passes.chunk_lengths import find_value
-from llmc.passes.graph_query import small_initializer
+from llmc.passes.node_builder import NodeBuilder
 
 LOWEST = float(np.finfo(np.float16).min)
 """Far below every score, and a number in every float type."""
@@ -33,7 +33,7 @@ def chunk_bias(graph: ir.Graph, before: ir.Node, size: int, lengths: Mapping[str
     name = f"chunk_bias_{size}"
     if (known := find_value(graph, name)) is not None:
         return known
-    make = _Builder(graph, name)
+    make = NodeBuilder(graph, name)
     queries, keys = _positions(make, before, lengths)
     chunk = make.constant("size", np.asarray(size, np.int64))
     same = make.op("Equal", make.op("Div", queries, chunk), make.op("Div", keys, chunk))
@@ -62,7 +62,7 @@ def alibi_bias(graph: ir.Graph, before: ir.Node, slopes: ir.Value, lengths: Mapp
     name = f"alibi_bias_of_{slopes.name}"
     if (known := find_value(graph, name)) is not None:
         return known
-    make = _Builder(graph, name)
+    make = NodeBuilder(graph, name)
     zero, one = make.constant("zero", np.asarray(0, np.int64)), make.constant("one", np.asarray(1, np.int64))
     seq = make.op("Squeeze", make.op("Shape", before.inputs[0], start=1, end=2))
     total = make.op("Cast", lengths["total_sequence_length"], to=int(ir.DataType.INT64))
@@ -76,28 +76,7 @@ def alibi_bias(graph: ir.Graph, before: ir.Node, slopes: ir.Value, lengths: Mapp
     return bias
 
 
-class _Builder:
-    """Collects nodes that belong to one value."""
-
-    def __init__(self, graph: ir.Graph, stem: str) -> None:
-        self.graph, self.stem, self.nodes = graph, stem, list[ir.Node]()
-
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes, name=f"{self.stem}/{op_type}_{len(self.nodes)}")
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def in_type_of(self, query: ir.Value | None, bias: ir.Value) -> ir.Value:
-        """A float32 bias in the type that the kernel wants, which is the query's."""
-        if query is None or query.dtype in {None, ir.DataType.FLOAT}:
-            return bias
-        return self.op("Cast", bias, to=int(query.dtype or ir.DataType.FLOAT))
-
-    def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
-        return small_initializer(self.graph, f"{self.stem}.{name}", np.asarray(array))
-
-
-def _positions(make: _Builder, before: ir.Node, lengths: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+def _positions(make: NodeBuilder, before: ir.Node, lengths: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
     """Positions of the queries [batch, seq, 1] and of the slots [1, 1, total], int64."""
     zero, one = make.constant("zero", np.asarray(0, np.int64)), make.constant("one", np.asarray(1, np.int64))
     int64 = int(ir.DataType.INT64)

@@ -1,7 +1,7 @@
 """Valid tokens of each row, computed from the mask.
 
 In: a graph with ``input_ids`` [batch, seq] and ``attention_mask`` [batch, total], rows right-padded in every chunk.
-Out: nodes for the number of valid tokens in this chunk (the last ``seq`` columns of the mask) and in all.
+Out: nodes for the number of valid tokens in this chunk (the last ``seq`` columns of the mask), in all, and before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from llmc.compiler.errors import PassError
 from llmc.passes.graph_query import graph_input, small_initializer
 
-CHUNK_LENGTHS, TOTAL_LENGTHS = "chunk_lengths", "total_lengths"
+CHUNK_LENGTHS, TOTAL_LENGTHS, PAST_LENGTHS = "chunk_lengths", "total_lengths", "past_lengths"
 
 
 def chunk_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
@@ -42,6 +42,18 @@ def total_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
     lengths = ir.node("ReduceSum", [mask, axis], {"keepdims": 0}, name="total_lengths/ReduceSum")
     lengths.outputs[0].name = TOTAL_LENGTHS
     return lengths.outputs[0], [lengths]
+
+
+def past_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
+    """Tokens that each row held before this chunk, [batch] int64."""
+    graph = model.graph
+    if (known := find_value(graph, PAST_LENGTHS)) is not None:
+        return known, []
+    total, first = total_lengths(model)
+    chunk, second = chunk_lengths(model)
+    past = ir.node("Sub", [total, chunk], name="past_lengths/Sub")
+    past.outputs[0].name = PAST_LENGTHS
+    return past.outputs[0], [*first, *second, past]
 
 
 def find_value(graph: ir.Graph, name: str) -> ir.Value | None:

@@ -6,7 +6,8 @@ to half       activations, weights and the KV cache in float32       →   float
 To float32 is for processors that compute in nothing less, and for the passes, which know one float type. To half is
 for GPUs. What is computed from positions, masks and other integers alone stays float32 and is cast where it meets an
 activation: a position of 8,191 times a frequency has no meaning in eleven bits. Small constants beyond the half
-type's range become its largest value, so that a very negative mask does not become an infinite one.
+type's range become its largest value, so that a very negative mask does not become an infinite one. The residual
+stream and the norms that read it may stay float32 as well: see :mod:`llmc.passes.residual_stream`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.lazy_weight import LazyWeight, as_weight, cast_weight, numpy_dtype
 from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import SMALL, add_initializer, producer
+from llmc.passes.residual_stream import residual_stream
 
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -32,9 +34,11 @@ class ConvertFloat(GraphPass):
 
     Attributes:
         to: The float type: of everything (``fp32``), or of activations, weights and cache (``fp16``, ``bf16``).
+        wide_residual: To half, but the residual stream stays float32.
     """
 
     to: Literal["fp32", "fp16", "bf16"] = "fp32"
+    wide_residual: bool = False
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Convert the graph.
@@ -45,7 +49,8 @@ class ConvertFloat(GraphPass):
         if self.to == "fp32":
             _to_float32(model.graph, tally)
         else:
-            _ToHalf(model.graph, TYPES[self.to], tally).run()
+            wide = residual_stream(model.graph) if self.wide_residual else set()
+            _ToHalf(model.graph, TYPES[self.to], tally, wide).run()
 
 
 def _to_float32(graph: ir.Graph, tally: Tally) -> None:
@@ -56,7 +61,7 @@ def _to_float32(graph: ir.Graph, tally: Tally) -> None:
             value.dtype = ir.DataType.FLOAT
             tally.count("weights")
     for node in graph:
-        if node.op_type == "Cast" and ir.DataType(node.attributes.get_int("to", 1)) in HALF:
+        if _narrows(node):
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
             tally.count("casts")
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
@@ -68,18 +73,22 @@ def _to_float32(graph: ir.Graph, tally: Tally) -> None:
 class _ToHalf:
     """One conversion: which values are activations, and what was cast or copied on the way."""
 
-    def __init__(self, graph: ir.Graph, half: ir.DataType, tally: Tally) -> None:
-        self._graph, self._half, self._tally = graph, half, tally
+    def __init__(self, graph: ir.Graph, half: ir.DataType, tally: Tally, wide: set[ir.Node]) -> None:
+        self._graph, self._half, self._tally, self._wide = graph, half, tally, wide
         self._floats = _float32_values(graph)
         self._activations = {value for value in self._floats if value.is_graph_input() or _is_weight(value)}
         self._nodes = self._mark()
         self._cast: dict[ir.Value, ir.Value] = {}
+        self._widened: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
         self._refuse_bodies()
         # Before anything else: which constants have users of either type is asked of the graph as it was.
         for value in list(self._graph.initializers.values()):
             self._convert_constant(value)
+        for node in self._graph:
+            if node in self._wide:
+                self._read_wide(node)
         for node in self._nodes:
             for index, read in enumerate(node.inputs):
                 if read in self._floats and read not in self._activations:
@@ -95,11 +104,27 @@ class _ToHalf:
     def _mark(self) -> dict[ir.Node, None]:
         """The nodes that read an activation, in order; their float results are activations, too."""
         marked: dict[ir.Node, None] = {}
+        wide = {output for node in self._wide for output in node.outputs}
         for node in self._graph:
-            if any(value in self._activations for value in node.inputs):
+            if node in self._wide or _narrows(node):
+                continue
+            if any(value in self._activations or value in wide for value in node.inputs):
                 marked[node] = None
                 self._activations.update(output for output in node.outputs if output in self._floats)
         return marked
+
+    def _read_wide(self, node: ir.Node) -> None:
+        """Cast the activations that a node in float32 reads; its weights stay what they were."""
+        for index, read in enumerate(node.inputs):
+            if read is None or read.is_initializer() or read not in self._activations:
+                continue
+            if read not in self._widened:
+                cast = ir.node("Cast", [read], {"to": int(ir.DataType.FLOAT)}, name=f"{read.name}/to_float")
+                self._graph.insert_before(node, cast)
+                cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, read.shape
+                self._widened[read] = cast.outputs[0]
+                self._tally.count("casts added")
+            node.replace_input_with(index, self._widened[read])
 
     def _refuse_bodies(self) -> None:
         loops = [node for node in self._nodes if any(_is_body(attribute) for attribute in node.attributes.values())]
@@ -163,6 +188,11 @@ def ir_limit(half: ir.DataType) -> float:
 
 def _is_body(attribute: ir.Attr) -> bool:
     return attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+
+
+def _narrows(node: ir.Node) -> bool:
+    """Whether it is a cast to half precision already."""
+    return node.op_type == "Cast" and ir.DataType(node.attributes.get_int("to", 1)) in HALF
 
 
 def _is_weight(value: ir.Value) -> bool:

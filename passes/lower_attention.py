@@ -59,7 +59,7 @@ class LowerAttention(FusionPass):
         """
         for attention in (node, *self.sites(model)):
             self._require_kernel(attention)
-        if (counted := _slots_outside_attention(model)) is not None:
+        if (counted := slots_outside_attention(model)) is not None:
             raise NearMiss(
                 f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
             )
@@ -160,7 +160,7 @@ class LowerAttention(FusionPass):
         return chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
 
 
-def _slots_outside_attention(model: ir.Model) -> str | None:
+def slots_outside_attention(model: ir.Model) -> str | None:
     """The name of a node that asks for the cache's length, as a model does that makes positions or masks of it."""
     for node in model.graph:
         source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None

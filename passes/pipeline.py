@@ -22,6 +22,7 @@ from llmc.passes.fuse_skip_norm import FuseSkipNorm
 from llmc.passes.fuse_transposed_matmul import FuseTransposedMatMul
 from llmc.passes.gather_last_rows import GatherLastRows
 from llmc.passes.graph_pass import GraphPass
+from llmc.passes.inline_bodies import InlineBodies
 from llmc.passes.inline_recurrence import InlineRecurrence
 from llmc.passes.last_token_logits import LastTokenLogits
 from llmc.passes.lower_attention import LowerAttention
@@ -29,6 +30,7 @@ from llmc.passes.lower_moe import LowerMoE
 from llmc.passes.name_graph import NameGraph
 from llmc.passes.pack_gate_up import PackGateUp
 from llmc.passes.pack_qkv import PackQKV
+from llmc.passes.pin_angle_width import PinAngleWidth
 from llmc.passes.positions_by_row import PositionsByRow
 from llmc.passes.quantize_cache import QuantizeCache
 from llmc.passes.quantize_fp8 import QuantizeFp8
@@ -43,6 +45,7 @@ from llmc.passes.use_cpu_attention import UseCpuAttention
 from llmc.passes.use_cpu_gated_matmul import UseCpuGatedMatMul
 from llmc.passes.use_cpu_matmul import UseCpuMatMul
 from llmc.passes.use_position_ids import UsePositionIds
+from llmc.passes.use_standard_attention import UseStandardAttention
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,25 @@ class CudaTarget:
     expert_kernels: bool = True
 
 
+@dataclass(frozen=True)
+class StandardTarget:
+    """What is asked of a graph for a runtime that reads operators of the ONNX standard: TensorRT, OpenVINO.
+
+    Attributes:
+        max_positions: Longest context.
+        cache: ``scatter``: a buffer of fixed length, rows from slot 0 on; ``concat``: it grows, rows by the mask.
+        activations: Float type of activations and of the KV cache.
+        logits: Of each row's last token, or of all.
+        quantization: Weights' format; None keeps floats.
+    """
+
+    max_positions: int
+    cache: Literal["scatter", "concat"]
+    activations: Literal["fp32", "fp16", "bf16"] = "fp32"
+    logits: Literal["last", "all"] = "last"
+    quantization: GraphPass | None = None
+
+
 def cpu_passes(target: CpuTarget) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CPU provider."""
     return [
@@ -151,6 +173,34 @@ def cuda_passes(target: CudaTarget) -> list[GraphPass]:
     if target.quantized_cache is not None:
         passes.append(target.quantized_cache)
     return [*passes, *_weights(target.quantization), CheckCudaKernels()]
+
+
+def standard_passes(target: StandardTarget) -> list[GraphPass]:
+    """The portable graph to operators of the ONNX standard alone."""
+    return [
+        InlineRecurrence(),
+        FoldConstants(),
+        ConvertFloat(),
+        *([LastTokenLogits()] if target.logits == "last" else []),
+        # TensorRT's operator has one width for keys and values.
+        *([EqualHeadWidths()] if target.cache == "scatter" else []),
+        # Rotation and norms stay outside: these runtimes know both as standard operators and fuse them themselves.
+        UseStandardAttention(target.cache, target.max_positions),
+        # What was not lowered, and experts.
+        InlineBodies(),
+        # The layouts around attention meet the model's own and cancel.
+        SimplifyShapes(),
+        FoldConstants(),
+        RemoveDeadCode(),
+        # Eleven bits suffice for layers, but float16's range does not for what they add up to.
+        *([] if target.activations == "fp32" else [ConvertFloat(target.activations, target.activations == "fp16")]),
+        SetCacheIO("shared" if target.cache == "scatter" else "grow"),
+        RemoveDeadCode(),
+        # After the simplifications, which would take a layout that changes nothing away.
+        *([PinAngleWidth()] if target.cache == "concat" else []),
+        *([] if target.quantization is None else [target.quantization, RemoveDeadCode()]),
+        UniqueNodeNames(),
+    ]
 
 
 def _fusions(max_positions: int) -> list[GraphPass]:
@@ -230,3 +280,8 @@ def cuda_engine_passes() -> list[GraphPass]:
         RemoveDeadCode(),
         UniqueNodeNames(),
     ]
+
+
+def tensorrt_engine_passes() -> list[GraphPass]:
+    """The graph for TensorRT to the one that an engine is built of."""
+    return [TakeLengths(), RemoveDeadCode(), UniqueNodeNames()]

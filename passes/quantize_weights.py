@@ -16,24 +16,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.errors import UsageError
 from llmc.compiler.lazy_weight import LazyWeight, MappedWeight
 from llmc.compiler.operators.moe import is_moe
+from llmc.passes.block_offsets import add_offsets, is_correction
 from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import add_initializer, is_weight, producer, small_initializer
+from llmc.passes.graph_query import add_initializer, is_weight
 from llmc.passes.linear import added_bias, product_weight, upright_weight
 from llmc.passes.routing_weights import chooses_experts
 
 DOMAIN = "com.microsoft"
 EXPERTS = "MoE"
 """Experts with float weights: the runtime's operator, or llmc's where that could not be lowered."""
-BLOCK_SUMS = "llmc.block_sums"
-"""Marks the Reshape that splits activations into blocks, so that layers with the same input share it."""
 LOOKUP_SIZE = 1 << 12
 """Elements from which a table that is looked up in counts as an embedding."""
 
@@ -128,35 +126,9 @@ class QuantizeWeights(GraphPass):
         }
         new = [ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)]
         if fmt.offset:
-            new += _add_offsets(graph, node, new[0], made["offsets"], fmt)
+            new += add_offsets(graph, node, new[0], made["offsets"], fmt.block_size)
         old = [last] if last is node else [last, node]
         ir.convenience.replace_nodes_and_values(graph, last, old, new, list(last.outputs), list(new[-1].outputs))
-
-
-def _add_offsets(
-    graph: ir.Graph, node: ir.Node, product: ir.Node, offsets: ir.Value, fmt: BlockFormat
-) -> list[ir.Node]:
-    """``product + (sums of x over each block) · offsets``; the sums of one x are computed once."""
-    x = node.inputs[0]
-    assert x is not None
-    assert offsets.const_value is not None
-    blocks = int(offsets.const_value.shape.numpy()[0])
-    nodes: list[ir.Node] = []
-    known = [use.node for use in x.uses() if use.node.metadata_props.get(BLOCK_SUMS) == str(fmt.block_size)]
-    if known:
-        sums = next(iter(known[0].outputs[0].uses())).node
-    else:
-        rank = len(x.shape) if x.shape is not None else 3
-        shape = [*[0] * (rank - 1), blocks, fmt.block_size]
-        target = small_initializer(graph, "shape_" + "_".join(map(str, shape)), np.asarray(shape, np.int64))
-        axis = small_initializer(graph, f"axis_{rank}", np.asarray([rank], np.int64))
-        by_block = ir.node("Reshape", [x, target], name=f"{node.name}/blocks")
-        by_block.metadata_props[BLOCK_SUMS] = str(fmt.block_size)
-        sums = ir.node("ReduceSum", [by_block.outputs[0], axis], {"keepdims": 0}, name=f"{node.name}/block_sums")
-        nodes = [by_block, sums]
-    correction = ir.node("MatMul", [sums.outputs[0], offsets], name=f"{node.name}/offsets")
-    total = ir.node("Add", [product.outputs[0], correction.outputs[0]], name=f"{node.name}/Add")
-    return [*nodes, correction, total]
 
 
 def _head(model: ir.Model) -> ir.Node | None:
@@ -174,7 +146,7 @@ def _has_weight(node: ir.Node) -> bool:
     if node.domain:
         return False
     if node.op_type == "MatMul":
-        return product_weight(node) is not None and not _is_correction(node)
+        return product_weight(node) is not None and not is_correction(node)
     table = node.inputs[0] if node.op_type == "Gather" else None
     tensor = table.const_value if table is not None and is_weight(table) else None
     return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
@@ -182,13 +154,6 @@ def _has_weight(node: ir.Node) -> bool:
 
 def _is_experts(node: ir.Node) -> bool:
     return is_moe(node) or (node.op_type == EXPERTS and node.domain == DOMAIN)
-
-
-def _is_correction(node: ir.Node) -> bool:
-    """Whether a product is what an earlier run added for its offsets."""
-    sums = producer(node.inputs[0], "ReduceSum")
-    by_block = producer(sums.inputs[0], "Reshape") if sums is not None else None
-    return by_block is not None and BLOCK_SUMS in by_block.metadata_props
 
 
 def _quantize_lookup(

@@ -19,6 +19,8 @@ from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import dims
 
 PAST, PRESENT = "past_key_values.", "present."
+IN_PLACE = frozenset({"GroupQueryAttention", "TensorScatter"})
+"""Operators that can write a chunk into the buffer in which the past lies."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,6 @@ def _made_outside(model: ir.Model) -> list[ir.Value]:
     found = []
     for output in model.graph.outputs:
         node = output.producer()
-        if output.name in growing and node is not None and node.op_type != "GroupQueryAttention":
+        if output.name in growing and node is not None and node.op_type not in IN_PLACE:
             found.append(output)
     return found

@@ -2,6 +2,7 @@
 
     seqlens_k = ReduceSum(attention_mask) - 1, total_sequence_length = width of the mask, chunk_lengths = …
         →   seqlens_k [batch] int32, total_sequence_length [] int32 (host), chunk_lengths [batch] int64: inputs
+    past_lengths = ReduceSum(attention_mask) - chunk_lengths   →   past_lengths [batch] int64: an input
 
 A decode loop on a device keeps each row's length in device memory and adds 1 a step; a mask would be as wide as the
 cache and would have to be written and summed again for every token. ``total_sequence_length`` decides on the host
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.chunk_lengths import CHUNK_LENGTHS, find_value
+from llmc.passes.chunk_lengths import CHUNK_LENGTHS, PAST_LENGTHS, find_value
 from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.graph_query import graph_input, small_initializer
 
@@ -24,6 +25,7 @@ SEQLENS, TOTAL = "seqlens_k", "total_sequence_length"
 INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
     SEQLENS: (ir.DataType.INT32, ("batch",)),
     TOTAL: (ir.DataType.INT32, ()),
+    PAST_LENGTHS: (ir.DataType.INT64, ("batch",)),
     CHUNK_LENGTHS: (ir.DataType.INT64, ("batch",)),
 }
 
@@ -45,6 +47,8 @@ class TakeLengths(GraphPass):
             graph.inputs.append(taken)
             value.replace_all_uses_with(taken)
             tally.count("lengths")
+            # Else what only this one was computed from would become an input that nothing reads.
+            _remove_unused(graph)
         if tally.fired:
             _remove_unused(graph)
             mask = graph_input(model, "attention_mask")
@@ -57,13 +61,14 @@ class TakeLengths(GraphPass):
 
 
 def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
-    """position_ids = seqlens_k + [1 - seq … 0]: a chunk's columns end at the row's length.
+    """position_ids = past_lengths + [0 … seq - 1], or seqlens_k + [1 - seq … 0]: columns end at the row's length.
 
     Range takes its limits on the host, so nothing that was computed there is copied to the device: a recorded copy
     would read memory that has been used again.
     """
     positions = next((value for value in graph.inputs if value.name == "position_ids"), None)
-    lengths = find_value(graph, SEQLENS)
+    past = find_value(graph, PAST_LENGTHS)
+    lengths = find_value(graph, SEQLENS) if past is None else past
     ids = next(value for value in graph.inputs if value.name == "input_ids")
     if positions is None or lengths is None:
         return
@@ -76,7 +81,10 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
 
     nodes: list[ir.Node] = []
     width = make("Squeeze", make("Shape", ids, start=1, end=2))
-    columns = make("Range", make("Sub", one, width), one, one)
+    if past is None:
+        columns = make("Range", make("Sub", one, width), one, one)
+    else:
+        columns = make("Range", small_initializer(graph, "zero", np.asarray(0, np.int64)), width, one)
     last = make("Unsqueeze", make("Cast", lengths, to=int(ir.DataType.INT64)), axis)
     made = make("Add", last, columns)
     made.dtype, made.shape = ir.DataType.INT64, positions.shape

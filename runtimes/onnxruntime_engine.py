@@ -90,6 +90,21 @@ class OnnxRuntimeCpu:
         return directory / GRAPH
 
 
+def open_graph(directory: Path, *, threads: int | None = None) -> Session:
+    """The graph of an artifact, ``model.onnx``, whatever engine was built of it.
+
+    Raises:
+        EngineError: ONNX Runtime has no kernel for one of its operators.
+        ArtifactError: the directory is not what its manifest says.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    manifest = open_artifact(directory).manifest
+    count = threads or physical_cores()
+    inference = _make_inference(directory / GRAPH, _session_options(count))
+    info = engine_info(manifest, OnnxRuntimeCpu.name, count, inference)
+    return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+
+
 def _without_weights(options: Any) -> Any:
     """Check or optimize a graph without packing its weights."""
     options.add_session_config_entry("session.disable_prepacking", "1")
@@ -131,7 +146,12 @@ def _item_bytes(element_type: str) -> int:
 
 def is_fused(manifest: Manifest) -> bool:
     """Whether each row's tokens lie from slot 0 of its cache on; else slots are columns of the attention mask."""
-    return any(record.name == "LowerAttention" and record.counts.get("attention") for record in manifest.passes)
+    lowered = [record for record in manifest.passes if record.counts.get("attention")]
+    return any(
+        record.name == "LowerAttention"
+        or (record.name == "UseStandardAttention" and record.fields.get("cache") == "scatter")
+        for record in lowered
+    )
 
 
 def _takes_ragged_chunks(manifest: Manifest) -> bool:
@@ -151,6 +171,8 @@ def _session_options(threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    # Else products with dequantized weights round their activations to 8 bits, which the graph does not ask for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return options
 
 

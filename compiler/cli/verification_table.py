@@ -21,7 +21,7 @@ def verification_table(report: VerifyReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Verification")
+    table = Table(title="Verification", caption=f"measured: {report.where}" if report.where else None)
     table.add_column("check")
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("tolerated", justify="right", no_wrap=True)

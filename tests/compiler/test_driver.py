@@ -79,7 +79,7 @@ def test_a_plan_for_floats(portable: Path) -> None:
     passes = planned(portable, cuda())
     order = list(passes)
     assert order[-1] == "CheckCudaKernels"
-    assert passes["ConvertFloat"] == {"to": "fp16"}
+    assert passes["ConvertFloat"] == {"to": "fp16", "wide_residual": False}
     assert passes["LowerAttention"] == {"query_seqlens": False, "qk_norm": True, "max_positions": 128}
     assert passes["PackQKV"] == {"with_qk_norm": True}
     assert passes["SetCacheIO"] == {"kind": "shared"}
@@ -90,8 +90,8 @@ def test_a_plan_for_floats(portable: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"precision": "bf16"}, {"ConvertFloat": {"to": "bf16"}}),
-        ({"precision": "int4", "activations": "bf16"}, {"ConvertFloat": {"to": "bf16"}}),
+        ({"precision": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
+        ({"precision": "int4", "activations": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
         ({"precision": "fp8"}, {"QuantizeFp8": {"block_size": 128}}),
         ({"precision": "fp8", "block_size": 32}, {"QuantizeFp8": {"block_size": 32}}),
         ({"cache_precision": "int8"}, {"QuantizeCache": {"kind": "int8"}}),
@@ -301,7 +301,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Refuses:
 
     monkeypatch.setattr(measured_artifact, "measure", fail)
     monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", lambda _: session)
-    monkeypatch.setattr(measured_artifact, "open_session", lambda _: session)
+    monkeypatch.setattr(measured_artifact, "open_session", lambda _, threads: session)
     return session
 
 

@@ -10,9 +10,12 @@ import pytest
 from llmc.compiler.errors import UsageError
 from llmc.compiler.options import (
     BLOCK_SIZE,
+    CACHES,
     FP8_BLOCK_SIZE,
     PRECISIONS,
+    Cache,
     CompileOptions,
+    EngineOptions,
     ExportOptions,
     OptimizeOptions,
     Precision,
@@ -20,7 +23,10 @@ from llmc.compiler.options import (
 )
 
 
-@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cuda", "fp16")])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("cpu", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("openvino", "fp32")],
+)
 def test_auto_is_the_targets_plain_float_type(target: Target, precision: str) -> None:
     assert OptimizeOptions(target=target).precision == precision
 
@@ -29,8 +35,8 @@ def test_the_default_is_the_cpu() -> None:
     assert (OptimizeOptions().target, OptimizeOptions().precision) == ("cpu", "fp32")
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("target", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"])
 def test_each_target_takes_its_precisions(target: Target, precision: Precision) -> None:
     if precision in PRECISIONS[target]:
         assert OptimizeOptions(target=target, precision=precision).precision == precision
@@ -38,6 +44,26 @@ def test_each_target_takes_its_precisions(target: Target, precision: Precision) 
     accepted = ", ".join(PRECISIONS[target])
     with pytest.raises(UsageError, match=f"--target {target} takes --precision {accepted}, not {precision}"):
         OptimizeOptions(target=target, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("target", "caches"),
+    [
+        ("cpu", ["shared", "grow"]), ("cuda", ["shared", "grow"]), ("tensorrt", ["shared"]),
+        ("tensorrt-rtx", ["shared"]), ("openvino", ["grow"]),
+    ],
+)  # fmt: skip
+def test_each_target_takes_its_caches(target: Target, caches: list[Cache]) -> None:
+    """``auto`` is the first."""
+    assert set(CACHES) == set(PRECISIONS)
+    assert OptimizeOptions(target=target).cache == OptimizeOptions(target=target).cache_io == caches[0]
+    every: list[Cache] = ["shared", "grow"]
+    for cache in every:
+        if cache in caches:
+            assert OptimizeOptions(target=target, cache=cache).cache_io == cache
+            continue
+        with pytest.raises(UsageError, match=f"--target {target} takes --kv {caches[0]}, not {cache}"):
+            OptimizeOptions(target=target, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -73,18 +99,21 @@ def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> No
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
     assert OptimizeOptions(target="cuda", cache_precision=kind).cache_precision == kind
-    with pytest.raises(UsageError, match=r"--kv-precision is for --target cuda; .* float32"):
-        OptimizeOptions(cache_precision=kind)
+    others: list[Target] = ["cpu", "tensorrt", "tensorrt-rtx", "openvino"]
+    for target in others:
+        message = f"--kv-precision is for --target cuda; {target} keeps the cache as it computes"
+        with pytest.raises(UsageError, match=message):
+            OptimizeOptions(target=target, cache_precision=kind)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "tpu"}, "--target tpu is none of cpu, cuda"),
-        ({"precision": "int2"}, "--precision int2 is none of auto, fp32, fp16, bf16, int8, int4, fp8"),
+        ({"target": "tpu"}, "--target tpu is none of cpu, cuda, tensorrt, tensorrt-rtx, openvino"),
+        ({"precision": "int2"}, "--precision int2 is none of auto, fp32, fp16, bf16, int8, int4, fp8, nvfp4"),
         ({"target": "cuda", "activations": "fp32"}, "--activations fp32 is none of fp16, bf16"),
         ({"target": "cuda", "cache_precision": "int4"}, "--kv-precision int4 is none of auto, int8, fp8"),
-        ({"cache": "paged"}, "--kv paged is none of grow, shared"),
+        ({"cache": "paged"}, "--kv paged is none of auto, grow, shared"),
         ({"logits": "some"}, "--logits some is none of last, all"),
         ({"head": "fp16"}, "--head fp16 is none of auto, int8, int4"),
         ({"context": 0}, "--context 0 leaves no room for a token"),
@@ -121,3 +150,32 @@ def test_unknown_weights() -> None:
     unknown: Any = "half"
     with pytest.raises(UsageError, match="--weights half is none of model, none"):
         ExportOptions(weights=unknown, verify="off")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "--max-batch 0 leaves nothing to compute"),
+        ({"chunk": 0}, "--chunk 0 leaves nothing to compute"),
+        ({"capacities": (1024, 0)}, "a cache of less than 1 token holds nothing"),
+        ({"capabilities": ("sm89",)}, r"--gpu sm89 is no compute capability; write it as 8\.9"),
+    ],
+)
+def test_engines_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EngineOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_batch": 8}, {"chunk": 64}, {"capacities": (64,)}, {"capabilities": ("8.9",)}, {"strip_weights": True}],
+)
+def test_only_tensorrt_builds_for_lengths_and_gpus(options: dict[str, Any]) -> None:
+    engine = EngineOptions(**options)
+    for target in ("tensorrt", "tensorrt-rtx"):
+        engine.require_target(target)
+    with pytest.raises(
+        UsageError, match=r"--max-batch, .* are for --target tensorrt and tensorrt-rtx; an engine for cpu"
+    ):
+        CompileOptions(engine=engine)
+    CompileOptions(engine=EngineOptions(strict=True))

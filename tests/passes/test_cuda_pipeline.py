@@ -200,9 +200,9 @@ def test_what_positions_give_is_cast_once(compiled: Compiled) -> None:
     casts = [node for node in compiled.engine if node.op_type == "Cast"]
     to_half = [node for node in casts if node.attributes.get_int("to") == int(ir.DataType.FLOAT16)]
     assert len(to_half) == compiled.case.casts
-    assert compiled.outcome("ConvertFloat").record.fields == {"to": "fp32"}
+    assert compiled.outcome("ConvertFloat").record.fields == {"to": "fp32", "wide_residual": False}
     last = [outcome for outcome in compiled.report.outcomes if outcome.record.name == "ConvertFloat"][-1]
-    assert last.record.fields == {"to": "fp16"}
+    assert last.record.fields == {"to": "fp16", "wide_residual": False}
     assert last.record.counts.get("casts added", 0) == compiled.case.casts
 
 

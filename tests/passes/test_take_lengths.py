@@ -9,6 +9,7 @@ from llmc.passes.last_token_logits import LastTokenLogits
 from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.take_lengths import TakeLengths
+from llmc.passes.use_standard_attention import UseStandardAttention
 
 from .graphs import Array, apply, close, draw, draw_all, left_alone, operators, parse, run
 
@@ -159,6 +160,28 @@ def test_lengths_that_something_else_reads_keep_the_mask() -> None:
     tally = apply(TakeLengths(), model)
     assert [rejection.node for rejection in tally.rejections] == ["total_lengths/ReduceSum"]
     assert "attention_mask" in inputs(model)
+
+
+@pytest.mark.parametrize("logits", ["last", "all"])
+@pytest.mark.parametrize(
+    ("held", "valid"), [([0, 0], [6, 6]), ([0, 0, 0], [6, 2, 4]), ([5], [3]), ([5, 2], [4, 1]), ([9, 3], [1, 1])],
+    ids=["prompts", "ragged prompts", "a chunk", "a ragged chunk", "a step"],
+)  # fmt: skip
+def test_a_cache_of_fixed_length_takes_what_each_row_held(held: list[int], valid: list[int], logits: str) -> None:
+    """And the positions are computed of it: the first token of a chunk stands behind what its row held."""
+    model = make(lowered=False, more="seen = Identity(position_ids)", outputs=", seen")
+    if logits == "last":
+        apply(LastTokenLogits(), model)
+    apply(UseStandardAttention("scatter"), model)
+    slots = 12
+    given = feeds(held, valid, slots)
+    before = run(model, given)
+    tally = apply(TakeLengths(), model)
+    assert tally.fired == {"positions": 1, "lengths": 2 if logits == "last" else 1, "unused inputs": 1}
+    wanted = ["past_lengths", "chunk_lengths"] if logits == "last" else ["past_lengths"]
+    assert inputs(model) == ["input_ids", *PAST, *wanted]
+    after = run(model, given | {"past_lengths": np.asarray(held)})
+    close(after, before, rtol=1e-6, atol=1e-6)
 
 
 def test_attention_that_is_not_lowered_is_left_alone() -> None:

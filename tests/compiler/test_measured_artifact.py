@@ -1,0 +1,174 @@
+"""What is run to measure an artifact: itself, or its graph on the CPU where its own runtime cannot run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llmc.compiler import measured_artifact
+from llmc.compiler.errors import EngineError, MissingDependencyError, VerificationError
+from llmc.compiler.golden import Golden
+from llmc.compiler.manifest import Manifest
+from llmc.compiler.measured_artifact import measure_and_record, measure_anywhere
+from llmc.compiler.progress import NoProgress
+from llmc.compiler.verification import KL, LOGIT_ERROR, TOP1, Measured
+from llmc.runtimes import onnxruntime_cuda_engine, onnxruntime_engine
+
+GOLDEN = cast(Golden, object())
+CPU = "ONNX Runtime's CPU provider"
+
+
+@dataclass
+class Machine:
+    """What is there, what was opened on it, and what comes out.
+
+    Attributes:
+        gpus: CUDA devices.
+        refusal: What opening the artifact itself raises.
+        opened: In order: ``itself``, ``graph``, ``host``.
+        closed: Sessions that were closed.
+        measured: Errors that every session has; or what measuring raises.
+    """
+
+    gpus: int = 0
+    refusal: Exception | None = None
+    opened: list[str] = field(default_factory=list)
+    closed: int = 0
+    measured: Measured | Exception = field(default_factory=lambda: Measured(0.02, 1e-4, 1.0))
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def open(self, name: str) -> Callable[..., Machine]:
+        def opening(directory: Path, *, threads: int | None = None) -> Machine:
+            if name == "itself" and self.refusal is not None:
+                raise self.refusal
+            self.opened.append(name)
+            return self
+
+        return opening
+
+    def measure(self, session: Any, golden: Golden) -> Measured:
+        assert session is self
+        if isinstance(self.measured, Exception):
+            raise self.measured
+        return self.measured
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    monkeypatch.setattr(measured_artifact, "cuda_devices", lambda: ["gpu"] * made.gpus)
+    monkeypatch.setattr(measured_artifact, "open_session", made.open("itself"))
+    monkeypatch.setattr(measured_artifact, "measure", made.measure)
+    monkeypatch.setattr(measured_artifact, "load_golden", lambda directory: GOLDEN)
+    monkeypatch.setattr(measured_artifact, "write_manifest", lambda directory, manifest: manifest)
+    monkeypatch.setattr(onnxruntime_engine, "open_graph", made.open("graph"))
+    monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", made.open("host"))
+    return made
+
+
+def graph(manifest: Manifest, target: str, precision: str = "fp16") -> Manifest:
+    return replace(manifest, kind="target", engine=None, target=target, precision=precision)
+
+
+def engine(manifest: Manifest, target: str) -> Manifest:
+    return replace(manifest, target=target, precision="fp16")
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_engines_for_the_cpu_run_themselves(machine: Machine, manifest: Manifest, target: str) -> None:
+    measured, where = measure_anywhere(Path(), engine(manifest, target), GOLDEN)
+    assert (measured, where, machine.opened, machine.closed) == (machine.measured, "", ["itself"], 1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt", "tensorrt-rtx"])
+def test_graphs_run_themselves(machine: Machine, manifest: Manifest, target: str) -> None:
+    assert measure_anywhere(Path(), graph(manifest, target), GOLDEN)[1] == ""
+    assert machine.opened == ["itself"]
+
+
+@pytest.mark.parametrize(
+    ("target", "opened", "where"),
+    [
+        ("cuda", "host", f"its graph on {CPU}: there is no GPU here"),
+        ("tensorrt", "graph", f"the graph it was built of, on {CPU}: there is no GPU here"),
+        ("tensorrt-rtx", "graph", f"the graph it was built of, on {CPU}: there is no GPU here"),
+    ],
+)
+def test_without_a_gpu(machine: Machine, manifest: Manifest, target: str, opened: str, where: str) -> None:
+    assert measure_anywhere(Path(), engine(manifest, target), GOLDEN)[1] == where
+    assert (machine.opened, machine.closed) == ([opened], 1)
+
+
+@pytest.mark.parametrize("target", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_with_a_gpu(machine: Machine, manifest: Manifest, target: str) -> None:
+    machine.gpus = 1
+    assert measure_anywhere(Path(), engine(manifest, target), GOLDEN)[1] == ""
+    assert machine.opened == ["itself"]
+
+
+@pytest.mark.parametrize("error", [EngineError("compute capability 9.0"), MissingDependencyError("no tensorrt")])
+def test_a_gpu_that_tensorrt_does_not_support(
+    machine: Machine, manifest: Manifest, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.gpus, machine.refusal = 1, error
+    with caplog.at_level(logging.WARNING):
+        where = measure_anywhere(Path(), engine(manifest, "tensorrt-rtx"), GOLDEN)[1]
+    assert where == f"the graph it was built of, on {CPU}: no GPU here that it supports"
+    assert machine.opened == ["graph"]
+    assert f"the engine does not open here: {error}" in caplog.text
+
+
+def test_a_cuda_engine_that_does_not_open_is_an_error(machine: Machine, manifest: Manifest) -> None:
+    machine.gpus, machine.refusal = 1, EngineError("out of memory")
+    with pytest.raises(EngineError, match="out of memory"):
+        measure_anywhere(Path(), engine(manifest, "cuda"), GOLDEN)
+
+
+def test_a_session_is_closed_when_measuring_fails(machine: Machine, manifest: Manifest) -> None:
+    machine.measured = VerificationError("another vocabulary")
+    with pytest.raises(VerificationError):
+        measure_anywhere(Path(), graph(manifest, "openvino"), GOLDEN)
+    assert machine.closed == 1
+
+
+def test_what_is_measured_is_recorded_with_tolerances(machine: Machine, manifest: Manifest) -> None:
+    recorded, report = measure_and_record(Path(), engine(manifest, "tensorrt"), NoProgress())
+    assert recorded.measured == {LOGIT_ERROR: 0.02, KL: 1e-4, TOP1: 1.0}
+    assert recorded.tolerances[LOGIT_ERROR] == pytest.approx(0.02 * 1.25 + 1e-3)
+    assert report is not None
+    assert report.passed
+    assert "there is no GPU here" in report.where
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_types_without_a_kernel_on_the_cpu_leave_a_tensorrt_graph_unmeasured(
+    machine: Machine, manifest: Manifest, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.refusal = EngineError("no kernel for bfloat16")
+    made = graph(manifest, target, "bf16")
+    with caplog.at_level(logging.WARNING):
+        assert measure_and_record(Path(), made, NoProgress()) == (made, None)
+    assert "not compared with the model" in caplog.text
+    assert "no kernel for bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_a_cpu_graph_that_does_not_run_is_an_error(machine: Machine, manifest: Manifest, target: str) -> None:
+    machine.refusal = EngineError("no kernel")
+    with pytest.raises(EngineError, match="no kernel"):
+        measure_and_record(Path(), graph(manifest, target, "fp32"), NoProgress())
+
+
+def test_logits_that_are_not_finite_are_refused(machine: Machine, manifest: Manifest) -> None:
+    machine.measured = Measured(float("inf"), float("inf"), 0.0)
+    with pytest.raises(
+        VerificationError, match=r"the target does not say what the model says: .* nothing was written"
+    ):
+        measure_and_record(Path(), graph(manifest, "tensorrt-rtx", "int4"), NoProgress())

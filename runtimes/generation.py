@@ -230,7 +230,8 @@ class TokenStream(Iterator[StepTokens]):
         self._choose(logits, step, self._active, self._next_lengths)
 
     def _decodes_on_device(self) -> bool:
-        return isinstance(self._session, DeviceSession) and self._last_only and supports(self._params)
+        on_device = isinstance(self._session, DeviceSession) and self._session.chooses_tokens
+        return on_device and self._last_only and supports(self._params)
 
     def _read_step(self, step: int) -> None:
         """Take the step's tokens from the loop on the device, which is started with token 0."""

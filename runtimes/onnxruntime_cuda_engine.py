@@ -21,7 +21,7 @@ from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import ArtifactError, EngineError, MissingDependencyError
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
 from llmc.runtimes.device.decode_loop import SamplerCache
-from llmc.runtimes.device.graph_io import ELEMENT_TYPES
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import Device, HostDevice
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import Session
@@ -97,7 +97,7 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
         return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
     logits = next(item for item in inference.get_outputs() if item.name == "logits")
     samplers = SamplerCache(device, lambda model: load(model, device), info.vocab_size, ELEMENT_TYPES[logits.type][0])
-    return DeviceSession(inference, info, device, samplers, _fits(directory, device))
+    return DeviceSession(GraphIO(inference, device), info, device, samplers, _fits(directory, device))
 
 
 def _fits(directory: Path, device: Device) -> Callable[[int, int], None]:

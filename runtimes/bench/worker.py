@@ -78,7 +78,7 @@ class SessionTarget:
         chunks = _chunks(prompt, session.info.profiles)
         self._warm(session, request, prompt)
         session.reset(request.batch, request.capacity)
-        if isinstance(session, DeviceSession):
+        if isinstance(session, DeviceSession) and session.chooses_tokens:
             return _timed_loop(session, chunks, request)
         return _timed_run(session, chunks, steps)
 
@@ -90,13 +90,16 @@ class SessionTarget:
     def _warm(session: Session, request: RunRequest, prompt: Int64Array) -> None:
         count = min(request.warm_steps, request.capacity)
         session.reset(request.batch, request.capacity)
-        if isinstance(session, DeviceSession):
+        if isinstance(session, DeviceSession) and session.chooses_tokens:
             # The prompt's kernels are chosen, and the decode step recorded, before anything is timed.
             first = session.forward(prompt).argmax()
             loop = _loop(session, first, request)
             loop.tokens(min(max(count, 1), request.gen - 1))
             loop.close()
             return
+        if isinstance(session, DeviceSession):
+            session.forward(prompt).argmax()
+            count = min(count, request.gen - 1)
         for step in range(count):
             session.forward(prompt[:, step % request.prompt, None]).argmax()
 

@@ -122,6 +122,12 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._do("cudaMemcpyAsync", array.ctypes.data, buffer.address + offset, array.nbytes, kind, self._stream)
 
+    def copy_pieces(self, source: Buffer, target: Buffer, count: int, nbytes: int, strides: tuple[int, int]) -> None:
+        """Queue one two-dimensional copy within the device."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        to, origin = (target.address, strides[1]), (source.address, strides[0])
+        self._do("cudaMemcpy2DAsync", *to, *origin, nbytes, count, kind, self._stream)
+
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Pinned host memory, freed with the array, after waiting for what is queued to write to it."""
         return _pinned(self._cuda, self._stream, shape, np.dtype(dtype))

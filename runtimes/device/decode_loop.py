@@ -1,6 +1,6 @@
 """The decode loop on the device: a step's token is the next step's input, and the host only reads along.
 
-    input_ids ─▶ decoder ─▶ logits ─▶ sampler ─▶ input_ids, seqlens_k + 1, step + 1, log[step]
+    input_ids ─▶ decoder ─▶ logits ─▶ sampler ─▶ input_ids, lengths + 1, step + 1, log[step]
 
 In: a session after its prefill. Out: :class:`DecodeLoop`: steps are queued ahead of the host, each as one launch of
 what was recorded (decoder and sampler together), followed by one small copy of the step's tokens.
@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from onnx import TensorProto
 
 from llmc.compiler.errors import EngineError
 from llmc.runtimes.device.interface import Buffer, Device, Moment, Recording
@@ -60,7 +61,7 @@ class Stepper(Protocol):
         ...
 
     def step_buffers(self) -> Any:
-        """Where a step reads and writes: ``input_ids``, ``seqlens_k``, ``logits``."""
+        """Where a step reads and writes: ``input_ids``, ``lengths``, ``logits``."""
         ...
 
     def grown(self, lengths: Int64Array) -> None:
@@ -83,10 +84,17 @@ class _Sampler:
 class SamplerCache:
     """Samplers that were made for one session, kept for the next request with the same parameters."""
 
-    def __init__(self, device: Device, make: MakeInference, vocab_size: int, logits_type: int) -> None:
-        """For logits of ``vocab_size`` and ONNX's element type ``logits_type``."""
+    def __init__(
+        self,
+        device: Device,
+        make: MakeInference,
+        vocab_size: int,
+        logits_type: int,
+        lengths_type: int = TensorProto.INT32,
+    ) -> None:
+        """For logits of ``vocab_size`` and ONNX's element type ``logits_type``, and lengths of ``lengths_type``."""
         self._device, self._make = device, make
-        self._vocab_size, self._logits_type = vocab_size, logits_type
+        self._vocab_size, self._logits_type, self._lengths_type = vocab_size, logits_type, lengths_type
         self._samplers: dict[tuple[SamplingParams, int, int], _Sampler] = {}
 
     def get(self, params: SamplingParams, batch: int, max_steps: int) -> _Sampler:
@@ -96,7 +104,8 @@ class SamplerCache:
         kind = SamplingParams(params.temperature, params.top_k, params.top_p, params.min_p)
         key = (kind, batch, rows)
         if key not in self._samplers:
-            model = build_sampler(kind, self._vocab_size, self._logits_type, rows)
+            sizes_of = (self._vocab_size, self._logits_type, rows)
+            model = build_sampler(kind, *sizes_of, lengths_type=self._lengths_type)
             sizes = {"uniforms": rows * batch * 4, "step": 8, "active": batch * 4, "log": rows * batch * 8}
             buffers = {name: self._device.allocate(size) for name, size in sizes.items()}
             for old in keep_newest(self._samplers, MOST_SAMPLERS - 1):
@@ -109,7 +118,7 @@ class SamplerCache:
         """Arg-max of each row of ``logits`` [batch, 1, vocab_size]; [batch] int64, on the host."""
         sampler = self.get(SamplingParams(), batch, 1)
         if sampler.answer is None:
-            extra = {"ids": batch * 8, "lengths": batch * 4}
+            extra = {"ids": batch * 8, "lengths": batch * 8}
             sampler.buffers |= {name: self._device.allocate(size) for name, size in extra.items()}
             sampler.answer = self._device.host_array((batch,), np.int64)
         if ALONE not in sampler.bindings:
@@ -125,12 +134,10 @@ class SamplerCache:
         """The sampler bound to a step's buffers."""
         if shape not in sampler.bindings:
             step = stepper.step_buffers()
-            sampler.bindings[shape] = self._bind(sampler, shape[0], step.logits, step.input_ids, step.seqlens_k)
+            sampler.bindings[shape] = self._bind(sampler, shape[0], step.logits, step.input_ids, step.lengths)
         return sampler.bindings[shape]
 
-    def _bind(self, sampler: _Sampler, batch: int, logits: Buffer, ids: Buffer, seqlens: Buffer) -> Any:
-        from onnx import TensorProto
-
+    def _bind(self, sampler: _Sampler, batch: int, logits: Buffer, ids: Buffer, lengths: Buffer) -> Any:
         binding = sampler.inference.io_binding()
         where, own = (self._device.ort_name, 0), sampler.buffers
         int32, int64 = TensorProto.INT32, TensorProto.INT64
@@ -140,7 +147,7 @@ class SamplerCache:
             "uniforms": (own["uniforms"], TensorProto.FLOAT, (sampler.rows, batch)),
             "step": (own["step"], int64, (1,)),
             "active": (own["active"], int32, (batch,)),
-            "seqlens_k": (seqlens, int32, (batch,)),
+            "seqlens_k": (lengths, self._lengths_type, (batch,)),
             "log": (own["log"], int64, (sampler.rows, batch)),
         }
         for name, (buffer, kind, shape) in inputs.items():
@@ -151,6 +158,11 @@ class SamplerCache:
             buffer, kind, shape = inputs[name]
             binding.bind_output(f"next_{name}", *where, kind, shape, buffer.address)
         return binding
+
+    @property
+    def lengths_bytes(self) -> int:
+        """Of one row's length."""
+        return 4 if self._lengths_type == TensorProto.INT32 else 8
 
     def forget_recordings(self) -> None:
         """The session's buffers have moved."""
@@ -213,7 +225,7 @@ class DecodeLoop:
                 (buffer, self._device.host_array((size,), np.uint8))
                 for buffer, size in (
                     (buffers.input_ids, self._shape[0] * 8),
-                    (buffers.seqlens_k, self._shape[0] * 4),
+                    (buffers.lengths, self._shape[0] * samplers.lengths_bytes),
                     (self._sampler.buffers["step"], 8),
                 )
             ]

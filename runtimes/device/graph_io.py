@@ -1,15 +1,12 @@
 """An engine's graph bound to a device's memory.
 
-In: ONNX Runtime's session and buffers. Out: :class:`GraphIO`, which knows the graph's inputs and outputs and runs it
-on addresses, without a copy and without waiting.
+In: ONNX Runtime's session and buffers. Out: :class:`GraphIO`, a :class:`~llmc.runtimes.device.decoder.Decoder`, which
+knows the graph's inputs and outputs and runs it on addresses, without a copy and without waiting.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -17,9 +14,9 @@ import numpy as np
 from onnx import TensorProto
 
 from llmc.compiler.errors import EngineError
+from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 
-CACHE_INPUT = re.compile(r"past_key_values\.")
 TOTAL = "total_sequence_length"
 ELEMENT_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
     "tensor(float)": (TensorProto.FLOAT, np.dtype(np.float32)),
@@ -33,35 +30,14 @@ ELEMENT_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
 """ONNX Runtime's name of an element type -> ONNX's number and NumPy's type."""
 
 
-@dataclass(frozen=True)
-class CacheTensor:
-    """One input of the cache and the output that is written in its place.
-
-    Attributes:
-        past, present: Their names.
-        element_type: ONNX's number.
-        itemsize: Bytes of an element.
-        heads, width: Second and last dimension.
-    """
-
-    past: str
-    present: str
-    element_type: int
-    itemsize: int
-    heads: int
-    width: int
-
-    def nbytes(self, batch: int, capacity: int) -> int:
-        """Bytes of the tensor with so many rows and slots."""
-        return math.prod(self.shape(batch, capacity)) * self.itemsize
-
-    def shape(self, batch: int, capacity: int) -> tuple[int, int, int, int]:
-        """[batch, heads, capacity, width]."""
-        return (batch, self.heads, capacity, self.width)
+TRAITS = Traits("seqlens_k", np.dtype(np.int32), ends_with_chunk=True, ragged_chunks=False)
+"""Of a graph with GroupQueryAttention, which takes one row where several tokens meet a past."""
 
 
 class GraphIO:
-    """A loaded graph whose inputs and outputs are bound to a device's addresses."""
+    """A loaded graph whose inputs and outputs are bound to a device's addresses: a :class:`Decoder`."""
+
+    traits = TRAITS
 
     def __init__(self, inference: Any, device: Device) -> None:
         """Read the graph's interface.
@@ -84,22 +60,11 @@ class GraphIO:
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def bind(
-        self,
-        values: Mapping[str, tuple[Buffer, tuple[int, ...]]],
-        cache: Mapping[str, Buffer],
-        batch: int,
-        capacity: int,
-        total: int,
-    ) -> Any:
-        """A binding of inputs and outputs to addresses.
+    def load(self, capacity: int) -> None:
+        """Nothing: one graph runs with any."""
 
-        Args:
-            values: Name -> memory and shape; names that the graph does not have are left out.
-            cache: ``past_key_values.…`` -> memory, which becomes past and present.
-            batch, capacity: Rows and slots of the cache.
-            total: The longest row after this chunk, read on the host.
-        """
+    def bind(self, values: Values, cache: Mapping[str, Buffer], batch: int, capacity: int, total: int) -> Any:
+        """A binding of inputs and outputs to addresses; ``total``, the longest row, is read on the host."""
         binding = self._inference.io_binding()
         where = (self._device.ort_name, 0)
         for tensor in self.cache:
@@ -109,7 +74,7 @@ class GraphIO:
         self.rebind(binding, values, total)
         return binding
 
-    def rebind(self, binding: Any, values: Mapping[str, tuple[Buffer, tuple[int, ...]]], total: int) -> None:
+    def rebind(self, binding: Any, values: Values, total: int) -> None:
         """Give some inputs and outputs of a binding another shape or address; the cache stays bound."""
         import onnxruntime
 

@@ -68,6 +68,11 @@ class Device(Protocol):
         """As ``cuda:0 NVIDIA H100 80GB HBM3``."""
         ...
 
+    @property
+    def stream(self) -> int:
+        """The queue's handle, for libraries that compute on it; 0 where it has none."""
+        ...
+
     def allocate(self, nbytes: int) -> Buffer:
         """Memory filled with zeros.
 
@@ -96,6 +101,10 @@ class Device(Protocol):
         """Queue a copy to an array that :meth:`host_array` made; its content is valid after a later :meth:`wait`."""
         ...
 
+    def copy_pieces(self, source: Buffer, target: Buffer, count: int, nbytes: int, strides: tuple[int, int]) -> None:
+        """Queue a copy of ``count`` pieces of ``nbytes``, ``strides`` bytes apart in the source and in the target."""
+        ...
+
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Host memory that the device can write to while the host goes on (pinned)."""
         ...
@@ -122,6 +131,7 @@ class HostDevice:
 
     ort_name = "cpu"
     description = "cpu"
+    stream = 0
 
     def allocate(self, nbytes: int) -> Buffer:
         """Zeroed memory."""
@@ -149,6 +159,12 @@ class HostDevice:
     def download(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
         """Copy now."""
         array.reshape(-1).view(np.uint8)[:] = buffer.owner[offset : offset + array.nbytes]
+
+    def copy_pieces(self, source: Buffer, target: Buffer, count: int, nbytes: int, strides: tuple[int, int]) -> None:
+        """Copy now."""
+        for piece in range(count):
+            begin, end = piece * strides[0], piece * strides[1]
+            target.owner[end : end + nbytes] = source.owner[begin : begin + nbytes]
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An ordinary array."""

@@ -89,14 +89,15 @@ def build_sampler(
     max_steps: int,
     *,
     greedy_kind: GreedyKind = "argmax",
+    lengths_type: int = TensorProto.INT32,
 ) -> onnx.ModelProto:
     """Make the graph.
 
     Inputs: ``logits`` [batch, 1, vocab_size]; ``uniforms`` [max_steps, batch] float32 (not when greedy); ``step`` [1]
-    int64; ``active`` [batch] int32, 1 where the row goes on, else 0; ``seqlens_k`` [batch] int32; ``log`` [max_steps,
-    batch] int64. Outputs: ``next_ids`` [batch, 1] int64, -1 in finished and broken rows; ``next_step`` [1] int64;
-    ``next_seqlens_k`` [batch] int32; ``next_log`` [max_steps, batch] int64. When greedy, a step of ``max_steps`` or
-    more leaves the log as it is; otherwise there is no uniform for it, and it must not be run.
+    int64; ``active`` [batch] int32, 1 where the row goes on, else 0; ``seqlens_k`` [batch] of ``lengths_type``;
+    ``log`` [max_steps, batch] int64. Outputs: ``next_ids`` [batch, 1] int64, -1 in finished and broken rows;
+    ``next_step`` [1] int64; ``next_seqlens_k`` [batch]; ``next_log`` [max_steps, batch] int64. When greedy, a step of
+    ``max_steps`` or more leaves the log as it is; otherwise there is no uniform for it, and it must not be run.
 
     Args:
         params: How tokens are chosen.
@@ -105,6 +106,7 @@ def build_sampler(
         max_steps: Rows of the log and of the uniforms.
         greedy_kind: The operator that finds the most likely token. ``argmax`` gives the lowest of equal ones (on CUDA
             as far as cuDNN does); ``topk`` does so on the CPU, and may give any of them on CUDA.
+        lengths_type: INT32 or INT64, as the decoder takes its rows' lengths.
 
     Raises:
         UsageError: :func:`supports` says no, or a size or type is not one of these.
@@ -127,8 +129,8 @@ def build_sampler(
             token, sound = draw_from_candidates(graph, params, vocab_size, logits, wide, uniform)
         else:
             token, sound = draw_from_all(graph, params, vocab_size, wide, uniform)
-    _write(graph, token, sound, next_step, max_steps)
-    return graph.model(*_interface(params, vocab_size, logits_type, max_steps))
+    _write(graph, token, sound, next_step, max_steps, lengths_type)
+    return graph.model(*_interface(params, vocab_size, logits_type, max_steps, lengths_type))
 
 
 def _check(params: SamplingParams, vocab_size: int, logits_type: int, max_steps: int) -> None:
@@ -153,28 +155,29 @@ def _uniform(graph: GraphWriter, next_step: str) -> str:
     return graph.reshape(graph.op("Gather", "uniforms", step, axis=0), -1, 1)
 
 
-def _write(graph: GraphWriter, token: str, sound: str, next_step: str, max_steps: int) -> None:
+def _write(graph: GraphWriter, token: str, sound: str, next_step: str, max_steps: int, lengths_type: int) -> None:
     """The outputs besides ``next_step``."""
     active = graph.reshape(graph.cast("active", TensorProto.BOOL), -1, 1)
     valid = graph.op("And", sound, active)
     ids = graph.op("Where", valid, token, graph.constant(-1, np.int64), output="next_ids")
-    graph.op("Add", "seqlens_k", "active", output="next_seqlens_k")
+    more = "active" if lengths_type == TensorProto.INT32 else graph.cast("active", lengths_type)
+    graph.op("Add", "seqlens_k", more, output="next_seqlens_k")
     # Steps counted from 1, so that ``step`` itself need not be read after next_step was written.
     is_row = graph.op("Equal", graph.constant(np.arange(1, max_steps + 1)[:, None], np.int64), next_step)
     graph.op("Where", is_row, graph.reshape(ids, 1, -1), "log", output="next_log")
 
 
 def _interface(
-    params: SamplingParams, vocab_size: int, logits_type: int, max_steps: int
+    params: SamplingParams, vocab_size: int, logits_type: int, max_steps: int, lengths_type: int
 ) -> tuple[list[Any], list[Any]]:
     """The graph's inputs and outputs."""
-    log, batch = (TensorProto.INT64, [max_steps, "batch"]), (TensorProto.INT32, ["batch"])
+    log, lengths = (TensorProto.INT64, [max_steps, "batch"]), (lengths_type, ["batch"])
     inputs = {
         "logits": (logits_type, ["batch", 1, vocab_size]),
         "uniforms": (TensorProto.FLOAT, [max_steps, "batch"]),
         "step": (TensorProto.INT64, [1]),
-        "active": batch,
-        "seqlens_k": batch,
+        "active": (TensorProto.INT32, ["batch"]),
+        "seqlens_k": lengths,
         "log": log,
     }
     if params.greedy:
@@ -182,7 +185,7 @@ def _interface(
     outputs = {
         "next_ids": (TensorProto.INT64, ["batch", 1]),
         "next_step": (TensorProto.INT64, [1]),
-        "next_seqlens_k": batch,
+        "next_seqlens_k": lengths,
         "next_log": log,
     }
     return (

@@ -1,6 +1,6 @@
-"""A session whose KV cache, inputs and logits live on a device: ONNX Runtime's CUDA provider, or the host in tests.
+"""A session whose KV cache, inputs and logits live on a device: ONNX Runtime's CUDA provider, TensorRT, or the host.
 
-In: a loaded ``engine.onnx`` (lengths are inputs, see ``passes/take_lengths.py``) and a device. Out: the
+In: a loaded decoder (lengths are inputs, see ``passes/take_lengths.py``) and a device. Out: the
 :class:`~llmc.runtimes.engine.Session` protocol, and :meth:`DeviceSession.decode_loop`, which decodes without the host
 between two steps.
 
@@ -11,13 +11,17 @@ together. A prompt's chunk is run without a recording, since its shape is new ea
 
 The first chunk is appended to every row as if all its columns were valid: the lengths that the graph gets end with
 the chunk. What padding writes into the cache lies behind the row's own tokens, where no valid token looks, and is
-overwritten by the next ones. Later chunks of several tokens run row by row, each row on its own part of the buffers.
+overwritten by the next ones. Where the decoder takes no ragged chunks, later ones of several tokens run row by row,
+each row on its own part of the buffers.
+
+A decoder that was built for certain capacities runs with the smallest that holds what was asked for;
+:meth:`DeviceSession.grow` moves the rows to a larger one.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +35,13 @@ from llmc.runtimes.device.decode_loop import (
     SamplerCache,
     keep_newest,
 )
-from llmc.runtimes.device.graph_io import CACHE_INPUT, GraphIO
+from llmc.runtimes.device.decoder import Decoder
 from llmc.runtimes.device.interface import Array, Buffer, Device, Recording
+from llmc.runtimes.device.logits import DeviceLogits
+from llmc.runtimes.device.session_buffers import SessionBuffers, part
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, require_room
 from llmc.runtimes.sampling import SamplingParams
 
-ALIGNMENT = 256
-"""Bytes to which a layer's cache is aligned, as a device aligns an allocation."""
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple, so that requests of similar length share buffers and recordings."""
 
@@ -48,12 +52,12 @@ class StepBuffers:
 
     Attributes:
         input_ids: [batch, 1] int64.
-        seqlens_k: Tokens held before the step, [batch] int32.
+        lengths: Tokens held before the step, [batch], in the decoder's type.
         logits: [batch, 1, vocab_size].
     """
 
     input_ids: Buffer
-    seqlens_k: Buffer
+    lengths: Buffer
     logits: Buffer
 
 
@@ -62,28 +66,28 @@ class DeviceSession:
 
     def __init__(
         self,
-        inference: Any,
+        decoder: Decoder,
         info: EngineInfo,
         device: Device,
-        samplers: SamplerCache,
+        samplers: SamplerCache | None,
         fits: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Wrap a loaded graph.
+        """Wrap a loaded decoder.
 
         Args:
-            inference: ONNX Runtime's session, computing on the device's queue and not waiting for it.
+            decoder: Computes on the device's queue and does not wait for it.
             info: What the engine is.
             device: Where the buffers go.
-            samplers: Makes the graphs that choose tokens.
+            samplers: Makes the graphs that choose tokens; None: the host chooses them.
             fits: Called with (batch, capacity) before anything is allocated; raises EngineError.
         """
         self._device, self._info, self._samplers, self._fits = device, info, samplers, fits
-        self._io = GraphIO(inference, device)
+        self._io, self._traits = decoder, decoder.traits
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
         self._shape = (0, 0)
-        self._buffers: dict[str, Buffer] = {}
-        self._cache: Buffer | None = None
+        self._memory = SessionBuffers(device, decoder, info.vocab_size)
+        self._buffers = self._memory.named
         self._recordings: dict[tuple[int, int], Recording] = {}
         self._step_binding: Any = None
         self._chunk_binding: Any = None
@@ -106,68 +110,101 @@ class DeviceSession:
         """Tokens that each row holds, [batch] int64."""
         return self._lengths.copy()
 
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether :meth:`decode_loop` can choose tokens on the device."""
+        return self._samplers is not None
+
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
 
         Raises:
-            EngineError: the capacity is beyond what the engine can run, or the device's memory does not suffice.
+            EngineError: rows or capacity are beyond what the engine can run, or the device's memory does not suffice.
         """
         require_room(self._info, batch, capacity)
+        if 0 < self._traits.max_batch < batch:
+            raise EngineError(
+                f"{batch} rows are more than the {self._traits.max_batch} that this engine was built for; "
+                "run fewer at once, or build it again for more"
+            )
         self._end_loop()
-        rounded = min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self._info.max_context)
+        rounded = self._rounded(capacity)
         if (batch, rounded) != self._shape:
             self._make_room(batch, rounded)
         self._lengths = np.zeros(batch, np.int64)
 
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens in each row, keeping what the rows hold; the cache is copied.
+
+        Raises:
+            EngineError: the capacity is beyond what the engine can run, or memory for both caches does not suffice;
+                the session then holds no rows.
+        """
+        batch, old = self._shape
+        require_room(self._info, batch, capacity)
+        rounded = self._rounded(capacity)
+        if rounded <= old:
+            return
+        self._end_loop()
+        lengths = self._lengths
+        self._forget_addresses()
+        self._load(rounded)
+        try:
+            self._memory.move_cache(batch, old, rounded)
+        except EngineError:
+            self._release()
+            raise
+        self._shape, self._capacity, self._lengths = (batch, rounded), rounded, lengths
+
+    def _rounded(self, capacity: int) -> int:
+        """What is allocated for a capacity, which the engine's context admits."""
+        if self._traits.capacities:
+            return next(built for built in self._traits.capacities if built >= capacity)
+        return min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self._info.max_context)
+
+    def _load(self, capacity: int) -> None:
+        """Let the decoder be the one for this capacity; where that is another, recordings of the old one go."""
+        if self._traits.capacities and capacity != self._shape[1]:
+            self._forget_addresses()
+            try:
+                self._io.load(capacity)
+            except EngineError:
+                self._release()
+                raise
+
     def _make_room(self, batch: int, capacity: int) -> None:
         """Buffers for so many rows and slots: those that are there, or, where one is too small, all anew."""
-        cache = {tensor.past: tensor.nbytes(batch, capacity) for tensor in self._io.cache}
-        sizes = {"input_ids": batch * 8, "seqlens_k": batch * 4, "chunk_lengths": batch * 8, "last_rows": batch * 8}
-        sizes["logits"] = batch * self._logits_row
-        wanted = [*cache.items(), *sizes.items()]
-        if any(name not in self._buffers or self._buffers[name].nbytes < size for name, size in wanted):
+        self._load(capacity)
+        cache, sizes = self._memory.cache_sizes(batch, capacity), self._memory.step_sizes(batch)
+        if not self._memory.holds(cache | sizes):
             self._release()
             if self._fits is not None:
                 self._fits(batch, capacity)
-            for name, size in sizes.items():
-                self._buffers[name] = self._device.allocate(size)
-            self._allocate_cache(cache)
+            self._memory.allocate(sizes)
+            self._memory.allocate_cache(cache)
         self._shape, self._capacity = (batch, capacity), capacity
         self._step_binding = self._chunk_binding = None
-
-    def _allocate_cache(self, sizes: Mapping[str, int]) -> None:
-        """One allocation for all layers: a device rounds each up, by as much as a short cache is long."""
-        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values())])
-        self._cache = self._device.allocate(int(starts[-1]))
-        for (name, size), start in zip(sizes.items(), starts, strict=False):
-            self._buffers[name] = _part(self._cache, int(start), size)
 
     def _forget_addresses(self) -> None:
         """Drop what was made for buffers that move."""
         self._recordings.clear()
-        self._samplers.forget_recordings()
+        if self._samplers is not None:
+            self._samplers.forget_recordings()
         self._step_binding = self._chunk_binding = None
 
     def _release(self) -> None:
         """Free all buffers; the session then holds no rows until it is reset."""
         self._forget_addresses()
         self._shape, self._capacity, self._lengths = (0, 0), 0, np.zeros(0, np.int64)
-        for name in [name for name in self._buffers if CACHE_INPUT.match(name)]:
-            del self._buffers[name]
-        if self._cache is not None:
-            self._device.free(self._cache)
-            self._cache = None
-        while self._buffers:
-            self._device.free(self._buffers.popitem()[1])
+        self._memory.release()
 
     def _reserve(self, name: str, nbytes: int) -> None:
         """Let a buffer have at least so many bytes."""
         if self._buffers[name].nbytes >= nbytes:
             return
         self._forget_addresses()
-        self._device.free(self._buffers.pop(name))
         try:
-            self._buffers[name] = self._device.allocate(nbytes)
+            self._memory.replace(name, nbytes)
         except EngineError:
             self._release()
             raise
@@ -186,7 +223,7 @@ class DeviceSession:
             raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
         self._end_loop()
         valid = np.full(batch, chunk, np.int64) if lengths is None else np.asarray(lengths, np.int64)
-        by_row = chunk > 1 and batch > 1 and bool(self._lengths.any())
+        by_row = chunk > 1 and batch > 1 and bool(self._lengths.any()) and not self._traits.ragged_chunks
         needed = int((self._lengths + valid).max()) if by_row else int(self._lengths.max()) + chunk
         if needed > self._capacity:
             raise EngineError(
@@ -198,6 +235,8 @@ class DeviceSession:
             self._decode_once(input_ids, valid)
         elif by_row:
             self._run_rows(input_ids, valid, rows)
+        elif 0 < self._traits.max_chunk < chunk:
+            self._run_pieces(input_ids, valid, needed)
         else:
             self._run_chunk(input_ids, valid, rows, needed)
         self._lengths = self._lengths + valid
@@ -207,67 +246,61 @@ class DeviceSession:
         """The chunk in all rows at once."""
         batch, chunk = input_ids.shape
         self._reserve("input_ids", input_ids.nbytes)
-        self._reserve("logits", batch * rows * self._logits_row)
-        self._upload(input_ids, self._lengths + chunk - 1, valid)
+        self._reserve("logits", batch * rows * self._memory.logits_row)
+        last = chunk - 1 if self._traits.ends_with_chunk else 0
+        self._memory.upload(input_ids, self._lengths + last, valid)
         if self._chunk_binding is None:
             self._chunk_binding = self._bind(batch, chunk, rows, total)
         else:
-            self._io.rebind(self._chunk_binding, self._values(batch, chunk, rows), total)
+            self._io.rebind(self._chunk_binding, self._memory.values(batch, chunk, rows), total)
         self._io.run(self._chunk_binding)
+
+    def _run_pieces(self, input_ids: Int64Array, valid: Int64Array, total: int) -> None:
+        """A chunk wider than the decoder takes: a row's logits are those of the piece in which it ends."""
+        batch, width = len(valid), self._traits.max_chunk
+        if self._info.logits == "all":
+            raise EngineError(
+                f"a chunk of {input_ids.shape[1]} tokens is more than the {width} that this engine was built for, "
+                "and it gives logits of all; pass shorter chunks, or build it again for longer ones"
+            )
+        before, size = self._lengths, self._memory.logits_row
+        kept = self._device.allocate(batch * size)
+        try:
+            for start in range(0, input_ids.shape[1], width):
+                piece = np.ascontiguousarray(input_ids[:, start : start + width])
+                counts = np.clip(valid - start, 0, piece.shape[1])
+                self._run_chunk(piece, counts, 1, total)
+                self._lengths = self._lengths + counts
+                for row in np.flatnonzero((counts > 0) & (start + counts == valid)):
+                    made, place = (part(whole, int(row) * size, size) for whole in (self._buffers["logits"], kept))
+                    self._device.copy_pieces(made, place, 1, size, (size, size))
+            self._device.copy_pieces(kept, self._buffers["logits"], batch, size, (size, size))
+        finally:
+            self._lengths = before
+            self._device.free(kept)
 
     def _run_rows(self, input_ids: Int64Array, valid: Int64Array, rows: int) -> None:
         """The chunk row by row, without its padding: the kernel takes one row where several tokens meet a past."""
         batch, chunk = input_ids.shape
         self._reserve("input_ids", input_ids.nbytes)
-        self._reserve("logits", batch * rows * self._logits_row)
-        self._upload(input_ids, self._lengths + valid - 1, valid)
+        self._reserve("logits", batch * rows * self._memory.logits_row)
+        self._memory.upload(input_ids, self._lengths + valid - 1, valid)
         self._device.upload(self._buffers["last_rows"], np.maximum(valid, 1) - 1)  # each row is the only one
-        whole = self._buffers
         for row in np.flatnonzero(valid):
             count, total = int(valid[row]), int(self._lengths[row] + valid[row])
-            places = {
-                "input_ids": chunk * 8,
-                "seqlens_k": 4,
-                "chunk_lengths": 8,
-                "last_rows": 8,
-                "logits": rows * self._logits_row,
-            }
-            places |= {tensor.past: tensor.nbytes(1, self._capacity) for tensor in self._io.cache}
-            part = {name: _part(whole[name], int(row) * size, size) for name, size in places.items()}
-            shapes = {"input_ids": (1, count), "seqlens_k": (1,), "chunk_lengths": (1,), "last_rows": (1,)}
-            shapes["logits"] = (1, count if rows > 1 else 1, self._info.vocab_size)
-            values = {name: (part[name], shape) for name, shape in shapes.items()}
-            self._io.run(self._io.bind(values, part, 1, self._capacity, total))
-
-    @property
-    def _logits_row(self) -> int:
-        """Bytes of the logits of one position."""
-        return self._info.vocab_size * self._io.logits_type.itemsize
+            own = self._memory.of_row(int(row), chunk, rows, self._capacity)
+            values = self._memory.values(1, count, count if rows > 1 else 1, own)
+            self._io.run(self._io.bind(values, own, 1, self._capacity, total))
 
     def _decode_once(self, input_ids: Int64Array, valid: Int64Array) -> None:
         """One token per row, the launches queued as they were recorded; a row without a token keeps its length."""
-        self._upload(input_ids, self._lengths, np.ones_like(valid))
+        self._memory.upload(input_ids, self._lengths, np.ones_like(valid))
         self.record_step().launch()
 
-    def _upload(self, input_ids: Int64Array, seqlens: Int64Array, valid: Int64Array) -> None:
-        self._device.upload(self._buffers["input_ids"], np.asarray(input_ids, np.int64))
-        self._device.upload(self._buffers["seqlens_k"], seqlens.astype(np.int32))
-        self._device.upload(self._buffers["chunk_lengths"], np.maximum(valid, 1))
-        last_rows = np.arange(len(valid)) * input_ids.shape[1] + np.maximum(valid, 1) - 1
-        self._device.upload(self._buffers["last_rows"], last_rows.astype(np.int64))
-
-    def _values(self, batch: int, chunk: int, rows: int) -> dict[str, tuple[Buffer, tuple[int, ...]]]:
-        return {
-            "input_ids": (self._buffers["input_ids"], (batch, chunk)),
-            "seqlens_k": (self._buffers["seqlens_k"], (batch,)),
-            "chunk_lengths": (self._buffers["chunk_lengths"], (batch,)),
-            "last_rows": (self._buffers["last_rows"], (batch,)),
-            "logits": (self._buffers["logits"], (batch, rows, self._info.vocab_size)),
-        }
-
     def _bind(self, batch: int, chunk: int, rows: int, total: int) -> Any:
-        cache = {name: buffer for name, buffer in self._buffers.items() if CACHE_INPUT.match(name)}
-        return self._io.bind(self._values(batch, chunk, rows), cache, batch, self._capacity, total)
+        return self._io.bind(
+            self._memory.values(batch, chunk, rows), self._memory.cache, batch, self._capacity, total
+        )
 
     def record_step(self) -> Recording:
         """The recorded decode step of the current rows and capacity."""
@@ -289,7 +322,7 @@ class DeviceSession:
 
     def step_buffers(self) -> StepBuffers:
         """Where a decode step reads and writes."""
-        return StepBuffers(self._buffers["input_ids"], self._buffers["seqlens_k"], self._buffers["logits"])
+        return StepBuffers(self._buffers["input_ids"], self._buffers["lengths"], self._buffers["logits"])
 
     def decode_loop(
         self,
@@ -309,8 +342,11 @@ class DeviceSession:
             max_steps: Tokens of the whole generation, token 0 included; at least 2.
 
         Raises:
-            EngineError: there is no step to run, or the rows could grow beyond the capacity.
+            EngineError: there is no step to run, the rows could grow beyond the capacity, or tokens are chosen on the
+                host.
         """
+        if self._samplers is None:
+            raise EngineError("this session has no samplers on the device; choose the tokens on the host")
         if max_steps < 2 or len(first) != len(self._lengths) or not len(first):
             raise EngineError(
                 f"a decode loop of {max_steps - 1} steps from {len(first)} tokens on {len(self._lengths)} rows; it "
@@ -321,10 +357,7 @@ class DeviceSession:
                 f"{max_steps - 1} more tokens than the {int(self._lengths.max())} that a row holds do not fit into "
                 f"{self._capacity} slots; reset the session with a larger capacity"
             )
-        self._device.upload(self._buffers["input_ids"], np.asarray(first, np.int64).reshape(-1, 1))
-        self._device.upload(self._buffers["seqlens_k"], self._lengths.astype(np.int32))
-        self._device.upload(self._buffers["chunk_lengths"], np.ones(len(self._lengths), np.int64))
-        self._device.upload(self._buffers["last_rows"], np.arange(len(self._lengths), dtype=np.int64))
+        self._memory.upload(np.asarray(first, np.int64).reshape(-1, 1), self._lengths, np.ones_like(self._lengths))
         self._end_loop()
         loop = DecodeLoop(self, self._samplers, self._shape, active, params, row_ids, max_steps)
         self._loop = weakref.ref(loop)
@@ -343,7 +376,10 @@ class DeviceSession:
         return self._host_logits.astype(np.float32)
 
     def most_likely(self, batch: int) -> Int64Array:
-        """Arg-max of the last logits [batch, 1, vocab_size], computed on the device; [batch] int64."""
+        """Arg-max of the last logits [batch, 1, vocab_size], on the device where it can; [batch] int64."""
+        if self._samplers is None:
+            logits = self.read_logits((batch, 1, self._info.vocab_size))[:, 0]
+            return np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1).astype(np.int64)
         return self._samplers.most_likely(self._buffers["logits"], batch)
 
     def device_bytes(self) -> int | None:
@@ -354,31 +390,7 @@ class DeviceSession:
         """Free the cache and the engine."""
         self._end_loop()
         self._release()
-        self._samplers.close()
+        if self._samplers is not None:
+            self._samplers.close()
         self._host_logits = None
         self._io.close()
-
-
-def _part(buffer: Buffer, offset: int, nbytes: int) -> Buffer:
-    owner = None if buffer.owner is None else buffer.owner[offset : offset + nbytes]
-    return Buffer(buffer.address + offset, nbytes, owner)
-
-
-class DeviceLogits:
-    """Logits of one forward call, on the device until :meth:`host` copies them."""
-
-    def __init__(self, session: DeviceSession, shape: tuple[int, int, int], last: Int64Array) -> None:
-        """Of ``session``'s last call; ``last`` is each row's last valid position, [batch]."""
-        self._session, self._shape, self._last = session, shape, last
-
-    def host(self) -> FloatArray:
-        """[batch, 1 or chunk, vocab_size] float32."""
-        return self._session.read_logits(self._shape)
-
-    def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64; one number per row is copied."""
-        if self._shape[1] == 1:
-            return self._session.most_likely(self._shape[0])
-        values = self.host()
-        rows = zip(values, np.maximum(self._last, 0), strict=True)
-        return np.array([row[position].argmax() for row, position in rows], np.int64)

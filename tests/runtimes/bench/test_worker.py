@@ -73,12 +73,17 @@ def test_memory_status_counts_bytes(tmp_path):
     assert memory_status()["peak_rss_bytes"] > 1 << 20
 
 
+SHARED_BY_PEERS = ("protocol", "ticks")
+
+
 @pytest.mark.parametrize(
-    "path", [BENCH / "protocol.py", *sorted(BENCH.glob("peer_*.py"))], ids=lambda path: path.name
+    "path",
+    [*(BENCH / f"{name}.py" for name in SHARED_BY_PEERS), *sorted(BENCH.glob("peer_*.py"))],
+    ids=lambda path: path.name,
 )
 def test_peers_need_the_standard_library_only(path):
     """They run in an interpreter without llmc: what they import at the top must be there."""
-    allowed = {*sys.stdlib_module_names, "llmc.runtimes.bench.protocol"}
+    allowed = {*sys.stdlib_module_names, *(f"llmc.runtimes.bench.{name}" for name in SHARED_BY_PEERS)}
     for node in ast.parse(path.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []

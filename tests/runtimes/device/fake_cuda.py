@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-OUT_OF_MEMORY, CAPTURE_INVALIDATED = 2, 901
+OUT_OF_MEMORY, INVALID_PITCH, CAPTURE_INVALIDATED = 2, 12, 901
 
 
 class FakeCuda:
     """The module; attributes are looked up as its functions."""
 
     cudaStreamNonBlocking = 1  # noqa: N815
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self, devices: int = 1, total: int = 1 << 20) -> None:
@@ -54,7 +56,12 @@ class FakeCuda:
         return sum(len(array) for array in self.memory.values())
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:  # noqa: N802
-        return (0, {OUT_OF_MEMORY: b"out of memory", CAPTURE_INVALIDATED: b"capture invalidated"}[error])
+        words = {
+            OUT_OF_MEMORY: b"out of memory",
+            INVALID_PITCH: b"invalid pitch argument",
+            CAPTURE_INVALIDATED: b"capture invalidated",
+        }
+        return (0, words[error])
 
     def cudaMalloc(self, size: int) -> tuple[int, int | None]:  # noqa: N802
         if size > self.total - self.used:
@@ -84,6 +91,16 @@ class FakeCuda:
     ) -> tuple[()]:
         ctypes.memmove(to, source, size)
         return ()
+
+    def cudaMemcpy2DAsync(  # noqa: N802
+        self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[int]:
+        self.calls.append("cudaMemcpy2DAsync")
+        if width > min(to_pitch, pitch):
+            return (INVALID_PITCH,)
+        for row in range(height):
+            ctypes.memmove(to + row * to_pitch, source + row * pitch, width)
+        return (0,)
 
     def _cudaFree(self, address: int) -> tuple[()]:  # noqa: N802
         del self.memory[address]

@@ -47,6 +47,15 @@ def test_memory_begins_as_zeros_and_keeps_what_is_copied(device: Device) -> None
     device.free(buffer)
 
 
+def test_pieces_are_copied_apart(device: Device) -> None:
+    source, target = device.allocate(48), device.allocate(96)
+    device.upload(source, np.arange(6, dtype=np.int64))
+    device.upload(target, np.full(12, -1, np.int64))
+    device.copy_pieces(source, target, 3, 16, (16, 32))
+    expected = [0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1]
+    assert read(device, target, (12,), np.int64).tolist() == expected
+
+
 def test_what_is_recorded_is_done_again(device: Device, cuda: FakeCuda) -> None:
     done: list[int] = []
     recording = device.record(lambda: done.append(1))

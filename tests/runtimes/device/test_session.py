@@ -51,7 +51,10 @@ def open_counted(directory: Path, device: CountingDevice) -> DeviceSession:
     inference = load(str(directory / "engine.onnx"), device)
     logits = ELEMENT_TYPES[inference.get_outputs()[0].type][0]
     return DeviceSession(
-        inference, info, device, SamplerCache(device, lambda model: load(model, device), info.vocab_size, logits)
+        GraphIO(inference, device),
+        info,
+        device,
+        SamplerCache(device, lambda model: load(model, device), info.vocab_size, logits),
     )
 
 

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines built from a graph of standard operators, and sessions that run them."""

@@ -21,6 +21,7 @@ from llmc.compiler.cli.export_command import export
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
 from llmc.compiler.cli.generate_command import generate
 from llmc.compiler.cli.inspect_command import inspect
+from llmc.compiler.cli.lint_command import lint
 from llmc.compiler.cli.optimize_command import optimize
 from llmc.compiler.cli.verify_command import verify
 
@@ -115,6 +116,15 @@ COMMANDS = (
             "llmc inspect model.onnx --json",
             "llmc inspect out/portable --diff out/int4",
             "llmc inspect out/gpu --context 8192 --batch 1,8",
+        ),
+    ),
+    Command(
+        "lint",
+        lint,
+        (
+            "llmc lint model.onnx --target openvino-2026",
+            "llmc lint model.onnx --target tensorrt-rtx-1.7 --format sarif",
+            "llmc lint out/portable/model.onnx --target ort-1.24 --format json",
         ),
     ),
     Command(

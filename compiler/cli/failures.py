@@ -84,6 +84,8 @@ def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON on stdout, even one that cannot be parsed."""
     if arguments and arguments[0] == "bench":  # there, --json names a file
         return "--json=-" in arguments or ("--json", "-") in itertools.pairwise(arguments)
+    if arguments and arguments[0] == "lint":
+        return "--format=json" in arguments or ("--format", "json") in itertools.pairwise(arguments)
     return "--json" in arguments
 
 

@@ -1,0 +1,44 @@
+"""``llmc lint``: what a runtime will make of an ONNX file, without that runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from llmc.compiler.cli.lint_table import lint_table
+from llmc.compiler.cli.output import Output
+from llmc.compiler.cli.parameters import Quiet, Verbose
+from llmc.compiler.errors import EngineError, VerificationError
+
+LintFormat: TypeAlias = Literal["table", "json", "sarif"]
+TARGETS = "tensorrt-11, tensorrt-rtx-1.7, ort-1.24, ort-1.32, openvino-2026"
+
+
+def lint(
+    path: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Any ONNX file.", show_default=False)],
+    target: Annotated[
+        str, typer.Option("--target", metavar="TARGET", help=f"Runtime and release: {TARGETS}.", show_default=False)
+    ],
+    form: Annotated[LintFormat, typer.Option("--format", help="Form of the report.")] = "table",
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Say of every node whether a runtime runs it, runs it slowly, refuses it, or is silently wrong; and what to do.
+
+    Works on any ONNX file and needs no runtime: the answers are tables, recorded by asking each release operator by
+    operator. Weights are not read. Exit code 0 when all nodes run, slowly or not; 8 when one is silently wrong, 9
+    when one is refused.
+    """
+    shown = Output(form != "table", quiet, verbose)
+    with shown.working():
+        from llmc.compiler.lint import lint_file
+        from llmc.compiler.lint_sarif import to_sarif
+
+        report = lint_file(path, target)
+    shown.show(lambda: lint_table(report), to_sarif(report) if form == "sarif" else report.to_json())
+    if report.has("refused"):
+        shown.fail(EngineError(f"{report.table.title} refuses {path}; see what is refused above"))
+    if report.has("wrong"):
+        shown.fail(VerificationError(f"{report.table.title} computes other numbers for {path}; see above"))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from llmc.compiler.cli.lint_command import TARGETS
+from llmc.runtimes.lint_tables.table import targets
+
+from ..lint_models import LENGTHS, MASKED, gqa, save
+
+Run = Callable[..., Result]
+
+
+def test_help_names_every_target() -> None:
+    assert set(TARGETS.split(", ")) == set(targets())
+
+
+def test_silently_wrong(llmc: Run, tmp_path: Path) -> None:
+    path = save(LENGTHS, tmp_path / "model.onnx")
+    result = llmc("lint", path, "--target", "tensorrt-rtx-1.7")
+    assert result.exit_code == 8
+    for words in (
+        "silently wrong",
+        "attention-lengths",
+        "nonpad_kv_seqlen",
+        "attn_mask",
+        "1 nodes: 1 silently wrong",
+    ):
+        assert words in result.stdout
+    assert "Recorded with TensorRT-RTX 1.7" in result.stdout
+    assert result.stderr.count("\n") == 1
+    assert "llmc: error: TensorRT-RTX 1.7 computes other numbers" in result.stderr
+
+
+def test_refused(llmc: Run, tmp_path: Path) -> None:
+    result = llmc("lint", save(gqa(), tmp_path / "model.onnx"), "--target", "tensorrt-11")
+    assert result.exit_code == 9
+    assert "refused" in result.stdout
+    assert "source: " not in result.stdout  # of an operator that is not in the documentation, none is named
+    assert "Nothing here was run" in result.stdout
+
+
+def test_what_runs(llmc: Run, tmp_path: Path) -> None:
+    result = llmc("lint", save(MASKED, tmp_path / "model.onnx"), "--target", "tensorrt-rtx-1.7")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 nodes: 1 run.\n")
+    assert result.stderr == ""
+
+
+def test_json(llmc: Run, tmp_path: Path) -> None:
+    path = save(gqa(), tmp_path / "model.onnx")
+    result = llmc("lint", path, "--target", "openvino-2026", "--format", "json")
+    assert result.exit_code == 8
+    value = json.loads(result.stdout)
+    assert value["target"] == "openvino-2026"
+    assert {finding["rule"] for finding in value["findings"]} == {"gqa-batch", "gqa-symbolic-buffer"}
+    assert value["nodes"] == [
+        {"node": "gqa", "operator": "com.microsoft::GroupQueryAttention", "inside": "", "verdict": "wrong"}
+    ]
+    assert value["counts"]["wrong"] == 1
+
+
+def test_an_error_as_json(llmc: Run, tmp_path: Path) -> None:
+    result = llmc("lint", tmp_path / "none.onnx", "--target", "ort-1.24", "--format", "json")
+    assert result.exit_code == 7
+    assert json.loads(result.stdout)["error"]["kind"] == "ArtifactError"
+
+
+def test_sarif(llmc: Run, tmp_path: Path) -> None:
+    path = save(LENGTHS, tmp_path / "model.onnx")
+    result = llmc("lint", path, "--target", "tensorrt-11", "--format", "sarif")
+    assert result.exit_code == 8
+    assert json.loads(result.stdout)["runs"][0]["results"][0]["ruleId"] == "attention-lengths"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("none.onnx", "--target", "ort-1.24"), 7, "does not exist"),
+        (("none.onnx", "--target", "ort-9"), 2, "choose one of"),
+        (("none.onnx",), 2, "--target"),
+        (("none.onnx", "--target", "ort-1.24", "--format", "xml"), 2, "xml"),
+    ],
+)
+def test_bad_input(llmc: Run, arguments: tuple[str, ...], code: int, words: str) -> None:
+    result = llmc("lint", *arguments)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1

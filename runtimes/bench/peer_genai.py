@@ -1,6 +1,7 @@
 """ONNX Runtime GenAI as a peer, through its Python interface (0.18), on CUDA or on the CPU.
 
-In: a directory that its model builder made (``genai_config.json``, ``model.onnx``), requests on stdin (protocol.py).
+In: a directory with ``genai_config.json`` and its graph, made by its model builder or by llmc, requests on stdin
+(protocol.py).
 Out: answers on stdout. It runs in the interpreter that has ``onnxruntime-genai-cuda`` or ``onnxruntime-genai``: this
 file imports protocol.py, the standard library and numpy, and onnx where it is installed.
 
@@ -29,7 +30,9 @@ from typing import Any
 
 from llmc.runtimes.bench.protocol import Prepared, RunRequest, RunTimes, serve
 
-PROVIDERS = ("cuda", "cpu")
+VARIANTS = {"cuda": ["graph", "launches"], "cpu": ["cpu"]}
+"""Provider -> names of the variants that measure it."""
+PROVIDERS = tuple(VARIANTS)
 CONFIG_NAME = "genai_config.json"
 WARM_PROMPT = 2  # one token would be a decode step's shape
 
@@ -108,14 +111,15 @@ class GenaiTarget:
         self._geometry: Geometry | None = None
 
     def prepare(self, source: str, cache: str) -> Prepared:
-        """The directory as it is: its own builder has made it.
+        """The directory as it is, and the variants for the provider that it is made for.
 
         Raises:
             RuntimeError: it is not such a directory.
         """
         geometry = read_geometry(Path(source))
-        facts = read_graph(Path(source) / geometry.graph, geometry, self._provider)
-        return Prepared(source, {"ftype": facts.precision})
+        provider = "cuda" if "cuda" in geometry.provider_options else "cpu"
+        facts = read_graph(Path(source) / geometry.graph, geometry, provider)
+        return Prepared(source, {"ftype": facts.precision, "variants": VARIANTS[provider]})
 
     def open(self, path: str, threads: int | None) -> dict[str, Any]:
         """Load the model. ``threads`` counts on the CPU only.
@@ -255,7 +259,7 @@ def read_geometry(directory: Path) -> Geometry:
             provider_options={name.lower(): dict(given) for name, given in options.items()},
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{directory} is not a directory of GenAI's model builder: {error!r}") from error
+        raise RuntimeError(f"{directory} is not a directory that GenAI can open: {error!r}") from error
 
 
 def read_graph(path: Path, geometry: Geometry, provider: str) -> GraphFacts:

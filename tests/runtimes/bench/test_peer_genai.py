@@ -130,10 +130,10 @@ def test_geometry(directory):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"model": {"decoder": {}}}'])
 def test_other_directories_are_refused(tmp_path, text):
-    with pytest.raises(RuntimeError, match="not a directory of GenAI's model builder"):
+    with pytest.raises(RuntimeError, match="not a directory that GenAI can open"):
         read_geometry(tmp_path)
     (tmp_path / "genai_config.json").write_text(text)
-    with pytest.raises(RuntimeError, match="not a directory of GenAI's model builder"):
+    with pytest.raises(RuntimeError, match="not a directory that GenAI can open"):
         read_geometry(tmp_path)
 
 
@@ -271,9 +271,16 @@ def test_what_cannot_run_is_named(native, directory, tmp_path):
         target.run(RunRequest(prompt=1, gen=2, batch=1))
 
 
-def test_prepare_names_the_precision(native, directory, tmp_path):
+def test_prepare_names_the_precision_and_what_fits_the_provider(native, directory, tmp_path):
     prepared = GenaiTarget().prepare(str(directory), str(tmp_path))
-    assert (prepared.path, prepared.details) == (str(directory), {"ftype": "fp16"})
+    assert (prepared.path, prepared.details) == (
+        str(directory),
+        {"ftype": "fp16", "variants": ["graph", "launches"]},
+    )
+    config = json.loads(json.dumps(CONFIG))
+    config["model"]["decoder"]["session_options"]["provider_options"] = []
+    (directory / "genai_config.json").write_text(json.dumps(config))
+    assert GenaiTarget().prepare(str(directory), str(tmp_path)).details["variants"] == ["cpu"]
 
 
 @pytest.mark.skipif(

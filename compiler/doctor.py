@@ -89,16 +89,19 @@ REQUIREMENTS = (
         builds_with_modules=True,
         implemented=True,
     ),
-    Requirement("tensorrt", "tensorrt", ("tensorrt",), gpu=True),
+    Requirement("tensorrt", "tensorrt", ("tensorrt",), companions=("cuda.bindings",), gpu=True, implemented=True),
     Requirement(
         "tensorrt-rtx",
         "tensorrt-rtx",
-        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        ("tensorrt_rtx_bindings",),
+        companions=("cuda.bindings",),
         gpu=True,
         capabilities=("7.5", "8.0", "8.6", "8.9", "12."),
         builds_without_gpu=True,
+        builds_with_modules=True,
+        implemented=True,
     ),
-    Requirement("openvino", "openvino", ("openvino",), builds_without_gpu=True),
+    Requirement("openvino", "openvino", ("openvino",), implemented=True),
 )
 
 

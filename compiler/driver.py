@@ -19,21 +19,22 @@ from llmc.compiler.artifact import new_artifact, open_artifact, write_manifest
 from llmc.compiler.captured_model import capture_model, write_golden
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.errors import ArtifactError, FusionContractError, UsageError
+from llmc.compiler.genai_config import write_genai_config
 from llmc.compiler.geometry import ModelGeometry
 from llmc.compiler.golden import GOLDEN, load_golden
 from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.measured_artifact import measure_and_record
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions, Weights
+from llmc.compiler.measured_artifact import measure_and_record, measure_anywhere
+from llmc.compiler.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
 from llmc.compiler.progress import NoProgress, Progress
 from llmc.compiler.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
 from llmc.compiler.target_passes import engine_passes, max_context, target_passes
-from llmc.compiler.verification import measure, report
+from llmc.compiler.verification import report
 from llmc.compiler.versions import tool_versions
 from llmc.compiler.write_model import DATA, MODEL, write_model
 from llmc.passes.runner import run_passes
 from llmc.passes.set_cache_io import cache_kind
 from llmc.passes.weight_traffic import decode_weight_bytes
-from llmc.runtimes.engines import RUNTIME_OF_TARGET, get_engine, open_session
+from llmc.runtimes.engines import make_builder, require_builder
 from llmc.runtimes.onnxruntime_engine import ENGINE
 
 log = logging.getLogger(__name__)
@@ -103,14 +104,17 @@ def optimize(
         outcomes = _optimize(model, source.manifest.model, options, directory, progress)
         _write(model, staging, progress)
         _copy_assets(directory, staging)
-        manifest = write_manifest(staging, _target_manifest(source.manifest, model, options, outcomes))
+        target = _target_manifest(source.manifest, model, options, outcomes)
+        refused = write_genai_config(staging, target)
+        manifest = write_manifest(staging, target)
         manifest, _ = measure_and_record(staging, manifest, progress)
-    return OptimizeReport(manifest, tuple(outcomes))
+    return OptimizeReport(manifest, tuple(outcomes), refused)
 
 
 def build(
     directory: Path,
     output: Path,
+    options: EngineOptions | None = None,
     *,
     threads: int | None = None,
     overwrite: bool = False,
@@ -118,7 +122,16 @@ def build(
 ) -> Manifest:
     """Build the engine of a target graph.
 
+    Args:
+        directory: What ``optimize`` made.
+        output: Directory to make.
+        options: What to build a TensorRT engine for.
+        threads: Threads to build the engine for; None: chosen where it is opened.
+        overwrite: Replace an artifact that is there.
+        progress: Told how far it is.
+
     Raises:
+        UsageError: ``options`` are not for this target.
         ArtifactError: ``directory`` holds no target graph, or ``output`` cannot be written.
         EngineError: the runtime refuses the graph.
         VerificationError: the engine computes something else.
@@ -133,7 +146,8 @@ def build(
         for name in (MODEL, DATA):
             shutil.copyfile(directory / name, staging / name)
         _copy_assets(directory, staging)
-        manifest = _build(staging, source.manifest, threads, progress)
+        write_genai_config(staging, source.manifest)
+        manifest = _build(staging, source.manifest, options or EngineOptions(), threads, progress)
         manifest, _ = measure_and_record(staging, manifest, progress)
     return manifest
 
@@ -152,6 +166,7 @@ def compile_model(
         LlmcError: as ``export``, ``optimize`` and ``build``.
     """
     progress = progress or NoProgress()
+    require_builder(options.optimize.target)
     progress.start("Reading checkpoint")
     exporting = options.export
     checkpoint = open_checkpoint(
@@ -164,9 +179,10 @@ def compile_model(
         outcomes = _optimize(captured.model, captured.manifest.model, options.optimize, staging, progress)
         _write(captured.model, staging, progress, weights=exporting.weights)
         target = _target_manifest(captured.manifest, captured.model, options.optimize, outcomes)
-        manifest = _build(staging, target, options.threads, progress)
+        refused = write_genai_config(staging, target)
+        manifest = _build(staging, target, options.engine, options.threads, progress)
         manifest, verification = measure_and_record(staging, manifest, progress)
-    return CompileReport(manifest, tuple(outcomes), verification, skipped)
+    return CompileReport(manifest, tuple(outcomes), verification, skipped, refused)
 
 
 def verify(directory: Path, *, threads: int | None = None, progress: Progress | None = None) -> VerifyReport:
@@ -183,11 +199,8 @@ def verify(directory: Path, *, threads: int | None = None, progress: Progress | 
     if golden is None:
         raise UsageError(f"{directory} carries no golden data; compile it again with --verify on")
     progress.start("Verifying")
-    session = open_session(directory, threads=threads)
-    try:
-        return report(measure(session, golden), artifact.manifest.tolerances)
-    finally:
-        session.close()
+    measured, where = measure_anywhere(directory, artifact.manifest, golden, threads=threads)
+    return report(measured, artifact.manifest.tolerances, where)
 
 
 def _require_weights(directory: Path) -> None:
@@ -228,17 +241,19 @@ def _target_manifest(
     )
 
 
-def _build(staging: Path, target: Manifest, threads: int | None, progress: Progress) -> Manifest:
+def _build(
+    staging: Path, target: Manifest, options: EngineOptions, threads: int | None, progress: Progress
+) -> Manifest:
     progress.start("Building engine")
+    builder = make_builder(target, options, progress)
     passes = engine_passes(target)
     if passes:
         model = ir.load(staging / MODEL)
         outcomes = run_passes(model, passes)
         target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
         onnx.save_model(ir.to_proto(model), staging / ENGINE)
-    runtime = RUNTIME_OF_TARGET.get(target.target, str(target.target))
-    details = get_engine(runtime).build(staging, staging, threads=threads)
-    record = EngineRecord(runtime=runtime, threads=threads, profiles=(), details=dict(details))
+    details = builder.build(staging, staging, threads=threads)
+    record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=dict(details))
     return write_manifest(
         staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
     )

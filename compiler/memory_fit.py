@@ -18,7 +18,7 @@ from llmc.compiler.errors import EngineError
 from llmc.compiler.options import DEFAULT_CONTEXT
 from llmc.runtimes.machine import machine_fingerprint
 from llmc.runtimes.memory.facts import read_facts
-from llmc.runtimes.memory.plan import MemoryPlan, check_fits, plan_memory
+from llmc.runtimes.memory.plan import GPU_TARGETS, MemoryPlan, check_fits, plan_memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MemoryFit:
 def check_memory(
     directory: Path, gpus: Sequence[Gpu], *, context: int | None = None, batch: int = 1, chunk: int | None = None
 ) -> MemoryFit:
-    """Compare what an engine needs with what is free: on the first GPU for ``cuda``, else in this machine's memory.
+    """Compare what an engine needs with what is free: on the first GPU, or in the machine's memory for a CPU engine.
 
     Args:
         directory: An artifact.
@@ -66,10 +66,10 @@ def check_memory(
     """
     facts = read_facts(directory)
     plan = plan_memory(facts, facts.max_context or DEFAULT_CONTEXT if context is None else context, batch, chunk)
-    if facts.target == "cuda":
+    if facts.target in GPU_TARGETS:
         if not gpus:
             return MemoryFit(
-                plan, "no GPU", None, f"{directory} runs on CUDA, and nvidia-smi finds no NVIDIA GPU here"
+                plan, "no GPU", None, f"{directory} runs on a GPU, and nvidia-smi finds no NVIDIA GPU here"
             )
         where, free = f"GPU 0 ({gpus[0].name})", gpus[0].free_bytes
         if free is None:

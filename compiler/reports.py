@@ -58,10 +58,17 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class OptimizeReport:
-    """What ``optimize`` made."""
+    """What ``optimize`` made.
+
+    Attributes:
+        manifest: Of the target graph.
+        outcomes: What each pass did.
+        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
+    """
 
     manifest: Manifest
     outcomes: tuple[PassOutcome, ...]
+    genai_refusal: str | None = None
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
@@ -71,7 +78,12 @@ class OptimizeReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         passes = [outcome.to_json() for outcome in self.outcomes]
-        return {"manifest": encode(self.manifest), "passes": passes, "shortfalls": list(self.shortfalls)}
+        return {
+            "manifest": encode(self.manifest),
+            "passes": passes,
+            "shortfalls": list(self.shortfalls),
+            "genai_refusal": self.genai_refusal,
+        }
 
 
 @dataclass(frozen=True)
@@ -100,9 +112,15 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What ``verify`` measured."""
+    """What ``verify`` measured.
+
+    Attributes:
+        checks: Each error against what is tolerated.
+        where: What ran in the artifact's place, one clause; empty where it ran itself.
+    """
 
     checks: tuple[Check, ...]
+    where: str = ""
 
     @property
     def passed(self) -> bool:
@@ -112,7 +130,7 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {"passed": self.passed, "checks": checks}
+        return {"passed": self.passed, "checks": checks, "where": self.where or None}
 
 
 @dataclass(frozen=True)
@@ -124,12 +142,14 @@ class CompileReport:
         outcomes: What each pass did.
         verification: What was measured; None when it was skipped.
         skipped: Why verification was skipped.
+        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
     """
 
     manifest: Manifest
     outcomes: tuple[PassOutcome, ...]
     verification: VerifyReport | None
     skipped: str | None
+    genai_refusal: str | None = None
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
@@ -144,4 +164,5 @@ class CompileReport:
             "shortfalls": list(self.shortfalls),
             "verification": self.verification.to_json() if self.verification else None,
             "skipped_verification": self.skipped,
+            "genai_refusal": self.genai_refusal,
         }

@@ -48,6 +48,7 @@ class EngineInfo:
         precision: ``fp32``, ``int8``, ``int4``, …
         threads: Threads that the runtime computes with; 0 when it has no such notion.
         profiles: Chunk lengths (min, max) that the engine was built for; empty when any will do.
+        max_batch: Most rows that the engine was built for; None: any.
     """
 
     runtime: str
@@ -62,6 +63,7 @@ class EngineInfo:
     threads: int
     profiles: tuple[tuple[int, int], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int | None = None
 
 
 def require_room(info: EngineInfo, batch: int, capacity: int) -> None:

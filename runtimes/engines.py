@@ -1,6 +1,6 @@
-"""The engines by name, and the one that an artifact asks for.
+"""The engines by name, the one that builds a target's graph, and the one that an artifact asks for.
 
-In: an artifact directory. Out: an open session.
+In: a manifest or an artifact directory. Out: an engine, or an open session.
 """
 
 from __future__ import annotations
@@ -9,10 +9,21 @@ from pathlib import Path
 
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import EngineError
+from llmc.compiler.manifest import Manifest
+from llmc.compiler.options import TENSORRT, EngineOptions
+from llmc.compiler.progress import Progress
 from llmc.runtimes.engine import Engine, Session
 
-RUNTIME_OF_TARGET = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", None: "onnxruntime-cpu"}
-"""Runtime that runs a target's graphs; a portable graph (no target) runs on ONNX Runtime."""
+ENGINE_OF_TARGET = {
+    "cpu": "onnxruntime-cpu",
+    "cuda": "onnxruntime-cuda",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "openvino": "openvino-cpu",
+}
+"""Runtime that builds and opens a target's engines."""
+GRAPHS_ELSEWHERE = frozenset({*TENSORRT, "openvino"})
+"""Targets whose graphs are operators of the ONNX standard alone, so ONNX Runtime runs them as they are."""
 
 
 def get_engine(name: str) -> Engine:
@@ -29,7 +40,43 @@ def get_engine(name: str) -> Engine:
         from llmc.runtimes.onnxruntime_cuda_engine import OnnxRuntimeCuda
 
         return OnnxRuntimeCuda()
-    raise EngineError(f"no engine is called {name}; there are onnxruntime-cpu and onnxruntime-cuda")
+    if name in TENSORRT:
+        from llmc.runtimes.tensorrt.engine import TensorRT, TensorRTRtx
+
+        return TensorRT() if name == "tensorrt" else TensorRTRtx()
+    if name == "openvino-cpu":
+        from llmc.runtimes.openvino.engine import OpenVino
+
+        return OpenVino()
+    raise EngineError(f"no engine is called {name}; there are {', '.join(ENGINE_OF_TARGET.values())}")
+
+
+def require_builder(target: str) -> None:
+    """Say early that a target's runtime is not installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    if target in TENSORRT:
+        from llmc.runtimes.tensorrt.bindings import require_installed
+
+        require_installed(target)
+
+
+def make_builder(target: Manifest, options: EngineOptions, progress: Progress) -> Engine:
+    """The engine that builds a target's graph, as it was asked for.
+
+    Raises:
+        UsageError: the options are not for this target, or do not fit its graph.
+    """
+    options.require_target(str(target.target))
+    if target.target not in TENSORRT:
+        return get_engine(ENGINE_OF_TARGET.get(str(target.target), str(target.target)))
+    from llmc.runtimes.tensorrt.capacity_plan import BuildOptions
+    from llmc.runtimes.tensorrt.engine import TensorRT, TensorRTRtx
+
+    build = BuildOptions(options, target.max_context, target.precision)
+    return TensorRT(build, progress) if target.target == "tensorrt" else TensorRTRtx(build, progress)
 
 
 def open_session(directory: Path, *, threads: int | None = None) -> Session:
@@ -39,8 +86,13 @@ def open_session(directory: Path, *, threads: int | None = None) -> Session:
         ArtifactError: the directory is no artifact, or is damaged.
         EngineError: the runtime refuses it.
     """
-    manifest = open_artifact(directory).manifest
-    name = (
-        manifest.engine.runtime if manifest.engine else RUNTIME_OF_TARGET.get(manifest.target, str(manifest.target))
-    )
-    return get_engine(name).open(directory, threads=threads)
+    return get_engine(runtime_of(open_artifact(directory).manifest)).open(directory, threads=threads)
+
+
+def runtime_of(manifest: Manifest) -> str:
+    """The runtime that opens an artifact: the engine's own, the target's, or ONNX Runtime on the CPU."""
+    if manifest.engine is not None:
+        return manifest.engine.runtime
+    if manifest.target is None or manifest.target in GRAPHS_ELSEWHERE:
+        return "onnxruntime-cpu"
+    return ENGINE_OF_TARGET.get(manifest.target, manifest.target)

@@ -5,30 +5,39 @@ In: a manifest. Out: a rich table, or JSON.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.json_record import encode
+from llmc.compiler.options import TENSORRT
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmc.compiler.manifest import Manifest
+    from llmc.compiler.cli.cost import Cost
+    from llmc.compiler.manifest import EngineRecord, Manifest
 
 
-def artifact_table(directory: Path, manifest: Manifest) -> Table:
-    """Two columns: what, and its value."""
+GPU_TARGETS = ("cuda", *TENSORRT)
+"""Targets whose engines compute on no threads of their own."""
+
+
+def artifact_table(directory: Path, manifest: Manifest, cost: Cost | None = None) -> Table:
+    """Two columns: what, and its value; with ``cost``, what making it took."""
     from rich.table import Table
 
     table = Table(title=f"{manifest.kind} artifact in {directory}", show_header=False)
-    for name, value in _rows(manifest):
+    rows = [*_rows(manifest), *_engine_rows(manifest.engine), *_cost_rows(cost)]
+    for name, value in rows:
         table.add_row(name, value)
     return table
 
 
-def manifest_json(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """Where the artifact is, and its manifest."""
-    return {"directory": str(directory), "manifest": encode(manifest)}
+def manifest_json(directory: Path, manifest: Manifest, cost: Cost | None = None) -> dict[str, Any]:
+    """Where the artifact is, its manifest, and, with ``cost``, what making it took."""
+    shown = {"directory": str(directory), "manifest": encode(manifest)}
+    return shown if cost is None else {**shown, "cost": cost.to_json()}
 
 
 def size(count: float) -> str:
@@ -54,6 +63,37 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("on disk", size(sum(record.bytes for record in manifest.files.values()))),
     ]
     if engine is not None:
-        threads = "chosen when opened" if engine.threads is None else str(engine.threads)
-        rows += [("runtime", engine.runtime), ("threads", threads)]
+        rows.append(("runtime", engine.runtime))
+        if manifest.target not in GPU_TARGETS:
+            rows.append(("threads", "chosen when opened" if engine.threads is None else str(engine.threads)))
     return rows
+
+
+def _engine_rows(engine: EngineRecord | None) -> Iterator[tuple[str, str]]:
+    """What a TensorRT build recorded: engines by length of the cache, precision of weights and products."""
+    plan = engine.details.get("plan") if engine is not None else None
+    receipt = engine.details.get("receipt") if engine is not None else None
+    if isinstance(plan, Mapping) and isinstance(plan["buckets"], Sequence):
+        for bucket in plan["buckets"]:
+            if isinstance(bucket, Mapping):
+                yield f"engine for {bucket['capacity']} tokens", size(float(str(bucket["bytes"])))
+        yield "rows, tokens of a chunk", f"1-{plan['max_batch']}, 1-{plan['chunk']}"
+    if isinstance(receipt, Mapping):
+        for part, unit in (("weight_bytes", size), ("products", "{:.0f}".format)):
+            for kind, count in _numbers(receipt[part]):
+                yield f"{'weights' if unit is size else 'products'} in {kind}", unit(count)
+        findings = receipt["findings"]
+        if isinstance(findings, Sequence):
+            yield "in another precision than asked", "; ".join(map(str, findings[:3])) or "nothing"
+
+
+def _numbers(value: object) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        yield from ((str(name), float(number)) for name, number in value.items())
+
+
+def _cost_rows(cost: Cost | None) -> Iterator[tuple[str, str]]:
+    if cost is not None:
+        yield "made in", f"{cost.seconds:.1f} s"
+        if cost.peak_rss_bytes is not None:
+            yield "peak memory", size(cost.peak_rss_bytes)

@@ -31,8 +31,9 @@ def bench(
             "--peer",
             metavar="NAME=PYTHON:SOURCE",
             help="Another runtime to compare with; repeatable. NAME is llamacpp-python (SOURCE: a GGUF file), "
-            "transformers (a directory with config.json) or genai (a directory that its builder made); PYTHON is the "
-            "interpreter that has it. All variants are measured, or one: transformers/compile=venv/bin/python:MODEL.",
+            "transformers (a directory with config.json), genai (a directory with genai_config.json) or "
+            "openvino-genai (a directory with openvino_model.xml); PYTHON is the interpreter that has it. All "
+            "variants are measured, or one: transformers/compile=venv/bin/python:MODEL.",
             show_default=False,
         ),
     ] = None,

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from llmc.compiler.cli.artifact_table import artifact_table, manifest_json
+from llmc.compiler.cli.cost import measured
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import AsJson, Directory, OutputDirectory, Overwrite, Quiet, Threads, Verbose
+from llmc.compiler.cli.parameters import (
+    ENGINE,
+    ENGINE_PANEL,
+    AsJson,
+    Capacity,
+    Chunk,
+    Directory,
+    Gpu,
+    MaxBatch,
+    OutputDirectory,
+    Overwrite,
+    Quiet,
+    StripWeights,
+    Threads,
+    Verbose,
+    engine_options,
+)
 
 
 def build(
     directory: Directory,
     output: OutputDirectory,
     threads: Threads = None,
+    max_batch: MaxBatch = ENGINE.max_batch,
+    chunk: Chunk = ENGINE.chunk,
+    capacity: Capacity = None,
+    gpu: Gpu = None,
+    strip_weights: StripWeights = ENGINE.strip_weights,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Fail when a product runs in another precision than asked.", rich_help_panel=ENGINE_PANEL
+        ),
+    ] = ENGINE.strict,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -18,11 +50,13 @@ def build(
 ) -> None:
     """Let the runtime make an engine of a target graph.
 
-    The engine directory is complete: it holds the weights and the tokenizer, and needs only the runtime.
+    The engine directory is complete: it holds the weights and the tokenizer, and needs only the runtime. TensorRT's
+    engines are for certain lengths of the KV cache, rows and chunks; the precision of each layer is in receipt.json.
     """
     shown = Output(as_json, quiet, verbose)
-    with shown.working() as progress:
+    options = engine_options(max_batch, chunk, capacity, gpu, strip_weights, strict)
+    with shown.working() as progress, measured() as cost:
         from llmc.compiler import driver
 
-        manifest = driver.build(directory, output, threads=threads, overwrite=overwrite, progress=progress)
-    shown.show(lambda: artifact_table(output, manifest), manifest_json(output, manifest))
+        manifest = driver.build(directory, output, options, threads=threads, overwrite=overwrite, progress=progress)
+    shown.show(lambda: artifact_table(output, manifest, cost), manifest_json(output, manifest, cost))

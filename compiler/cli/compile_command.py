@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from llmc.compiler.cli.cost import measured
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
     AUTO_BLOCK_SIZE,
+    AUTO_CACHE,
     AUTO_PRECISION,
+    ENGINE,
     EXPORT,
     OPTIMIZE,
     ActivationType,
@@ -13,17 +16,22 @@ from llmc.compiler.cli.parameters import (
     BlockSize,
     CacheIo,
     CacheType,
+    Capacity,
+    Chunk,
     Context,
     Dump,
     ExportDtype,
+    Gpu,
     Head,
     LogitsRows,
+    MaxBatch,
     Model,
     ModelPath,
     OutputDirectory,
     Overwrite,
     Quiet,
     Strict,
+    StripWeights,
     Symmetric,
     TargetName,
     Threads,
@@ -32,6 +40,7 @@ from llmc.compiler.cli.parameters import (
     VerifyWhen,
     WeightPrecision,
     WeightSource,
+    engine_options,
 )
 from llmc.compiler.cli.pass_tables import compile_tables
 from llmc.compiler.cli.verification_table import failure_of
@@ -44,7 +53,7 @@ def compile_(
     target: TargetName = OPTIMIZE.target,
     precision: WeightPrecision = AUTO_PRECISION,
     activations: ActivationType = OPTIMIZE.activations,
-    kv: CacheIo = OPTIMIZE.cache,
+    kv: CacheIo = AUTO_CACHE,
     kv_precision: CacheType = OPTIMIZE.cache_precision,
     logits: LogitsRows = OPTIMIZE.logits,
     context: Context = OPTIMIZE.context,
@@ -55,6 +64,11 @@ def compile_(
     strict: Strict = OPTIMIZE.strict,
     dump: Dump = OPTIMIZE.dump,
     threads: Threads = None,
+    max_batch: MaxBatch = ENGINE.max_batch,
+    chunk: Chunk = ENGINE.chunk,
+    capacity: Capacity = None,
+    gpu: Gpu = None,
+    strip_weights: StripWeights = ENGINE.strip_weights,
     verify: VerifyWhen = EXPORT.verify,
     weights: WeightSource = EXPORT.weights,
     overwrite: Overwrite = False,
@@ -90,11 +104,12 @@ def compile_(
         strict=strict,
         dump=dump,
     )
-    options = CompileOptions(exporting, optimizing, threads)
-    with shown.working() as progress:
+    engine = engine_options(max_batch, chunk, capacity, gpu, strip_weights, strict)
+    options = CompileOptions(exporting, optimizing, threads, engine)
+    with shown.working() as progress, measured() as cost:
         from llmc.compiler import driver
 
         report = driver.compile_model(model, output, options, overwrite=overwrite, progress=progress)
-    shown.show(lambda: compile_tables(output, report), report.to_json())
+    shown.show(lambda: compile_tables(output, report, cost), {**report.to_json(), "cost": cost.to_json()})
     if report.verification is not None and not report.verification.passed:
         shown.fail(failure_of(report.verification, output))

@@ -10,6 +10,7 @@ import typer
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
     AUTO_BLOCK_SIZE,
+    AUTO_CACHE,
     AUTO_PRECISION,
     OPTIMIZE,
     ActivationType,
@@ -44,7 +45,7 @@ def optimize(
     target: TargetName = OPTIMIZE.target,
     precision: WeightPrecision = AUTO_PRECISION,
     activations: ActivationType = OPTIMIZE.activations,
-    kv: CacheIo = OPTIMIZE.cache,
+    kv: CacheIo = AUTO_CACHE,
     kv_precision: CacheType = OPTIMIZE.cache_precision,
     logits: LogitsRows = OPTIMIZE.logits,
     context: Context = OPTIMIZE.context,

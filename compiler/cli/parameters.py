@@ -16,6 +16,7 @@ from llmc.compiler.options import (
     Cache,
     CachePrecision,
     Dtype,
+    EngineOptions,
     ExportOptions,
     HeadPrecision,
     Logits,
@@ -27,11 +28,12 @@ from llmc.compiler.options import (
 )
 
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
-GRAPH_PANEL, REPORT_PANEL = "Graph and weights", "What is shown"
-EXPORT, OPTIMIZE = ExportOptions(), OptimizeOptions()
+GRAPH_PANEL, ENGINE_PANEL, REPORT_PANEL = "Graph and weights", "TensorRT engines", "What is shown"
+EXPORT, OPTIMIZE, ENGINE = ExportOptions(), OptimizeOptions(), EngineOptions()
 """The defaults that commands show; what depends on the target is ``auto`` or None there."""
 AUTO_PRECISION: Precision = "auto"
 AUTO_BLOCK_SIZE: int | None = None
+AUTO_CACHE: Cache = "auto"
 
 Model = Annotated[
     str,
@@ -78,7 +80,7 @@ CacheIo = Annotated[
     Cache,
     typer.Option(
         "--kv",
-        help="KV cache: one fixed buffer (shared), or present = past + new (grow).",
+        help="KV cache: one fixed buffer (shared), or present = past + new (grow). auto: as the target has it.",
         rich_help_panel=GRAPH_PANEL,
     ),
 ]
@@ -126,7 +128,7 @@ Symmetric = Annotated[
     bool | None,
     typer.Option(
         "--symmetric/--asymmetric",
-        help="Blocks without or with an offset each. Default: with one for int4 on the CPU, else without.",
+        help="Blocks without or with an offset each. Default: with one for int4 except on CUDA.",
         show_default=False,
         rich_help_panel=GRAPH_PANEL,
     ),
@@ -161,6 +163,45 @@ Threads = Annotated[
         "--threads", help="Threads to compute with. Default: one per physical core.", min=1, show_default=False
     ),
 ]
+MaxBatch = Annotated[int, typer.Option("--max-batch", help="Most rows at once.", rich_help_panel=ENGINE_PANEL)]
+Chunk = Annotated[
+    int,
+    typer.Option(
+        "--chunk",
+        help="Most prompt tokens of a row in one run; longer prompts run in pieces.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
+Capacity = Annotated[
+    str | None,
+    typer.Option(
+        "--capacity",
+        metavar="LIST",
+        help="Lengths of the KV cache in tokens, an engine each, as 1024,8192; a request runs on the shortest that "
+        "holds it. Default: 1024, 8192, … up to the graph's context.",
+        show_default=False,
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="LIST",
+        help="Compute capabilities to build for, as 8.9,12.0; for tensorrt-rtx alone. Default: all that it can.",
+        show_default=False,
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
+StripWeights = Annotated[
+    bool,
+    typer.Option(
+        "--strip-weights",
+        help="Engines without weights, which are read from the graph when an engine is opened; a GPU is needed to "
+        "build them.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
 VerifyWhen = Annotated[
     Verify,
     typer.Option(
@@ -185,6 +226,24 @@ Verbose = Annotated[
         rich_help_panel=REPORT_PANEL,
     ),
 ]
+
+
+def engine_options(
+    max_batch: int, chunk: int, capacity: str | None, gpu: str | None, strip_weights: bool, strict: bool
+) -> EngineOptions:
+    """What to build a TensorRT engine for, from the command line.
+
+    Raises:
+        UsageError: a list or a number makes no sense.
+    """
+    return EngineOptions(
+        max_batch=max_batch,
+        chunk=chunk,
+        capacities=() if capacity is None else number_list("--capacity", capacity),
+        capabilities=() if gpu is None else tuple(part.strip() for part in gpu.split(",")),
+        strip_weights=strip_weights,
+        strict=strict,
+    )
 
 
 def number_list(option: str, text: str) -> tuple[int, ...]:

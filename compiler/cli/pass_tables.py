@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from llmc.compiler.cli.cost import Cost
     from llmc.compiler.manifest import PassRecord
     from llmc.compiler.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass
 
@@ -29,24 +30,25 @@ def optimize_tables(directory: Path, report: OptimizeReport) -> Group:
     """Passes, shortfalls, the artifact."""
     from rich.console import Group
 
-    shortfalls = shortfall_lines(report.outcomes, report.shortfalls)
-    return Group(outcome_table(report.outcomes), *shortfalls, artifact_table(directory, report.manifest))
+    lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report.genai_refusal)]
+    return Group(outcome_table(report.outcomes), *lines, artifact_table(directory, report.manifest))
 
 
-def compile_tables(directory: Path, report: CompileReport) -> Group:
-    """Passes, shortfalls, checks, the artifact."""
+def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = None) -> Group:
+    """Passes, shortfalls, checks, the artifact and what it took."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = [
         outcome_table(report.outcomes),
         *shortfall_lines(report.outcomes, report.shortfalls),
+        *_genai_line(report.genai_refusal),
     ]
     if report.verification is not None:
         parts.append(verification_table(report.verification))
     else:
         parts.append(Text(f"not verified: {report.skipped or 'not asked for'}", style="yellow"))
-    return Group(*parts, artifact_table(directory, report.manifest))
+    return Group(*parts, artifact_table(directory, report.manifest, cost))
 
 
 def outcome_table(outcomes: Sequence[PassOutcome]) -> Table:
@@ -100,6 +102,14 @@ def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) 
     if len(sentences) > _MOST_SENTENCES:
         lines.append(Text(f"and {len(sentences) - _MOST_SENTENCES} more; all of them with --json", style=SHORTFALL))
     return lines
+
+
+def _genai_line(refusal: str | None) -> list[Text]:
+    from rich.text import Text
+
+    if refusal is None:
+        return []
+    return [Text(f"no genai_config.json: ONNX Runtime GenAI cannot run this graph, because {refusal}", style="dim")]
 
 
 def _pass_table(title: str, *, times: bool) -> Table:

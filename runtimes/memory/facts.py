@@ -16,6 +16,7 @@ import onnx_ir as ir
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import ArtifactError
 from llmc.compiler.manifest import MANIFEST_NAME, CacheKind, Manifest
+from llmc.runtimes.tensorrt.capacity_plan import CapacityPlan
 
 PAST, PRESENT = "past_key_values.", "present."
 _GRAPHS = ("engine.onnx", "model.onnx")
@@ -63,6 +64,7 @@ class MemoryFacts:
         max_context: Most tokens that a row may hold; None: only memory limits it.
         weight_bytes: Data file, and constants inside the graph.
         cache: Inputs of the KV cache and states.
+        engines: Which of several engines runs, where they were built for lengths of the cache; None elsewhere.
     """
 
     graph_file: Path
@@ -71,6 +73,7 @@ class MemoryFacts:
     max_context: int | None
     weight_bytes: int
     cache: tuple[CacheInput, ...]
+    engines: CapacityPlan | None = None
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -91,13 +94,16 @@ def read_facts(path: Path) -> MemoryFacts:
     except Exception as error:  # protobuf, onnx_ir and the file system have no common base
         raise ArtifactError(f"{graph_file} cannot be read as an ONNX model ({type(error).__name__})") from error
     shared = manifest is not None and manifest.cache == "shared"
+    engines = _engines(manifest)
+    longest = manifest.max_context if manifest is not None else None
     return MemoryFacts(
         graph_file=graph_file,
         graph=graph,
         target=manifest.target if manifest is not None else None,
-        max_context=manifest.max_context if manifest is not None else None,
+        max_context=longest if engines is None else min(longest or engines.max_context, engines.max_context),
         weight_bytes=weight_bytes(graph),
         cache=tuple(_cache_inputs(graph, "shared" if shared else "grow")),
+        engines=engines,
     )
 
 
@@ -116,6 +122,11 @@ def weight_bytes(graph: ir.Graph) -> int:
             inside += tensor.nbytes
     missing = sum(size for (path, _), size in stated.items() if not path.is_file())
     return inside + missing + sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _engines(manifest: Manifest | None) -> CapacityPlan | None:
+    plan = manifest.engine.details.get("plan") if manifest is not None and manifest.engine is not None else None
+    return None if plan is None else CapacityPlan.from_json(plan)
 
 
 def _graph_file(path: Path, manifest: Manifest | None) -> Path:

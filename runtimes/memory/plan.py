@@ -11,6 +11,9 @@ Out: :class:`MemoryPlan`, in bytes; :func:`check_fits` compares it with what is 
                   :data:`ARENA_FACTOR`
     workspace     on CUDA: what the largest operator needs beside its inputs and outputs, and :data:`CUDA_ALLOWANCE`
 
+A TensorRT engine is counted as it was built: its file in the place of the weights, the cache of the engine that holds
+the context, and activations of its largest run, whatever batch and chunk are asked for; TensorRT keeps no arena.
+
 The first three parts are what a session allocates, but for rounding; the activations are an estimate (see
 :mod:`llmc.runtimes.memory.activations`).
 """
@@ -26,6 +29,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.errors import EngineError, UsageError
+from llmc.compiler.options import TENSORRT
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
 
@@ -37,6 +41,7 @@ ARENA_FACTOR = 2
 """What ONNX Runtime's arena holds for each byte that is alive. SmolLM2-135M in float32 on the CPU provider: resident
 memory rose by 2.0 to 2.1 times the live set in chunks of 1,024 to 4,096 tokens. Not measured on a GPU."""
 
+GPU_TARGETS = ("cuda", *TENSORRT)
 _EXPERTS = frozenset({"MoE", "QMoE"})
 
 
@@ -131,16 +136,27 @@ def plan_memory(
             raise UsageError(f"{option} {value} holds no token; give at least 1")
     if facts.max_context is not None and context > facts.max_context:
         raise UsageError(f"--context {context} is more than the {facts.max_context} tokens of {facts.graph_file}")
-    dimensions = _dimensions(facts, context, batch, chunk)
+    slots, weights, largest = context, facts.weight_bytes, (batch, chunk)
+    if (engines := facts.engines) is not None:
+        if batch > engines.max_batch:
+            raise UsageError(
+                f"--batch {batch} is more than the {engines.max_batch} rows that the engine was built for"
+            )
+        bucket = engines.bucket_for(context)
+        slots, largest = bucket.capacity, (engines.max_batch, min(engines.chunk, bucket.capacity))
+        weights = bucket.nbytes + (facts.weight_bytes if engines.stripped else 0)
+        chunk = min(chunk, engines.chunk)
+    dimensions = _dimensions(facts, slots, batch, chunk)
     logits = facts.graph.outputs[0]
-    live = largest_live_set(facts.graph, dimensions, {*_cache_names(facts.graph), logits.name or ""})
-    cuda = facts.target == "cuda"
+    elsewhere = {*_cache_names(facts.graph), logits.name or ""}
+    live = largest_live_set(facts.graph, _dimensions(facts, slots, *largest), elsewhere)
+    scratch = scratch_bytes(facts.graph, dimensions) if facts.target == "cuda" else 0
     return MemoryPlan(
-        weights=facts.weight_bytes,
-        kv_cache=sum(entry.bytes(batch, context) for entry in facts.cache),
+        weights=weights,
+        kv_cache=sum(entry.bytes(batch, slots) for entry in facts.cache),
         logits=ValueSizes(dimensions).bytes(logits),
-        activations=ARENA_FACTOR * live.bytes,
-        workspace=CUDA_ALLOWANCE + scratch_bytes(facts.graph, dimensions) if cuda else 0,
+        activations=live.bytes * (1 if facts.target in TENSORRT else ARENA_FACTOR),
+        workspace=CUDA_ALLOWANCE + scratch if facts.target in GPU_TARGETS else 0,
         context=context,
         batch=batch,
         chunk=chunk,
@@ -216,7 +232,9 @@ def _not_counted(facts: MemoryFacts, live: LiveSet) -> Iterator[str]:
     experts = sum(node.op_type in _EXPERTS for node in facts.graph.all_nodes())
     if experts:
         yield f"what {experts} operators of experts need while they run"
-    if facts.target != "cuda":
+    if facts.target in TENSORRT:
+        yield "kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU"
+    elif facts.target != "cuda":
         yield "weights that ONNX Runtime copies into another layout when it opens the engine"
 
 

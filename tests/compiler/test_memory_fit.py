@@ -17,6 +17,7 @@ from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.manifest import EngineRecord, Manifest
 from llmc.compiler.memory_fit import check_memory
 from llmc.runtimes.memory.plan import CUDA_ALLOWANCE
+from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
 MODEL = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
 tiny (int64[batch, sequence] input_ids, float16[batch, 2, capacity, 8] "past_key_values.0.key")
@@ -64,6 +65,15 @@ def test_it_does_not_fit(engine: Path) -> None:
     free = f"{CUDA_ALLOWANCE / 2**20:.1f} MiB"
     assert f"GPU 0 (NVIDIA H100) has {free} free; use a smaller --context" in fit.problem
     assert fit.to_json()["fits"] is False
+
+
+def test_a_tensorrt_engine_needs_a_gpu(engine: Path, manifest: Manifest) -> None:
+    plan = CapacityPlan((Bucket(64, "engine_64.plan", 5000),), 2, 16, 64)
+    record = EngineRecord("tensorrt-rtx", None, (), {"plan": plan.to_json()})
+    write_manifest(engine, dataclasses.replace(manifest, target="tensorrt-rtx", engine=record))
+    fit = check_memory(engine, (H100,))
+    assert (fit.where, fit.plan.context, fit.plan.weights) == ("GPU 0 (NVIDIA H100)", 64, 5000)
+    assert check_memory(engine, ()).problem == f"{engine} runs on a GPU, and nvidia-smi finds no NVIDIA GPU here"
 
 
 def test_no_gpu(engine: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from llmc.compiler.errors import ArtifactError, EngineError, UsageError
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import ARENA_FACTOR, CUDA_ALLOWANCE, MemoryPlan, check_fits, plan_memory
+from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
 FLOAT16, INT64 = ir.DataType.FLOAT16, ir.DataType.INT64
 LAYERS, KV_HEADS, DIM, WIDTH, VOCABULARY = 2, 2, 8, 32, 64
@@ -108,6 +109,24 @@ def test_a_single_row_needs_no_dequantized_matrix(saved: Path) -> None:
     facts = replace(read_facts(saved), target="cuda")
     assert plan_memory(facts, 100, prefill_chunk=1).workspace == CUDA_ALLOWANCE + 96 * 2
     assert plan_memory(facts, 100, prefill_chunk=2).workspace == CUDA_ALLOWANCE + WIDTH * 96 * 2
+
+
+def test_a_tensorrt_engine_is_counted_as_it_was_built(saved: Path) -> None:
+    """The file and the cache of the engine that runs; activations of the largest run that it was built for."""
+    buckets = (Bucket(64, "engine_64.plan", 7000), Bucket(256, "engine_256.plan", 9000))
+    engines = CapacityPlan(buckets, max_batch=4, chunk=16, max_context=200)
+    facts = replace(read_facts(saved), target="tensorrt-rtx", engines=engines)
+    plans = [plan_memory(facts, context, batch=1) for context in (30, 64, 65)]
+    assert [plan.weights for plan in plans] == [7000, 7000, 9000]
+    assert [plan.kv_cache // (2 * LAYERS * 2 * KV_HEADS * DIM * 2) for plan in plans] == [64, 64, 256]
+    assert plans[2].activations == 4 * (256 + 16) * 8 + 4 * 16 * (WIDTH + 96) * 2
+    assert (plans[2].workspace, plans[2].chunk) == (CUDA_ALLOWANCE, 16)
+    stripped = replace(facts, engines=replace(engines, stripped=True))
+    assert plan_memory(stripped, 30).weights == 7000 + facts.weight_bytes
+    with pytest.raises(UsageError, match="--batch 5 is more than the 4 rows that the engine was built for"):
+        plan_memory(facts, 30, batch=5)
+    with pytest.raises(UsageError, match="257 tokens are more than this engine's longest cache of 256"):
+        plan_memory(facts, 257)
 
 
 @pytest.mark.parametrize(

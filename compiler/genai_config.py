@@ -16,7 +16,6 @@ Source: onnxruntime-genai 0.18, ``src/config.h``, ``src/models/{decoder_only,kv_
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from llmc.compiler.errors import ArtifactError
-from llmc.compiler.json_record import JsonValue, to_text
+from llmc.compiler.json_record import JsonValue, read_object, to_text
 from llmc.compiler.manifest import Manifest
 from llmc.compiler.write_model import MODEL
 from llmc.runtimes.text import TextTokenizer
@@ -158,8 +157,8 @@ class _Settings:
 
     def __init__(self, directory: Path, vocab_size: int) -> None:
         self._directory, self._vocab_size = directory, vocab_size
-        self._generation = _read(directory / "generation_config.json")
-        config = _read(directory / "config.json")
+        self._generation = read_object(directory / "generation_config.json")
+        config = read_object(directory / "config.json")
         text = config.get("text_config")
         self._sources = (self._generation, config, text if isinstance(text, Mapping) else {})
 
@@ -189,16 +188,6 @@ class _Settings:
             if ids:
                 return ids
         return []
-
-
-def _read(path: Path) -> Mapping[str, JsonValue]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON: {error}") from error
-    return content if isinstance(content, Mapping) else {}
 
 
 def _layers(inputs: Mapping[str, ir.Value]) -> list[int]:

@@ -14,6 +14,7 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, cast
 
 from llmc.compiler.errors import ArtifactError, LlmcError
@@ -51,6 +52,23 @@ def from_text(text: str, where: str) -> JsonValue:
     except ValueError as error:
         raise ArtifactError(f"{where} is not valid JSON ({error}); make the artifact again") from error
     return cast("JsonValue", value)
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A file's JSON object; empty where there is no such file.
+
+    Raises:
+        ArtifactError: the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
+    return content
 
 
 def encode(record: object) -> dict[str, JsonValue]:

@@ -115,3 +115,13 @@ def small_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir
 def graph_input(model: ir.Model, name: str) -> ir.Value | None:
     """The graph input called ``name``."""
     return next((value for value in model.graph.inputs if value.name == name), None)
+
+
+def head_product(model: ir.Model) -> ir.Node | None:
+    """The matrix product nearest to the logits."""
+    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == "logits")
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "MatMul":
+            return node
+        value = next((v for v in node.inputs if v is not None and not is_weight(v)), None)
+    return None

@@ -21,7 +21,7 @@ from llmc.passes import standard_formats as formats
 from llmc.passes.block_offsets import add_offsets, is_correction
 from llmc.passes.dequantized_weights import OPSET, DequantizedWeights, Format, WeightForm
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import add_initializer, copy_dtype, is_weight
+from llmc.passes.graph_query import add_initializer, copy_dtype, head_product, is_weight
 from llmc.passes.linear import product_weight, upright_weight
 from llmc.passes.routing_weights import chooses_experts
 
@@ -66,7 +66,7 @@ class QuantizeStandard(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every matrix product and every look-up."""
-        head, made = _head(model), DequantizedWeights(model.graph)
+        head, made = head_product(model), DequantizedWeights(model.graph)
         for node in list(model.graph):
             if node.domain or (what := _kind(node, head)) is None:
                 continue
@@ -130,13 +130,3 @@ def _kind(node: ir.Node, head: ir.Node | None) -> str | None:
     tensor = table.const_value if table is not None and is_weight(table) else None
     large = tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
     return "embedding" if large and node.attributes.get_int("axis", 0) == 0 else None
-
-
-def _head(model: ir.Model) -> ir.Node | None:
-    """The matrix product nearest to the logits."""
-    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == "logits")
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "MatMul":
-            return node
-        value = next((v for v in node.inputs if v is not None and not is_weight(v)), None)
-    return None

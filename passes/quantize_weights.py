@@ -25,7 +25,7 @@ from llmc.passes.block_offsets import add_offsets, is_correction
 from llmc.passes.block_quantization import BlockFormat
 from llmc.passes.expert_weights import quantize_experts
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.graph_query import add_initializer, is_weight
+from llmc.passes.graph_query import add_initializer, head_product, is_weight
 from llmc.passes.linear import added_bias, product_weight, upright_weight
 from llmc.passes.routing_weights import chooses_experts
 
@@ -71,7 +71,7 @@ class QuantizeWeights(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every matrix product, every look-up and every layer's experts."""
-        head = _head(model)
+        head = head_product(model)
         known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
         for node in list(model.graph):
             if not _has_weight(node) and not _is_experts(node):
@@ -129,16 +129,6 @@ class QuantizeWeights(GraphPass):
             new += add_offsets(graph, node, new[0], made["offsets"], fmt.block_size)
         old = [last] if last is node else [last, node]
         ir.convenience.replace_nodes_and_values(graph, last, old, new, list(last.outputs), list(new[-1].outputs))
-
-
-def _head(model: ir.Model) -> ir.Node | None:
-    """The matrix product nearest to the logits."""
-    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == "logits")
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "MatMul":
-            return node
-        value = next((v for v in node.inputs if v is not None and not is_weight(v)), None)
-    return None
 
 
 def _has_weight(node: ir.Node) -> bool:

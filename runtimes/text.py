@@ -9,13 +9,13 @@ Text of a running generation, token by token, is :mod:`llmc.runtimes.stream_deco
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.errors import ArtifactError, UsageError
+from llmc.compiler.json_record import read_object
 from llmc.runtimes.chat import Message, render_chat
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
             raise ArtifactError(f"{path} is not a tokenizer that this version can read: {error}") from error
-        config = _read_json(directory / "tokenizer_config.json")
-        eos_ids = _eos_ids(_read_json(directory / "generation_config.json"))
+        config = read_object(directory / "tokenizer_config.json")
+        eos_ids = _eos_ids(read_object(directory / "generation_config.json"))
         return cls(
             tokenizer,
             config=config,
             chat_templates=_read_templates(directory, config),
-            eos_ids=eos_ids or _eos_ids(_read_json(directory / "config.json")),
+            eos_ids=eos_ids or _eos_ids(read_object(directory / "config.json")),
         )
 
     @property
@@ -181,19 +181,6 @@ def _eos_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,)
     return tuple(int(token) for token in value) if isinstance(value, list) else ()
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
-    return content
 
 
 def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:

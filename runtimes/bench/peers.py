@@ -27,7 +27,7 @@ class Peer:
     Attributes:
         module: Of its worker, in this folder.
         variants: Name -> arguments of the worker; each is a subject of its own. A peer with one way to run has one
-            variant without a name.
+            variant without a name. Where only some fit what was prepared, its details list them as ``variants``.
         source: What it opens.
     """
 
@@ -49,8 +49,13 @@ PEERS: Mapping[str, Peer] = {
     ),
     "genai": Peer(
         "llmc.runtimes.bench.peer_genai",
-        {"graph": ("cuda",), "launches": ("cuda", "launches")},
-        "a directory that its model builder made",
+        {"graph": ("cuda",), "launches": ("cuda", "launches"), "cpu": ("cpu",)},
+        "a directory with genai_config.json",
+    ),
+    "openvino-genai": Peer(
+        "llmc.runtimes.bench.peer_openvino_genai",
+        {"stateful": ("stateful",), "paged": ("paged",)},
+        "a directory with openvino_model.xml",
     ),
 }
 """Peer's name on the command line -> how it is run."""
@@ -116,6 +121,7 @@ def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subje
     with WorkerProcess(name, peer_command(interpreter, peer.module)) as worker:
         prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(cache.resolve()))
     label = f"{name} {prepared['details'].get('ftype', '')}".strip()
+    fitting = prepared["details"].get("variants", peer.variants) if choice.variant is None else (choice.variant,)
     return [
         Subject(
             f"{label}, {variant}" if variant else label,
@@ -123,7 +129,7 @@ def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subje
             peer_command(interpreter, peer.module, *arguments),
         )
         for variant, arguments in peer.variants.items()
-        if choice.variant in {None, variant}
+        if variant in fitting
     ]
 
 

@@ -34,8 +34,8 @@ CONVENTIONS: Mapping[str, str] = {
     "ttft": "submission of the prompt's token ids to the first token's logits; tokenization excluded",
     "tokens": "prompts and decode steps get seeded random token ids, the same for every subject with that vocabulary",
     "sampling": "excluded on the CPU: a step ends with an arg-max whose token is not fed back, llama.cpp's with its "
-    "logits computed (llama-bench's tg); included in llmc's steps on a device and in genai's: greedy, the token is "
-    "fed back",
+    "logits computed (llama-bench's tg); included in llmc's steps on a device and in both genais': greedy, the token "
+    "is fed back",
     "rounds": "one run of each subject in turn, case by case, then the next round; one at a time: half of the rounds "
     "of each subject, then the second halves in reverse order; figures are medians (min - max)",
     "peak_rss": "VmHWM of a fresh process that loads, warms up and runs the case once; file-backed pages included; "

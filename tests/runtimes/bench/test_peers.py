@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import EngineError, UsageError
-from llmc.runtimes.bench import peers
+from llmc.runtimes.bench import peer_genai, peers
 from llmc.runtimes.bench.peer_llamacpp import LlamaCppTarget, describe_tensors
 from llmc.runtimes.bench.peer_transformers import VARIANTS
 from llmc.runtimes.bench.peers import PeerChoice, distinct_labels, peer_subjects
@@ -156,7 +156,8 @@ def prepared(monkeypatch):
             return None
 
         def request(self, command, **fields):
-            return {"path": fields["source"], "details": {} if "genai" in started[-1][-1] else {"ftype": "Q4_0"}}
+            genai = {"variants": ["graph", "launches"]}
+            return {"path": fields["source"], "details": genai if "genai" in started[-1][-1] else {"ftype": "Q4_0"}}
 
     monkeypatch.setattr(peers, "WorkerProcess", Worker)
     return started
@@ -178,11 +179,14 @@ def test_one_variant_or_the_only_one(prepared, tmp_path):
     assert (graph.label, launches.label) == ("genai, graph", "genai, launches")
     assert graph.command[-1] == "cuda"
     assert launches.command[-2:] == ("cuda", "launches")
+    (cpu,) = peer_subjects(PeerChoice("genai", Path(sys.executable), tmp_path, "cpu"), tmp_path)
+    assert (cpu.label, cpu.command[-1]) == ("genai, cpu", "cpu")
 
 
 def test_the_peers_variants_are_those_of_its_worker():
     variants = peers.PEERS["transformers"].variants
     assert dict(variants) == {name: (name,) for name in VARIANTS}
+    assert list(peers.PEERS["genai"].variants) == [name for names in peer_genai.VARIANTS.values() for name in names]
 
 
 def test_subjects_of_the_same_label_are_told_apart():

@@ -1,0 +1,108 @@
+"""OpenVINO on the CPU.
+
+In (build): a target graph's directory. Out: ``openvino_model.xml`` and ``openvino_model.bin``, a model that keeps its
+own KV cache; OpenVINO GenAI and optimum-intel open the directory, too.
+In (open): an engine's directory. Out: a session.
+
+Small weights stay small: the model holds integers and their scales, and the CPU plugin multiplies with those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from llmc.compiler.artifact import open_artifact
+from llmc.compiler.errors import EngineError
+from llmc.compiler.manifest import Manifest
+from llmc.runtimes.engine import EngineInfo, Session
+from llmc.runtimes.machine import physical_cores
+from llmc.runtimes.openvino.library import (
+    DEVICE,
+    KV_CACHE_PRECISION,
+    load_openvino,
+    plugin_options,
+    require_reads,
+    version_of,
+)
+from llmc.runtimes.openvino.session import OpenVinoSession
+from llmc.runtimes.openvino.stateful_model import read_stateful
+
+GRAPH, MODEL = "model.onnx", "openvino_model.xml"
+UNLIMITED = 1 << 30
+"""Context of a graph that computes its positions: only memory ends it."""
+
+
+class OpenVino:
+    """The engine; see :class:`llmc.runtimes.engine.Engine`."""
+
+    name: ClassVar[str] = "openvino-cpu"
+
+    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+        """Write the model.
+
+        Raises:
+            EngineError: OpenVINO refuses the graph.
+            MissingDependencyError: it is not installed.
+        """
+        openvino = load_openvino()
+        model = read_stateful(openvino, graph_directory / GRAPH)
+        openvino.save_model(model, str(output / MODEL), compress_to_fp16=False)
+        return {"graph": MODEL, "openvino": version_of(openvino)}
+
+    def open(self, directory: Path, *, threads: int | None = None) -> Session:
+        """Load an engine.
+
+        Raises:
+            EngineError: the directory holds no engine yet, an older OpenVINO is installed, or it refuses the model.
+            ArtifactError: the directory is not what its manifest says.
+            MissingDependencyError: openvino is not installed.
+        """
+        artifact = open_artifact(directory)
+        manifest = artifact.manifest
+        if manifest.engine is None:
+            raise EngineError(
+                f"{directory} holds a graph for OpenVINO and no engine yet; make one: llmc build {directory} -o DIR"
+            )
+        openvino = load_openvino()
+        require_reads(openvino, manifest.engine.details.get("openvino"))
+        count = threads or manifest.engine.threads or physical_cores()
+        core = openvino.Core()
+        options = plugin_options(core, manifest.precision, count)
+        try:
+            model = core.read_model(str(artifact.file(MODEL)))
+            compiled = core.compile_model(model, DEVICE, dict(options))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(f"OpenVINO {version_of(openvino)} refuses {MODEL}: {reason}") from error
+        return OpenVinoSession(compiled, engine_info(openvino, manifest, model, compiled, count))
+
+
+def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: Any, threads: int) -> EngineInfo:
+    """What a session of a compiled model can do."""
+    states = [node.get_output_partial_shape(0) for node in model.get_ops() if node.get_type_name() == "ReadValue"]
+    caches = [shape for shape in states if any(dim.is_dynamic for dim in list(shape)[1:])]
+    element = compiled.get_property(KV_CACHE_PRECISION)
+    numbers = sum(math.prod(dim.get_length() for dim in shape if dim.is_static) for shape in caches)
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    return EngineInfo(
+        runtime=OpenVino.name,
+        vocab_size=model.output("logits").get_partial_shape()[2].get_length(),
+        num_layers=len(caches) // 2,
+        max_context=manifest.max_context or UNLIMITED,
+        logits=manifest.logits,
+        cache=manifest.cache,
+        cache_bytes_per_token=numbers * element.size,
+        weight_bytes=manifest.weight_bytes,
+        precision=manifest.precision,
+        threads=threads,
+        details={
+            **(manifest.engine.details if manifest.engine else {}),
+            "openvino": version_of(openvino),
+            "activations": hint.get_type_name(),
+            "cache_precision": element.get_type_name(),
+        },
+    )

@@ -1,0 +1,107 @@
+"""A session on OpenVINO: one compiled model that keeps its own KV cache.
+
+In: a compiled model and what its manifest says. Out: the :class:`~llmc.runtimes.engine.Session` protocol.
+
+Slots of the cache and columns of the attention mask correspond one to one. A chunk appends its columns to every row,
+valid or not, so a row's padding stays where it was and the mask has holes; positions count valid tokens only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.engine import EngineInfo, Int64Array, require_room
+from llmc.runtimes.host_logits import HostLogits
+
+IDS, MASK, POSITIONS, BEAM = "input_ids", "attention_mask", "position_ids", "beam_idx"
+
+
+class OpenVinoSession:
+    """One model and one cache; see :class:`llmc.runtimes.engine.Session`."""
+
+    def __init__(self, compiled: Any, info: EngineInfo) -> None:
+        """Wrap a compiled model."""
+        self._compiled: Any = compiled
+        self._request: Any = compiled.create_infer_request()
+        self._inputs = {name for item in compiled.inputs for name in item.get_names()}
+        self._info = info
+        self._lengths: Int64Array = np.zeros(0, np.int64)
+        self._capacity = 0
+        self._columns = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this session can do."""
+        return self._info
+
+    @property
+    def compiled(self) -> Any:
+        """OpenVINO's ``CompiledModel``, for what it tells of itself."""
+        return self._compiled
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens that each row holds, [batch] int64."""
+        return self._lengths.copy()
+
+    def reset(self, batch: int, capacity: int) -> None:
+        """Empty the cache. It grows with what it holds; ``capacity`` tokens in each of ``batch`` rows are its limit.
+
+        Raises:
+            EngineError: the capacity is beyond the engine's context.
+        """
+        require_room(self._info, batch, capacity)
+        self._lengths, self._capacity, self._columns = np.zeros(batch, np.int64), capacity, 0
+        self._mask = np.ones((batch, capacity), np.int64)
+        self._rows = np.arange(batch, dtype=np.int32)
+        self._request.reset_state()
+
+    def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
+        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
+        batch, chunk = input_ids.shape
+        if batch != len(self._lengths):
+            raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
+        valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
+        needed = int((self._lengths + valid).max())
+        if needed > self._capacity:
+            raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {self._capacity}")
+        within = np.arange(chunk)
+        self._give(IDS, input_ids)
+        self._give(MASK, self._extend_mask(within, valid))
+        self._give(POSITIONS, self._lengths[:, None] + np.minimum(within, np.maximum(valid - 1, 0)[:, None]))
+        self._give(BEAM, self._rows)
+        try:
+            # infer() on NumPy's memory took 0.8 ms more of a step of 17.
+            self._request.start_async()
+            self._request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed: {str(error).strip().splitlines()[-1]}") from error
+        self._columns += chunk
+        self._lengths = self._lengths + valid
+        return HostLogits(self._request.get_output_tensor(0).data, valid - 1)
+
+    def _give(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Fill an input where the model has it; its memory is the model's own and only ever grows."""
+        if name not in self._inputs:
+            return
+        tensor = self._request.get_tensor(name)
+        tensor.shape = values.shape
+        tensor.data[...] = values
+
+    def _extend_mask(self, within: Int64Array, valid: Int64Array) -> Int64Array:
+        """[batch, columns held and new] int64: ones for the tokens that were and are valid."""
+        before, total = self._columns, self._columns + len(within)
+        if total > self._mask.shape[1]:
+            # Padding between chunks takes columns, too.
+            more = np.ones((len(valid), total), np.int64)
+            self._mask = np.concatenate([self._mask, more], axis=1)
+        np.less(within, valid[:, None], out=self._mask[:, before:total], casting="unsafe")
+        return self._mask[:, :total]
+
+    def close(self) -> None:
+        """Free the model and the cache."""
+        self._request = self._compiled = None

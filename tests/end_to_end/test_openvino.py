@@ -1,0 +1,185 @@
+"""Engines of OpenVINO say what the model says: tiny models of many kinds, and SmolLM2."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.driver import build, compile_model, optimize
+from llmc.compiler.errors import EngineError
+from llmc.compiler.golden import load_golden
+from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions, Precision
+from llmc.runtimes.engine import Session
+from llmc.runtimes.engines import open_session
+from llmc.runtimes.generation import Generator
+from llmc.runtimes.openvino.session import OpenVinoSession
+
+from .conftest import Built
+from .oracle import Row, lead_session, load_eager, reference_row, whole_logits
+from .tiny import SIZES, save_model
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+
+BOUND = 1e-5
+"""Largest error of float32, in units of the largest logit. Measured: 2e-6 at most."""
+GEMMA2 = {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}
+ARCHITECTURES = [
+    pytest.param("llama", {"tie_word_embeddings": True}, id="llama, tied"),
+    pytest.param("mistral", {"sliding_window": 8}, id="mistral, in a window"),
+    pytest.param("qwen3", {"head_dim": 32}, id="qwen3: norms by head"),
+    pytest.param("gemma2", GEMMA2, id="gemma2: softcaps"),
+    pytest.param("phi", {}, id="phi: partial rotation"),
+    pytest.param("cohere", {}, id="cohere: interleaved rotation"),
+    pytest.param("bloom", {"n_layer": 2, "n_head": 4}, id="bloom: ALiBi"),
+    pytest.param("lfm2", {}, id="lfm2: states of convolutions"),
+]
+GOLDEN_KL = 0.0043
+"""Of SmolLM2 in int4 from a Q4_1 file: 1.1 of what ONNX Runtime's engine of the same blocks had, 0.0039."""
+
+
+def compiled(source: Path, output: Path, logits: Logits = "last", precision: Precision = "auto") -> Path:
+    options = OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True)
+    compile_model(str(source), output, CompileOptions(ExportOptions(verify="off"), options, threads=1))
+    return output
+
+
+def error_of(directory: Path, rows: list[Row], *chunks: int) -> float:
+    """The largest over prefills in chunks of these lengths (0: whole) of a batch padded on either side."""
+    session = open_session(directory, threads=1)
+    try:
+        largest = max(float(np.abs(row.logits).max()) for row in rows)
+        errors = [
+            lead_session(session, rows, side=side, chunk=each).error for side in ("left", "right") for each in chunks
+        ]
+        return max(errors) / largest
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize(("model_type", "config"), ARCHITECTURES)
+def test_architectures(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
+    """A ragged batch, whole, in chunks and token by token, and decode."""
+    source = save_model(tmp_path / "hf", model_type, **config)
+    random, eager = np.random.default_rng(0), load_eager(source)
+    prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in (33, 5, 20)]
+    rows = [reference_row(eager, prompt, 6) for prompt in prompts]
+    logits: Logits = "all" if model_type == "llama" else "last"
+    assert error_of(compiled(source, tmp_path / "engine", logits), rows, 0, 7, 1) < BOUND
+
+
+def test_a_row_may_wait(tmp_path: Path) -> None:
+    """Rows advance by different numbers of tokens, 0 included, from the first chunk on; in a window of 4."""
+    source = save_model(tmp_path / "hf", "mistral", sliding_window=4)
+    random, eager = np.random.default_rng(0), load_eager(source)
+    tokens = random.integers(3, SIZES["vocab_size"], (2, 12))
+    expected = [whole_logits(eager, row.tolist()) for row in tokens]
+    session = open_session(compiled(source, tmp_path / "engine", "all"), threads=1)
+    # Twelve tokens a row fit; padding takes further columns.
+    session.reset(2, 12)
+    for step in ([5, 0], [0, 3], [3, 4], [1, 0], [0, 1], [1, 1], [2, 3]):
+        before = session.lengths
+        chunk = np.full((2, max(step)), 7, np.int64)
+        for row, count in enumerate(step):
+            chunk[row, :count] = tokens[row, before[row] : before[row] + count]
+        logits = session.forward(chunk, np.array(step)).host()
+        for row, count in enumerate(step):
+            wanted = expected[row][before[row] : before[row] + count]
+            np.testing.assert_allclose(logits[row, :count], wanted, rtol=0, atol=1e-4)
+    assert session.lengths.tolist() == [12, 12]
+    with pytest.raises(EngineError, match="a row would hold 13 tokens, but the cache has room for 12"):
+        session.forward(np.array([[3], [3]]))
+    session.close()
+
+
+def layers_of(session: OpenVinoSession) -> list[tuple[str, Any]]:
+    """Kind and node of what the plugin executes."""
+    nodes = session.compiled.get_runtime_model().get_ordered_ops()
+    return [(node.get_rt_info()["layerType"].astype(str), node) for node in nodes]
+
+
+@pytest.mark.parametrize(("precision", "linear"), [("fp32", "f32"), ("int8", "i8"), ("int4", "u4")])
+def test_the_plugin_keeps_weights_small_and_fuses_attention(
+    tmp_path: Path, precision: Precision, linear: str
+) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}
+    source = save_model(tmp_path / "hf", "llama", **sizes)
+    session = open_session(compiled(source, tmp_path / "engine", precision=precision), threads=1)
+    assert isinstance(session, OpenVinoSession)
+    found, layers = layers_of(session), SIZES["num_hidden_layers"]
+    count = Counter(kind for kind, _ in found)
+    expected = {"ScaledDotProductAttention": 1, "RoPE": 2, "MemoryInput": 2, "FullyConnected": 7, "Pad": 0}
+    assert {kind: count[kind] // layers for kind in expected} == expected
+    assert count["RMS"] == 2 * layers + 1
+    for kind, node in found:
+        if kind == "MemoryInput":
+            (target,) = node.output(0).get_target_inputs()
+            # Not Concat: the attention appends to the cache itself.
+            assert target.get_node().get_rt_info()["layerType"].astype(str) == "ScaledDotProductAttention"
+    weights = Counter(
+        node.input_value(1).get_element_type().get_type_name() for kind, node in found if kind == "FullyConnected"
+    )
+    head = {"fp32": "f32", "int8": "i8", "int4": "i8"}[precision]
+    assert weights == Counter({linear: 7 * layers}) + Counter({head: 1})
+    session.close()
+
+
+def test_the_same_bytes_twice(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "hf", "llama")
+    once, twice = (compiled(source, tmp_path / name, precision="int4") for name in ("once", "twice"))
+    for path in sorted(once.iterdir()):
+        assert path.read_bytes() == (twice / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(("model_type", "config"), [("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2})])
+def test_what_openvino_does_not_read_is_said_in_one_sentence(
+    tmp_path: Path, model_type: str, config: dict[str, Any]
+) -> None:
+    source = save_model(tmp_path / "hf", model_type, **config)
+    with pytest.raises(
+        EngineError, match=r"OpenVINO 2\S+ does not read Scan-\d+ of model.onnx; compile the model for"
+    ):
+        compiled(source, tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.fixture(scope="module")
+def engines(smollm2: Built) -> dict[str, Path]:
+    """SmolLM2 in float32 and in int4."""
+    made = {}
+    for precision in ("fp32", "int4"):
+        target, made[precision] = (smollm2.folder / f"openvino-{precision}{kind}" for kind in ("", "-engine"))
+        optimize(smollm2.portable, target, OptimizeOptions(target="openvino", precision=precision, strict=True))
+        build(target, made[precision])
+    return made
+
+
+def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built, engines: dict[str, Path]) -> None:
+    """64 greedy tokens in float32; a ragged batch along its own continuation."""
+    session: Session = open_session(engines["fp32"], threads=2)
+    (row,) = smollm2.rows("single")
+    made = Generator(session).stream([row.prompt], max_tokens=64, eos_ids=set()).run()
+    assert list(made.tokens[0]) == row.continuation[:64]
+    for chunk in (0, 16):
+        result = lead_session(session, smollm2.rows("ragged"), chunk=chunk)
+        assert result.error < 1e-3
+        assert result.tokens
+    session.close()
+
+
+def test_smollm2_in_int4_is_as_near_as_on_onnx_runtime(smollm2: Built, tmp_path: Path) -> None:
+    from llmc.compiler.verification import measure
+
+    output = tmp_path / "engine"
+    options = CompileOptions(ExportOptions(verify="on"), OptimizeOptions(target="openvino", precision="int4"))
+    report = compile_model(str(smollm2.source), output, options)
+    golden = load_golden(output)
+    assert golden is not None
+    session = open_session(output)
+    assert measure(session, golden).kl < GOLDEN_KL
+    assert session.info.details["activations"] in {"bf16", "f32"}
+    assert report.manifest.precision == "int4"
+    session.close()

@@ -1,0 +1,70 @@
+"""What is said where OpenVINO is missing or older than the engine; how its plugin is told to compile."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.runtimes.openvino.library import load_openvino, plugin_options, require_reads, version_of
+
+
+class Core:
+    """OpenVINO's, on a processor with the given types."""
+
+    def __init__(self, *capabilities: str) -> None:
+        self._capabilities = list(capabilities)
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self._capabilities
+
+
+@pytest.fixture
+def installed() -> ModuleType:
+    module = ModuleType("openvino")
+    module.__version__ = "2026.4.1-22982-e213a147257-releases/2026/4"  # type: ignore[attr-defined]
+    return module
+
+
+def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'llmc-toolchain\[openvino\]'"):
+        load_openvino()
+
+
+def test_the_release(installed: ModuleType) -> None:
+    assert version_of(installed) == "2026.4.1"
+
+
+@pytest.mark.parametrize("built_by", ["2026.4.1", "2026.4.9", "2025.3.0"])
+def test_what_older_releases_and_patches_wrote_is_read(installed: ModuleType, built_by: str) -> None:
+    require_reads(installed, built_by)
+
+
+@pytest.mark.parametrize(
+    ("built_by", "message"),
+    [
+        ("2026.5.0", "built by OpenVINO 2026.5.0, and 2026.4.1 is installed; install that or a newer"),
+        ("2027.0.0", "built by OpenVINO 2027.0.0"),
+        (None, "names no release of OpenVINO"),
+        ("new", "names no release of OpenVINO"),
+    ],
+)
+def test_an_older_library_is_refused(installed: ModuleType, built_by: object, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        require_reads(installed, built_by)
+
+
+def test_float32_stays_float32() -> None:
+    options = plugin_options(Core("FP32", "BF16", "INT8"), "fp32", 3)
+    assert options["INFERENCE_PRECISION_HINT"] == options["KV_CACHE_PRECISION"] == "f32"
+    assert options["INFERENCE_NUM_THREADS"] == 3
+
+
+def test_small_weights_are_computed_in_bfloat16_where_the_processor_has_it() -> None:
+    for precision in ("int4", "int8"):
+        assert plugin_options(Core("FP32", "BF16"), precision, 1)["INFERENCE_PRECISION_HINT"] == "bf16"
+        assert plugin_options(Core("FP32"), precision, 1)["INFERENCE_PRECISION_HINT"] == "f32"

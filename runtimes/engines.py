@@ -61,6 +61,10 @@ def require_builder(target: str) -> None:
         from llmc.runtimes.tensorrt.bindings import require_installed
 
         require_installed(target)
+    elif target == "openvino":
+        from llmc.runtimes.openvino.library import load_openvino
+
+        load_openvino()
 
 
 def make_builder(target: Manifest, options: EngineOptions, progress: Progress) -> Engine:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from llmc.compiler.driver import compile_model
 from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.options import CompileOptions, OptimizeOptions
 from llmc.runtimes.openvino.library import load_openvino, plugin_options, require_reads, version_of
 
 
@@ -33,6 +36,12 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'llmc-toolchain\[openvino\]'"):
         load_openvino()
+
+
+def test_a_missing_library_is_said_before_a_model_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match="openvino is not installed"):
+        compile_model("no/such/model", tmp_path / "out", CompileOptions(optimize=OptimizeOptions(target="openvino")))
 
 
 def test_the_release(installed: ModuleType) -> None:

@@ -30,7 +30,7 @@ def optimize_tables(directory: Path, report: OptimizeReport) -> Group:
     """Passes, shortfalls, the artifact."""
     from rich.console import Group
 
-    lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report.genai_refusal)]
+    lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
     return Group(outcome_table(report.outcomes), *lines, artifact_table(directory, report.manifest))
 
 
@@ -42,7 +42,7 @@ def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = N
     parts: list[RenderableType] = [
         outcome_table(report.outcomes),
         *shortfall_lines(report.outcomes, report.shortfalls),
-        *_genai_line(report.genai_refusal),
+        *_genai_line(report),
     ]
     if report.verification is not None:
         parts.append(verification_table(report.verification))
@@ -104,10 +104,12 @@ def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) 
     return lines
 
 
-def _genai_line(refusal: str | None) -> list[Text]:
+def _genai_line(report: OptimizeReport | CompileReport) -> list[Text]:
+    """Why ONNX Runtime GenAI cannot run it, said of targets that run on ONNX Runtime."""
     from rich.text import Text
 
-    if refusal is None:
+    refusal = report.genai_refusal
+    if refusal is None or report.manifest.target not in {"cpu", "cuda"}:
         return []
     return [Text(f"no genai_config.json: ONNX Runtime GenAI cannot run this graph, because {refusal}", style="dim")]
 

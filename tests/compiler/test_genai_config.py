@@ -251,6 +251,15 @@ def test_states_are_refused_with_their_name(tmp_path: Path, caplog: pytest.LogCa
     assert said in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_target_that_does_not_run_on_onnx_runtime_is_not_told(tmp_path: Path) -> None:
+    report = compiled(tmp_path, "lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2, conv_L_cache=3)
+    elsewhere = replace(report, manifest=replace(report.manifest, target="openvino"))
+    for shown, told in ((report, True), (elsewhere, False)):
+        console = Console(width=500, file=io.StringIO())
+        console.print(compile_tables(tmp_path / "engine", shown))
+        assert ("genai_config" in console.file.getvalue()) == told  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def graph(target: Path) -> ir.Graph:
     return ir.load(target / "model.onnx").graph

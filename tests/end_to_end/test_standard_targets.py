@@ -14,9 +14,10 @@ import pytest
 
 from llmc.compiler.driver import export, optimize
 from llmc.compiler.errors import UnsupportedModelError
-from llmc.compiler.options import ExportOptions, OptimizeOptions, Target
+from llmc.compiler.options import CACHES, ExportOptions, OptimizeOptions, Precision, Target
 from llmc.runtimes.engines import open_session
 
+from .conftest import BOTH, Built
 from .oracle import PortableGraph, Row, lead_graph, lead_session, load_eager, reference_row
 from .tiny import SIZES, make_model, save_model
 
@@ -162,3 +163,21 @@ def test_experts(tmp_path: Path, name: str) -> None:
     check_openvino(tmp_path, architecture, rows)
     with pytest.raises(UnsupportedModelError, match="is a loop over tokens, which llmc computes in float32"):
         optimize(tmp_path / "portable", tmp_path / "rtx", OptimizeOptions(target="tensorrt-rtx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("built", BOTH, indirect=True)
+@pytest.mark.parametrize(
+    ("target", "precision", "bound"), [("tensorrt-rtx", "fp16", FP16), ("openvino", "fp32", FP32)]
+)
+def test_a_real_model(built: Built, target: Target, precision: Precision, bound: float) -> None:
+    """Three rows of 23 to 57 tokens; ``pytest -s`` shows the errors."""
+    rows = built.rows("ragged")
+    session = open_session(built.target(CACHES[target][0], target=target, precision=precision), threads=2)
+    for chunk in CHUNKS:
+        result = lead_session(session, rows, chunk=chunk, steps=DECODED)
+        relative = largest_error(rows, [result.error])
+        print(f"{built.name}, {target} {precision}, chunks of {chunk}: {result.error:.2g}, relative {relative:.2g}")
+        assert relative < bound
+        assert result.tokens
+    session.close()

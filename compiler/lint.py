@@ -10,18 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from llmc.compiler.lint_graph import LintModel, PlacedGraph, read_lint_model
-from llmc.runtimes.lint_tables.function_trap import CALL, SHORT_CALL
 from llmc.runtimes.lint_tables.node_view import GraphView, NodeView, features
 from llmc.runtimes.lint_tables.table import OperatorRow, Outcome, Signature, TargetTable, VersionRow, load_table
-from llmc.runtimes.lint_tables.trap_rules import TRAP_RULES
+from llmc.runtimes.lint_tables.trap_rules import CALL, SHORT_CALL, TRAP_RULES
 
 SCHEMA_VERSION = 1
 Verdict: TypeAlias = Literal["wrong", "refused", "slow", "runs", "unknown"]
-FAILING: tuple[Outcome, ...] = ("wrong", "refused")
-FOUND: tuple[Outcome, ...] = (*FAILING, "slow")
+FOUND: tuple[Outcome, ...] = ("wrong", "refused", "slow")
 """Worst first."""
 NAMES_SHOWN = 3
 LOWER = "lower it to ONNX's own operators"
@@ -116,7 +114,7 @@ class LintReport:
     def counts(self) -> dict[Verdict, int]:
         """Nodes by verdict."""
         found = Counter(node.verdict for node in self.nodes)
-        return {verdict: found[verdict] for verdict in ("wrong", "refused", "slow", "runs", "unknown")}
+        return {verdict: found[verdict] for verdict in get_args(Verdict)}
 
     @property
     def unknown(self) -> tuple[str, ...]:

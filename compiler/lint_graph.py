@@ -56,7 +56,6 @@ class LintModel:
     """A file.
 
     Attributes:
-        path: Where it is.
         opset: Version of ONNX's own operators.
         ir_version: Version of the file format.
         graphs: The graph first.
@@ -64,7 +63,6 @@ class LintModel:
         calls: Of functions, before they were inlined.
     """
 
-    path: Path
     opset: int
     ir_version: int
     graphs: tuple[PlacedGraph, ...]
@@ -99,7 +97,7 @@ def read_lint_model(path: Path, has_operator: Callable[[str], bool]) -> LintMode
             place = f"body of function {function.name}"
             graphs += _place(body, {**opsets, **_opsets(function)}, {}, [place] * len(body.node))
     labels = frozenset(_label(function.domain, function.name) for function in model.functions)
-    return LintModel(path, opsets.get("", 1), model.ir_version, tuple(graphs), labels, calls)
+    return LintModel(opsets.get("", 1), model.ir_version, tuple(graphs), labels, calls)
 
 
 def _load(path: Path) -> ModelProto:

@@ -13,7 +13,7 @@ from llmc.compiler.artifact import write_manifest
 from llmc.compiler.errors import EngineError, MissingDependencyError, VerificationError
 from llmc.compiler.golden import Golden, load_golden
 from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import TENSORRT
+from llmc.compiler.options import GPU_TARGETS, TENSORRT
 from llmc.compiler.progress import Progress
 from llmc.compiler.reports import VerifyReport
 from llmc.compiler.verification import Measured, measure, report, tolerances
@@ -72,22 +72,23 @@ def measure_anywhere(
 
 
 def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
-    if manifest.kind != "engine" or manifest.target not in {"cuda", *TENSORRT}:
+    if manifest.kind != "engine" or manifest.target not in GPU_TARGETS:
         return open_session(directory, threads=threads), ""
-    if cuda_devices():
-        if manifest.target == "cuda":
+    gpu = bool(cuda_devices())
+    if manifest.target == "cuda":
+        if gpu:
             return open_session(directory, threads=threads), ""
+        from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+
+        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
+    if gpu:
         try:
             return open_session(directory, threads=threads), ""
         except (EngineError, MissingDependencyError) as error:
             log.warning("the engine does not open here: %s", error)
-    if manifest.target == "cuda":
-        from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
-
-        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
     from llmc.runtimes.onnxruntime_engine import open_graph
 
-    why = "no GPU here that it supports" if cuda_devices() else "there is no GPU here"
+    why = "no GPU here that it supports" if gpu else "there is no GPU here"
     try:
         session = open_graph(directory, threads=threads)
     except EngineError as error:

@@ -15,10 +15,10 @@ import psutil
 
 from llmc.compiler.doctor import Gpu
 from llmc.compiler.errors import EngineError
-from llmc.compiler.options import DEFAULT_CONTEXT
+from llmc.compiler.options import DEFAULT_CONTEXT, GPU_TARGETS
 from llmc.runtimes.machine import machine_fingerprint
 from llmc.runtimes.memory.facts import read_facts
-from llmc.runtimes.memory.plan import GPU_TARGETS, MemoryPlan, check_fits, plan_memory
+from llmc.runtimes.memory.plan import MemoryPlan, check_fits, plan_memory
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ CACHES: dict[str, tuple[str, ...]] = {
 }
 """How the KV cache may go in and out, by target; the first is what ``auto`` stands for."""
 TENSORRT = ("tensorrt", "tensorrt-rtx")
+GPU_TARGETS = ("cuda", *TENSORRT)
+"""Targets whose engines compute on a GPU."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
 """Input features that share a scale, unless the user says otherwise."""
 

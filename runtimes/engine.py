@@ -30,6 +30,8 @@ Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 LogitsKind = Literal["last", "all"]
 CacheKind = Literal["grow", "shared"]
+UNLIMITED = 1 << 30
+"""Context of a graph that computes its positions: only memory ends it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def require_room(info: EngineInfo, batch: int, capacity: int) -> None:
     """Check what a cache is asked to hold.
 
     Raises:
-        EngineError: no row or no token, or more tokens than the engine's context.
+        EngineError: no row or no token, or more rows or tokens than the engine holds.
     """
     if batch < 1 or capacity < 1:
         raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
@@ -79,6 +81,32 @@ def require_room(info: EngineInfo, batch: int, capacity: int) -> None:
             f"{capacity} tokens are more than this engine's context of {info.max_context}; "
             "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
         )
+    if info.max_batch is not None and batch > info.max_batch:
+        raise EngineError(
+            f"{batch} rows are more than the {info.max_batch} that this engine was built for; "
+            "run fewer at once, or build it again for more"
+        )
+
+
+def valid_tokens(held: Int64Array, capacity: int, input_ids: Int64Array, lengths: Int64Array | None) -> Int64Array:
+    """Tokens that a chunk [batch, seq] adds to each row, [batch] int64.
+
+    Raises:
+        EngineError: the chunk has another number of rows, or a row has no room for it.
+    """
+    batch, chunk = input_ids.shape
+    if batch != len(held):
+        raise EngineError(f"the session holds {len(held)} rows, not {batch}; reset it first")
+    valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
+    needed = int((held + valid).max())
+    if needed > capacity:
+        raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {capacity}")
+    return valid
+
+
+def chunk_positions(held: Int64Array, valid: Int64Array, chunk: int) -> Int64Array:
+    """Positions of a right-padded chunk, [batch, chunk] int64; padding repeats those of the last valid token."""
+    return held[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])
 
 
 class Logits(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import ArtifactError, EngineError, MissingDependencyError
-from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
+from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import Device, HostDevice
@@ -61,11 +61,7 @@ class OnnxRuntimeCuda:
             ArtifactError: the directory is not what its manifest says, or carries no weights.
             MissingDependencyError: onnxruntime-gpu or cuda-bindings is not installed.
         """
-        if not cuda_devices():
-            raise EngineError(
-                f"{directory} is an engine for a CUDA GPU, and there is none here, or no driver or cuda-bindings for "
-                "it; `llmc doctor` says what is missing"
-            )
+        require_gpu(directory)
         return _open(directory, self.name, CudaDevice())
 
 

@@ -21,15 +21,13 @@ from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import EngineError, MissingDependencyError
 from llmc.compiler.manifest import Manifest
 from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
-from llmc.runtimes.engine import EngineInfo, Session
+from llmc.runtimes.engine import UNLIMITED, EngineInfo, Session
 from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.onnxruntime_session import RAGGED_CHUNKS, OnnxRuntimeSession
 
 log = logging.getLogger(__name__)
 GRAPH, ENGINE, DATA = "model.onnx", "engine.onnx", "model.onnx.data"
 PROVIDERS = ["CPUExecutionProvider"]
-UNLIMITED = 1 << 30
-"""Context of a graph that computes its positions: only memory ends it."""
 
 
 class OnnxRuntimeCpu:

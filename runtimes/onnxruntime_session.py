@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo, Int64Array, require_room
+from llmc.runtimes.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
 from llmc.runtimes.host_logits import HostLogits
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -116,14 +116,9 @@ class OnnxRuntimeSession:
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
-        batch, chunk = input_ids.shape
-        if batch != len(self._lengths):
-            raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")
+        chunk = input_ids.shape[1]
+        valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         full = lengths is None
-        valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
-        needed = int((self._lengths + valid).max())
-        if needed > self._capacity:
-            raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {self._capacity}")
         ragged = chunk > 1 and not full and bool((valid != chunk).any())
         if ragged and self._lengths.any() and not self._info.details.get(RAGGED_CHUNKS, True):
             raise EngineError(
@@ -134,7 +129,7 @@ class OnnxRuntimeSession:
         mask = self._fused_mask(valid, chunk, full) if self._fused else self._slot_mask(valid, chunk)
         self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))
         if self._positions:
-            positions = self._lengths[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])
+            positions = chunk_positions(self._lengths, valid, chunk)
             self._binding.bind_ortvalue_input("position_ids", _ort_value(positions))
         try:
             self._inference.run_with_iobinding(self._binding)

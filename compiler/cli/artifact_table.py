@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.json_record import encode
-from llmc.compiler.options import TENSORRT
+from llmc.compiler.options import GPU_TARGETS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from llmc.compiler.cli.cost import Cost
     from llmc.compiler.manifest import EngineRecord, Manifest
-
-
-GPU_TARGETS = ("cuda", *TENSORRT)
-"""Targets whose engines compute on no threads of their own."""
 
 
 def artifact_table(directory: Path, manifest: Manifest, cost: Cost | None = None) -> Table:

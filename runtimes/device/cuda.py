@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,19 @@ def cuda_devices() -> int:
     except RuntimeError:  # no libcudart, or no driver behind it
         return 0
     return int(count) if int(error) == SUCCESS else 0
+
+
+def require_gpu(directory: Path) -> None:
+    """Refuse to open an engine where there is no GPU.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if not cuda_devices():
+        raise EngineError(
+            f"{directory} is an engine for a CUDA GPU, and there is none here, or no driver or cuda-bindings for "
+            "it; `llmc doctor` says what is missing"
+        )
 
 
 class CudaDevice:

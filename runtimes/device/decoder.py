@@ -58,7 +58,7 @@ class Traits:
         ends_with_chunk: The length is the slot of the chunk's last column; else that of its first.
         ragged_chunks: Several tokens may meet pasts of different lengths; else such a chunk runs row by row.
         capacities: Lengths of the cache that it was built for, ascending; empty: any.
-        max_batch, max_chunk: Most rows, and most tokens of a row in one run; 0: any.
+        max_chunk: Most tokens of a row in one run; 0: any.
     """
 
     lengths: str
@@ -66,7 +66,6 @@ class Traits:
     ends_with_chunk: bool
     ragged_chunks: bool
     capacities: tuple[int, ...] = ()
-    max_batch: int = 0
     max_chunk: int = 0
 
 

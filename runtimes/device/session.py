@@ -122,11 +122,6 @@ class DeviceSession:
             EngineError: rows or capacity are beyond what the engine can run, or the device's memory does not suffice.
         """
         require_room(self._info, batch, capacity)
-        if 0 < self._traits.max_batch < batch:
-            raise EngineError(
-                f"{batch} rows are more than the {self._traits.max_batch} that this engine was built for; "
-                "run fewer at once, or build it again for more"
-            )
         self._end_loop()
         rounded = self._rounded(capacity)
         if (batch, rounded) != self._shape:
@@ -146,7 +141,6 @@ class DeviceSession:
         if rounded <= old:
             return
         self._end_loop()
-        lengths = self._lengths
         self._forget_addresses()
         self._load(rounded)
         try:
@@ -154,7 +148,7 @@ class DeviceSession:
         except EngineError:
             self._release()
             raise
-        self._shape, self._capacity, self._lengths = (batch, rounded), rounded, lengths
+        self._shape, self._capacity = (batch, rounded), rounded
 
     def _rounded(self, capacity: int) -> int:
         """What is allocated for a capacity, which the engine's context admits."""

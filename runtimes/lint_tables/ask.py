@@ -6,8 +6,8 @@ In: the name of a runtime as the argument, requests on stdin. Out: one answer pe
 
 The first line says its version: ``{"tool": "openvino", "version": "2026.4.1", "kernels": [], "schemas": []}``. Then
 
-    {"id": 0, "model": BASE64, "inputs": {"x": ARRAY}, "optimize": false}    inputs null: open it, do not run it
-    {"id": 0, "taken": true, "message": "", "unread": [], "outputs": [ARRAY], "graph": BASE64}
+    {"model": BASE64, "inputs": {"x": ARRAY}, "optimize": false}    inputs null: open it, do not run it
+    {"taken": true, "message": "", "unread": [], "outputs": [ARRAY], "graph": BASE64}
 
 with ARRAY = ``{"dtype": "float16", "shape": [2, 3], "data": BASE64}``. ``unread`` names inputs of the model that
 nothing which the runtime made from it reads; ``graph`` is the graph that ONNX Runtime runs in the model's place. A
@@ -213,7 +213,7 @@ def main(name: str) -> None:
     answers.flush()
     for line in sys.stdin:
         request = json.loads(line)
-        answer: Answer = {"id": request["id"], "taken": True, "message": ""}
+        answer: Answer = {"taken": True, "message": ""}
         try:
             answer |= ask(base64.b64decode(request["model"]), request["inputs"], request["optimize"])
         except Exception as error:  # noqa: BLE001 - the answer is in the message

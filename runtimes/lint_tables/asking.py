@@ -58,7 +58,6 @@ class Asker:
         self.runtime = runtime
         self._command = [python, str(SCRIPT), runtime]
         self._process: subprocess.Popen[str] | None = None
-        self._count = 0
         self.version = ""
         self.kernels: list[list[Any]] = []
         self.schemas: list[list[Any]] = []
@@ -75,12 +74,10 @@ class Asker:
     def ask(self, model: bytes, inputs: Arrays | None = None, *, optimize: bool = False) -> Answer:
         """Show one model; with arrays, run it (TensorRT: build it); ``optimize``: as ONNX Runtime does by default."""
         request = {
-            "id": self._count,
             "model": base64.b64encode(model).decode(),
             "inputs": None if inputs is None else {name: array_to_json(array) for name, array in inputs.items()},
             "optimize": optimize,
         }
-        self._count += 1
         try:
             self._stream("stdin").write(json.dumps(request) + "\n")
             self._stream("stdin").flush()

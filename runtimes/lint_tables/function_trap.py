@@ -11,8 +11,8 @@ import onnx.inliner
 from onnx import TensorProto, helper
 
 from llmc.runtimes.lint_tables.probe import IR_VERSION, OPSET, Array, Probe, Trap, random
+from llmc.runtimes.lint_tables.trap_rules import CALL, SHORT_CALL
 
-CALL, SHORT_CALL = "function-call", "function-inputs"
 DOMAIN, SHAPE = "functions", [2, 3]
 
 

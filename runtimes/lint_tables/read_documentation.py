@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmc.runtimes.lint_tables.function_trap import SHORT_CALL
 from llmc.runtimes.lint_tables.table import (
     FOLDER,
     SCHEMA_VERSION,
@@ -31,6 +30,7 @@ from llmc.runtimes.lint_tables.table import (
     load_table,
     table_text,
 )
+from llmc.runtimes.lint_tables.trap_rules import SHORT_CALL
 
 RTX = "tensorrt-rtx-1.7"
 LOWEST_OPSET, HIGHEST_OPSET, UNBOUNDED = 9, 25, 99

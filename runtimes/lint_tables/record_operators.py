@@ -70,9 +70,10 @@ def record_microsoft(asker: Asker, runtime: str) -> Mapping[str, OperatorRow]:
     if runtime == "onnxruntime":
         return _kernel_rows(asker)
     rows = {}
+    cases = microsoft_cases()
     for name in _microsoft_names():
         label = f"{MICROSOFT}::{name}"
-        probes = microsoft_cases().get(label)
+        probes = cases.get(label)
         if probes is None:
             message = plain_message(asker.ask(_lonely(name)).message)
             if message == NOT_THERE:

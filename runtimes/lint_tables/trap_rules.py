@@ -20,6 +20,8 @@ GQA = "com.microsoft::GroupQueryAttention"
 MASK, PAST_KEY, PAST_VALUE, LENGTHS = 3, 4, 5, 6
 GQA_PAST_KEY, GQA_QUERY_LENGTHS = 3, 16
 PRESENT_KEY = 1
+CALL, SHORT_CALL = "function-call", "function-inputs"
+"""Traps of calls, which no graph shows once its functions are inlined: they have no rules."""
 FOUR_BITS, EIGHT_BITS = frozenset({"int4", "uint4"}), frozenset({"int8", "uint8"})
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.errors import EngineError, UsageError
-from llmc.compiler.options import TENSORRT
+from llmc.compiler.options import GPU_TARGETS, TENSORRT
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
 
@@ -41,7 +41,6 @@ ARENA_FACTOR = 2
 """What ONNX Runtime's arena holds for each byte that is alive. SmolLM2-135M in float32 on the CPU provider: resident
 memory rose by 2.0 to 2.1 times the live set in chunks of 1,024 to 4,096 tokens. Not measured on a GPU."""
 
-GPU_TARGETS = ("cuda", *TENSORRT)
 _EXPERTS = frozenset({"MoE", "QMoE"})
 
 

@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 from llmc.compiler.artifact import open_artifact
 from llmc.compiler.errors import EngineError
 from llmc.compiler.manifest import Manifest
-from llmc.runtimes.engine import EngineInfo, Session
+from llmc.runtimes.engine import UNLIMITED, EngineInfo, Session
 from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.openvino.library import (
     DEVICE,
     KV_CACHE_PRECISION,
+    last_line,
     load_openvino,
     plugin_options,
     require_reads,
@@ -32,8 +33,6 @@ from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
 
 GRAPH, MODEL = "model.onnx", "openvino_model.xml"
-UNLIMITED = 1 << 30
-"""Context of a graph that computes its positions: only memory ends it."""
 
 
 class OpenVino:
@@ -76,8 +75,8 @@ class OpenVino:
             model = core.read_model(str(artifact.file(MODEL)))
             compiled = core.compile_model(model, DEVICE, dict(options))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(f"OpenVINO {version_of(openvino)} refuses {MODEL}: {reason}") from error
+            said = last_line(str(error))
+            raise EngineError(f"OpenVINO {version_of(openvino)} refuses {MODEL}: {said}") from error
         return OpenVinoSession(compiled, engine_info(openvino, manifest, model, compiled, count))
 
 

@@ -71,3 +71,9 @@ def plugin_options(core: Any, precision: str, threads: int) -> Mapping[str, Any]
         options[KV_CACHE_PRECISION] = "f32"
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     return options
+
+
+def last_line(message: str) -> str:
+    """OpenVINO's reports say the most at their end."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

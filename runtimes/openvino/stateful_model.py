@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.errors import EngineError
-from llmc.runtimes.openvino.library import version_of
+from llmc.runtimes.openvino.library import last_line, version_of
 
 PAST, PRESENT, BEAM = "past_key_values.", "present.", "beam_idx"
 ATTENTION = "ScaledDotProductAttention"
@@ -49,11 +49,6 @@ def read_stateful(openvino: ModuleType, graph: Path) -> Any:
     return model
 
 
-def state_names(model: Any) -> list[str]:
-    """Names of the inputs that become states, in the graph's order."""
-    return [name for name in map(_name, model.inputs) if name.startswith(PAST)]
-
-
 class _Rewrite:
     """One model on its way."""
 
@@ -64,7 +59,7 @@ class _Rewrite:
         self._masks: dict[tuple[str, int], Any] = {}
 
     def run(self) -> None:
-        names = state_names(self._model)
+        names = [_name(past) for past in self._pasts()]
         for node in list(self._model.get_ordered_ops()):
             if node.get_type_name() == ATTENTION:
                 self._simplify(node)
@@ -100,9 +95,9 @@ class _Rewrite:
         op, axis = self._op, self._integers([2])
         shape = op.shape_of(source)
         sizes = [
-            op.gather(shape, self._integers([0, 1]), self._integer(0)),
+            op.gather(shape, self._integers([0, 1]), self._integers(0)),
             self._integers([heads // kv_heads]),
-            op.gather(shape, self._integers([2, 3]), self._integer(0)),
+            op.gather(shape, self._integers([2, 3]), self._integers(0)),
         ]
         repeated = op.broadcast(op.unsqueeze(source, axis), op.concat(sizes, 0), broadcast_spec="BIDIRECTIONAL")
         joined = op.reshape(repeated, self._integers([0, heads, -1, width]), special_zero=True)
@@ -124,7 +119,7 @@ class _Rewrite:
         self._model.add_parameters([beam])
         for past in self._pasts():
             targets = past.get_target_inputs()
-            picked = self._op.gather(past, beam, self._integer(0))
+            picked = self._op.gather(past, beam, self._integers(0))
             for target in targets:
                 target.replace_source_output(picked.output(0))
         self._model.validate_nodes_and_infer_types()
@@ -136,7 +131,7 @@ class _Rewrite:
         """States start without tokens (caches) or as zeros (of convolutions, of recurrences), a row per prompt."""
         op = self._op
         ids = op.shape_of(self._model.input("input_ids"))
-        batch = op.gather(ids, self._integers([0]), self._integer(0))
+        batch = op.gather(ids, self._integers([0]), self._integers(0))
         shapes: dict[tuple[int, ...], Any] = {}
         for node in self._model.get_ops():
             if node.get_type_name() != "ReadValue":
@@ -150,9 +145,6 @@ class _Rewrite:
 
     def _integers(self, numbers: Any) -> Any:
         return self._op.constant(np.asarray(numbers, np.int64))
-
-    def _integer(self, number: int) -> Any:
-        return self._integers(number)
 
 
 def _name(port: Any) -> str:
@@ -171,5 +163,4 @@ def _refusal(version: str, graph: str, message: str) -> str:
     """OpenVINO lists what it could not read at the end of a report; else the last line says the most."""
     if found := UNREAD.search(message):
         return f"OpenVINO {version} does not read {found[1]} of {graph}; compile the model for --target cpu"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"OpenVINO {version} refuses {graph}: {lines[-1] if lines else 'no reason given'}"
+    return f"OpenVINO {version} refuses {graph}: {last_line(message)}"

@@ -104,7 +104,6 @@ class TensorRTDecoder:
             ends_with_chunk=False,
             ragged_chunks=True,
             capacities=plan.capacities,
-            max_batch=plan.max_batch,
             max_chunk=plan.chunk,
         )
         self.load(plan.capacities[0])

@@ -25,7 +25,7 @@ from llmc.compiler.errors import EngineError
 from llmc.compiler.json_record import to_text
 from llmc.compiler.manifest import Manifest
 from llmc.compiler.progress import NoProgress, Progress
-from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
+from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
@@ -95,11 +95,7 @@ class TensorRT:
         manifest = open_artifact(directory).manifest
         library = open_library(self.name)
         plan = read_plan(directory, manifest, library)
-        if not cuda_devices():
-            raise EngineError(
-                f"{directory} is an engine for a CUDA GPU, and there is none here, or no driver or cuda-bindings for "
-                "it; `llmc doctor` says what is missing"
-            )
+        require_gpu(directory)
         device = CudaDevice()
         self.binding.require_runs_on(device.compute_capability)
         return open_on(device, library, directory, manifest, plan)

@@ -112,12 +112,6 @@ class Receipt:
             "findings": list(self.findings),
         }
 
-    def rows(self) -> list[tuple[str, str]]:
-        """A short table: what, and how much."""
-        weights = [(f"weights in {kind}", f"{size / 1e6:.1f} MB") for kind, size in self.weight_bytes.items()]
-        products = [(f"products {kinds}", str(count)) for kinds, count in self.products.items()]
-        return [*weights, *products, ("findings", str(len(self.findings)))]
-
 
 def make_receipt(network: Any, model: onnx.ModelProto, precision: str | None) -> Receipt:
     """Read a network.

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.lint import RULES, Finding, LintReport, lint_file
-from llmc.runtimes.lint_tables.function_trap import CALL, SHORT_CALL, call, inlined
+from llmc.runtimes.lint_tables.function_trap import call, inlined
 from llmc.runtimes.lint_tables.table import targets
+from llmc.runtimes.lint_tables.trap_rules import CALL, SHORT_CALL
 
 from .lint_models import LENGTHS, MASKED, gqa, save
 

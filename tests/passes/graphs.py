@@ -136,3 +136,17 @@ def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> npt.NDArray[np.float
 def draw_all(shapes: Mapping[str, Sequence[int]], seed: int = 0, scale: float = 1.0) -> dict[str, Array]:
     """Random arrays, each another."""
     return {name: draw(*shape, seed=seed + i, scale=scale) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def run_shared(session: ort.InferenceSession, feeds: dict[str, Array], memory: dict[str, ort.OrtValue]) -> Array:
+    """Past and present are one buffer."""
+    binding = session.io_binding()
+    binding.bind_output("y")
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    for name, value in memory.items():
+        binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+    session.run_with_iobinding(binding)
+    result: Array = binding.get_outputs()[0].numpy()
+    return result

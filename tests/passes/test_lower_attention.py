@@ -29,6 +29,7 @@ from .graphs import (
     operators,
     parse,
     run,
+    run_shared,
 )
 
 HEADS, KV_HEADS, DIM, POSITIONS = 4, 2, 16, 40
@@ -157,20 +158,6 @@ def check(
     for row, total in enumerate(totals):
         for actual, right in zip(past.values(), wanted[row][-2:], strict=True):
             np.testing.assert_allclose(actual[row, :, :total], right[0], rtol=1e-5, atol=1e-5)
-
-
-def run_shared(session: ort.InferenceSession, feeds: dict[str, Array], memory: dict[str, ort.OrtValue]) -> Array:
-    """Past and present are one buffer."""
-    binding = session.io_binding()
-    binding.bind_output("y")
-    for name, array in feeds.items():
-        binding.bind_cpu_input(name, array)
-    for name, value in memory.items():
-        binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-    session.run_with_iobinding(binding)
-    result: Array = binding.get_outputs()[0].numpy()
-    return result
 
 
 PLAIN = Call()

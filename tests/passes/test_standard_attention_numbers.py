@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmc.passes.set_cache_io import SetCacheIO, cache_kind
 from llmc.passes.use_standard_attention import UseStandardAttention
 
-from .graphs import Array, apply, close, open_session, run
+from .graphs import Array, apply, close, open_session, run, run_shared
 from .standard_attention_graphs import CALLS, PAST, WIDE_KEYS, CacheKind, Call, ids
 
 
@@ -111,20 +111,6 @@ def alone(call: Call, tokens: Mapping[str, Array], row: int, counts: Sequence[in
         past = {name: made[name.replace("past_key_values", "present")] for name in PAST}
         outputs.append(made["y"][0])
     return [*outputs, *past.values()]
-
-
-def run_shared(session: ort.InferenceSession, feeds: dict[str, Any], memory: dict[str, ort.OrtValue]) -> Array:
-    """Past and present are one buffer."""
-    binding = session.io_binding()
-    binding.bind_output("y")
-    for name, array in feeds.items():
-        binding.bind_cpu_input(name, array)
-    for name, value in memory.items():
-        binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-    session.run_with_iobinding(binding)
-    result: Array = binding.get_outputs()[0].numpy()
-    return result
 
 
 def check_scatter(call: Call, chunks: Sequence[Sequence[int]], capacity: int = 24) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from llmc.runtimes.lint_tables.function_trap import CALL, SHORT_CALL
 from llmc.runtimes.lint_tables.node_view import view_graph
 from llmc.runtimes.lint_tables.probe import Probe, Trap
 from llmc.runtimes.lint_tables.record_traps import TRAPS
 from llmc.runtimes.lint_tables.table import load_table, targets
-from llmc.runtimes.lint_tables.trap_rules import TRAP_RULES, TrapRule
+from llmc.runtimes.lint_tables.trap_rules import CALL, SHORT_CALL, TRAP_RULES, TrapRule
 
 
 def sees(rule: TrapRule, probe: Probe) -> bool:

@@ -17,6 +17,7 @@ from llmc.compiler.golden import random_prompts, record_golden
 from llmc.compiler.manifest import EngineRecord, Manifest
 from llmc.compiler.options import CompileOptions, OptimizeOptions
 from llmc.compiler.verification import measure
+from llmc.runtimes.device import cuda
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.engines import get_engine, open_session
 from llmc.runtimes.tensorrt import engine as engine_module
@@ -76,7 +77,7 @@ def test_a_compile_asks_for_the_library_first(tmp_path: Path, monkeypatch: pytes
 
 def test_without_a_gpu(tmp_path: Path, library: Library, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "open_library", lambda name: library)
-    monkeypatch.setattr(engine_module, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 0)
     for opener in (open_session, get_engine("tensorrt-rtx").open):
         with pytest.raises(EngineError, match="is an engine for a CUDA GPU, and there is none here") as raised:
             opener(tmp_path)
@@ -95,7 +96,7 @@ def test_on_a_gpu(
     device = HostDevice()
     device.compute_capability = capability  # type: ignore[attr-defined]
     monkeypatch.setattr(engine_module, "open_library", lambda name: library)
-    monkeypatch.setattr(engine_module, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda: 1)
     monkeypatch.setattr(engine_module, "CudaDevice", lambda: device)
     monkeypatch.setattr(engine_module, "_samplers", lambda *_: None)
     if not runs:

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
 from llmc.compiler.errors import MissingDependencyError
 
+from .shared import VARIABLE, Shared
+
 #: A directory with GGUF files, or with installed packages, that is looked at first.
 MODELS_VARIABLE = "LLMC_TEST_MODELS"
+OWN_FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of what all processes share, and give each process its part of the processor.
+
+    Thread pools spin while they wait: two processes with two threads each on two cores stand in each other's way.
+    """
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        config.stash[OWN_FOLDER] = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="llmc-tests-")
+    elif hasattr(os, "sched_setaffinity"):
+        cpus, count = sorted(os.sched_getaffinity(0)), int(worker["workercount"])
+        if len(cpus) >= count:
+            os.sched_setaffinity(0, cpus[int(worker["workerid"].removeprefix("gw")) :: count])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Real models take gigabytes."""
+    if folder := config.stash.get(OWN_FOLDER, None):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,6 +58,12 @@ def _torch_threads() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch and before and torch.get_num_threads() != before:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Shared:
+    """Artifacts that are made once; nothing changes them."""
+    return Shared.current()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,10 @@
-"""Real models, exported once and optimized once per variant, for all tests of this folder."""
+"""Real models, exported once and optimized once per variant, for all tests."""
 
 from __future__ import annotations
 
-import gc
 import os
-import shutil
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llmc.compiler.driver import build, export, optimize
 from llmc.compiler.options import Cache, ExportOptions, Logits, OptimizeOptions
 from llmc.runtimes.text import TextTokenizer
 
+from ..shared import Shared
 from .oracle import Row, load_eager, reference_row
 
 TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
@@ -31,39 +31,45 @@ class Built:
     Attributes:
         name: Built-in name.
         source: The checkpoint that it is made from.
-        folder: Where the artifacts are.
+        shared: Where the artifacts are.
     """
 
-    def __init__(self, name: str, source: Path, folder: Path) -> None:
-        self.name, self.source, self.folder = name, source, folder
+    def __init__(self, name: str, source: Path, shared: Shared) -> None:
+        self.name, self.source, self.shared = name, source, shared
         self._eager: Any = None
-        self._rows: dict[str, list[Row]] = {}
 
     @property
     def portable(self) -> Path:
-        path = self.folder / "portable"
-        if not path.exists():
-            export(str(self.source), path, ExportOptions(verify="off"))
-        return path
+        return self._make("portable", lambda path: export(str(self.source), path, ExportOptions(verify="off")))
 
     def target(self, cache: Cache = "shared", logits: Logits = "last", **options: Any) -> Path:
         """Optimized strictly for the CPU."""
-        path = self.folder / "-".join([cache, logits, *map(str, options.values())])
-        if not path.exists():
-            optimize(self.portable, path, OptimizeOptions(cache=cache, logits=logits, strict=True, **options))
-        return path
+        portable, all_options = self.portable, OptimizeOptions(cache=cache, logits=logits, strict=True, **options)
+        name = "-".join([cache, logits, *map(str, options.values())])
+        return self._make(name, lambda path: optimize(portable, path, all_options))
 
     def engine(self, **options: Any) -> Path:
-        path = self.folder / "-".join(["engine", *map(str, options.values())])
-        if not path.exists():
-            build(self.target(**options), path)
-        return path
+        target = self.target(**options)
+        return self._make(f"{target.name}-engine", lambda path: build(target, path))
+
+    def _make(self, name: str, maker: Callable[[Path], object]) -> Path:
+        return self.shared.make(f"{self.name}/{name}", maker)
 
     @property
     def eager(self) -> Any:
         if self._eager is None:
             self._eager = load_eager(self.source)
         return self._eager
+
+    @property
+    def empty(self) -> Any:
+        """transformers' model without weights."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(str(self.source.parent), gguf_file=self.source.name)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
 
     def tokens(self, skip: int = 0) -> list[int]:
         """The text from its ``skip``-th paragraph on, encoded as the model wants it."""
@@ -72,21 +78,20 @@ class Built:
 
     def rows(self, kind: str) -> list[Row]:
         """``single``: 100 tokens; ``ragged``: three unequal prompts; ``long``: past a sliding window of 512."""
-        if kind not in self._rows:
-            places = {
-                "single": [(0, 100)],
-                "ragged": [(2, 41), (4, 23), (7, 57)],
-                "long": [(1, 620)],
-                "long ragged": [(1, 620), (3, 30), (6, 540)],
-            }
-            prompts = [self.tokens(skip)[:length] for skip, length in places[kind]]
-            self._rows[kind] = [reference_row(self.eager, prompt, DECODED[kind]) for prompt in prompts]
-        return self._rows[kind]
+        places = {
+            "single": [(0, 100)],
+            "ragged": [(2, 41), (4, 23), (7, 57)],
+            "long": [(1, 620)],
+            "long ragged": [(1, 620), (3, 30), (6, 540)],
+        }
 
-    def remove(self) -> None:
-        self._eager, self._rows = None, {}
-        gc.collect()
-        shutil.rmtree(self.folder)
+        def write(path: Path) -> None:
+            prompts = [self.tokens(skip)[:length] for skip, length in places[kind]]
+            rows = [reference_row(self.eager, prompt, DECODED[kind]) for prompt in prompts]
+            path.write_bytes(pickle.dumps(rows))
+
+        rows: list[Row] = pickle.loads(self._make(f"rows-{kind}", write).read_bytes())
+        return rows
 
 
 @pytest.fixture(scope="session")
@@ -96,17 +101,13 @@ def model_packages() -> tuple[Path, ...]:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    made = Built("smollm2-135m", smollm2_gguf, tmp_path_factory.mktemp("smollm2"))
-    yield made
-    made.remove()
+def smollm2(smollm2_gguf: Path, shared: Shared) -> Built:
+    return Built("smollm2-135m", smollm2_gguf, shared)
 
 
 @pytest.fixture(scope="session")
-def gemma3(gemma3_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    made = Built("gemma3-270m", gemma3_gguf, tmp_path_factory.mktemp("gemma3"))
-    yield made
-    made.remove()
+def gemma3(gemma3_gguf: Path, shared: Shared) -> Built:
+    return Built("gemma3-270m", gemma3_gguf, shared)
 
 
 @pytest.fixture

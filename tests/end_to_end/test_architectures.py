@@ -15,8 +15,9 @@ from llmc.compiler.options import Cache, ExportOptions, OptimizeOptions
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.operator_support import has_input
 
+from ..shared import Shared
 from .oracle import Row, lead_session, load_eager, reference_row, whole_logits
-from .tiny import SIZES, save_model
+from .tiny import SIZES, save_model, shared_model, shared_portable
 
 QUERY_SEQLENS = has_input("com.microsoft", "GroupQueryAttention", "query_seqlens")
 """Whether this ONNX Runtime continues rows of unequal length in chunks; a session refuses where it does not."""
@@ -58,17 +59,16 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("model_type", "config"), ARCHITECTURES)
-def test_architectures(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
+def test_architectures(shared: Shared, tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
     """Ragged batch, whole and in chunks, decode; the portable graph, and the CPU target with either cache."""
-    source = save_model(tmp_path / "hf", model_type, **config)
-    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
-    optimize(tmp_path / "portable", tmp_path / "grow", OptimizeOptions(cache="grow", logits="all"))
-    optimize(tmp_path / "portable", tmp_path / "shared", OptimizeOptions())
+    portable = shared_portable(shared, model_type, **config)
+    optimize(portable, tmp_path / "grow", OptimizeOptions(cache="grow", logits="all"))
+    optimize(portable, tmp_path / "shared", OptimizeOptions())
     build(tmp_path / "shared", tmp_path / "engine")
-    rows = reference_rows(source)
-    for name in ("portable", "grow", "engine"):
-        chunks = (0, 7) if QUERY_SEQLENS or name == "portable" else (0,)
-        assert error_of(tmp_path / name, rows, chunks) < BOUND, name
+    rows = reference_rows(shared_model(shared, model_type, **config))
+    for path in (portable, tmp_path / "grow", tmp_path / "engine"):
+        chunks = (0, 7) if QUERY_SEQLENS or path == portable else (0,)
+        assert error_of(path, rows, chunks) < BOUND, path.name
 
 
 def reference_rows(source: Path) -> list[Row]:
@@ -88,18 +88,17 @@ def error_of(directory: Path, rows: Sequence[Row], chunks: Sequence[int]) -> flo
 
 
 @pytest.mark.skipif(not QUERY_SEQLENS, reason="this ONNX Runtime's GroupQueryAttention has no query_seqlens")
-def test_a_row_may_wait(tmp_path: Path) -> None:
+def test_a_row_may_wait(shared: Shared, tmp_path: Path) -> None:
     """Rows advance by different numbers of tokens, 0 included, from the first chunk on; in a window of 4."""
-    source = save_model(tmp_path / "hf", "mistral", sliding_window=4)
-    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
-    random, eager = np.random.default_rng(0), load_eager(source)
+    portable = shared_portable(shared, "mistral", sliding_window=4)
+    random, eager = np.random.default_rng(0), load_eager(shared_model(shared, "mistral", sliding_window=4))
     tokens = random.integers(3, SIZES["vocab_size"], (2, 12))
     expected = [whole_logits(eager, row.tolist()) for row in tokens]
     caches: tuple[Cache, ...] = get_args(Cache)
     for cache in caches:
-        optimize(tmp_path / "portable", tmp_path / cache, OptimizeOptions(cache=cache, logits="all"))
-    for name in ("portable", *caches):
-        session = open_session(tmp_path / name, threads=1)
+        optimize(portable, tmp_path / cache, OptimizeOptions(cache=cache, logits="all"))
+    for path in (portable, *(tmp_path / cache for cache in caches)):
+        session = open_session(path, threads=1)
         session.reset(2, 16)
         for step in ([5, 0], [0, 3], [3, 4], [1, 0], [0, 1], [1, 1], [2, 3]):
             before = session.lengths

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import compile_model, export, optimize
+from llmc.compiler.driver import compile_model, optimize
 from llmc.compiler.genai_config import GENAI_CONFIG
 from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
@@ -23,9 +23,10 @@ from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation import Generator
 from llmc.runtimes.text import TextTokenizer
 
+from ..shared import Shared
 from .conftest import Built
 from .genai_loop import THREADS, GenaiLoop, before_the_end
-from .tiny import SIZES, save_model
+from .tiny import SIZES, shared_model, shared_portable
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_genai") is None,
@@ -137,11 +138,11 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("model_type", "config", "options"), ARCHITECTURES)
-def test_tiny_models(tmp_path: Path, model_type: str, config: dict[str, Any], options: dict[str, Any]) -> None:
-    source = save_model(tmp_path / "hf", model_type, **config)
-    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
+def test_tiny_models(
+    shared: Shared, tmp_path: Path, model_type: str, config: dict[str, Any], options: dict[str, Any]
+) -> None:
     directory = tmp_path / "target"
-    optimize(tmp_path / "portable", directory, OptimizeOptions(**options))
+    optimize(shared_portable(shared, model_type, **config), directory, OptimizeOptions(**options))
     loop, random = GenaiLoop(directory), np.random.default_rng(0)
     prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in (33, 5, 20)]
     for rows, chunk in ((prompts, None), (prompts[:1], None), (prompts[:1], 7)):
@@ -150,10 +151,10 @@ def test_tiny_models(tmp_path: Path, model_type: str, config: dict[str, Any], op
         assert len({token for row in expected for token in row}) >= 8, "a model that repeats itself proves little"
 
 
-def test_one_option_opens_a_compiled_engine(tmp_path: Path) -> None:
+def test_one_option_opens_a_compiled_engine(shared: Shared, tmp_path: Path) -> None:
     """The engine of a float model: GenAI opens the graph beside the one that this ONNX Runtime optimized."""
-    source = save_model(tmp_path / "hf")
-    compile_model(str(source), tmp_path / "engine", CompileOptions(ExportOptions(verify="off"), OptimizeOptions()))
+    options = CompileOptions(ExportOptions(verify="off"), OptimizeOptions())
+    compile_model(str(shared_model(shared)), tmp_path / "engine", options)
     expected = own_tokens(tmp_path / "engine", [[5, 9, 77]], 24, {2})
     assert GenaiLoop(tmp_path / "engine").generate([[5, 9, 77]], 24) == expected
 

@@ -18,9 +18,10 @@ from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation import Generator
 from llmc.runtimes.openvino.session import OpenVinoSession
 
+from ..shared import Shared
 from .conftest import Built
 from .oracle import Row, lead_session, load_eager, reference_row, whole_logits
-from .tiny import SIZES, save_model
+from .tiny import SIZES, shared_model, shared_portable
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 
@@ -41,9 +42,11 @@ GOLDEN_KL = 0.0043
 """Of SmolLM2 in int4 from a Q4_1 file: 1.1 of what ONNX Runtime's engine of the same blocks had, 0.0039."""
 
 
-def compiled(source: Path, output: Path, logits: Logits = "last", precision: Precision = "auto") -> Path:
-    options = OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True)
-    compile_model(str(source), output, CompileOptions(ExportOptions(verify="off"), options, threads=1))
+def compiled(portable: Path, output: Path, logits: Logits = "last", precision: Precision = "auto") -> Path:
+    """The engine of a portable graph, beside the target graph that it is built from."""
+    target = output.with_name(f"{output.name}-target")
+    optimize(portable, target, OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True))
+    build(target, output, threads=1)
     return output
 
 
@@ -61,23 +64,23 @@ def error_of(directory: Path, rows: list[Row], *chunks: int) -> float:
 
 
 @pytest.mark.parametrize(("model_type", "config"), ARCHITECTURES)
-def test_architectures(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
+def test_architectures(shared: Shared, tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
     """A ragged batch, whole, in chunks and token by token, and decode."""
-    source = save_model(tmp_path / "hf", model_type, **config)
-    random, eager = np.random.default_rng(0), load_eager(source)
+    random, eager = np.random.default_rng(0), load_eager(shared_model(shared, model_type, **config))
     prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in (33, 5, 20)]
     rows = [reference_row(eager, prompt, 6) for prompt in prompts]
     logits: Logits = "all" if model_type == "llama" else "last"
-    assert error_of(compiled(source, tmp_path / "engine", logits), rows, 0, 7, 1) < BOUND
+    portable = shared_portable(shared, model_type, **config)
+    assert error_of(compiled(portable, tmp_path / "engine", logits), rows, 0, 7, 1) < BOUND
 
 
-def test_a_row_may_wait(tmp_path: Path) -> None:
+def test_a_row_may_wait(shared: Shared, tmp_path: Path) -> None:
     """Rows advance by different numbers of tokens, 0 included, from the first chunk on; in a window of 4."""
-    source = save_model(tmp_path / "hf", "mistral", sliding_window=4)
-    random, eager = np.random.default_rng(0), load_eager(source)
+    portable = shared_portable(shared, "mistral", sliding_window=4)
+    random, eager = np.random.default_rng(0), load_eager(shared_model(shared, "mistral", sliding_window=4))
     tokens = random.integers(3, SIZES["vocab_size"], (2, 12))
     expected = [whole_logits(eager, row.tolist()) for row in tokens]
-    session = open_session(compiled(source, tmp_path / "engine", "all"), threads=1)
+    session = open_session(compiled(portable, tmp_path / "engine", "all"), threads=1)
     # Twelve tokens a row fit; padding takes further columns.
     session.reset(2, 12)
     for step in ([5, 0], [0, 3], [3, 4], [1, 0], [0, 1], [1, 1], [2, 3]):
@@ -103,11 +106,10 @@ def layers_of(session: OpenVinoSession) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("precision", "linear"), [("fp32", "f32"), ("int8", "i8"), ("int4", "u4")])
 def test_the_plugin_keeps_weights_small_and_fuses_attention(
-    tmp_path: Path, precision: Precision, linear: str
+    shared: Shared, tmp_path: Path, precision: Precision, linear: str
 ) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}
-    source = save_model(tmp_path / "hf", "llama", **sizes)
-    session = open_session(compiled(source, tmp_path / "engine", precision=precision), threads=1)
+    portable = shared_portable(shared, "llama", hidden_size=256, intermediate_size=512, vocab_size=512)
+    session = open_session(compiled(portable, tmp_path / "engine", precision=precision), threads=1)
     assert isinstance(session, OpenVinoSession)
     found, layers = layers_of(session), SIZES["num_hidden_layers"]
     count = Counter(kind for kind, _ in found)
@@ -127,39 +129,28 @@ def test_the_plugin_keeps_weights_small_and_fuses_attention(
     session.close()
 
 
-def test_the_same_bytes_twice(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "hf", "llama")
-    once, twice = (compiled(source, tmp_path / name, precision="int4") for name in ("once", "twice"))
+def test_the_same_bytes_twice(shared: Shared, tmp_path: Path) -> None:
+    portable = shared_portable(shared)
+    once, twice = (compiled(portable, tmp_path / name, precision="int4") for name in ("once", "twice"))
     for path in sorted(once.iterdir()):
         assert path.read_bytes() == (twice / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(("model_type", "config"), [("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2})])
 def test_what_openvino_does_not_read_is_said_in_one_sentence(
-    tmp_path: Path, model_type: str, config: dict[str, Any]
+    shared: Shared, tmp_path: Path, model_type: str, config: dict[str, Any]
 ) -> None:
-    source = save_model(tmp_path / "hf", model_type, **config)
     with pytest.raises(
         EngineError, match=r"OpenVINO 2\S+ does not read Scan-\d+ of model.onnx; compile the model for"
     ):
-        compiled(source, tmp_path / "engine")
+        compiled(shared_portable(shared, model_type, **config), tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
 
 
-@pytest.fixture(scope="module")
-def engines(smollm2: Built) -> dict[str, Path]:
-    """SmolLM2 in float32 and in int4."""
-    made = {}
-    for precision in ("fp32", "int4"):
-        target, made[precision] = (smollm2.folder / f"openvino-{precision}{kind}" for kind in ("", "-engine"))
-        optimize(smollm2.portable, target, OptimizeOptions(target="openvino", precision=precision, strict=True))
-        build(target, made[precision])
-    return made
-
-
-def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built, engines: dict[str, Path]) -> None:
+def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built) -> None:
     """64 greedy tokens in float32; a ragged batch along its own continuation."""
-    session: Session = open_session(engines["fp32"], threads=2)
+    engine = smollm2.engine(cache="grow", target="openvino", precision="fp32")
+    session: Session = open_session(engine, threads=2)
     (row,) = smollm2.rows("single")
     made = Generator(session).stream([row.prompt], max_tokens=64, eos_ids=set()).run()
     assert list(made.tokens[0]) == row.continuation[:64]

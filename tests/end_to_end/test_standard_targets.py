@@ -17,9 +17,10 @@ from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.options import CACHES, ExportOptions, OptimizeOptions, Precision, Target
 from llmc.runtimes.engines import open_session
 
+from ..shared import Shared
 from .conftest import BOTH, Built
 from .oracle import PortableGraph, Row, lead_graph, lead_session, load_eager, reference_row
-from .tiny import SIZES, make_model, save_model
+from .tiny import SIZES, make_model, shared_model, shared_portable
 
 PROMPTS, CHUNKS, DECODED = (41, 5, 23), (0, 7, 32), 32
 """Tokens of each row, tokens of a chunk (0: all at once), and tokens that are decoded one by one."""
@@ -53,13 +54,14 @@ EXPERTS = {
 }
 
 
-def exported(folder: Path, architecture: Architecture) -> list[Row]:
-    """The portable graph in ``portable``, and what transformers says of three unequal prompts."""
-    return exported_from(save_model(folder / "hf", architecture.model_type, **architecture.config), folder)
+def exported(shared: Shared, architecture: Architecture) -> tuple[Path, list[Row]]:
+    """The portable graph, and what transformers says of three unequal prompts."""
+    model = architecture.model_type
+    source = shared_model(shared, model, **architecture.config)
+    return shared_portable(shared, model, **architecture.config), reference_rows(source)
 
 
-def exported_from(source: Path, folder: Path) -> list[Row]:
-    export(str(source), folder / "portable", ExportOptions(verify="off"))
+def reference_rows(source: Path) -> list[Row]:
     random, eager = np.random.default_rng(0), load_eager(source)
     prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in PROMPTS]
     return [reference_row(eager, prompt, DECODED) for prompt in prompts]
@@ -91,9 +93,9 @@ def require_standard(directory: Path, architecture: Architecture) -> Counter[str
     return found
 
 
-def check_openvino(folder: Path, architecture: Architecture, rows: Sequence[Row]) -> None:
+def check_openvino(portable: Path, folder: Path, architecture: Architecture, rows: Sequence[Row]) -> None:
     """Padded on either side by its inputs, whole and in chunks; and through a session."""
-    report = optimize(folder / "portable", folder / "openvino", OptimizeOptions(target="openvino", logits="all"))
+    report = optimize(portable, folder / "openvino", OptimizeOptions(target="openvino", logits="all"))
     assert all(not outcome.shortfalls for outcome in report.outcomes)
     assert require_standard(folder / "openvino", architecture)["Concat"] >= 2 * SIZES["num_hidden_layers"]
     graph = PortableGraph(folder / "openvino", threads=1)
@@ -104,15 +106,15 @@ def check_openvino(folder: Path, architecture: Architecture, rows: Sequence[Row]
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_dense_models(tmp_path: Path, name: str) -> None:
+def test_dense_models(shared: Shared, tmp_path: Path, name: str) -> None:
     architecture = DENSE[name]
-    rows = exported(tmp_path, architecture)
-    check_openvino(tmp_path, architecture, rows)
-    report = optimize(tmp_path / "portable", tmp_path / "rtx", OptimizeOptions(target="tensorrt-rtx"))
+    portable, rows = exported(shared, architecture)
+    check_openvino(portable, tmp_path, architecture, rows)
+    report = optimize(portable, tmp_path / "rtx", OptimizeOptions(target="tensorrt-rtx"))
     assert all(not outcome.shortfalls for outcome in report.outcomes)
     assert require_standard(tmp_path / "rtx", architecture)["TensorScatter"] == 2 * SIZES["num_hidden_layers"]
     assert session_error(tmp_path / "rtx", rows) < FP16
-    optimize(tmp_path / "portable", tmp_path / "trt", OptimizeOptions(target="tensorrt"))
+    optimize(portable, tmp_path / "trt", OptimizeOptions(target="tensorrt"))
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "trt" / name).read_bytes() == (tmp_path / "rtx" / name).read_bytes()
 
@@ -144,7 +146,8 @@ def test_four_bits_of_weights_that_fit_into_them(tmp_path: Path, name: str) -> N
     """Nothing is lost by rounding, so a graph of int4 agrees with the model as one of floats does."""
     architecture = DENSE[name]
     source = save_rounded(tmp_path / "hf", architecture.model_type, **architecture.config)
-    rows = exported_from(source, tmp_path)
+    export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
+    rows = reference_rows(source)
     targets: list[tuple[Target, float]] = [("openvino", FP32), ("tensorrt-rtx", FP16)]
     for target, limit in targets:
         path = tmp_path / target
@@ -156,13 +159,13 @@ def test_four_bits_of_weights_that_fit_into_them(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_experts(tmp_path: Path, name: str) -> None:
+def test_experts(shared: Shared, tmp_path: Path, name: str) -> None:
     """They are loops over tokens, which run in float32."""
     architecture = EXPERTS[name]
-    rows = exported(tmp_path, architecture)
-    check_openvino(tmp_path, architecture, rows)
+    portable, rows = exported(shared, architecture)
+    check_openvino(portable, tmp_path, architecture, rows)
     with pytest.raises(UnsupportedModelError, match="is a loop over tokens, which llmc computes in float32"):
-        optimize(tmp_path / "portable", tmp_path / "rtx", OptimizeOptions(target="tensorrt-rtx"))
+        optimize(portable, tmp_path / "rtx", OptimizeOptions(target="tensorrt-rtx"))
 
 
 @pytest.mark.slow

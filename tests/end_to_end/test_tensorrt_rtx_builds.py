@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from llmc.compiler.artifact import open_artifact
-from llmc.compiler.driver import compile_model
+from llmc.compiler.driver import build, optimize
 from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.options import EngineOptions, OptimizeOptions, Precision
 
+from ..shared import Shared
 from ..tensorrt_rtx import needs_tensorrt_rtx
 from .conftest import Built
-from .tiny import save_model
+from .tiny import shared_portable
 
 pytestmark = needs_tensorrt_rtx
 CAPACITY = 64
@@ -41,8 +42,8 @@ ARCHITECTURES = {
         "llama", 7 * LAYERS + 1, config={"tie_word_embeddings": True}, precision="int4"
     ),
     "qwen3, bf16": Architecture("qwen3", 7 * LAYERS + 1, config={"head_dim": 32}, precision="bf16"),
-    "gemma3": Architecture("gemma3_text", 7 * LAYERS + 1, config={"head_dim": 32, "sliding_window": 16}),
-    "mistral": Architecture("mistral", 7 * LAYERS + 1, config={"sliding_window": 16}),
+    "gemma3": Architecture("gemma3_text", 7 * LAYERS + 1, config={"head_dim": 32, "sliding_window": 8}),
+    "mistral": Architecture("mistral", 7 * LAYERS + 1, config={"sliding_window": 8}),
     "phi3, int8": Architecture("phi3", 4 * LAYERS + 1, precision="int8"),
     "gpt2": Architecture("gpt2", 4 * LAYERS + 1, config={"n_positions": 128, "n_layer": LAYERS}),
 }
@@ -52,14 +53,12 @@ HEADS = {"fp16": "fp16", "bf16": "bf16", "int4": "int8", "int8": "int8"}
 """The type of the layers' weights and that of the output projection."""
 
 
-def compile_tiny(folder: Path, architecture: Architecture, **engine: Any) -> Path:
-    source = save_model(folder / "hf", architecture.model_type, **architecture.config)
-    options = CompileOptions(
-        ExportOptions(verify="off"),
-        OptimizeOptions(target="tensorrt-rtx", precision=architecture.precision, strict=True),
-        engine=EngineOptions(**{"capacities": (CAPACITY,), "chunk": 16, "strict": True, **engine}),
-    )
-    compile_model(str(source), folder / "engine", options)
+def compile_tiny(shared: Shared, folder: Path, architecture: Architecture, **engine: Any) -> Path:
+    portable = shared_portable(shared, architecture.model_type, **architecture.config)
+    options = OptimizeOptions(target="tensorrt-rtx", precision=architecture.precision, strict=True)
+    optimize(portable, folder / "target", options)
+    settings = EngineOptions(**{"capacities": (CAPACITY,), "chunk": 16, "strict": True, **engine})
+    build(folder / "target", folder / "engine", settings)
     return folder / "engine"
 
 
@@ -74,9 +73,9 @@ def details_of(manifest: Manifest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_tiny_model_builds(name: str, tmp_path: Path) -> None:
+def test_a_tiny_model_builds(shared: Shared, name: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
-    directory = compile_tiny(tmp_path, architecture)
+    directory = compile_tiny(shared, tmp_path, architecture)
     manifest = open_artifact(directory).manifest
     (plan,) = details_of(manifest)["plan"]["buckets"]
     assert (plan["capacity"], plan["bytes"]) == (CAPACITY, (directory / plan["file"]).stat().st_size)
@@ -93,8 +92,9 @@ def test_a_tiny_model_builds(name: str, tmp_path: Path) -> None:
     assert all(record["asked"] in {"", record["actual"][0]} for record in receipt["layers"])
 
 
-def test_an_engine_for_each_capacity(tmp_path: Path) -> None:
-    directory = compile_tiny(tmp_path, Architecture("llama", 7 * LAYERS + 1), capacities=(32, 128), max_batch=2)
+def test_an_engine_for_each_capacity(shared: Shared, tmp_path: Path) -> None:
+    architecture = Architecture("llama", 7 * LAYERS + 1)
+    directory = compile_tiny(shared, tmp_path, architecture, capacities=(32, 128), max_batch=2)
     plan = details_of(open_artifact(directory).manifest)["plan"]
     assert [bucket["capacity"] for bucket in plan["buckets"]] == [32, 128]
     assert all((directory / bucket["file"]).stat().st_size == bucket["bytes"] for bucket in plan["buckets"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..shared import Shared
+
 SIZES: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 64,
@@ -43,3 +45,19 @@ def save_model(path: Path, model_type: str = "llama", **config: Any) -> Path:
     """Make a model and save it as a Hugging Face directory without a tokenizer."""
     make_model(model_type, **config).save_pretrained(path)
     return path
+
+
+def shared_model(shared: Shared, model_type: str = "llama", **config: Any) -> Path:
+    """:func:`save_model`, once for all tests."""
+    return shared.make(f"tiny-{model_type}", lambda path: save_model(path, model_type, **config), **config)
+
+
+def shared_portable(shared: Shared, model_type: str = "llama", **config: Any) -> Path:
+    """The portable graph of such a model, without golden data, once for all tests."""
+    from llmc.compiler.driver import export
+    from llmc.compiler.options import ExportOptions
+
+    source = shared_model(shared, model_type, **config)
+    return shared.make(
+        f"tiny-{model_type}-portable", lambda path: export(str(source), path, ExportOptions(verify="off")), **config
+    )

@@ -2,8 +2,8 @@
 
 In: ``faults/*.toml``, a table ``[[fault]]`` each. Out: :class:`Fault` records that were checked against the sources.
 
-A fault is a text that stands once in its file and what is put in its place, so that it survives edits elsewhere in the
-file, and a test that fails when the text is gone says that the fault has to be thought about again. mutmut makes
+A fault is a text that stands once in its file and what is put in its place, so that it survives edits elsewhere in
+the file; a test that fails when the text is gone says that the fault has to be thought about again. mutmut makes
 mechanical mutants of functions in Python; faults are for what it cannot reach (constants, C, tables) and for what a
 person gets wrong (a direction, a bound that is one too wide, a check that is left out).
 """

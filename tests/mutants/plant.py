@@ -2,8 +2,8 @@
 
 In: faults. Out: an :class:`Outcome` each, in the order in which they end.
 
-A test's process is forked from a server that has imported the large libraries and nothing of llmc, which saves most of
-a start; it imports llmc from its copy. Compiled kernels go to a cache of the copy's own.
+A test's process is forked from a server that has imported the large libraries and nothing of llmc, which saves most
+of a start; it imports llmc from its copy. Compiled kernels go to a cache of the copy's own.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from llmc.runtimes.engine import FloatArray, Int64Array, Session
 from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
 from llmc.runtimes.padding import pad_prompts
 
-from ..end_to_end.tiny import save_model
+from ..end_to_end.tiny import shared_model
+from ..shared import Shared
 
 PROMPTS = [[3, 14, 15, 92, 65, 35, 89], [79], [32, 38, 46, 26]]
 TOLERANCE = 0.02
@@ -26,18 +26,10 @@ TOLERANCE = 0.02
 
 def compiled(factory: pytest.TempPathFactory, logits: Logits = "last") -> Path:
     """The engine's directory, made once per test run."""
-    return _compiled(factory.getbasetemp(), logits)
-
-
-@cache
-def _compiled(folder: Path, logits: Logits) -> Path:
-    source, made = folder / "tiny-llama", folder / f"tiny-llama-cuda-{logits}"
-    if not source.exists():
-        save_model(source)
-    compile_model(
-        str(source), made, CompileOptions(ExportOptions(verify="off"), OptimizeOptions(target="cuda", logits=logits))
-    )
-    return made
+    shared = Shared.current()
+    source = shared_model(shared)
+    options = CompileOptions(ExportOptions(verify="off"), OptimizeOptions(target="cuda", logits=logits))
+    return shared.make(f"tiny-llama-cuda-{logits}", lambda path: compile_model(str(source), path, options))
 
 
 def open_tiny(factory: pytest.TempPathFactory, logits: Logits = "last") -> DeviceSession:

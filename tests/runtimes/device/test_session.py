@@ -18,6 +18,8 @@ from llmc.runtimes.onnxruntime_cuda_engine import load
 from llmc.runtimes.sampling import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
+from ...end_to_end.tiny import shared_model
+from ...shared import Shared
 from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, compiled, open_tiny, reference, rows_of
 
 
@@ -74,10 +76,8 @@ def column(*tokens: int) -> Int64Array:
     return np.array(tokens, np.int64)[:, None]
 
 
-def test_a_prompt_gives_what_transformers_gives(
-    session: DeviceSession, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    eager = load_eager(tmp_path_factory.getbasetemp() / "tiny-llama")
+def test_a_prompt_gives_what_transformers_gives(session: DeviceSession, shared: Shared) -> None:
+    eager = load_eager(shared_model(shared))
     for prompt in PROMPTS:
         close_to(reference(session, [prompt])[0], whole_logits(eager, prompt)[-1])
 

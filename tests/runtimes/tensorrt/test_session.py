@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def eager(folder: Path) -> Any:
-    return load_eager(exported(folder)[0])
+    return load_eager(exported()[0])
 
 
 @pytest.fixture

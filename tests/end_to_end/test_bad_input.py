@@ -54,6 +54,15 @@ def compile_into(model: Path, output: Path, *more: str) -> subprocess.CompletedP
     return llmc("compile", model, "-o", output, "--target", "cpu", "--precision", "int4", *more)
 
 
+@pytest.fixture(scope="module")
+def compiled(checkpoint: Path) -> Path:
+    """An engine, made as a user makes it."""
+    directory = checkpoint.parent / "engine"
+    result = compile_into(checkpoint, directory)
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     lines = [line for line in result.stderr.splitlines() if line.startswith("llmc: error:")]
     assert result.returncode == code, result.stderr
@@ -103,9 +112,8 @@ def test_a_configuration_that_disagrees(checkpoint: Path, tmp_path: Path) -> Non
     refused(compile_into(broken, tmp_path / "engine"), 3, "mlp", "80")
 
 
-def test_an_output_that_exists(checkpoint: Path, tmp_path: Path) -> None:
-    assert compile_into(checkpoint, tmp_path / "engine").returncode == 0
-    before = contents(tmp_path / "engine")
+def test_an_output_that_exists(checkpoint: Path, compiled: Path, tmp_path: Path) -> None:
+    before = contents(shutil.copytree(compiled, tmp_path / "engine"))
     refused(compile_into(checkpoint, tmp_path / "engine"), 7, "engine", "--overwrite")
     assert contents(tmp_path / "engine") == before
     assert compile_into(checkpoint, tmp_path / "engine", "--overwrite").returncode == 0
@@ -130,9 +138,10 @@ def test_a_full_disk(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_while_weights_are_written(checkpoint: Path, tmp_path: Path, number: signal.Signals) -> None:
-    assert compile_into(checkpoint, tmp_path / "engine").returncode == 0
-    before = contents(tmp_path / "engine")
+def test_interrupted_while_weights_are_written(
+    checkpoint: Path, compiled: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = contents(shutil.copytree(compiled, tmp_path / "engine"))
     arguments = ["compile", str(checkpoint), "-o", str(tmp_path / "engine"), "--precision", "int8", "--overwrite"]
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SLOWLY, *arguments, "--quiet"],

@@ -1,0 +1,120 @@
+"""The lists are true of the sources: each fault can be planted, each test that must notice exists."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .faults import ROOT, Fault, load_faults
+from .mechanical import Mutant, load_table
+from .plant import Outcome
+from .run import Results, chosen_faults
+
+FAULTS = load_faults()
+
+
+def functions_of(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(node, "name")}
+
+
+@pytest.mark.parametrize("source", sorted({fault.source for fault in FAULTS}))
+def test_every_fault_can_be_planted(source: str) -> None:
+    for fault in (fault for fault in FAULTS if fault.source == source):
+        text = (ROOT / fault.file).read_text(encoding="utf-8")
+        assert text.count(fault.old) == 1, (
+            f"{source}.toml, {fault.fault}: its text stands {text.count(fault.old)} times"
+        )
+        if fault.file.endswith(".py"):
+            ast.parse(text.replace(fault.old, fault.new))
+
+
+def test_every_test_exists() -> None:
+    functions: dict[Path, set[str]] = {}
+    for fault in FAULTS:
+        for test in fault.tests:
+            path, _, name = test.partition("::")
+            assert (ROOT / path).exists(), f"{fault.name}: {test}"
+            if name:
+                known = functions.setdefault(ROOT / path, functions_of(ROOT / path))
+                assert name.partition("[")[0].rpartition("::")[2] in known, f"{fault.name}: {test}"
+
+
+def test_files_that_mutmut_changes_and_their_tests_exist() -> None:
+    targets, accepted = load_table()
+    for target in targets:
+        for path in (target.file, *target.tests):
+            assert (ROOT / path).is_file(), path
+    for change in accepted:
+        assert change.file in {target.file for target in targets}
+        assert change.why
+        lines = [line.strip() for line in (ROOT / change.file).read_text(encoding="utf-8").splitlines()]
+        assert all(line in lines for line in change.old.splitlines()), change
+
+
+def test_a_fault_is_planted_once(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\ny = 1\n")
+    fault = Fault("list", "a.py", "x is 2", "x = 1", "x = 2", ("tests",))
+    assert fault.plant(tmp_path) == "x = 1\ny = 1\n"
+    assert (tmp_path / "a.py").read_text() == "x = 2\ny = 1\n"
+    with pytest.raises(ValueError, match=r"faults/list\.toml, a\.py: x is 2: its text stands 0 times in the file"):
+        fault.plant(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('new = "a"', "it changes nothing"),
+        ('new = "b"\nfile2 = "c"', "file2"),
+        ("", "new"),
+    ],
+)
+def test_a_table_that_is_no_fault(tmp_path: Path, line: str, said: str) -> None:
+    text = f'[[fault]]\nfile = "f.py"\nfault = "wrong"\nold = "a"\ntests = ["t"]\n{line}\n'
+    (tmp_path / "list.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_faults(folder=tmp_path)
+
+
+def test_two_faults_of_one_name(tmp_path: Path) -> None:
+    text = '[[fault]]\nfile = "f.py"\nfault = "wrong"\nold = "a"\nnew = "b"\ntests = ["t"]\n'
+    (tmp_path / "one.toml").write_text(text)
+    shutil.copy(tmp_path / "one.toml", tmp_path / "two.toml")
+    with pytest.raises(ValueError, match=r"two faults of one name: f\.py: wrong"):
+        load_faults(folder=tmp_path)
+
+
+def test_a_sample_is_the_same_each_time_and_a_name_takes_all() -> None:
+    sample = chosen_faults([], everything=False, per_list=1)
+    assert sample == chosen_faults([], everything=False, per_list=1)
+    assert [fault.source for fault in sample] == sorted({fault.source for fault in FAULTS})
+    assert chosen_faults([], everything=True, per_list=1) == list(FAULTS)
+    named = chosen_faults(["verification"], everything=False, per_list=1)
+    assert [f for f in FAULTS if f.source == "verification"] == [f for f in named if f.source == "verification"]
+
+
+def fault(survives: str = "") -> Fault:
+    return Fault("list", "f.py", "wrong", "a", "b", ("t",), survives)
+
+
+def mutants(noticed: int, survived: int, rest: str = "survived") -> list[Mutant]:
+    statuses = ["killed"] * noticed + [rest] * survived
+    return [Mutant(f"m{number}", "f.py", status) for number, status in enumerate(statuses)]
+
+
+@pytest.mark.parametrize(
+    ("results", "failed"),
+    [
+        (Results([Outcome(fault(), "killed", 1.0), Outcome(fault(), "timeout", 1.0)]), False),
+        (Results([Outcome(fault(), "killed", 1.0), Outcome(fault(), "survived", 1.0)]), True),
+        (Results([Outcome(fault("equivalent"), "survived", 1.0)]), False),
+        (Results([Outcome(fault(), "broken", 1.0)]), True),
+        (Results(mutants=mutants(9, 1)), False),
+        (Results(mutants=mutants(8, 1)), True),
+        (Results(mutants=mutants(99, 1, "no tests")), True),
+    ],
+)
+def test_what_fails_a_run(results: Results, failed: bool) -> None:
+    assert results.failed is failed

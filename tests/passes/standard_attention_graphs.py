@@ -19,7 +19,7 @@ TEXT = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask,
         float[batch, {kv_heads}, length, {value_dim}] "present.0.value")
 {{
     y, "present.0.key", "present.0.value" =
-        llmc.CachedAttention<num_heads={heads}, kv_num_heads={kv_heads}, scale=0.3 {more}>(
+        llmc.CachedAttention<num_heads={heads}, kv_num_heads={kv_heads}, scale={scale} {more}>(
         {query}, "past_key_values.0.key", "past_key_values.0.value", attention_mask, {optional})
 }}"""
 CacheKind = Literal["concat", "scatter"]
@@ -40,6 +40,7 @@ class Call:
     packed: bool = False
     rotary: bool = False
     qk_norm: bool = False
+    scale: float = 0.3
 
     def model(self) -> ir.Model:
         numbers = {"window": self.window, "chunk": self.chunk, "softcap": self.softcap}
@@ -56,6 +57,7 @@ class Call:
             query="qkv, , " if self.packed else "q, k, v",
             optional=", ".join(optional),
             more=more,
+            scale=self.scale,
             heads=self.heads,
             kv_heads=self.kv_heads,
             value_dim=self.value_dim,
@@ -88,6 +90,7 @@ CALLS = {
     "chunks of one": Call(chunk=1),
     "window, chunks": Call(window=2, chunk=3),
     "softcap": Call(softcap=0.7),
+    "softcap of 50, scores that reach it": Call(softcap=50.0, scale=12.0),
     "sinks": Call(sinks=True),
     "ALiBi": Call(alibi=True),
     "ALiBi, six heads, window": Call(alibi=True, heads=6, kv_heads=2, window=4),
@@ -125,3 +128,34 @@ def layers(*more: str) -> ir.Model:
     for index, node in enumerate(model.graph):
         node.name = f"layers.{index}/attention"
     return model
+
+
+def counting(shape: str = "Shape<start=2, end=3>", kind: str = "key", *, read: bool = True) -> ir.Model:
+    """Two layers of a model that makes something of the cache's length."""
+    model = parse(f"""m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, float[batch, seq, 64] q,
+        float[batch, seq, 32] k, float[batch, 2, past, 16] "past_key_values.0.key",
+        float[batch, 2, past, 16] "past_key_values.0.value")
+        => (float[batch, seq, 64] y1, pk0, pv0, pk1, pv1{", slots" if read else ""}) <float[batch, seq, 64] y0> {{
+        y0, pk0, pv0 = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3>(
+            q, k, k, "past_key_values.0.key", "past_key_values.0.value", attention_mask)
+        y1, pk1, pv1 = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3>(
+            y0, k, k, "past_key_values.0.key", "past_key_values.0.value", attention_mask)
+        count = {shape}("past_key_values.0.{kind}")
+        {"slots = Neg(count)" if read else ""}
+    }}""")
+    next(node for node in model.graph if node.op_type == "Shape").name = "count"
+    return model
+
+
+def another_cache(layer: int, op: str) -> ir.Model:
+    """A call of attention, and a layer whose cache is made by another operator."""
+    past = f"past_key_values.{layer}.key"
+    made = f'Concat<axis=2>("{past}", "{past}")' if op == "Concat" else f'{op}("{past}")'
+    return parse(f"""m (float[batch, 2, past, 16] "{past}", int64[batch, seq] input_ids,
+        int64[batch, total] attention_mask, float[batch, seq, 64] q, float[batch, seq, 32] k,
+        float[batch, 2, past, 16] "past_key_values.0.key", float[batch, 2, past, 16] "past_key_values.0.value")
+        => ("present.{layer}.key", float[batch, seq, 64] y, "present.0.key", "present.0.value") {{
+        y, "present.0.key", "present.0.value" = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3>(
+            q, k, k, "past_key_values.0.key", "past_key_values.0.value", attention_mask)
+        "present.{layer}.key" = {made}
+    }}""")

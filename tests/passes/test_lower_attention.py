@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,149 +11,9 @@ from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.use_cpu_attention import UseCpuAttention
 
-from .graphs import (
-    Array,
-    apply,
-    close,
-    draw,
-    draw_all,
-    left_alone,
-    needs_query_seqlens,
-    node_of,
-    open_session,
-    operators,
-    parse,
-    run,
-    run_shared,
-)
-
-HEADS, KV_HEADS, DIM, POSITIONS = 4, 2, 16, 40
-TEXT = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, int64[batch, seq] position_ids,
-    {inputs}, float[batch, 2, past, 16] "past_key_values.0.key",
-    float[batch, 2, past, {value_dim}] "past_key_values.0.value")
-    => (y, float[batch, 2, length, 16] "present.0.key", float[batch, 2, length, {value_dim}] "present.0.value")
-{{
-    y, "present.0.key", "present.0.value" = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3 {more}>(
-        {query}, "past_key_values.0.key", "past_key_values.0.value", attention_mask, {optional})
-}}"""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What is asked of attention."""
-
-    packed: bool = False
-    rotary: bool = True
-    interleaved: bool = False
-    window: int = 0
-    softcap: float = 0.0
-    sinks: bool = False
-    qk_norm: bool = False
-    chunk: int = 0
-    alibi: bool = False
-
-    def model(self, value_dim: int = DIM, more: str = "") -> ir.Model:
-        optional = ["cos, sin, position_ids"] if self.rotary else [", , "]
-        optional += ["q_norm, k_norm"] if self.qk_norm else [", "]
-        optional += ["sink" if self.sinks else "", *(["slopes"] if self.alibi else [])]
-        more += f", window={self.window}" if self.window else ""
-        more += f", softcap={self.softcap}" if self.softcap else ""
-        more += f", chunk={self.chunk}" if self.chunk else ""
-        more += ", interleaved=1" if self.interleaved else ""
-        more += ", norm_epsilon=0.001" if self.qk_norm else ""
-        widths = {"q": HEADS * DIM, "k": KV_HEADS * DIM, "v": KV_HEADS * value_dim}
-        names = {"qkv": sum(widths.values())} if self.packed else widths
-        text = TEXT.format(
-            inputs=", ".join(f"float[batch, seq, {width}] {name}" for name, width in names.items()),
-            query="qkv, , " if self.packed else "q, k, v",
-            optional=", ".join(optional),
-            more=more,
-            value_dim=value_dim,
-        )
-        angles = draw(POSITIONS, DIM // 2, scale=2)
-        weights: dict[str, Array] = {"cos": np.cos(angles), "sin": np.sin(angles), "sink": draw(HEADS, seed=3)}
-        weights |= {"q_norm": draw(DIM, seed=4), "k_norm": draw(DIM, seed=5)}
-        return parse(text, weights | {"slopes": (2.0 ** -np.arange(1, HEADS + 1)).astype(np.float32)})
-
-    def tokens(self, rows: int, length: int) -> dict[str, Array]:
-        """Queries, keys and values of every token of every row."""
-        width = HEADS * DIM
-        made = draw_all(
-            {"q": (rows, length, width), "k": (rows, length, width // 2), "v": (rows, length, width // 2)}, seed=9
-        )
-        return {"qkv": np.concatenate(list(made.values()), axis=2)} if self.packed else made
-
-
-def cache(batch: int, slots: int, fill: float = 0.0) -> dict[str, Array]:
-    names = ("past_key_values.0.key", "past_key_values.0.value")
-    return {name: np.full((batch, KV_HEADS, slots, DIM), fill, np.float32) for name in names}
-
-
-@functools.cache
-def body_session(call: Call) -> ort.InferenceSession:
-    return open_session(call.model())
-
-
-@functools.cache
-def lowered_session(call: Call, shared: bool, query_seqlens: bool) -> ort.InferenceSession:
-    model = call.model()
-    apply(LowerAttention(query_seqlens=query_seqlens), model)
-    SetCacheIO("shared" if shared else "grow")(model)
-    return open_session(model)
-
-
-def expected(call: Call, tokens: dict[str, Array], row: int, chunks: list[int]) -> list[Array]:
-    """One row alone and without padding, chunk by chunk, by the operator's body: its outputs, and the last cache."""
-    session, past, outputs, done = body_session(call), cache(1, 0), [], 0
-    for length in chunks:
-        feeds = {name: array[[row], done : done + length] for name, array in tokens.items()}
-        done += length
-        feeds |= past | {"input_ids": np.zeros((1, length), np.int64), "attention_mask": np.ones((1, done), np.int64)}
-        feeds["position_ids"] = np.arange(done - length, done)[None]
-        known = {value.name for value in session.get_inputs()}
-        y, *present = session.run(None, {name: array for name, array in feeds.items() if name in known})
-        past = dict(zip(past, present, strict=True))
-        outputs.append(y[0])
-    return [*outputs, *past.values()]
-
-
-def check(
-    call: Call, chunks: list[list[int]], *, shared: bool, query_seqlens: bool = True, capacity: int = 24
-) -> None:
-    """``chunks[i][row]`` tokens of each row, padded on the right in each chunk, through the lowered graph."""
-    rows, totals = len(chunks[0]), [sum(lengths) for lengths in zip(*chunks, strict=True)]
-    tokens = call.tokens(rows, max(totals))
-    wanted = [expected(call, tokens, row, [c[row] for c in chunks if c[row]]) for row in range(rows)]
-    session = lowered_session(call, shared, query_seqlens)
-    known = {value.name for value in session.get_inputs()}
-    # What lies beyond a row's tokens must not be seen.
-    past = cache(rows, capacity if shared else 0, fill=50.0)
-    memory = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in past.items()}
-    mask, done, calls = np.zeros((rows, 0), np.int64), [0] * rows, [0] * rows
-    for lengths in chunks:
-        seq = max(lengths)
-        valid = (np.arange(seq) < np.asarray(lengths)[:, None]).astype(np.int64)
-        mask = np.concatenate([mask, valid], axis=1)
-        feeds: dict[str, Any] = {"input_ids": np.zeros((rows, seq), np.int64), "attention_mask": mask}
-        for name, array in tokens.items():
-            feeds[name] = np.full((rows, seq, array.shape[2]), 99.0, np.float32)
-            for row, length in enumerate(lengths):
-                feeds[name][row, :length] = array[row, done[row] : done[row] + length]
-        if shared:
-            y = run_shared(session, {k: v for k, v in feeds.items() if k in known}, memory)
-            past = {name: value.numpy() for name, value in memory.items()}
-        else:
-            y, *present = session.run(None, {k: v for k, v in (feeds | past).items() if k in known})
-            past = dict(zip(past, present, strict=True))
-        for row, length in enumerate(lengths):
-            done[row] += length
-            if length:
-                np.testing.assert_allclose(y[row, :length], wanted[row][calls[row]], rtol=1e-4, atol=2e-5)
-                calls[row] += 1
-    for row, total in enumerate(totals):
-        for actual, right in zip(past.values(), wanted[row][-2:], strict=True):
-            np.testing.assert_allclose(actual[row, :, :total], right[0], rtol=1e-5, atol=1e-5)
-
+from .graphs import Array, apply, close, draw_all, left_alone, needs_query_seqlens, node_of, operators, parse, run
+from .lower_attention_graphs import DIM, HEADS, KV_HEADS, Call, body_session, cache, check, lowered_session
+from .standard_attention_graphs import another_cache, counting, layers
 
 PLAIN = Call()
 CALLS = {
@@ -170,6 +25,7 @@ CALLS = {
     "a window of one": Call(window=1),
     "packed, window": Call(packed=True, window=4),
     "softcap": Call(softcap=0.7),
+    "softcap of 50, scores that reach it": Call(softcap=50.0, scale=12.0),
     "sinks": Call(sinks=True),
     "norms": Call(qk_norm=True),
     "ALiBi": Call(rotary=False, alibi=True),
@@ -255,6 +111,16 @@ def test_the_kernels_own_norm() -> None:
     assert "RMSNormalization" not in operators(model)
 
 
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_norms_that_state_no_epsilon_have_the_operators(by_kernel: bool) -> None:
+    model = Call(qk_norm=True).model()
+    node_of(model, "CachedAttention").attributes.pop("norm_epsilon")
+    apply(LowerAttention(query_seqlens=True, qk_norm=by_kernel), model)
+    name = "qk_norm_epsilon" if by_kernel else "epsilon"
+    stated = [node.attributes[name].as_float() for node in model.graph if name in node.attributes]
+    assert stated == pytest.approx([1e-6] * (1 if by_kernel else 2), rel=1e-6)
+
+
 def test_norms_are_by_head_and_move_nothing() -> None:
     model = Call(qk_norm=True).model()
     apply(LowerAttention(query_seqlens=True), model)
@@ -286,6 +152,7 @@ def test_all_layers_share_the_lengths() -> None:
     [
         (Call().model(more=", rotary_embedding_dim=8"), "it rotates part of each head only"),
         (Call().model(value_dim=8), "its keys are 16 wide and its values 8"),
+        (Call().model(value_dim=24), "its keys are 16 wide and its values 24"),
         (
             Call(packed=True, qk_norm=True).model(),
             "its query is packed, so its heads cannot be normalized one by one",
@@ -299,20 +166,61 @@ def test_all_layers_share_the_lengths() -> None:
             "it has ALiBi and sinks, beside which a bias that rows share up to a constant is wrong",
         ),
     ],
-    ids=["partial rotation", "value width", "packed norms", "two biases", "sinks see constants"],
+    ids=["partial rotation", "narrow values", "wide values", "packed norms", "two biases", "sinks see constants"],
 )
 def test_near_misses(model: ir.Model, reason: str) -> None:
     assert left_alone(LowerAttention(query_seqlens=True), model) == [reason]
     assert LowerAttention(query_seqlens=True)(model).tally.expected == {"attention": 1}
 
 
-@pytest.mark.parametrize("shape", [None, ir.Shape(["batch", "seq", "width"])])
-def test_norms_of_an_unknown_width(shape: ir.Shape | None) -> None:
+@pytest.mark.parametrize("name", ["q", "k", "q_norm"])
+@pytest.mark.parametrize("known", ["nothing", "no width"])
+def test_norms_of_an_unknown_width(name: str, known: str) -> None:
     model = Call(qk_norm=True).model()
-    key = next(value for value in model.graph.inputs if value.name == "k")
-    key.shape = shape
+    value = next(v for v in [*model.graph.inputs, *model.graph.initializers.values()] if v.name == name)
+    assert value.shape is not None
+    value.shape = None if known == "nothing" else ir.Shape([*list(value.shape)[:-1], "width"])
     reasons = left_alone(LowerAttention(query_seqlens=True), model)
     assert reasons == ["the width of its query or key is not known"]
+
+
+@pytest.mark.parametrize("attributes", [("", ", chunk=4"), (", chunk=4", "")])
+def test_one_layer_that_the_kernel_refuses_stops_all(attributes: tuple[str, str]) -> None:
+    """Rows of a lowered layer's cache start at slot 0, those of another follow the mask."""
+    reason = "it attends within chunks, whose mask needs the runtime to take query_seqlens"
+    assert left_alone(LowerAttention(query_seqlens=False), layers(*attributes)) == [reason, reason]
+
+
+@pytest.mark.parametrize(("layer", "op"), [(1, "Neg"), (12, "Concat")])
+def test_a_cache_that_no_attention_makes_stops_all(layer: int, op: str) -> None:
+    model = another_cache(layer, op)
+    reason = f"it makes present.{layer}.key, but is {op} and no attention"
+    assert left_alone(LowerAttention(query_seqlens=True), model) == [reason, reason]
+    assert LowerAttention(query_seqlens=True)(model).tally.expected == {"attention": 2}
+
+
+@pytest.mark.parametrize("kind", ["key", "value"])
+@pytest.mark.parametrize("shape", ["Shape<start=2, end=3>", "Shape", "Shape<start=1>", "Shape<end=3>"])
+def test_a_model_that_counts_slots_is_left_alone(shape: str, kind: str) -> None:
+    """What it makes of their number is the same for all rows."""
+    reason = "count counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
+    assert left_alone(LowerAttention(query_seqlens=True), counting(shape, kind)) == [reason, reason]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [counting("Shape<start=0, end=2>"), counting("Shape<start=3>"), counting(read=False)],
+    ids=["batch and heads", "width", "a number that nobody reads"],
+)
+def test_other_sizes_of_the_cache_may_be_asked_for(model: ir.Model) -> None:
+    assert apply(LowerAttention(query_seqlens=True), model).fired == {"attention": 2}
+
+
+def test_the_operators_domain_is_declared() -> None:
+    model = Call().model()
+    model.graph.opset_imports.pop("com.microsoft")
+    apply(LowerAttention(query_seqlens=True), model)
+    assert model.graph.opset_imports["com.microsoft"] == 1
 
 
 def test_chunks_need_query_lengths() -> None:
@@ -320,10 +228,24 @@ def test_chunks_need_query_lengths() -> None:
     assert reasons == ["it attends within chunks, whose mask needs the runtime to take query_seqlens"]
 
 
-def test_a_chunk_that_holds_every_position_needs_no_bias() -> None:
+@pytest.mark.parametrize(("limit", "biased"), [(0, True), (7, False), (8, False), (9, True), (15, True), (40, True)])
+def test_only_a_chunk_that_holds_every_position_needs_no_bias(limit: int, biased: bool) -> None:
     model = Call(chunk=8).model()
-    apply(LowerAttention(query_seqlens=True, max_positions=8), model)
-    assert bias_of(node_of(model, "GroupQueryAttention")) is None
+    apply(LowerAttention(query_seqlens=True, max_positions=limit), model)
+    assert (bias_of(node_of(model, "GroupQueryAttention")) is not None) is biased
+
+
+@needs_query_seqlens
+def test_layers_with_other_chunks_have_biases_of_their_own() -> None:
+    model = layers(", chunk=2", ", chunk=3", ", chunk=2")
+    feeds: dict[str, Array] = draw_all({"q": (2, 7, 64), "k": (2, 7, 32), "pk": (2, 2, 0, 16), "pv": (2, 2, 0, 16)})
+    feeds |= {"input_ids": np.zeros((2, 7), np.int64), "attention_mask": np.ones((2, 7), np.int64)}
+    before = run(model, feeds)
+    apply(LowerAttention(query_seqlens=True), model)
+    biases = [bias_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
+    assert biases[0] is biases[2]
+    assert biases[0] is not biases[1]
+    close(run(model, feeds), before, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["ALiBi", "chunks"])

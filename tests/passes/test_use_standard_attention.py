@@ -12,7 +12,7 @@ from llmc.passes.graph_query import dims
 from llmc.passes.use_standard_attention import OPSET, UseStandardAttention
 
 from .graphs import Array, apply, close, draw, draw_all, left_alone, node_of, operators, parse, run
-from .standard_attention_graphs import CALLS, TEXT, CacheKind, Call, ids, layers
+from .standard_attention_graphs import CALLS, CacheKind, Call, another_cache, counting, ids, layers
 
 
 @pytest.mark.parametrize("cache", ["concat", "scatter"])
@@ -168,24 +168,6 @@ def test_one_layer_of_unknown_width_stops_a_fixed_cache() -> None:
     assert left_alone(UseStandardAttention("scatter"), model) == ["the width of its query is not known"] * 2
 
 
-def counting() -> ir.Model:
-    """Two layers of a model that makes something of the cache's length."""
-    text = """m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, float[batch, seq, 64] q,
-        float[batch, seq, 32] k, float[batch, 2, past, 16] "past_key_values.0.key",
-        float[batch, 2, past, 16] "past_key_values.0.value")
-        => (float[batch, seq, 64] y1, pk0, pv0, pk1, pv1, int64[1] slots) <float[batch, seq, 64] y0> {
-        y0, pk0, pv0 = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3>(
-            q, k, k, "past_key_values.0.key", "past_key_values.0.value", attention_mask)
-        y1, pk1, pv1 = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.3>(
-            y0, k, k, "past_key_values.0.key", "past_key_values.0.value", attention_mask)
-        count = Shape<start=2, end=3>("past_key_values.0.key")
-        slots = Neg(count)
-    }"""
-    model = parse(text)
-    next(node for node in model.graph if node.op_type == "Shape").name = "count"
-    return model
-
-
 def test_a_model_that_counts_slots_keeps_a_growing_cache() -> None:
     reason = "count counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
     assert left_alone(UseStandardAttention("scatter"), counting()) == [reason, reason]
@@ -233,14 +215,7 @@ def test_a_growing_cache_is_for_each_layer_by_itself() -> None:
 @pytest.mark.parametrize(("cache", "op"), [("concat", "Neg"), ("scatter", "Neg"), ("scatter", "Concat")])
 def test_what_makes_a_cache_and_is_no_attention(cache: CacheKind, op: str) -> None:
     """It counts as a site; beside a fixed cache it stops the others."""
-    past = "past_key_values.1.key"
-    made = f'Concat<axis=2>("{past}", "{past}")' if op == "Concat" else f'Neg("{past}")'
-    text = TEXT.replace("=> (", '=> ("present.1.key", ').replace("m (", f'm (float[batch, 2, past, 16] "{past}", ')
-    filled = text.format(
-        inputs="float[batch, seq, 64] q, float[batch, seq, 32] k, float[batch, seq, 32] v", query="q, k, v",
-        optional="", more="", heads=4, kv_heads=2, value_dim=16, out=64,
-    ).replace("attention_mask, )", "attention_mask)")  # fmt: skip
-    model = parse(filled[: filled.rindex("}")] + f'"present.1.key" = {made} }}')
+    model = another_cache(1, op)
     reason = f"it makes present.1.key, but is {op} and no attention"
     if cache == "scatter":
         assert left_alone(UseStandardAttention(cache), model) == [reason, reason]

@@ -166,8 +166,9 @@ def slots_outside_attention(model: ir.Model) -> str | None:
         source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
         if source is None or not source.is_graph_input() or not PAST.fullmatch(source.name or ""):
             continue
+        # Either may be counted from the end.
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
-        if start <= 2 < end and any(True for _ in node.outputs[0].uses()):
+        if 2 in range(4)[start:end] and any(True for _ in node.outputs[0].uses()):
             return node.name or node.op_type
     return None
 

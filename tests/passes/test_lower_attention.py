@@ -200,7 +200,9 @@ def test_a_cache_that_no_attention_makes_stops_all(layer: int, op: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["key", "value"])
-@pytest.mark.parametrize("shape", ["Shape<start=2, end=3>", "Shape", "Shape<start=1>", "Shape<end=3>"])
+@pytest.mark.parametrize(
+    "shape", ["Shape<start=2, end=3>", "Shape", "Shape<start=1>", "Shape<end=3>", "Shape<start=-2, end=-1>"]
+)
 def test_a_model_that_counts_slots_is_left_alone(shape: str, kind: str) -> None:
     """What it makes of their number is the same for all rows."""
     reason = "count counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
@@ -209,8 +211,8 @@ def test_a_model_that_counts_slots_is_left_alone(shape: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [counting("Shape<start=0, end=2>"), counting("Shape<start=3>"), counting(read=False)],
-    ids=["batch and heads", "width", "a number that nobody reads"],
+    [counting("Shape<start=0, end=2>"), counting("Shape<start=3>"), counting("Shape<end=-2>"), counting(read=False)],
+    ids=["batch and heads", "width", "all but slots and width", "a number that nobody reads"],
 )
 def test_other_sizes_of_the_cache_may_be_asked_for(model: ir.Model) -> None:
     assert apply(LowerAttention(query_seqlens=True), model).fired == {"attention": 2}

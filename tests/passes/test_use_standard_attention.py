@@ -115,6 +115,53 @@ def test_layers_that_look_equally_far_share_a_mask(cache: CacheKind) -> None:
     close(run(model, feeds), before, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (", window=2", ", window=3"),
+        (", chunk=2", ", chunk=3"),
+        (", window=3", ", chunk=3"),
+        (", window=2, chunk=3", ", window=2"),
+        ("", ", window=2"),
+    ],
+)
+@pytest.mark.parametrize("cache", ["concat", "scatter"])
+def test_layers_that_look_differently_far_have_masks_of_their_own(cache: CacheKind, first: str, second: str) -> None:
+    model = layers(first, second)
+    feeds: dict[str, Array] = draw_all({"q": (2, 5, 64), "k": (2, 5, 32)})
+    feeds |= {name: np.zeros((2, 2, 0, 16), np.float32) for name in ("pk", "pv")}
+    feeds |= {"input_ids": ids(2, 5), "attention_mask": np.ones((2, 5), np.int64)}
+    before = run(model, feeds)
+    apply(UseStandardAttention(cache), model)
+    masks = [node.inputs[3] for node in model.graph if node.op_type == "Attention"]
+    assert masks[0] is not masks[1]
+    if cache == "scatter":
+        feeds |= {name: np.full((2, 2, 5, 16), 50, np.float32) for name in ("pk", "pv")}
+    close(run(model, feeds), before, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("cache", ["concat", "scatter"])
+@pytest.mark.parametrize("name", ["plain", "everything", "ALiBi", "sinks"])
+def test_a_call_that_is_in_half_precision(name: str, cache: CacheKind) -> None:
+    """Every node agrees with its inputs, and says what the body says."""
+    call = CALLS[name]
+    model = call.model()
+    ConvertFloat("fp16")(model)
+    # Float32 by the operator's definition.
+    slopes = model.graph.initializers["slopes"]
+    slopes.const_value = ir.tensor((2.0 ** -np.arange(1, call.heads + 1)).astype(np.float32), name="slopes")
+    slopes.dtype = ir.DataType.FLOAT
+    feeds = {n: x.astype(np.float16) for n, x in (call.tokens(2, 3) | call.cache(2, 0)).items()}
+    feeds |= {"input_ids": ids(2, 3), "attention_mask": np.ones((2, 3), np.int64)}
+    before = run(model, feeds)
+    apply(UseStandardAttention(cache), model)
+    if cache == "scatter":
+        feeds |= {n: x.astype(np.float16) for n, x in call.cache(2, 3, fill=50.0).items()}
+    after = run(model, feeds)
+    assert {array.dtype for array in after.values()} == {np.dtype(np.float16)}
+    close(after, before, rtol=0, atol=4e-3)
+
+
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["plain", "everything", "ALiBi", "sinks"])
 def test_half_precision(name: str, to: Any) -> None:

@@ -18,6 +18,8 @@ from llmc.compiler.operators.cached_attention import INPUTS, OUTPUTS, Variant
 from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
 
 Array = npt.NDArray[Any]
+DEFAULT_EPSILON = 1e-6
+"""Of the norms, where a call states none."""
 VARIANTS = [
     *(Variant(*flags) for flags in itertools.product((False, True), repeat=5)),
     *(Variant(packed=packed, chunked=chunked, alibi=True) for packed in (False, True) for chunked in (False, True)),
@@ -39,6 +41,7 @@ class Case:
     window: int = 0
     interleaved: int = 0
     rotary_dim: int = 0
+    scale: float = 0.4
     softcap: float = 1.5
     chunk: int = 3
     epsilon: float = 1e-2
@@ -52,13 +55,13 @@ class Case:
         return np.asarray(self.mask or ((1,) * self.total,) * 2, np.int64)
 
     def attributes(self) -> dict[str, int | float]:
-        given: dict[str, int | float] = {"num_heads": self.heads, "kv_num_heads": self.kv_heads, "scale": 0.4}
+        given: dict[str, int | float] = {"num_heads": self.heads, "kv_num_heads": self.kv_heads, "scale": self.scale}
         optional = {
             "softcap": self.softcap if self.variant.softcap else 0.0,
             "window": self.window,
             "interleaved": self.interleaved,
             "rotary_embedding_dim": self.rotary_dim,
-            "norm_epsilon": self.epsilon if self.variant.qk_norm else 0.0,
+            "norm_epsilon": self.epsilon if self.variant.qk_norm and self.epsilon != DEFAULT_EPSILON else 0.0,
             "chunk": self.chunk if self.variant.chunked else 0,
         }
         return given | {name: value for name, value in optional.items() if value}
@@ -172,7 +175,7 @@ def reference(case: Case, inputs: dict[str, Array]) -> list[Array]:
         if case.variant.chunked:
             chunk = (np.cumsum(mask) - 1) // case.chunk
             seen = [t for t in seen if chunk[t] == chunk[slot]]
-        scores = [float(vector @ present_key[row, shared, t]) * 0.4 for t in seen]
+        scores = [float(vector @ present_key[row, shared, t]) * case.scale for t in seen]
         if case.variant.softcap:
             scores = [case.softcap * math.tanh(score / case.softcap) for score in scores]
         if case.variant.alibi:
@@ -224,6 +227,9 @@ FULL = Variant(rotary=True, qk_norm=True, softcap=True, sinks=True)
         pytest.param(Case(heads=6, kv_heads=1), id="one key for all heads"),
         pytest.param(Case(value_dim=5), id="values narrower than keys"),
         pytest.param(Case(value_dim=12, past=2, window=3, variant=FULL), id="values wider than keys"),
+        pytest.param(
+            Case(Variant(softcap=True), past=3, softcap=50.0, scale=15.0), id="a softcap of 50, scores that reach it"
+        ),
         pytest.param(Case(Variant(rotary=True), interleaved=1), id="interleaved rotation"),
         pytest.param(Case(Variant(rotary=True), rotary_dim=4), id="partial rotation"),
         pytest.param(Case(FULL, rotary_dim=4, interleaved=1, mask=LEFT), id="partial interleaved rotation"),
@@ -269,6 +275,34 @@ def test_float16(variant: Variant) -> None:
     check(Case(variant, dtype=np.float16, past=3, window=6), atol=5e-3)
 
 
+def test_norms_of_a_call_that_states_no_epsilon() -> None:
+    """Heads of the size of the epsilon's root, for which it matters."""
+    case = Case(Variant(qk_norm=True), epsilon=DEFAULT_EPSILON)
+    inputs = case.inputs()
+    for name in ("query", "key"):
+        inputs[name] *= np.float32(1e-3)
+    for actual, expected in zip(run(case, inputs), reference(case, inputs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_masked_slots_are_not_seen_beside_very_low_scores() -> None:
+    """Every score is -1e9; what is masked, or lies ahead, is lower still."""
+    case = Case(past=2, mask=((0, 1) + (1,) * 5,), scale=1.0)
+    inputs = case.inputs()
+    for name, number in (("query", 1e5), ("key", -1e4 / case.dim), ("past_key", -1e4 / case.dim)):
+        inputs[name] = np.full_like(inputs[name], number)
+    for actual, expected in zip(run(case, inputs), reference_of_equal_scores(inputs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def reference_of_equal_scores(inputs: dict[str, Array]) -> list[Array]:
+    """Means of the values that each query sees: all but the first slot, up to its own."""
+    new = {name: inputs[name].reshape(1, 5, 2, 8).transpose(0, 2, 1, 3) for name in ("key", "value")}
+    keys, values = (np.concatenate([inputs[f"past_{name}"], array], axis=2) for name, array in new.items())
+    means = np.stack([values[:, :, 1 : slot + 1].mean(axis=2) for slot in range(2, 7)], axis=1)
+    return [np.repeat(means, 2, axis=2).reshape(1, 5, -1), keys, values]
+
+
 def test_padding_stays_finite() -> None:
     """A row of nothing but padding sees itself."""
     case = Case(mask=((0, 0, 0, 0, 0),))
@@ -295,6 +329,19 @@ def test_a_call_knows_its_variant(variant: Variant) -> None:
     assert cached_attention.is_cached_attention(node)
     assert cached_attention.variant_of(node) == variant
     assert node.overload == variant.overload == cached_attention.function(variant).overload
+
+
+def test_numbers_that_are_0_ask_for_nothing() -> None:
+    given: dict[str, int | float] = {"softcap": 0.0, "chunk": 0, "window": 0, "interleaved": 0}
+    node = cached_attention.make_node({name: ir.val(name) for name in Case().inputs()}, Case().attributes() | given)
+    assert cached_attention.variant_of(node) == Variant()
+
+
+def test_a_call_ends_with_its_last_input() -> None:
+    assert [value.name for value in call(Variant()).inputs if value is not None] == list(INPUTS[:6])
+    assert [len(call(variant).inputs) for variant in (Variant(), Variant(rotary=True), Variant(alibi=True))] == [
+        *(6, 9, 13)
+    ]
 
 
 def test_overloads_differ() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -58,6 +59,17 @@ step (float[batch, 1, 4] x, float[batch, 4] s) => (float[batch, 1, 4] y, float[b
 }
 """
 """y is the token before."""
+
+
+ONE_CHANNEL = """<ir_version: 10, opset_import: ["": 23]>
+step (float[batch, 1, 1] x, float[batch, 1, 1] z, float[batch, 1, 1] s)
+  => (float[batch, 1, 1] y, float[batch, 1, 1] u, float[batch, 1, 1] t) {
+    y = Exp (x)
+    u = Exp (z)
+    t = Add (s, z)
+}
+"""
+"""Sequences of one channel each, along different axes: nothing but their axes tells them apart."""
 
 
 def draw(*shape: int, seed: int = 0) -> Array:
@@ -141,6 +153,23 @@ def test_sequences_results_and_states_of_several_kinds() -> None:
             state, conv = state * w + x[row, column], joined[:, 1:]
         np.testing.assert_allclose(t[row], state, rtol=0, atol=1e-5)
         np.testing.assert_allclose(d[row], conv, rtol=0, atol=0)
+
+
+def test_the_axis_of_tokens_is_each_sequences_own() -> None:
+    x, z, s = draw(BATCH, SEQ, 1), draw(BATCH, 1, SEQ, seed=1), draw(BATCH, 1, 1, seed=2)
+    y, u, t = run(ONE_CHANNEL, Signature((1, 2), 1, 0, (1, 2)), [x, z, s], np.ones((BATCH, SEQ), bool))
+    np.testing.assert_allclose(y, np.exp(x), rtol=1e-6)
+    np.testing.assert_allclose(u, np.exp(z), rtol=1e-6)
+    np.testing.assert_allclose(t, s + z.sum(axis=2, keepdims=True), rtol=0, atol=1e-6)
+
+
+def test_what_runs_over_a_chunk_is_not_stated_to_be_one_token() -> None:
+    step = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(SUM))).graph
+    assert {value.name for node in step for value in node.outputs if value.shape is not None} >= {"xw", "g", "y"}
+    function = recurrence.function("kind", step, ONE)
+    outside = [node for node in function if node.op_type not in {"Scan", "Constant"}]
+    assert {node.op_type for node in outside} == {"Mul", "Sigmoid"}
+    assert all(value.shape is None for node in outside for value in node.outputs)
 
 
 def test_inputs_that_are_passed_on_as_they_are() -> None:

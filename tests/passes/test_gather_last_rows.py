@@ -68,6 +68,25 @@ def test_near_misses_are_left_alone(replaced: dict[str, str], reason: str) -> No
     assert reason in given
 
 
+def test_look_ups_share_the_input() -> None:
+    text = TEXT.format(axes="axes_1_2").replace("y = Mul(cut, two)", "again = GatherND<batch_dims = 1>(h, index)\n"
+        "    y = Mul(cut, again)")  # fmt: skip
+    model = parse(text, WEIGHTS)
+    for number, node in enumerate(model.graph):
+        node.name = f"{number}/{node.op_type}"
+    assert apply(GatherLastRows(), model).fired == {"last_rows": 2}
+    assert [value.name for value in model.graph.inputs] == ["h", "last", LAST_ROWS]
+    hidden = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    actual = run(model, {"h": hidden, "last": np.asarray([2, 0]), LAST_ROWS: np.asarray([2, 3])})["y"]
+    np.testing.assert_array_equal(actual, hidden[[0, 1], [2, 0]][:, None] ** 2)
+
+
+def test_several_positions_per_row_are_left_alone() -> None:
+    text = TEXT.replace("int64[batch] last", "int64[batch, k] last").replace("[batch, 1, 4] y", "[batch, k, 4] y")
+    model = parse(text.format(axes="axis"), {"axis": np.array([2], np.int64), "two": WEIGHTS["two"]})
+    assert left_alone(GatherLastRows(), model) == ["it does not look up one position per row"]
+
+
 def test_another_look_up_is_no_site() -> None:
     model = parse(
         "m (float[batch, 4] h, int64[n, 1] at) => (y) { y = GatherND(h, at) }",

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.operators import recurrence
+from llmc.compiler.operators import cached_attention, recurrence
 from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.inline_recurrence import InlineRecurrence
@@ -111,6 +111,13 @@ def test_a_scan_holds_no_product_of_weights(model: ir.Model) -> None:
     inside = [node.op_type for node in scan.attributes["body"].as_graph()]
     assert "MatMul" not in inside
     assert {"Tanh", "Add", "Where"} <= set(inside)
+
+
+def test_bodies_of_other_operators_stay(model: ir.Model) -> None:
+    body = cached_attention.function(cached_attention.Variant())
+    model.functions[body.identifier()] = body
+    apply(InlineRecurrence(), model)
+    assert list(model.functions) == [body.identifier()]
 
 
 def test_a_graph_without_states_is_left_alone() -> None:

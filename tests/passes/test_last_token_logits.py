@@ -111,6 +111,10 @@ def test_lengths_are_counted_once_for_logits_and_attention() -> None:
             "l0 = MatMul(h, w)\nlogits = com.microsoft.QuickGelu(l0)",
             "the logits come from QuickGelu, not from a matrix product",
         ),
+        (
+            "l0 = MatMul(h, w)\nlogits = com.microsoft.Mul(l0, cap)",
+            "the logits come from Mul, not from a matrix product",
+        ),
         ("l0 = MatMul(h, w)\nlogits = Add(l0, z)", "Add after the output projection joins several values"),
         ("logits = Mul(z, cap)", "Mul after the output projection joins several values"),
         (
@@ -118,7 +122,7 @@ def test_lengths_are_counted_once_for_logits_and_attention() -> None:
             "the hidden states before the output projection are not [batch, seq, hidden]",
         ),
     ],
-    ids=["softmax", "custom operator", "another value", "an input", "two axes"],
+    ids=["softmax", "custom operator", "custom operator of a known name", "another value", "an input", "two axes"],
 )
 def test_near_misses(head: str, reason: str) -> None:
     model = make(head)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.passes.pin_angle_width import PinAngleWidth
@@ -37,3 +38,31 @@ def test_rotations_share_the_angles() -> None:
 @pytest.mark.parametrize("text", [graph(interleaved=0), graph(width="half")], ids=["not interleaved", "no number"])
 def test_others_are_left_alone(text: str) -> None:
     assert left_alone(PinAngleWidth(), parse(text, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "pinned"),
+    [([0, 0, 4], 0), ([0, 0, -1], 2), ([2, 3, 4], 2), ([2, -1, 4], 2)],
+    ids=["a number", "inferred", "all sizes", "inferred rows"],
+)
+def test_what_says_its_width_is_not_said_again(target: list[int], pinned: int) -> None:
+    """Only a Reshape that keeps the rows and states a number says it."""
+    text = f"""{HEADER.format(width=4)} {{ cos0 = Cos(a) cos = Reshape(cos0, target) sin = Identity(cos)
+        y = RotaryEmbedding<interleaved=1>(q, cos, cos) z = RotaryEmbedding<interleaved=1>(k, cos, cos) }}"""
+    model = parse(text, {"target": np.asarray(target, np.int64)})
+    for value in (output for node in model.graph for output in node.outputs if output.name == "cos"):
+        value.shape = ir.Shape(["batch", "seq", 4])
+    PinAngleWidth()(model)
+    assert operators(model).count("Reshape") == (2 if pinned else 1)
+
+
+def test_tables_of_positions_are_left_alone() -> None:
+    """[positions, width], which a rotation looks up by position_ids: their width is known."""
+    text = """m (float[batch, 2, seq, 8] q, int64[batch, seq] at, float[n, 4] cos, float[n, 4] sin) => (y) {
+        y = RotaryEmbedding<interleaved=1>(q, cos, sin, at) }"""
+    assert left_alone(PinAngleWidth(), parse(text)) == []
+
+
+def test_an_operator_of_another_domain_is_left_alone() -> None:
+    model = parse(graph().replace("RotaryEmbedding", "com.microsoft.RotaryEmbedding"), {})
+    assert left_alone(PinAngleWidth(), model) == []

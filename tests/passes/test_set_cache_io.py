@@ -9,6 +9,7 @@ from llmc.passes.graph_pass import node_label
 from llmc.passes.graph_query import dims
 from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.set_cache_io import SetCacheIO, cache_kind
+from llmc.passes.use_standard_attention import UseStandardAttention
 
 from .graphs import apply, left_alone, node_of, parse
 
@@ -100,6 +101,48 @@ def test_one_layer_that_does_not_write_in_place_is_enough() -> None:
     assert [r.reason.split(" and ")[0] for r in tally.rejections] == ["it makes present.1.key"]
 
 
+@pytest.mark.parametrize("kind", ["key", "value"])
+def test_one_side_of_a_layer_is_enough(kind: str) -> None:
+    model = make()
+    attention = node_of(model, "GroupQueryAttention")
+    side = attention.outputs[1 if kind == "key" else 2]
+    name, side.name = side.name, "written"
+    after = ir.node("Neg", [side])
+    after.outputs[0].name, after.outputs[0].shape, after.outputs[0].type = name, side.shape, side.type
+    model.graph.append(after)
+    model.graph.outputs[[value is side for value in model.graph.outputs].index(True)] = after.outputs[0]
+    tally = apply(SetCacheIO("shared"), model)
+    assert lengths(model) == ["past", "past", "total", "total"]
+    assert [r.reason.split(" and ")[0] for r in tally.rejections] == [f"it makes present.0.{kind}"]
+
+
+@pytest.mark.parametrize(("cache", "kind"), [("scatter", "shared"), ("concat", "grow")])
+def test_a_scatter_writes_in_place(cache: Literal["scatter", "concat"], kind: str) -> None:
+    model = make(lowered=False)
+    UseStandardAttention(cache)(model)
+    tally = apply(SetCacheIO("shared"), model)
+    assert cache_kind(model) == kind
+    assert bool(tally.rejections) == (kind == "grow")
+
+
+@pytest.mark.parametrize(
+    ("slots", "kind"),
+    [
+        (["capacity", "capacity"], "shared"),
+        (["past", "capacity"], "grow"),
+        (["capacity", "past"], "grow"),
+        (["slots", "slots"], "grow"),
+        ([64, 64], "grow"),
+        ([None, None], "grow"),
+    ],
+)
+def test_the_kind_is_read_from_every_input(slots: list[str | int | None], kind: str) -> None:
+    model = make()
+    for value, length in zip((v for v in model.graph.inputs if v.name and "past_key" in v.name), slots, strict=True):
+        value.shape = ir.Shape(["batch", 2, length, 16])
+    assert cache_kind(model) == kind
+
+
 def with_tensor(name: str, shape: str, op: str) -> ir.Model:
     """The lowered graph and one more tensor of a cache beside keys and values."""
     text = TEXT.replace("=> (logits,", f'=> (logits, "present.{name}",')
@@ -132,6 +175,19 @@ def test_keys_of_an_indexer_grow() -> None:
     assert cache_kind(model) == "grow"
     assert [rejection.reason for rejection in tally.rejections] == [
         "it makes present.0.indexer_key and does not write in place, so the cache grows"
+    ]
+
+
+@pytest.mark.parametrize("shape", [None, ir.Shape(["batch", None, 3])], ids=["no rank", "one size"])
+def test_a_tensor_of_unknown_shape_may_grow(shape: ir.Shape | None) -> None:
+    """So nothing says that it could be kept in one buffer."""
+    name = "past_key_values.1.conv_state"
+    model = with_tensor("1.conv_state", "float[batch, 2, 3]", f'Neg("{name}")')
+    next(value for value in model.graph.inputs if value.name == name).shape = shape
+    tally = apply(SetCacheIO("shared"), model)
+    assert cache_kind(model) == "grow"
+    assert [rejection.reason for rejection in tally.rejections] == [
+        "it makes present.1.conv_state and does not write in place, so the cache grows"
     ]
 
 

@@ -150,6 +150,24 @@ def test_a_mask_that_something_else_reads_stays(more: str, reader: str) -> None:
     assert "unused inputs" not in tally.fired
 
 
+def test_every_reader_of_the_mask_is_named() -> None:
+    model = make(
+        more="seen = Cast<to=1>(attention_mask) \n more = ReduceMax<keepdims=0>(attention_mask, axis)",
+        outputs=", seen, more",
+    )
+    tally = apply(TakeLengths(), model)
+    assert sorted(rejection.node.split("(")[0] for rejection in tally.rejections) == ["Cast", "ReduceMax"]
+    assert "attention_mask" in inputs(model)
+
+
+def test_what_has_one_output_that_is_read_stays() -> None:
+    model = make(more="first, second = Split<axis=2, num_outputs=2>(y) \n seen = Neg(second)", outputs=", seen")
+    given = feeds([0, 0], [3, 2], 0)
+    before = run(model, given)["seen"]
+    apply(TakeLengths(), model)
+    np.testing.assert_allclose(run(model, given)["seen"][0], before[0], rtol=1e-5, atol=1e-5)
+
+
 def test_lengths_that_something_else_reads_keep_the_mask() -> None:
     model = make()
     total = next(output for node in model.graph for output in node.outputs if output.name == "total_lengths")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +56,8 @@ class Layer:
             given |= draw_all({"fc1_bias": (EXPERTS, width), "fc2_bias": (EXPERTS, self.hidden)}, seed=7)
         return given
 
-    def model(self, *, lazy: bool = False) -> ir.Model:
-        """x [tokens, hidden], scores [tokens, experts] -> logits [tokens, hidden]."""
+    def model(self, *, lazy: bool = False, more: Mapping[str, Array] | None = None) -> ir.Model:
+        """x [tokens, hidden], scores [tokens, experts] -> logits [tokens, hidden]; ``more`` is for the router."""
         constants: dict[str, Array] = {
             "k": np.asarray([self.chosen], np.int64),
             "last": np.asarray([-1], np.int64),
@@ -77,7 +78,7 @@ class Layer:
             {self.router}
             logits = llmc.MoE<{", ".join(attributes)}>(x, i, w, fc1, fc2{biases})
         }}"""
-        model = parse(text, self.weights() | used, lazy=lazy)
+        model = parse(text, self.weights() | used | dict(more or {}), lazy=lazy)
         AttachBodies()(model)
         return model
 

@@ -7,8 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import llmc.passes.expert_weights
 from llmc.compiler.lazy_weight import LazyWeight, TensorWeight
 from llmc.passes.block_quantization import BlockFormat
+from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.expert_weights import rearranged
 from llmc.passes.lower_moe import LowerMoE
 from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.remove_dead_code import RemoveDeadCode
@@ -134,11 +137,83 @@ def test_a_transposed_lazy_weight_is_seen_in_its_shape() -> None:
     )
 
 
-def test_near_misses() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_odd_number_of_blocks(bits: Any) -> None:
+    """Of three zero points the last has half a byte for itself."""
+    layer = Layer(hidden=48, inner=48)
+    model = lowered(layer)
+    fmt = BlockFormat(bits, 16, symmetric=False)
+    apply(QuantizeWeights(bits=bits, symmetric=False, block_size=16), model)
+    node = node_of(model, "QMoE")
+    for index, weight in ((11, "fc1"), (12, "fc2")):
+        value = node.inputs[index]
+        assert value is not None
+        assert value.const_value is not None
+        rows = layer.weights()[weight]
+        halves = rows.reshape(EXPERTS, 2, 48, 48).swapaxes(1, 2) if weight == "fc1" else rows
+        expected = fmt.packed_zero_points(np.ascontiguousarray(halves).reshape(-1, 48))
+        assert expected.shape[1] == (2 if bits == 4 else 3)
+        np.testing.assert_array_equal(value.const_value.numpy(), expected.reshape(*rows.shape[:2], -1))
+
+
+def test_rows_are_computed_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 128 rows of 32 numbers five at a time, and the last three."""
+    made = []
+    for size in (1 << 20, 5 * 4 * HIDDEN):
+        monkeypatch.setattr(llmc.passes.expert_weights, "MAPPED_CHUNK_BYTES", size)
+        model = lowered(Layer())
+        apply(QuantizeWeights(symmetric=False, block_size=16), model)
+        values = [node_of(model, "QMoE").inputs[index] for index in (2, 3, 5, 6, 11, 12)]
+        made.append([v.const_value.numpy() for v in values if v is not None and v.const_value is not None])
+    assert len(made[0]) == 6
+    for whole, parts in zip(*made, strict=True):
+        np.testing.assert_array_equal(parts, whole)
+
+
+def test_what_has_other_bytes_has_another_identity() -> None:
+    """The writer stores once what has one identity."""
+    model = Layer().model(lazy=True)
+    graph, value = model.graph, model.graph.initializers["fc1"]
+    layouts = [(True, False), (False, True), (True, True), (True, True)]
+    made = [rearranged(graph, value, transpose=t, interleave=i).const_value for t, i in layouts]
+    identities = [weight.identity() for weight in made if isinstance(weight, LazyWeight)]
+    assert len(set(identities[:3])) == 3
+    assert identities[2] == identities[3]
+    assert rearranged(graph, value, transpose=False, interleave=False) is value
+
+
+def test_parts_and_formats_of_a_weight_have_identities_of_their_own() -> None:
+    found: list[tuple[Any, ...]] = []
+    base = Layer(interleaved=True).model(lazy=True)
+    weights = {name: base.graph.initializers[name].const_value for name in ("fc1", "fc2")}
+    for options in ({"block_size": 16}, {"block_size": 32}, {"symmetric": False}, {"bits": 8}):
+        model = Layer(interleaved=True).model(lazy=True)
+        for name, weight in weights.items():
+            model.graph.initializers[name].const_value = weight
+        LowerMoE()(model)
+        apply(quantize(**{"block_size": 32, **options}), model)
+        values = [node_of(model, "QMoE").inputs[index] for index in (2, 3)]
+        found += [v.const_value.identity() for v in values if v is not None and isinstance(v.const_value, LazyWeight)]
+    assert len(found) == len(set(found)) == 8
+
+
+@pytest.mark.parametrize("sizes", [{"inner": 40}, {"hidden": 40}])
+def test_widths_that_are_no_multiple_of_a_block(sizes: dict[str, int]) -> None:
+    """The inputs of the second matrix, or of the first."""
+    model = lowered(Layer(**sizes))
+    assert left_alone(QuantizeWeights(), model) == ["40 input features are no multiple of the block size 32"]
+    assert "com.microsoft::MoE" in operators(model)
+
+
+def test_scales_have_the_weights_type() -> None:
+    model = lowered(Layer())
+    ConvertFloat("fp16")(model)
+    apply(quantize(), model)
+    node = node_of(model, "QMoE")
+    assert [node.inputs[index].dtype for index in (3, 6)] == [ir.DataType.FLOAT16] * 2  # type: ignore[union-attr]
+
+
+def test_a_body_is_left_alone() -> None:
     plain = Layer("relu2", gated=False).model()
     assert left_alone(QuantizeWeights(), plain) == ["they run as the operator's body, which computes with floats"]
     assert QuantizeWeights()(plain).tally.expected == {"experts": 1}
-    narrow = lowered(Layer(inner=40))
-    reason = "40 input features are no multiple of the block size 32"
-    assert left_alone(QuantizeWeights(), narrow) == [reason]
-    assert f"com.microsoft::{'MoE'}" in operators(narrow)

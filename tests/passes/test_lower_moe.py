@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.lazy_weight import LazyWeight
+from llmc.passes.graph_query import dims
 from llmc.passes.lower_moe import KERNEL, LowerMoE
 from llmc.passes.pipeline import CpuTarget, cpu_passes
 from llmc.passes.quantize_weights import QuantizeWeights
@@ -90,18 +91,39 @@ def test_weights_of_any_size(power: int) -> None:
     close(run(model, feeds)["logits"], expected)
 
 
-def test_an_expert_that_is_named_twice_gets_the_sum() -> None:
-    layer = Layer(router="w0, i0 = TopK(scores, k)\nw = Sigmoid(w0)\ni = Mul(i0, zero)", chosen=2)
-    model = layer.model()
-    zero = ir.tensor(np.asarray(0, np.int64), name="zero")
-    value = ir.Value(name="zero", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]), const_value=zero)
-    model.graph.register_initializer(value)
-    product = node_of(model, "Mul")
-    product.replace_input_with(1, value)
-    product.outputs[0].shape = product.inputs[0].shape if product.inputs[0] is not None else None
+@pytest.mark.parametrize("kept", [[0, 0, 0], [0, 0, 1], [0, 1, 0]])
+def test_an_expert_that_is_named_twice_gets_the_sum(kept: list[int]) -> None:
+    """Expert 0 in the place of those that are not kept: with all weight, and beside another one."""
+    layer = Layer(router="w0, i0 = TopK(scores, k)\nw = Sigmoid(w0)\ni = Mul(i0, kept)")
+    model = layer.model(more={"kept": np.asarray([kept], np.int64)})
     expected = run(model, layer.feeds())["logits"]
     apply(LowerMoE(), model)
     close(run(model, layer.feeds())["logits"], expected)
+
+
+def test_what_a_call_does_not_state() -> None:
+    """Its gate is silu without alpha, beta and limit, by the operator's definition as by the kernel."""
+    layer = Layer()
+    model = layer.model()
+    node = node_of(model, "MoE")
+    for name in list(node.attributes):
+        node.attributes.pop(name)
+    expected = run(model, layer.feeds())["logits"]
+    assert np.array_equal(expected, run(layer.model(), layer.feeds())["logits"])
+    apply(LowerMoE(), model)
+    close(run(model, layer.feeds())["logits"], expected)
+    names = {"k", "normalize_routing_weights", "activation_type", "swiglu_fusion", "activation_alpha"}
+    assert set(node_of(model, KERNEL).attributes) == names | {"activation_beta"}
+
+
+def test_what_is_made_is_stated() -> None:
+    model = Layer().model()
+    model.graph.opset_imports.pop("com.microsoft")
+    apply(LowerMoE(), model)
+    assert model.graph.opset_imports["com.microsoft"] == 1
+    kernel, product = node_of(model, KERNEL).outputs[0], node_of(model, "Mul").outputs[0]
+    for value in (kernel, product):
+        assert (value.dtype, dims(value)) == (ir.DataType.FLOAT, ["tokens", HIDDEN])
 
 
 def test_the_call_says_what_is_computed() -> None:
@@ -199,8 +221,24 @@ def test_what_the_graph_does_not_say_is_a_near_miss() -> None:
     indices.shape = ir.Shape(["tokens", "chosen"])
     assert left_alone(LowerMoE(), model) == ["how many experts a token has is not known"]
 
-    model = Layer().model()
-    model.graph.initializers["fc1"].shape = ir.Shape(["experts", 128, 32])
+
+@pytest.mark.parametrize("name", ["fc1", "fc2", "fc1_bias", "fc2_bias"])
+@pytest.mark.parametrize("what", ["one size is unknown", "an input", "made by a node"])
+def test_each_weight_must_be_a_constant_of_a_known_shape(name: str, what: str) -> None:
+    model = Layer(biases=True).model()
+    node = node_of(model, "MoE")
+    weight = model.graph.initializers[name]
+    assert weight.shape is not None
+    if what == "one size is unknown":
+        weight.shape = ir.Shape(["experts", *list(weight.shape)[1:]])
+    elif what == "an input":
+        del model.graph.initializers[name]
+        model.graph.inputs.append(weight)
+    else:
+        copy = ir.node("Identity", [weight], name="copy")
+        copy.outputs[0].shape, copy.outputs[0].type = weight.shape, weight.type
+        model.graph.insert_before(node, [copy])
+        node.replace_input_with(list(node.inputs).index(weight), copy.outputs[0])
     assert left_alone(LowerMoE(), model) == ["its weights are no constants of a known shape"]
 
 

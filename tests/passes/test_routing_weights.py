@@ -15,6 +15,8 @@ CONSTANTS: dict[str, Array] = {
     "last": np.asarray([-1], np.int64),
     "first": np.asarray([0], np.int64),
     "nought": np.asarray(0.0, np.float32),
+    "unknown": np.asarray([1.0, np.nan, 2.0], np.float32),
+    "both": np.asarray([1, 0], np.int64),
 }
 
 
@@ -41,6 +43,12 @@ def value_of(body: str) -> ir.Value:
         "c = Less(x, z)\nw = Cast<to=1>(c)",
         "a = Softmax(x)\nb = Transpose<perm=[1, 0]>(a)\nw = Cast<to=1>(b)",
         "a = Sigmoid(x)\nb, w = Split<axis=0, num_outputs=2>(a)",
+        "a = Relu(x)\nb = Exp(z)\nw = Div(a, b)",
+        "a = Relu(x)\nb = Abs(z)\nw = Min(a, b)",
+        "a = Relu(x)\nw = Max(z, a)",
+        "a = Relu(x)\nb = Abs(z)\nw = Concat<axis=0>(a, b)",
+        "a = Relu(x)\nb = Abs(z)\ni = Cast<to=7>(z)\nw = ScatterElements(a, i, b)",
+        "a = Sigmoid(x)\nw = Pow(a, down)",
     ],
 )
 def test_what_cannot_be_below_zero(body: str) -> None:
@@ -60,6 +68,17 @@ def test_what_cannot_be_below_zero(body: str) -> None:
         "a = Relu(x)\nc = Less(x, z)\nw = Where(c, a, x)",
         "w = com.microsoft.QuickGelu(x)",
         "w = Clip(x, , nought)",
+        "a = Relu(x)\nw = Div(a, z)",
+        "a = Exp(x)\nw = Div(z, a)",
+        "a = Relu(x)\nw = Min(a, z)",
+        "a = Relu(x)\nw = Concat<axis=0>(a, z)",
+        "a = Relu(x)\nw = Concat<axis=0>(z, a)",
+        "a = Relu(x)\ni = Cast<to=7>(z)\nw = ScatterElements(a, i, z)",
+        "a = Relu(x)\ni = Cast<to=7>(z)\nw = ScatterElements(z, i, a)",
+        "a = Relu(x)\nc = Less(x, z)\nw = Where(c, x, a)",
+        "a = Sigmoid(x)\nv, w = TopK(a, two)",
+        "w = com.microsoft.Softmax(x)",
+        "a = Sigmoid(x)\nw = Mul(a, unknown)",
     ],
 )
 def test_what_may_be_below_zero(body: str) -> None:
@@ -82,6 +101,9 @@ def test_nothing_is_known_of_nothing() -> None:
         ("a = Softmax(x)\nw, i = TopK(a, two)", False),
         ("a = Exp(x)\ns = ReduceSum<keepdims=1>(a, first)\nw = Div(a, s)", False),
         ("a = Exp(x)\ns = ReduceSum<keepdims=1>(a)\nw = Div(a, s)", False),
+        ("a = Exp(x)\ns = ReduceSum<keepdims=1>(a, both)\nw = Div(a, s)", False),
+        ("a = Exp(x)\ns = ReduceSum<keepdims=0>(a, last)\nw = Div(a, s)", False),
+        ("a = Exp(x)\ns = ReduceSum(a, last)\nw = Div(a, s)", True),
         ("a = Exp(x)\ns = ReduceSum<keepdims=1>(x, last)\nw = Div(a, s)", False),
         ("a = Exp(x)\nw = Div(a, z)", False),
         ("w = Identity(x)", False),

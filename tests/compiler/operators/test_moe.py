@@ -67,10 +67,10 @@ class Case:
         return made
 
 
-def run(case: Case, inputs: dict[str, Array]) -> Array:
-    """The operator's body on ONNX Runtime."""
+def run(case: Case, inputs: dict[str, Array], stated: dict[str, int | float | str] | None = None) -> Array:
+    """The operator's body on ONNX Runtime, with all attributes or those that are stated."""
     values = {name: ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape) for name, array in inputs.items()}
-    attributes = case.attributes()
+    attributes = case.attributes() if stated is None else stated
     node = ir.node(moe.NAME, list(values.values()), attributes, domain=DOMAIN, overload=case.variant.overload)
     assert moe.is_moe(node)
     assert moe.variant_of(node) == case.variant
@@ -178,6 +178,19 @@ def test_defaults_are_those_of_a_silu_gate() -> None:
     node = ir.node(moe.NAME, [ir.val(name) for name in moe.INPUTS[:5]], domain=DOMAIN)
     assert moe.variant_of(node) == Variant("silu", True)
     assert not moe.is_moe(ir.node(moe.NAME, [], domain="com.microsoft"))
+
+
+def test_what_a_call_does_not_state() -> None:
+    """Its gate is silu without alpha, beta and limit."""
+    case = Case(Variant("silu", True), alpha=1.0, beta=0.0)
+    inputs = case.inputs()
+    np.testing.assert_allclose(run(case, inputs, stated={}), reference(case, inputs), rtol=0, atol=1e-5)
+
+
+def test_empty_places_and_a_limit_of_0_ask_for_nothing() -> None:
+    values = [*(ir.val(name) for name in moe.INPUTS[:5]), None, None]
+    node = ir.node(moe.NAME, values, {"limit": 0.0}, domain=DOMAIN)
+    assert moe.variant_of(node) == Variant("silu", True)
 
 
 def test_overloads_differ() -> None:

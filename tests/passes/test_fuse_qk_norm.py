@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.operators import cached_attention
@@ -44,6 +44,8 @@ def test_it_matches(order: str) -> None:
     seq=st.integers(1, 4),
     past=st.integers(0, 3),
 )
+@example(orders=("BSHD", "BHSD"), rotated=False, batch=2, seq=3, past=1)
+@example(orders=("BHSD", "BSHD"), rotated=True, batch=2, seq=3, past=1)
 def test_numbers_agree(orders: tuple[str, str], rotated: bool, batch: int, seq: int, past: int) -> None:
     """Alone, and behind a rotation that has moved inside before."""
     core = ROTATE if rotated else NO_ROTATION
@@ -54,6 +56,16 @@ def test_numbers_agree(orders: tuple[str, str], rotated: bool, batch: int, seq: 
         apply(FuseRotary(64), model)
     apply(FuseQKNorm(), model)
     close(run(model, given_feeds), before)
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"softcap": 0.5}, {"chunk": 2}])
+def test_what_else_a_call_says_stays(options: dict[str, float]) -> None:
+    stated = ", ".join(f"{name}={number}" for name, number in options.items())
+    call = f"{CALL[:-1]}, {stated}>(q, k, v, past_k, past_v, attention_mask)"
+    model = make(text(NO_ROTATION, NO_ROTATION, norms=("BSHD", "BSHD"), call=call))
+    before = run(model, feeds())
+    apply(FuseQKNorm(), model)
+    close(run(model, feeds()), before)
 
 
 def test_the_default_epsilon_is_the_norms() -> None:

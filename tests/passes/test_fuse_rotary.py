@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.operators import cached_attention
@@ -50,6 +50,8 @@ def test_tables_are_the_angles() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(1, 3), seq=st.integers(1, 4), past=st.integers(0, 4), interleaved=st.booleans())
+@example(batch=2, seq=3, past=1, interleaved=False)
+@example(batch=2, seq=3, past=1, interleaved=True)
 def test_numbers_agree(batch: int, seq: int, past: int, interleaved: bool) -> None:
     rotate = ROTATE.replace("RotaryEmbedding(", "RotaryEmbedding<interleaved=1>(") if interleaved else ROTATE
     model = make(text(rotate, rotate))
@@ -97,6 +99,29 @@ def test_layers_with_the_same_angles_share_tables() -> None:
     assert sum(name.startswith("rotary.") for name in model.graph.initializers) == 4
 
 
+def test_layers_with_other_sines_have_tables_of_their_own() -> None:
+    """Whatever a model means by it: rotations by (cos, sin) and by (cos, cos)."""
+    calls = [f"{CALL}(q, k, v, past_k, past_v, attention_mask)"]
+    for n in "qk":
+        calls.append(f"{n}_rot2 = RotaryEmbedding({n}_core, cos, cos)")
+        calls.append(f"{n}_back2 = Transpose<perm=[0,2,1,3]>({n}_rot2)\n{n}2 = Reshape({n}_back2, {n}_merged)")
+    calls.append(f"y2, pk2, pv2 = {CALL}(q2, k2, v, past_k, past_v, attention_mask)")
+    model = make(text(call="\n".join(calls)).replace("(y, pk, pv)", "(y, pk, pv, y2)"))
+    before = run(model, feeds())
+    assert apply(FuseRotary(ROWS), model).fired == {"rotary": 2}
+    close(run(model, feeds()), before)
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"softcap": 0.5}, {"chunk": 2}])
+def test_what_else_a_call_says_stays(options: dict[str, float]) -> None:
+    stated = ", ".join(f"{name}={number}" for name, number in options.items())
+    call = f"{CALL[:-1]}, {stated}>(q, k, v, past_k, past_v, attention_mask)"
+    model = make(text(call=call))
+    before = run(model, feeds())
+    apply(FuseRotary(ROWS), model)
+    close(run(model, feeds()), before)
+
+
 def scaled(factor: str) -> str:
     """Angles multiplied by a factor that is computed from all positions."""
     return PLAIN_ANGLES.replace("column = ", f"{factor}\ncolumn0 = ").replace(
@@ -124,6 +149,27 @@ def test_angles_of_the_whole_sequence(factor: str, rows: int) -> None:
     more = {name: np.asarray(x, np.float32) for name, x in (("unit", 1), ("half", 0.5), ("original", 4))}
     model = make(text(angles=scaled(factor)), more)
     assert left_alone(FuseRotary(rows), model) == [NOT_OWN]
+
+
+@pytest.mark.parametrize("weak", [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("angle", ["cos", "sin"])
+def test_a_weak_dependence_on_the_sequence(weak: float, angle: str) -> None:
+    """Of cosines or sines alone: times 1 + weak x the highest position, 1 to 5 here."""
+    changed = PLAIN_ANGLES.replace(f"{angle} =", f"{angle}0 =")
+    changed += f"""
+        {LONGEST}\nless = Mul(longest, weak)\nfactor = Add(less, unit)\n{angle} = Mul({angle}0, factor)"""
+    more = {name: np.asarray(x, np.float32) for name, x in (("unit", 1), ("weak", weak))}
+    assert left_alone(FuseRotary(6), make(text(angles=changed), more)) == [NOT_OWN]
+
+
+def test_angles_of_the_place_from_the_end() -> None:
+    """Right for ascending positions of any length, and for a single one: wrong in another order."""
+    ranked = """axes = Unsqueeze(position_ids, two)
+        sorted, at = TopK<axis=1, largest=0>(position_ids, count)
+        float_pos = Cast<to=1>(sorted)"""
+    counted = "all = Shape<start=1, end=2>(position_ids)\n" + ranked.replace("count)", "all)")
+    angles = PLAIN_ANGLES.replace("float_pos = Cast<to=1>(position_ids)", counted)
+    assert left_alone(FuseRotary(ROWS), make(text(angles=angles))) == [NOT_OWN]
 
 
 def test_angles_of_the_place_in_the_sequence() -> None:
@@ -155,8 +201,28 @@ def test_angles_of_the_place_in_the_sequence() -> None:
             "its query and key are rotated by different angles",
         ),
         (
+            text(k="{n}_rot = RotaryEmbedding({n}_core, cos, cos)"),
+            "its query and key are rotated by different angles",
+        ),
+        (
+            text(k="{n}_rot = RotaryEmbedding({n}_core, sin, sin)"),
+            "its query and key are rotated by different angles",
+        ),
+        (
+            text(*["{n}_rot = RotaryEmbedding({n}_core, table, table, position_ids)"] * 2),
+            "its query and key are rotated by different angles",
+        ),
+        (
             text(k=ROTATE.replace("Embedding(", "Embedding<interleaved=1>(")),
             "its query and key are rotated in different ways",
+        ),
+        (
+            text(k=ROTATE.replace("Embedding(", "Embedding<rotary_embedding_dim=8>(")),
+            "its query and key are rotated in different ways",
+        ),
+        (
+            text(q=ROTATE.replace("Rotary", "com.microsoft.Rotary")),
+            "its query comes from RotaryEmbedding, not from a rotary embedding",
         ),
         (
             text(angles=PLAIN_ANGLES.replace("inv_freq", "scale"), more_inputs=f", float[{DIM // 2}] scale"),
@@ -176,12 +242,18 @@ def test_angles_of_the_place_in_the_sequence() -> None:
         ),
     ],
     ids=[
-        *("query", "key", "input", "packed", "angles", "way", "another input", "constants", "constant angles"),
-        "normalized inside",
+        *("query", "key", "input", "packed", "angles", "sines", "cosines", "tables of its own", "way", "part"),
+        *("another domain", "another input", "constants", "constant angles", "normalized inside"),
     ],
 )  # fmt: skip
 def test_near_misses(graph: str, reason: str) -> None:
-    model = make(graph, {"fixed": draw(1, 3, DIM // 2)})
+    model = make(graph, {"fixed": draw(1, 3, DIM // 2), "table": draw(ROWS, DIM // 2)})
+    for node in model.graph:
+        if node.domain == "com.microsoft":
+            node.outputs[0].shape = ir.Shape(["batch", 4, "seq", DIM])
+            # The walk from attention goes through layouts whose shapes were not inferred behind it.
+            for value in (output for other in model.graph for output in other.outputs if output.name == "q_back"):
+                value.shape = ir.Shape(["batch", "seq", 4, DIM])
     assert left_alone(FuseRotary(ROWS), model) == [reason]
     assert FuseRotary(ROWS)(model).tally.expected == {"rotary": 1}
 

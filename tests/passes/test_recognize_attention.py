@@ -10,6 +10,7 @@ import llmc.passes.extract_attention
 import llmc.passes.recognize_attention
 from llmc.compiler.operators import cached_attention
 from llmc.passes.extract_attention import ExtractedAttention
+from llmc.passes.graph_pass import NearMiss
 from llmc.passes.measure_attention import AttentionFacts
 from llmc.passes.recognize_attention import RecognizeAttention
 from llmc.passes.remove_dead_code import RemoveDeadCode
@@ -171,6 +172,28 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(measured) == 1
 
 
+def test_equal_layers_are_refused_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And measured once; a layer that is refused stops no other."""
+    measured: list[ExtractedAttention] = []
+
+    def measure(attention: ExtractedAttention) -> AttentionFacts:
+        measured.append(attention)
+        if "Tanh" in {node.op_type for node in attention.nodes}:
+            raise NearMiss("it bends")
+        return AttentionFacts(SCALE)
+
+    monkeypatch.setattr(llmc.passes.recognize_attention, "measure", measure)
+    bent = Arithmetic(layers=3, scores="scored{i} = Tanh(product{i})")
+    assert left_alone(RecognizeAttention(), bent.model()) == ["it bends"] * 3
+    assert len(measured) == 1
+    model = Arithmetic(layers=2, scores="b{i} = Tanh(product{i})\n scored{i} = Mul(product{i}, scale)").model()
+    first = next(node for node in model.graph if node.outputs[0].name == "scored0")
+    first.replace_input_with(0, next(node for node in model.graph if node.outputs[0].name == "b0").outputs[0])
+    tally = apply(RecognizeAttention(), model)
+    assert (tally.fired, tally.expected) == ({"attention": 1}, {"attention": 2})
+    assert [rejection.reason for rejection in tally.rejections] == ["it bends"]
+
+
 def test_layers_that_differ_in_a_constant_are_measured_apart() -> None:
     scales = {"scale0": np.float32(0.5), "scale1": np.float32(0.25)}
     model = Arithmetic(layers=2, scores="scored{i} = Mul(product{i}, scale{i})", constants=scales).model()
@@ -187,6 +210,22 @@ def test_names() -> None:
     call = next(node for node in model.graph if cached_attention.is_cached_attention(node))
     assert call.name == "layers.0.attn/CachedAttention"
     assert [value.name for value in model.graph.outputs] == ["y", "present.0.key", "present.0.value"]
+
+
+def test_two_attentions_of_one_module_have_names_of_their_own() -> None:
+    model = Arithmetic(layers=3).model()
+    for node in model.graph:
+        node.name = f"layers.0.attn/{node.op_type}_{node.outputs[0].name}"
+    apply(RecognizeAttention(), model)
+    calls = [node.name for node in model.graph if cached_attention.is_cached_attention(node)]
+    assert calls == [f"layers.0.attn/CachedAttention{end}" for end in ("", ".1", ".2")]
+
+
+def test_the_operators_domain_is_declared() -> None:
+    model = Arithmetic().model()
+    model.graph.opset_imports.pop("llmc")
+    apply(RecognizeAttention(), model)
+    assert model.graph.opset_imports["llmc"] == 1
 
 
 NEAR_MISSES = {
@@ -259,6 +298,22 @@ NEAR_MISSES = {
             constants={"square": np.eye(DIM, dtype=np.float32) + 1},
         ),
         "no value with heads and a sequence is found on the way of its query",
+    ),
+    "scores that differ by a thousandth over an empty past": (
+        Arithmetic(
+            bias="empty{i} = Equal(past, zero)\n factor{i} = Where(empty{i}, more, full)\n"
+            "biased{i} = Mul(scored{i}, factor{i})",
+            constants={"more": np.float32(1.001), "full": np.float32(1)},
+        ),
+        "it gives other numbers for whole rows than any attention that is known",
+    ),
+    "scores that differ for a single token": (
+        Arithmetic(
+            bias="single{i} = Equal(seq, one)\n factor{i} = Where(single{i}, half, full)\n"
+            "biased{i} = Mul(scored{i}, factor{i})",
+            constants={"half": np.float32(0.5), "full": np.float32(1)},
+        ),
+        "it gives other numbers for whole rows than any attention that is known",
     ),
     "another attention": (
         Arithmetic(bias="hidden{i} = com.microsoft.Gelu(scored{i})\n biased{i} = Identity(hidden{i})"),

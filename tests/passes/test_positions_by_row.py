@@ -107,20 +107,22 @@ def test_another_number_per_token_is_left_alone(name: str) -> None:
     assert left_alone(PositionsByRow(), spread(NEAR_MISSES[name])) == []
 
 
-def test_a_mask_of_slots_is_left_alone() -> None:
+@pytest.mark.parametrize("low", ["low = Less(rows, two)", "behind = Sub(rows, total0) low = Less(behind, two)"])
+def test_a_mask_of_slots_is_left_alone(low: str) -> None:
     """It compares slots with slots, in integers: all rows have the same."""
     model = make(
-        "rows = Unsqueeze(slots, axes) low = Less(rows, two) real = Cast<to=1>(low) y = Mul(h, real)",
+        f"rows = Unsqueeze(slots, axes) {low} real = Cast<to=1>(low) y = Mul(h, real)",
         {"axes": AXES},
         ", int64[1, sequence, 1] rows",
     )
     assert left_alone(PositionsByRow(), model) == []
 
 
-def test_what_a_product_takes_is_left_alone() -> None:
-    """A matrix product of [1, sequence, 1] is no spreading over rows."""
+@pytest.mark.parametrize("end", ["y = Add(h, p)", "m = Mul(h, x) y = Add(m, p)"])
+def test_what_a_product_takes_is_left_alone(end: str) -> None:
+    """A matrix product of [1, sequence, 1] is no spreading over rows, even beside arithmetic that is."""
     model = make(
-        "real = Cast<to=1>(slots) x = Unsqueeze(real, axes) p = MatMul(x, line) y = Add(h, p)",
+        f"real = Cast<to=1>(slots) x = Unsqueeze(real, axes) p = MatMul(x, line) {end}",
         {"axes": AXES, "line": np.ones((1, HIDDEN), np.float32)},
         ", float[sequence] real, float[1, sequence, 1] x",
     )
@@ -137,9 +139,13 @@ def test_without_positions_nothing_can_be_done() -> None:
 
 def test_what_is_computed_further_has_rows_too() -> None:
     """The model goes on with [1, sequence, 1]; that is [batch, sequence, 1] then, also where shapes are stated."""
-    model = spread(f"{TEMPERATURE} z = Unsqueeze(scale, axes)", "x = Mul(z, half)", ", float[1, sequence, 1] z")
+    model = spread(
+        f"{TEMPERATURE} z = Unsqueeze(scale, axes)",
+        "w = Mul(z, half) x = Mul(w, four)",
+        ", float[1, sequence, 1] z, float[1, sequence, 1] w",
+    )
     apply(PositionsByRow(), model)
     given = feeds(7, 3, padding=(0, 6))
-    close(run(model, given), {"y": given["h"] * temperature(given["position_ids"]) / 2}, rtol=1e-6, atol=0)
+    close(run(model, given), {"y": given["h"] * temperature(given["position_ids"]) * 2}, rtol=1e-6, atol=0)
     stated = {value.name: dims(value) for node in model.graph for value in node.outputs}
-    assert stated["x"] == ["batch", "sequence", 1]
+    assert stated["w"] == stated["x"] == ["batch", "sequence", 1]

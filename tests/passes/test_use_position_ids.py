@@ -36,6 +36,10 @@ NEAR_MISSES = {
     "every other row": "odd = Mul(slots, two) x = Gather(table, odd)",
     "backwards": "last = Sub(total0, one) down = Sub(last, slots) x = Gather(table, down)",
     "of what the mask holds": "m = ReduceSum<keepdims=0>(attention_mask) s = Add(slots, m) x = Gather(table, s)",
+    "rows of a batch at places of their own": (
+        f"{BROADCAST.replace('indices', 'equal')} all1 = Shape<start=0, end=1>(input_ids) all = Squeeze(all1) "
+        "r = Range(zero, all, one) r1 = Unsqueeze(r, axis1) indices = Add(equal, r1) x = Gather(table, indices)"
+    ),
     "tokens": "x = Gather(words, input_ids)",
     "positions already": "x = Gather(table, position_ids)",
     "always the same rows": "x = Gather(table, axis0)",

@@ -177,6 +177,21 @@ def test_any_chunks(call: Call, chunks: list[list[int]]) -> None:
     check_scatter(call, chunks, capacity=28)
 
 
+@pytest.mark.parametrize("cache", ["concat", "scatter"])
+@pytest.mark.parametrize(
+    "call",
+    [Call(window=3), Call(window=3, alibi=True), Call(window=3, softcap=1e6)],
+    ids=["window", "ALiBi", "arithmetic"],
+)
+def test_what_is_hidden_stays_so_beside_very_low_scores(call: Call, cache: CacheKind) -> None:
+    """Every score is about -30,000, and less what ALiBi takes off."""
+    feeds = call.tokens(2, 6) | {"input_ids": ids(2, 6), "attention_mask": np.ones((2, 6), np.int64)}
+    feeds["q"], feeds["k"] = np.full_like(feeds["q"], 100), np.full_like(feeds["k"], -62.5)
+    wanted = run_session(session_of(call, None), feeds | call.cache(2, 0))
+    actual = run_session(session_of(call, cache), feeds | call.cache(2, 0 if cache == "concat" else 6, fill=9.0))
+    np.testing.assert_allclose(actual["y"], wanted["y"], rtol=1e-5, atol=1e-6)
+
+
 def test_a_cache_that_is_filled_to_its_last_slot() -> None:
     check_scatter(Call(), [[5, 8], [1, 3], [1, 1]], capacity=12)
 

@@ -162,6 +162,21 @@ def test_a_call_that_is_in_half_precision(name: str, cache: CacheKind) -> None:
     close(after, before, rtol=0, atol=4e-3)
 
 
+def test_scores_may_be_larger_than_half_precision_goes() -> None:
+    """Equal ones of 128,000: each token says the mean of the values that it sees."""
+    call = Call(sinks=True, scale=500.0)
+    model = call.model()
+    ConvertFloat("fp16")(model)
+    apply(UseStandardAttention("concat"), model)
+    feeds = {n: x.astype(np.float16) for n, x in (call.tokens(1, 3) | call.cache(1, 0)).items()}
+    feeds |= {"input_ids": ids(1, 3), "attention_mask": np.ones((1, 3), np.int64)}
+    feeds["q"], feeds["k"] = np.full_like(feeds["q"], 4), np.full_like(feeds["k"], 4)
+    heads = feeds["v"].astype(np.float32).reshape(3, 2, 1, 16)
+    means = np.cumsum(heads, axis=0) / np.arange(1, 4)[:, None, None, None]
+    expected = np.broadcast_to(means, (3, 2, 2, 16)).reshape(1, 3, 64)
+    np.testing.assert_allclose(run(model, feeds)["y"], expected, rtol=0, atol=4e-3)
+
+
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["plain", "everything", "ALiBi", "sinks"])
 def test_half_precision(name: str, to: Any) -> None:

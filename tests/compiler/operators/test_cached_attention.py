@@ -295,6 +295,16 @@ def test_masked_slots_are_not_seen_beside_very_low_scores() -> None:
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
+def test_scores_may_be_larger_than_half_precision_goes() -> None:
+    """Every score is 128,000."""
+    case = Case(past=2, mask=((0, 1) + (1,) * 5,), scale=1000.0, dtype=np.float16)
+    inputs = case.inputs()
+    for name in ("query", "key", "past_key"):
+        inputs[name] = np.full_like(inputs[name], 4)
+    for actual, expected in zip(run(case, inputs), reference_of_equal_scores(inputs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=4e-3)
+
+
 def reference_of_equal_scores(inputs: dict[str, Array]) -> list[Array]:
     """Means of the values that each query sees: all but the first slot, up to its own."""
     new = {name: inputs[name].reshape(1, 5, 2, 8).transpose(0, 2, 1, 3) for name in ("key", "value")}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.passes.graph_query import dims
+from llmc.passes.graph_query import dims, small_initializer
 from llmc.passes.lower_attention import LowerAttention
 from llmc.passes.set_cache_io import SetCacheIO
 from llmc.passes.use_cpu_attention import UseCpuAttention
@@ -230,6 +230,26 @@ def test_chunks_need_query_lengths() -> None:
     assert reasons == ["it attends within chunks, whose mask needs the runtime to take query_seqlens"]
 
 
+@needs_query_seqlens
+def test_layers_with_other_slopes_have_biases_of_their_own() -> None:
+    model = layers("", "", "")
+    steep, flat = (
+        small_initializer(model.graph, name, np.asarray(slopes, np.float32))
+        for name, slopes in (("steep", [2, 1, 0.5, 0.25]), ("flat", [0.5, 0.25, 0.125, 0.0625]))
+    )
+    for node, slopes in zip(list(model.graph), (steep, flat, steep), strict=True):
+        node.resize_inputs(13)
+        node.replace_input_with(12, slopes)
+    feeds: dict[str, Array] = draw_all({"q": (2, 7, 64), "k": (2, 7, 32), "pk": (2, 2, 0, 16), "pv": (2, 2, 0, 16)})
+    feeds |= {"input_ids": np.zeros((2, 7), np.int64), "attention_mask": np.ones((2, 7), np.int64)}
+    before = run(model, feeds)
+    apply(LowerAttention(query_seqlens=True), model)
+    biases = [bias_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
+    assert biases[0] is biases[2]
+    assert biases[0] is not biases[1]
+    close(run(model, feeds), before, atol=2e-5)
+
+
 @pytest.mark.parametrize(("limit", "biased"), [(0, True), (7, False), (8, False), (9, True), (15, True), (40, True)])
 def test_only_a_chunk_that_holds_every_position_needs_no_bias(limit: int, biased: bool) -> None:
     model = Call(chunk=8).model()
@@ -248,6 +268,21 @@ def test_layers_with_other_chunks_have_biases_of_their_own() -> None:
     assert biases[0] is biases[2]
     assert biases[0] is not biases[1]
     close(run(model, feeds), before, atol=2e-5)
+
+
+@needs_query_seqlens
+def test_masked_chunks_are_not_seen_beside_low_scores() -> None:
+    """The first chunk's scores are 400, the second's -400."""
+    call = Call(chunk=4, rotary=False, scale=1.0)
+    feeds: dict[str, Array] = call.tokens(1, 8) | cache(1, 0)
+    feeds |= {"input_ids": np.zeros((1, 8), np.int64), "attention_mask": np.ones((1, 8), np.int64)}
+    feeds["q"], feeds["k"] = np.full_like(feeds["q"], 5), np.full_like(feeds["k"], 5)
+    feeds["k"][:, 4:] = -5
+    session = lowered_session(call, False, True)
+    y = session.run(["y"], {item.name: feeds[item.name] for item in session.get_inputs()})[0]
+    means = feeds["v"][0, 4:].cumsum(axis=0) / np.arange(1, 5)[:, None]
+    expected = np.repeat(means.reshape(4, KV_HEADS, 1, DIM), HEADS // KV_HEADS, axis=2).reshape(4, -1)
+    np.testing.assert_allclose(y[0, 4:], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ALiBi", "chunks"])

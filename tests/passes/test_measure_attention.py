@@ -51,6 +51,13 @@ RECOGNIZED = {
     "ALiBi under which all but 200 weights are 0": (
         NumpyAttention(slopes=(0.5, 1.0)), AttentionFacts(0.3, 0, (0.5, 1.0))
     ),
+    "ALiBi that shows over many tokens only": (
+        NumpyAttention(slopes=(2**-12, 2**-14)), AttentionFacts(0.3, 0, (2**-12, 2**-14))
+    ),
+    "ALiBi by slots, rounded as large numbers are": (
+        NumpyAttention(added=lambda distance: np.float32(0.3) * (distance[:, :1] - distance).astype(np.float32)),
+        AttentionFacts(0.3, 0, (0.3, 0.3)),
+    ),
     "ALiBi of two slopes in a window that the less steep one shows": (
         NumpyAttention(slopes=(0.0625, 4.0), window=30), AttentionFacts(0.3, 30, (0.0625, 4.0))
     ),
@@ -141,15 +148,23 @@ def test_what_is_added_must_be_a_straight_line(attention: NumpyAttention) -> Non
     "attention",
     [
         NumpyAttention(scores=lambda s: 50 * np.tanh(s / 50)),
+        NumpyAttention(scores=lambda s: 500 * np.tanh(s / 500)),
         NumpyAttention(scores=lambda s: np.tanh(s)),
         NumpyAttention(scores=lambda s: s * 0),
         NumpyAttention(scores=lambda s: s + 0.01 * np.abs(s)),
         NumpyAttention(window=1),
     ],
-    ids=["a softcap of 50", "a softcap of 1", "of nothing", "a kink", "of one token, which show nothing"],
+    ids=[
+        "a softcap of 50",
+        "a softcap of 500",
+        "a softcap of 1",
+        "of nothing",
+        "a kink",
+        "of one token, which show nothing",
+    ],
 )
 def test_scores_must_be_proportional_to_products(attention: NumpyAttention) -> None:
-    """A softcap of 50 does not show in scores of the order of 1."""
+    """A softcap of 500 does not show in scores of the order of 1."""
     assert refusal(attention) == NOT_PROPORTIONAL
 
 

@@ -155,6 +155,11 @@ def test_a_call_that_is_in_half_precision(name: str, cache: CacheKind) -> None:
     feeds |= {"input_ids": ids(2, 3), "attention_mask": np.ones((2, 3), np.int64)}
     before = run(model, feeds)
     apply(UseStandardAttention(cache), model)
+    if name == "ALiBi":
+        mask = node_of(model, "Attention").inputs[3]
+        cast = mask.producer() if mask is not None else None
+        assert cast is not None
+        assert (cast.op_type, cast.attributes.get_int("to")) == ("Cast", int(ir.DataType.FLOAT16))
     if cache == "scatter":
         feeds |= {n: x.astype(np.float16) for n, x in call.cache(2, 3, fill=50.0).items()}
     after = run(model, feeds)

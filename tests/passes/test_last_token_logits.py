@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.errors import PassError
@@ -56,6 +56,8 @@ def last(logits: Array, lengths: list[int]) -> Array:
     past=st.integers(0, 3),
     wider=st.integers(0, 2),
 )
+@example(head="plain", lengths=[2, 4, 1], past=2, wider=0)
+@example(head="capped", lengths=[1, 3], past=0, wider=1)
 def test_each_rows_last_token(head: str, lengths: list[int], past: int, wider: int) -> None:
     """Rows of a chunk may differ in length, and all may be shorter than the chunk."""
     model = make(HEADS[head])

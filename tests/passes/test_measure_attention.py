@@ -28,6 +28,11 @@ def refusal(attention: NumpyAttention) -> str:
     return re.sub(r" \(by .*\)", "", str(caught.value))
 
 
+def by_slots(slope: float) -> NumpyAttention:
+    """ALiBi as a product with each slot: up to 1,099 times the slope, in float32."""
+    return NumpyAttention(added=lambda d: np.float32(slope) * (d[:, :1] - d).astype(np.float32))
+
+
 RECOGNIZED = {
     "plain": (NumpyAttention(), AttentionFacts(0.3)),
     "a negative scale": (NumpyAttention(-0.3), AttentionFacts(-0.3)),
@@ -54,10 +59,8 @@ RECOGNIZED = {
     "ALiBi that shows over many tokens only": (
         NumpyAttention(slopes=(2**-12, 2**-14)), AttentionFacts(0.3, 0, (2**-12, 2**-14))
     ),
-    "ALiBi by slots, rounded as large numbers are": (
-        NumpyAttention(added=lambda distance: np.float32(0.3) * (distance[:, :1] - distance).astype(np.float32)),
-        AttentionFacts(0.3, 0, (0.3, 0.3)),
-    ),
+    "ALiBi by slots, rounded as large numbers are": (by_slots(0.7), AttentionFacts(0.3, 0, (0.7, 0.7))),
+    "steep ALiBi by slots, rounded as larger numbers are": (by_slots(5.7), AttentionFacts(0.3, 0, (5.7, 5.7))),
     "ALiBi of two slopes in a window that the less steep one shows": (
         NumpyAttention(slopes=(0.0625, 4.0), window=30), AttentionFacts(0.3, 30, (0.0625, 4.0))
     ),

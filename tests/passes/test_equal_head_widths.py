@@ -143,6 +143,14 @@ def test_equal_widths_are_no_site() -> None:
     assert left_alone(EqualHeadWidths(), make(16, 16)) == []
 
 
+def test_a_cache_of_unknown_widths_is_no_site() -> None:
+    model = make(24, 16)
+    for value in model.graph.inputs:
+        if (value.name or "").startswith("past"):
+            value.shape = None
+    assert left_alone(EqualHeadWidths(), model) == []
+
+
 @pytest.mark.parametrize(("more", "options"), [(ROTATED, ""), (NORMED, ", norm_epsilon=0.001")])
 def test_zeros_do_not_go_through_rotation_or_norms(more: str, options: str) -> None:
     reason = "its keys are narrower than its values, and rotated or normalized inside"

@@ -28,6 +28,9 @@ def test_it_matches() -> None:
     variant = cached_attention.variant_of(attention)
     assert (variant.rotary, variant.qk_norm, variant.packed) == (True, False, False)
     assert cached_attention.get_input(attention, "position_ids") is graph_input(model, "position_ids")
+    # The rotations that it left behind make no site of it.
+    assert "RotaryEmbedding" in operators(model)
+    assert left_alone(FuseRotary(ROWS), model) == []
     apply(RemoveDeadCode(), model)
     apply(SimplifyShapes(), model)
     apply(RemoveDeadCode(), model)

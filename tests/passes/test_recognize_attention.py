@@ -202,6 +202,17 @@ def test_layers_that_differ_in_a_constant_are_measured_apart() -> None:
     assert [facts_of(call).scale for call in calls] == [0.5, 0.25]
 
 
+def test_layers_have_slopes_of_their_own() -> None:
+    """And nothing of what they were made of stays, whether or not something else would remove it."""
+    slopes = {f"slopes{i}": np.asarray(SLOPES, np.float32).reshape(1, HEADS, 1, 1) / (i + 1) for i in range(2)}
+    bias = "moved{i} = Mul(slopes{i}, distance_float)\n biased{i} = Sub(scored{i}, moved{i})"
+    model = Arithmetic(layers=2, bias=bias, constants=slopes).model()
+    apply(RecognizeAttention(), model)
+    calls = [node for node in model.graph if cached_attention.is_cached_attention(node)]
+    assert [facts_of(call).slopes for call in calls] == [SLOPES, tuple(slope / 2 for slope in SLOPES)]
+    assert not {"Softmax", "Concat"} & set(operators(model))
+
+
 def test_names() -> None:
     model = Arithmetic().model()
     for node in model.graph:

@@ -1,0 +1,239 @@
+"""One node of the domain llmc.cpu on ONNX Runtime, in buffers that show a write behind their end.
+
+Also what it is given and compared with: weights whose values float64 states exactly, and activations that int8 holds
+exactly, so that an engine's rounding of either is no excuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from llmc.runtimes.cpu_kernels import kernel_library
+
+Array = npt.NDArray[Any]
+GUARD = 64
+"""Floats behind each output."""
+UNTOUCHED = np.float32(-77.25)
+
+
+class Node:
+    """A session of one node; its shapes are open, so that one session takes calls of many shapes."""
+
+    def __init__(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        ranks: Mapping[str, int],
+        constants: Mapping[str, Array] | None = None,
+        types: Mapping[str, int] | None = None,
+        threads: int = 1,
+        **attributes: Any,
+    ) -> None:
+        """``inputs``: names in the operator's order, "" for none; those of ``constants`` are initializers."""
+        constants = constants or {}
+        names = list(inputs)
+        while not names[-1]:
+            names.pop()
+        node = helper.make_node(op, names, list(outputs), domain="llmc.cpu", **attributes)
+        self.inputs = [name for name in names if name and name not in constants]
+        self.outputs = [name for name in outputs if name]
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [_info(name, (types or {}).get(name, TensorProto.FLOAT), ranks.get(name)) for name in self.inputs],
+            [_info(name, TensorProto.FLOAT, None) for name in self.outputs],
+            [numpy_helper.from_array(value, name) for name, value in constants.items() if name in names],
+        )
+        opsets = [helper.make_opsetid("", 23), helper.make_opsetid("llmc.cpu", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.register_custom_ops_library(str(kernel_library()))
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, feeds: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+        """The outputs, of the given shapes; NaN where nothing was written.
+
+        Raises:
+            AssertionError: something was written behind an output.
+        """
+        buffers = {name: guarded(shapes[name]) for name in self.outputs}
+        self.run_into(feeds, buffers)
+        for name, (buffer, _) in buffers.items():
+            assert (buffer[-GUARD:] == UNTOUCHED).all(), f"written behind {name}"
+        return {name: view for name, (_, view) in buffers.items()}
+
+    def run_into(self, feeds: Mapping[str, Array], buffers: Mapping[str, tuple[Array, Array]]) -> None:
+        """Run with the outputs bound to the views of ``buffers``."""
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name]))
+        for name, (_, view) in buffers.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(view))
+        self.session.run_with_iobinding(binding)
+
+
+def guarded(shape: Sequence[int], fill: float = np.nan) -> tuple[Array, Array]:
+    """A buffer and the part of it that has the given shape; the rest is the guard."""
+    size = int(np.prod(shape))
+    buffer = np.full(size + GUARD, UNTOUCHED, np.float32)
+    buffer[:size] = fill
+    return buffer, buffer[:size].reshape(shape)
+
+
+def _info(name: str, kind: int, rank: int | None) -> Any:
+    return helper.make_tensor_value_info(name, kind, None if rank is None else [None] * rank)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A quantized weight as com.microsoft::MatMulNBits stores it, before it is packed.
+
+    Attributes:
+        levels: [n, blocks * block_size] integers, those behind the last feature too.
+        scales: [n, blocks] float32.
+        zeros: [n, blocks] integers, or None.
+        offsets: [n, blocks] float32, or None.
+    """
+
+    bits: int
+    block_size: int
+    k: int
+    levels: Array
+    scales: Array
+    zeros: Array | None = None
+    offsets: Array | None = None
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return len(self.levels)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Those of the operator."""
+        return {"K": self.k, "N": self.n, "bits": self.bits, "block_size": self.block_size}
+
+    def values(self) -> Array:
+        """[n, k] float64: (level - zero point) * scale, or (level - 2^(bits-1)) * scale + offset."""
+        blocks = self.levels.reshape(self.n, -1, self.block_size).astype(np.float64)
+        middle = np.full(self.scales.shape, 2.0 ** (self.bits - 1)) if self.zeros is None else self.zeros
+        values = (blocks - middle[..., None]) * self.scales.astype(np.float64)[..., None]
+        if self.offsets is not None:
+            values += self.offsets.astype(np.float64)[..., None]
+        return values.reshape(self.n, -1)[:, : self.k]
+
+    def constants(self) -> dict[str, Array]:
+        """The operator's inputs."""
+        blocks = self.scales.shape[1]
+        made = {"w": _packed(self.levels, self.bits).reshape(self.n, blocks, -1), "scales": self.scales}
+        if self.zeros is not None:
+            made["zeros"] = _packed(self.zeros, self.bits)
+        if self.offsets is not None:
+            made["offsets"] = np.ascontiguousarray(self.offsets.T)
+        return made
+
+
+def _packed(levels: Array, bits: int) -> Array:
+    levels = levels.astype(np.uint8)
+    if bits == 8:
+        return levels
+    even = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
+    return even[:, 0::2] | (even[:, 1::2] << 4)
+
+
+def random_weight(
+    generator: np.random.Generator,
+    n: int,
+    k: int,
+    bits: int,
+    block_size: int,
+    kind: str = "plain",
+    exponent: int = 0,
+) -> Weight:
+    """Levels, signed scales, zero points or offsets at random; all of them are float16 times a power of two.
+
+    Args:
+        kind: ``plain``, ``zeros`` or ``offsets``.
+        exponent: Scales are 1 to 2, times 2^exponent.
+    """
+    blocks = -(-k // block_size)
+    levels = generator.integers(0, 2**bits, size=(n, blocks * block_size))
+    signs = generator.choice([-1.0, 1.0], size=(n, blocks))
+    scales = (signs * generator.integers(1024, 2048, size=(n, blocks)) * 2.0 ** (exponent - 10)).astype(np.float32)
+    weight = Weight(bits, block_size, k, levels, scales)
+    if kind == "zeros":
+        return replace(weight, zeros=generator.integers(0, 2**bits, size=(n, blocks)))
+    if kind == "offsets":
+        quarters = generator.integers(-60, 60, size=(n, blocks)) / 4
+        return replace(weight, offsets=(scales * quarters).astype(np.float32))
+    return weight
+
+
+def identity(k: int, block_size: int = 32) -> Weight:
+    """A product with it gives the activations as the kernel has rounded them."""
+    size = -(-k // block_size) * block_size
+    levels = 128 + np.eye(k, size, dtype=np.int64)
+    return Weight(8, block_size, k, levels, np.ones((k, size // block_size), np.float32))
+
+
+def nothing(n: int, k: int = 32, block_size: int = 32) -> Weight:
+    """A product with it is 0."""
+    blocks = -(-k // block_size)
+    return Weight(4, block_size, k, np.full((n, blocks * block_size), 8), np.ones((n, blocks), np.float32))
+
+
+def exact_rows(generator: np.random.Generator, rows: int, k: int, block_size: int) -> Array:
+    """[rows, k] float32: in each block integers up to 127, which one of them is, times a power of two."""
+    made = np.empty((rows, k), np.float32)
+    for start in range(0, k, block_size):
+        count = min(block_size, k - start)
+        block = generator.integers(-127, 128, size=(rows, count))
+        block[np.arange(rows), generator.integers(0, count, size=rows)] = generator.choice([-127, 127], size=rows)
+        made[:, start : start + count] = block * 2.0 ** generator.integers(-9, 6, size=(rows, 1))
+    return made
+
+
+def product(
+    weight: Weight,
+    *,
+    op: str = "MatMulNBits",
+    given: Sequence[str] = (),
+    outputs: int = 1,
+    constants: Mapping[str, Array] | None = None,
+    rank: int = 2,
+    threads: int = 1,
+    **attributes: Any,
+) -> Node:
+    """A session of one product.
+
+    Args:
+        given: Optional inputs that are fed: ``bias``, ``gamma``, ``skip``.
+        constants: Instead of the weight's.
+        rank: Of the activations.
+        attributes: Beside the weight's; None takes one away.
+    """
+    constants = weight.constants() if constants is None else constants
+    order = ["a", "w", "scales", "zeros", "bias", "gamma", "skip", "offsets"]
+    names = [name if name in {"a", "w", "scales", *constants, *given} else "" for name in order]
+    both = {**weight.attributes, **attributes}
+    return Node(
+        op,
+        names,
+        ["y", "sum"][:outputs],
+        ranks={"a": rank, "skip": rank, "bias": 1, "gamma": 1, "w": 3, "scales": 2, "zeros": 2, "offsets": 2},
+        types={"w": TensorProto.UINT8, "zeros": TensorProto.UINT8},
+        constants=constants,
+        threads=threads,
+        **{name: value for name, value in both.items() if value is not None},
+    )

@@ -1,0 +1,64 @@
+"""The activations' side of llmc's product: int8 by row and block; an identity as weight gives them back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmc.runtimes.cpu_kernels import unsupported_reason
+
+from .operators import identity, product
+
+pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+
+
+def rounded(x, block_size=32):
+    weight = identity(x.shape[1], block_size)
+    return product(weight)({"a": x}, {"y": x.shape})["y"]
+
+
+def steps(x, block_size):
+    """The distance of two int8 values in each element's block: a 127th of its largest magnitude."""
+    made = np.empty(x.shape)
+    for start in range(0, x.shape[1], block_size):
+        block = np.abs(x[:, start : start + block_size].astype(np.float64))
+        made[:, start : start + block_size] = block.max(axis=1, keepdims=True) / 127
+    return made
+
+
+@pytest.mark.parametrize(("k", "block_size"), [(32, 32), (70, 32), (160, 64), (97, 96), (300, 256), (17, 32)])
+def test_each_value_is_rounded_to_the_nearest_step_of_its_block(k, block_size):
+    generator = np.random.default_rng([k, block_size])
+    x = generator.normal(size=(21, k)).astype(np.float32)
+    # Blocks and rows of very different size, falling as well as rising.
+    x *= 10.0 ** generator.integers(-18, 18, size=(21, 1))
+    for start in range(0, k, block_size):
+        x[:, start : start + block_size] *= 10.0 ** generator.integers(-6, 6, size=(21, 1))
+    x[3] = 0
+    x[5, block_size:] = 0
+    y, step = rounded(x, block_size), steps(x, block_size)
+    assert (np.abs(y - x) <= step * (0.5 + 1e-4)).all()
+    assert (np.abs(y - x) >= step * 0.45).any()
+    largest = np.abs(x) == (step * 127).astype(np.float32)
+    np.testing.assert_allclose(y[largest], x[largest], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_halves_are_rounded_to_even_and_others_to_the_nearest(sign):
+    x = np.zeros((1, 32), np.float32)
+    x[0, :7] = np.asarray([127, 0.5, 1.5, 2.49, 2.51, 0.49, -3.75]) * sign
+    np.testing.assert_array_equal(rounded(x)[0, :7], np.asarray([127, 0, 2, 2, 3, 0, -4]) * sign)
+
+
+@pytest.mark.parametrize("place", [0, 15, 16, 31])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_magnitude_counts_wherever_it_stands(place, sign):
+    x = np.full((1, 64), 1.0, np.float32)
+    x[0, place] = 127 * sign
+    np.testing.assert_array_equal(rounded(x), x)
+
+
+def test_rows_and_blocks_of_zeros():
+    x = np.zeros((9, 96), np.float32)
+    x[4, 40] = -3
+    np.testing.assert_array_equal(rounded(x), x)

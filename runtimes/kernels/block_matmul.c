@@ -21,13 +21,25 @@ static unsigned level(const PackedMatrix *m, const uint8_t *b, int64_t row, int6
     return (place[feature / 2] >> (feature % 2 * 4)) & 15;
 }
 
-static void pack_block(const PackedMatrix *m, const uint8_t *b, int64_t tile, int64_t block, uint8_t *to) {
+/* Whether all levels of a block stand for its offset: a zero point that far away is no float16. Such a block is stored as
+ * levels 0, zero point -1 and the offset as its scale. */
+static int is_constant(const PackedMatrix *m, const float *scales, const float *offsets, int64_t row, int64_t block) {
+    return offsets && fabsf(offsets[block * m->n + row]) > 65000.0f * fabsf(scales[row * m->blocks + block]);
+}
+
+static float scale_of(const PackedMatrix *m, const float *scales, const float *offsets, int64_t row, int64_t block) {
+    return is_constant(m, scales, offsets, row, block) ? offsets[block * m->n + row] : scales[row * m->blocks + block];
+}
+
+static void pack_block(const PackedMatrix *m, const uint8_t *b, const float *scales, const float *offsets, int64_t tile,
+                       int64_t block, uint8_t *to) {
     for (int step = 0; step < m->block_size; step += LANE) {
         for (int j = 0; j < 8; j++) {
             for (int r = 0; r < TILE; r++) {
                 int64_t row = tile * TILE + r;
+                const int stored = row < m->n && !is_constant(m, scales, offsets, row, block);
                 for (int i = 0; i < 4; i++) {
-                    unsigned value = row < m->n ? level(m, b, row, block, step + 4 * j + i) : 0;
+                    unsigned value = stored ? level(m, b, row, block, step + 4 * j + i) : 0;
                     if (m->bits == 8)
                         to[j * 64 + r * 4 + i] = (uint8_t)value;
                     else if (j < 4)
@@ -45,6 +57,7 @@ static void pack_block(const PackedMatrix *m, const uint8_t *b, int64_t tile, in
 static float zero_point(const PackedMatrix *m, const float *scales, const uint8_t *zeros, const float *offsets,
                         int64_t row, int64_t block) {
     const float middle = (float)(1 << (m->bits - 1));
+    if (is_constant(m, scales, offsets, row, block)) return -1.0f;
     if (offsets) {
         float scale = scales[row * m->blocks + block];
         return scale == 0.0f ? middle : middle - offsets[block * m->n + row] / scale;
@@ -63,7 +76,7 @@ static void pack_parameters(const PackedMatrix *m, const float *scales, const ui
     for (int r = 0; r < TILE; r++) {
         int64_t row = tile * TILE + r;
         if (row >= m->n) break; /* the memory is zero */
-        store_half(to + 2 * r, scales[row * m->blocks + block] / m->rescale);
+        store_half(to + 2 * r, scale_of(m, scales, offsets, row, block) / m->rescale);
         if (m->has_zeros) store_half(to + 2 * TILE + 2 * r, zero_point(m, scales, zeros, offsets, row, block));
     }
 }
@@ -72,7 +85,9 @@ int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const ui
                 const float *offsets) {
     m->has_zeros = zeros != NULL || offsets != NULL;
     float largest = 0.0f;
-    for (int64_t i = 0; i < m->n * m->blocks; i++) largest = fmaxf(largest, fabsf(scales[i]));
+    for (int64_t row = 0; row < m->n; row++)
+        for (int64_t block = 0; block < m->blocks; block++)
+            largest = fmaxf(largest, fabsf(scale_of(m, scales, offsets, row, block)));
     int exponent = 0;
     if (largest > 0.0f) frexpf(largest, &exponent);
     m->rescale = ldexpf(1.0f, exponent - 12); /* the largest scale becomes 2^11 to 2^12 */
@@ -88,7 +103,7 @@ int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const ui
     for (int64_t tile = 0; tile < tiles; tile++) {
         uint8_t *to = m->data + tile * m->tile_bytes, *parameters = to + m->blocks * data_bytes(m);
         for (int64_t block = 0; block < m->blocks; block++) {
-            pack_block(m, b, tile, block, to + block * data_bytes(m));
+            pack_block(m, b, scales, offsets, tile, block, to + block * data_bytes(m));
             pack_parameters(m, scales, zeros, offsets, tile, block, parameters + block * parameter_bytes(m));
         }
     }

@@ -128,3 +128,24 @@ def test_threads_change_nothing(threads):
     for rows in (1, 16, 129):
         x = exact_rows(generator, rows, 100, 32)
         np.testing.assert_array_equal(multiply(weight, x, threads), multiply(weight, x))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_offset_may_be_far_larger_than_its_scale(bits):
+    """Blocks of nearly, or quite, the same value: 2^17, 2^12 and 2^8 times their scale, and no scale at all."""
+    generator = np.random.default_rng(8)
+    weight = random_weight(generator, 21, 160, bits, 32, "offsets")
+    scales, offsets = weight.scales.copy(), weight.offsets.copy()
+    scales[:, 0] = 0
+    offsets[3, 0] = 0
+    for block, exponent in ((1, 17), (2, 12), (3, 8)):
+        offsets[:, block] = scales[:, block] * 2.0**exponent * generator.choice([-1, 1], size=21)
+    weight = replace(weight, scales=scales, offsets=offsets)
+    for block in range(5):
+        x = np.zeros((2, 160), np.float32)
+        x[:, block * 32 : block * 32 + 32] = exact_rows(generator, 2, 32, 32)
+        # A zero point is a float16, too: half a unit in the last of 11 bits; of 8 bits at most 128 of 2^17 more.
+        size = np.abs(x.astype(np.float64)) @ np.abs(weight.values()).T
+        error = np.abs(multiply(weight, x) - x.astype(np.float64) @ weight.values().T)
+        assert (error <= size * 2.0**-9.9).all()
+        assert error[:, 3].max() == 0 or block

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "block_matmul.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,7 @@ int pack_matrix(PackedMatrix *m, const uint8_t *b, const float *scales, const ui
             largest = fmaxf(largest, fabsf(scale_of(m, scales, offsets, row, block)));
     int exponent = 0;
     if (largest > 0.0f) frexpf(largest, &exponent);
+    if (exponent < FLT_MIN_EXP) exponent = FLT_MIN_EXP;
     m->rescale = ldexpf(1.0f, exponent - 12); /* the largest scale becomes 2^11 to 2^12 */
     int64_t tiles = (m->n + TILE - 1) / TILE;
     m->tile_bytes = ((size_t)m->blocks * (data_bytes(m) + parameter_bytes(m)) + 63) / 64 * 64;
@@ -120,13 +122,18 @@ void quantize_row(const PackedMatrix *m, const float *x, const QuantizedRows *to
     for (int64_t block = 0; block < m->blocks; block++) {
         int64_t start = block * m->block_size;
         int64_t count = m->k - start < m->block_size ? m->k - start : m->block_size;
-        __m512 largest = _mm512_setzero_ps();
+        __m512i bits = _mm512_setzero_si512(); /* of the largest magnitude: as integers, NaN is above infinity */
         for (int64_t i = 0; i < count; i += 16) {
             const __mmask16 mask = first_lanes(count - i);
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + start + i)));
+            const __m512 magnitude = _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x + start + i));
+            bits = _mm512_max_epu32(bits, _mm512_castps_si512(magnitude));
         }
-        float scale = _mm512_reduce_max_ps(largest) / 127.0f;
-        __m512 inverse = _mm512_set1_ps(scale > 0.0f ? 1.0f / scale : 0.0f);
+        const uint32_t largest = _mm512_reduce_max_epu32(bits);
+        float scale;
+        memcpy(&scale, &largest, sizeof scale);
+        scale /= 127.0f;
+        /* Below FLT_MIN the inverse overflows; where the scale is NaN, it makes the results NaN, whatever the integers. */
+        __m512 inverse = _mm512_set1_ps(scale >= FLT_MIN ? 1.0f / scale : 0.0f);
         __m512i sum = _mm512_setzero_si512();
         for (int64_t i = 0; i < m->block_size; i += 16) {
             const __mmask16 mask = first_lanes(count - i);

@@ -62,3 +62,28 @@ def test_rows_and_blocks_of_zeros():
     x = np.zeros((9, 96), np.float32)
     x[4, 40] = -3
     np.testing.assert_array_equal(rounded(x), x)
+
+
+@pytest.mark.parametrize("exponent", [-149, -140, -130, -127, -126, -119, 100])
+def test_the_ends_of_float32(exponent):
+    """No inverse of a scale overflows: what is too small for it counts as 0, an error below 2^-119."""
+    x = np.ldexp(np.linspace(-1, 1, 32, dtype=np.float64), exponent).astype(np.float32)[None]
+    with np.errstate(under="ignore"):
+        error = np.abs(rounded(x).astype(np.float64) - x)
+    assert error.max() <= max(np.abs(x).max() / 127 * 0.501, 2.0**-119 if exponent < -119 else 0)
+    assert (np.sign(rounded(x)) * np.sign(x) >= 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 16, 40, 69])
+def test_what_is_not_finite_stays_so_in_its_row_alone(place, bad):
+    """An error that a later product turned into numbers would not be seen in the logits."""
+    x = np.random.default_rng(0).normal(size=(9, 70)).astype(np.float32)
+    whole = rounded(x)
+    x[5, place] = bad
+    y = rounded(x)
+    start = place // 32 * 32
+    assert not np.isfinite(y[5, start : start + 32]).any()
+    if np.isnan(bad):
+        assert np.isnan(y[5]).all()
+    np.testing.assert_array_equal(np.delete(y, 5, axis=0), np.delete(whole, 5, axis=0))

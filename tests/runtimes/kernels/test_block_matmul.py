@@ -149,3 +149,10 @@ def test_an_offset_may_be_far_larger_than_its_scale(bits):
         error = np.abs(multiply(weight, x) - x.astype(np.float64) @ weight.values().T)
         assert (error <= size * 2.0**-9.9).all()
         assert error[:, 3].max() == 0 or block
+
+
+@pytest.mark.parametrize("exponent", [-149, -140, -130])
+def test_scales_at_the_lower_end_of_float32_are_no_error(exponent):
+    scales = np.full((16, 1), 2.0**exponent, np.float32)
+    y = multiply(Weight(4, 32, 32, np.full((16, 32), 9), scales), np.full((1, 32), 127 * 2.0**100, np.float32))
+    np.testing.assert_allclose(y, 127 * 32 * 2.0 ** (exponent + 100), rtol=1e-6)

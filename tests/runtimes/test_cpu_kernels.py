@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -26,8 +26,10 @@ def run(feeds, weight, fmt, *, op="MatMulNBits", threads=2, outputs=("y",), extr
     }
     if not fmt.symmetric:
         constants["zeros"] = fmt.packed_zero_points(weight)
+    if fmt.offset:
+        constants["offsets"] = np.ascontiguousarray(fmt.offsets(weight).T)
     constants.update(extra or {})
-    order = ["a", "w", "scales", "zeros", "bias", "gamma", "skip"]
+    order = ["a", "w", "scales", "zeros", "bias", "gamma", "skip", "offsets"]
     names = [name if name in constants or name in feeds else "" for name in order]
     while not names[-1]:
         names.pop()
@@ -70,22 +72,34 @@ def rms_norm(x, gamma, epsilon):
     out=st.sampled_from([16, 40, 96, 7]),
     bits=st.sampled_from([4, 8]),
     block=st.sampled_from([32, 64, 128]),
-    symmetric=st.booleans(),
+    kind=st.sampled_from(["symmetric", "zero points", "offsets"]),
     seed=st.integers(0, 99),
 )
-def test_product_equals_its_arithmetic(rows, features, out, bits, block, symmetric, seed):
+@example(rows=5, features=100, out=40, bits=4, block=32, kind="symmetric", seed=0)
+@example(rows=13, features=576, out=7, bits=8, block=64, kind="zero points", seed=1)
+@example(rows=70, features=96, out=96, bits=4, block=32, kind="zero points", seed=2)
+@example(rows=8, features=100, out=40, bits=4, block=64, kind="offsets", seed=3)
+@example(rows=1, features=96, out=16, bits=8, block=32, kind="offsets", seed=4)
+def test_product_equals_its_arithmetic(rows, features, out, bits, block, kind, seed):
     generator = np.random.default_rng(seed)
-    weight = generator.normal(size=(out, features)).astype(np.float32) * np.float32(10.0 ** generator.integers(-6, 4))
+    # Rows of different size in a matrix of any size.
+    sizes = (10.0 ** (generator.integers(-3, 3, size=(out, 1)) + generator.integers(-6, 4))).astype(np.float32)
+    weight = generator.normal(size=(out, features)).astype(np.float32) * sizes
     x = generator.normal(size=(rows, features)).astype(np.float32)
-    fmt = BlockFormat(bits, block, symmetric)
-    bias = generator.normal(size=out).astype(np.float32)
+    fmt = BlockFormat(bits, block, kind != "zero points", offset=kind == "offsets")
+    bias = generator.normal(size=out).astype(np.float32) * sizes[:, 0]
     (y,) = run({"a": x[None]}, weight, fmt, extra={"bias": bias})
     dequantized = fmt.dequantize(weight).astype(np.float64)
-    expected = quantized_activations(x, block).astype(np.float64) @ dequantized.T + bias
+    activations = quantized_activations(x, block).astype(np.float64)
+    expected = activations @ dequantized.T + bias
     # Scales are float16 (2^-11 relative); sums are of exact integers.
-    bound = np.abs(quantized_activations(x, block)).astype(np.float64) @ np.abs(dequantized).T * 2.0**-10 + 1e-4
+    bound = np.abs(activations) @ np.abs(dequantized).T
+    if kind == "offsets":
+        # So are the zero points of blocks with an offset.
+        zeros = np.abs(2 ** (bits - 1) * np.abs(fmt.scales(weight)) + np.abs(fmt.offsets(weight)))
+        bound += np.abs(activations) @ zeros.repeat(block, axis=1)[:, :features].T
     assert y.shape == (1, rows, out)
-    assert (np.abs(y[0] - expected) <= bound + np.abs(bias) * 1e-5).all()
+    assert (np.abs(y[0] - expected) <= bound * 2.0**-11 * 1.01 + np.abs(bias) * 2.0**-22).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -93,7 +107,8 @@ def test_product_equals_its_arithmetic(rows, features, out, bits, block, symmetr
 def test_norm_and_residual_inside(rows, threads):
     generator = np.random.default_rng(1)
     weight, gamma = generator.normal(size=(48, 96)).astype(np.float32), generator.normal(size=96).astype(np.float32)
-    a, skip = (generator.normal(size=(1, rows, 96)).astype(np.float32) for _ in range(2))
+    # So small that epsilon is a good part of the mean of their squares.
+    a, skip = (generator.normal(size=(1, rows, 96)).astype(np.float32) * np.float32(3e-3) for _ in range(2))
     fmt = BlockFormat(4, 32, True)
     y, total = run(
         {"a": a, "skip": skip},
@@ -105,12 +120,14 @@ def test_norm_and_residual_inside(rows, threads):
         threads=threads,
     )
     np.testing.assert_array_equal(total, a + skip)
-    normed = rms_norm(a[0] + skip[0], gamma, 1e-5).astype(np.float32)
-    expected = quantized_activations(normed, 32) @ fmt.dequantize(weight).T
-    np.testing.assert_allclose(y[0], expected, atol=0.02 * np.abs(expected).max())
     (plain,) = run({"a": a}, weight, fmt, extra={"gamma": gamma}, epsilon=1e-5)
-    expected = quantized_activations(rms_norm(a[0], gamma, 1e-5).astype(np.float32), 32) @ fmt.dequantize(weight).T
-    np.testing.assert_allclose(plain[0], expected, atol=0.02 * np.abs(expected).max())
+    for made, x in ((y[0], a[0] + skip[0]), (plain[0], a[0])):
+        normed = rms_norm(x, gamma, 1e-5)
+        step = np.abs(normed).reshape(rows, 3, 32).max(2).repeat(32, axis=1) / 127
+        dequantized = fmt.dequantize(weight).astype(np.float64)
+        # Each activation is rounded to half a step of int8, each scale to float16.
+        bound = step @ np.abs(dequantized).T * 0.5001 + np.abs(normed) @ np.abs(dequantized).T * 2.0**-11
+        assert (np.abs(made - normed @ dequantized.T) <= bound).all()
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -118,7 +135,9 @@ def test_norm_and_residual_inside(rows, threads):
 @pytest.mark.parametrize("activation", [1, 2])
 def test_gated_product(rows, activation, biased):
     generator = np.random.default_rng(2)
-    weight = generator.normal(size=(96, 64)).astype(np.float32)
+    # The lowest level in each block: the scale is a power of two, and no rounding hides the activation's.
+    weight = generator.integers(-8, 8, size=(96, 64)).astype(np.float32) / 64
+    weight[:, [5, 40]] = -8 / 64
     x = generator.normal(size=(1, rows, 64)).astype(np.float32)
     fmt = BlockFormat(4, 32, True)
     bias = generator.normal(size=96).astype(np.float32) * 3 if biased else np.zeros(96, np.float32)
@@ -130,8 +149,7 @@ def test_gated_product(rows, activation, biased):
         activated = gate / (1 + np.exp(-gate))
     else:
         activated = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    expected = activated * up
-    np.testing.assert_allclose(y[0], expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(y[0], activated * up, rtol=1e-5, atol=1e-5)
 
 
 def test_activations_of_another_width_are_refused():

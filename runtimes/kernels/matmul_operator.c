@@ -51,7 +51,7 @@ static void prepare_row(void *data, size_t row) {
     const Kernel *kernel = call->kernel;
     const int64_t k = kernel->matrix.k;
     const float *a = call->a + row * k;
-    if (call->gamma == NULL) {
+    if (call->gamma == NULL && call->skip == NULL) {
         quantize_row(&kernel->matrix, a, &call->rows, (int64_t)row);
         return;
     }
@@ -68,7 +68,7 @@ static void prepare_row(void *data, size_t row) {
         squares = _mm512_fmadd_ps(x, x, squares);
     }
     __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)k + kernel->epsilon));
-    for (int64_t i = 0; i < k; i += 16) {
+    for (int64_t i = 0; i < k && call->gamma; i += 16) {
         const __mmask16 mask = first_lanes(k - i);
         __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, normed + i), inverse);
         _mm512_mask_storeu_ps(normed + i, mask, _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, call->gamma + i)));
@@ -117,6 +117,8 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     if (status == NULL) status = read_shape(api, a, dims, &rank);
     if (status != NULL) return status;
     if (dims[rank - 1] != m->k) return fail(api, "llmc.cpu: activations do not have the weight's input features");
+    if (!m->has_zeros && (optional_input(api, context, IN_ZEROS) || optional_input(api, context, IN_OFFSETS)))
+        return fail(api, "llmc.cpu: zero points and offsets must be constants");
     for (size_t i = 0; i + 1 < rank; i++) rows *= dims[i];
     Call call = {.kernel = kernel, .count = rows, .out = kernel->activation ? m->n / 2 : m->n};
     call.a = optional_input(api, context, IN_A);
@@ -184,6 +186,10 @@ static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo 
     if (m->k < 1 || m->n < 1 || (m->bits != 4 && m->bits != 8) || m->block_size < LANE || m->block_size % LANE) {
         free(kernel);
         return fail(api, "llmc.cpu: unsupported bits, block size or shape");
+    }
+    if (kernel->activation < 0 || kernel->activation > GELU_TANH || (kernel->activation && m->n % (2 * TILE))) {
+        free(kernel);
+        return fail(api, "llmc.cpu: unsupported activation, or halves that are no multiple of 16");
     }
     m->blocks = (m->k + m->block_size - 1) / m->block_size;
     if (pack_matrix(m, weight, scales, zeros, offsets) != 0) {

@@ -75,8 +75,19 @@ def test_a_row_of_zeros_has_a_norm_of_zeros():
     assert not y.any()
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_residual_without_a_norm_is_added(outputs, rows):
+    a, skip = normal(rows, 70), normal(rows, 70, seed=1)
+    node = product(identity(70), given=["skip"], outputs=outputs)
+    made = node({"a": a, "skip": skip}, {"y": (rows, 70), "sum": (rows, 70)})
+    assert_rounded(made["y"], (a + skip).astype(np.float64))
+    if outputs == 2:
+        np.testing.assert_array_equal(made["sum"], a + skip)
+
+
 @pytest.mark.parametrize("kind", ["plain", "zeros", "offsets"])
-@pytest.mark.parametrize("given", [[], ["bias"]])
+@pytest.mark.parametrize("given", [[], ["bias"], ["skip"], ["bias", "skip"]])
 def test_optional_inputs_beside_each_kind_of_weight(given, kind):
     generator = np.random.default_rng(3)
     weight = random_weight(generator, 19, 70, 4, 32, kind)
@@ -211,6 +222,9 @@ def test_norm_residual_gate_and_bias_together(rows):
         ({"block_size": 16}, "unsupported bits, block size or shape"),
         ({"block_size": 48}, "unsupported bits, block size or shape"),
         ({"block_size": -32}, "unsupported bits, block size or shape"),
+        ({"op": "GatedMatMulNBits", "activation": 3}, "unsupported activation"),
+        ({"op": "GatedMatMulNBits", "activation": -1}, "unsupported activation"),
+        ({"op": "GatedMatMulNBits", "activation": 1, "N": 16}, "halves that are no multiple of 16"),
     ],
 )
 def test_attributes_that_the_kernel_lacks_are_refused(options, reason):
@@ -225,6 +239,17 @@ def test_weights_that_are_no_constants_are_refused(absent):
     constants = {name: value for name, value in weight.constants().items() if name != absent}
     with pytest.raises(Exception, match="weights must be constants"):
         product(weight, constants=constants)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "offsets"])
+def test_zero_points_that_are_no_constants_are_refused(kind):
+    """They would be left out, and the numbers be wrong."""
+    weight = random_weight(np.random.default_rng(8), 16, 64, 4, 32, kind)
+    constants = weight.constants()
+    fed = constants.pop(kind)
+    node = product(weight, constants=constants, given=[kind])
+    with pytest.raises(Exception, match="zero points and offsets must be constants"):
+        node({"a": normal(1, 64), kind: fed}, {"y": (1, 16)})
 
 
 @pytest.mark.parametrize("width", [1, 63, 65, 128])

@@ -1,0 +1,160 @@
+"""llmc.cpu::GroupQueryAttention: which slots a token sees, padding, the ends of the cache, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from llmc.runtimes.cpu_kernels import unsupported_reason
+
+from .attention import Cache, Geometry
+
+pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+
+
+def tell_slots(cache, seq, counts):
+    """Which slots each token saw, [b, s, slots]: queries of 0 see all alike, and slot t's value is 1 at place t."""
+    parts = {
+        "q": np.zeros((cache.batch, seq, 1, 256), np.float32),
+        "k": np.ones((cache.batch, seq, 1, 256), np.float32),
+        "v": np.zeros((cache.batch, seq, 1, 256), np.float32),
+    }
+    for b, count in enumerate(counts):
+        for s in range(count):
+            parts["v"][b, s, 0, cache.held[b] + s] = 1
+    return cache.step(parts, counts)[:, :, 0]
+
+
+def seen_by(slot, window):
+    row = np.zeros(256)
+    row[max(0, slot + 1 - window) if window else 0 : slot + 1] = 1
+    return row / row.sum()
+
+
+def assert_seen(cache, seq, counts):
+    y = tell_slots(cache, seq, counts)
+    for b, count in enumerate(counts):
+        for s in range(seq):
+            expected = seen_by(cache.held[b] - count + s, cache.geometry.window) if s < count else np.zeros(256)
+            np.testing.assert_allclose(y[b, s], expected, rtol=1e-6, atol=1e-30, err_msg=f"row {b}, token {s}")
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 16, 17, 31, 32, 33, 127, 128, 129, 1000])
+@pytest.mark.parametrize("chunks", [[1] * 3 + [31, 1, 96, 2, 1, 4, 5], [33, 1, 128, 3, 1], [161, 1, 1, 4]])
+def test_each_token_sees_itself_and_the_window_before_it(chunks, window):
+    cache = Cache(Geometry(1, 1, 256, window=window), 1, 256)
+    for seq in chunks:
+        assert_seen(cache, seq, [seq])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("window", [0, 4])
+def test_ragged_rows_and_rows_that_rest(window, size):
+    cache = Cache(Geometry(1, 1, 256, window=window), 4, 200)
+    for counts in ([size, 0, 1, size // 2], [0, size, size, 1], [size, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]):
+        assert_seen(cache, size, counts)
+
+
+@pytest.mark.parametrize("lengths", [True])
+@pytest.mark.parametrize("seq", [1, 4, 6, 140])
+def test_padding_is_zero_and_appends_nothing(seq, lengths):
+    """With or without the input that says how long each row is: without it, a row is as long as what it holds."""
+    cache = Cache(Geometry(1, 1, 256, lengths=lengths), 3, 150)
+    counts = [seq, 0, seq // 2]
+    assert_seen(cache, seq, counts)
+    for b, count in enumerate(counts):
+        assert np.isnan(cache.buffers["k"][1][b, :, count:]).all()
+        assert np.isnan(cache.buffers["v"][1][b, :, count:]).all()
+
+
+@pytest.mark.parametrize("seq", [1, 5])
+def test_a_cache_that_becomes_exactly_full(seq):
+    cache = Cache(Geometry(1, 1, 256), 2, 30)
+    assert_seen(cache, 30 - seq, [30 - seq, 3])
+    assert_seen(cache, seq, [seq, seq])
+
+
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_one_token_more_than_the_cache_holds_is_refused_in_any_row(row, window):
+    cache = Cache(Geometry(2, 1, 32, window=window), 3, 10)
+    parts = cache.geometry.draw(np.random.default_rng(0), 3, 11)
+    counts = [10, 10, 10]
+    counts[row] = 11
+    with pytest.raises(Exception, match="a row does not fit into the cache"):
+        cache.step(parts, counts)
+    cache.held[:] = 0
+    cache.step(parts, [10, 10, 10])
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_more_tokens_than_are_held_afterwards_are_refused_in_any_row(row):
+    cache = Cache(Geometry(2, 1, 32), 2, 10)
+    parts = cache.geometry.draw(np.random.default_rng(0), 2, 5)
+    cache.held[row] = -1
+    with pytest.raises(Exception, match="a row does not fit into the cache"):
+        cache.step(parts, [5, 5])
+
+
+@pytest.mark.parametrize(("batch", "seq"), [(0, 3), (2, 0), (0, 0)])
+def test_no_row_or_no_token_gives_nothing(batch, seq):
+    cache = Cache(Geometry(2, 1, 32), batch, 10)
+    assert cache.step(cache.geometry.draw(np.random.default_rng(0), batch, seq), [0] * batch).size == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_heads": None}, "heads are no multiple of the key-value heads"),
+        ({"num_heads": -4}, "heads are no multiple of the key-value heads"),
+        ({"kv_num_heads": None}, "heads are no multiple of the key-value heads"),
+        ({"kv_num_heads": -2}, "heads are no multiple of the key-value heads"),
+        ({"num_heads": 5}, "heads are no multiple of the key-value heads"),
+        ({"num_heads": 2, "kv_num_heads": 4}, "heads are no multiple of the key-value heads"),
+        ({"scale": None}, "scale"),
+    ],
+)
+def test_attributes_without_sense_are_refused(change, reason):
+    with pytest.raises(Exception, match=reason):
+        Geometry(4, 2, 32).node(**change)
+
+
+@pytest.mark.parametrize("dim", [16, 48, 80, 288, 320])
+def test_other_head_sizes_are_refused(dim):
+    cache = Cache(Geometry(1, 1, dim), 1, 8)
+    with pytest.raises(Exception, match="head sizes are multiples of 32 up to 256"):
+        cache.step(cache.geometry.draw(np.random.default_rng(0), 1, 1), [1])
+
+
+@pytest.mark.parametrize("name", ["q", "past_k"])
+@pytest.mark.parametrize("more", [1, -1])
+def test_other_ranks_are_refused(name, more):
+    rank = {"q": 3, "past_k": 4}[name] + more
+    node = Geometry(1, 1, 32).node(ranks={name: rank})
+    cache, one = np.zeros((1, 1, 8, 32), np.float32), np.ones((1, 1, 32), np.float32)
+    feeds = {"q": one, "k": one, "v": one, "past_k": cache, "past_v": cache}
+    feeds.update(seqlens=np.zeros(1, np.int32), chunk=np.ones(1, np.int32))
+    feeds[name] = feeds[name][None] if more > 0 else feeds[name][0]
+    with pytest.raises(Exception, match=r"attention takes \[b, s, width\] and a 4-D cache"):
+        node(feeds, {"y": (1, 1, 32), "pk": (1, 1, 8, 32), "pv": (1, 1, 8, 32)})
+
+
+def test_memory_grows_with_the_call():
+    """In a thread of its own, whose memory no earlier test has made large."""
+    errors = []
+
+    def calls():
+        for batch, seq in ((1, 1), (1, 40), (2, 300), (1, 2), (2, 300), (8, 1)):
+            cache = Cache(Geometry(6, 2, 64, scale=2.0**-4), batch, 300)
+            parts = cache.geometry.draw(np.random.default_rng(1), batch, seq)
+            counts = [seq] * batch
+            y = cache.step(parts, counts)
+            expected = cache.expected(parts, counts)
+            errors.append(np.abs(y / expected - 1).max() < 6e-6)
+
+    thread = threading.Thread(target=calls)
+    thread.start()
+    thread.join()
+    assert errors == [True] * 6

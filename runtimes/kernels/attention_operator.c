@@ -112,7 +112,7 @@ static void merge(const Call *call) {
             for (int64_t h = 0; h < call->kernel->heads; h++) {
                 Partial *parts = call->partials + partial_index(call, b, s, h, 0);
                 for (int64_t p = 1; p < call->slot_tasks; p++)
-                    if (parts[p].total > 0.0f) merge_partial(parts, parts + p, call->dim);
+                    if (parts[p].total != 0.0f) merge_partial(parts, parts + p, call->dim);
                 finish_partial(parts, call->dim, call->output + ((b * call->seq + s) * call->kernel->heads + h) * call->dim);
             }
 }

@@ -130,6 +130,41 @@ def test_rotation_by_the_slot_of_each_token(dim, packed):
     assert_cache(cache, rtol=2e-7, atol=4e-7)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("seq", [1, 9])
+def test_a_query_that_is_not_finite_has_no_finite_result(seq, bad):
+    """And no other has a part in it: not other heads, not other tokens."""
+    geometry = Geometry(4, 2, 64)
+    results = []
+    for value in (0.5, bad):
+        cache = Cache(geometry, 2, 400)
+        generator = np.random.default_rng(2)
+        cache.step(geometry.draw(generator, 2, 300), [300, 290])
+        parts = geometry.draw(generator, 2, seq)
+        parts["q"][1, seq - 1, 2, 5] = value
+        results.append(cache.step(parts, [seq, seq]))
+    hit = np.zeros(results[0].shape, bool)
+    hit[1, seq - 1, 2] = True
+    assert not np.isfinite(results[1][hit]).any()
+    np.testing.assert_array_equal(results[1][~hit], results[0][~hit])
+
+
+@pytest.mark.parametrize("slot", [0, 15, 127, 128, 200, 299])
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_a_token_whose_key_or_value_is_nan_is_seen(which, slot):
+    geometry = Geometry(2, 1, 64)
+    cache = Cache(geometry, 1, 320)
+    generator = np.random.default_rng(3)
+    parts = geometry.draw(generator, 1, 300)
+    parts[which][0, slot, 0, 7] = np.nan
+    y = cache.step(parts, [300])[0]
+    hit = np.arange(300) >= slot
+    components = slice(None) if which == "k" else 7
+    assert np.isfinite(y[~hit]).all()
+    assert np.isnan(y[hit][..., components]).all()
+    assert np.isnan(cache.step(geometry.draw(generator, 1, 1), [1])[..., components]).all()
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_change_nothing(threads):
     results = []

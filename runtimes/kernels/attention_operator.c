@@ -7,7 +7,8 @@
  *          6 query_seqlens [b] int32: valid tokens of this chunk        7 cos, 8 sin [positions, dim / 2] (optional)
  * outputs  0 [b, s, heads x dim]    1 present key, 2 present value: the memory of the past, where it is bound so
  *
- * A decode step splits the slots among tasks and merges what they found; a prefill splits the queries.
+ * A decode step splits the slots among tasks and merges what they found; a prefill splits the queries. The result of a
+ * token of padding is 0.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -44,12 +45,15 @@ static int64_t valid_rows(const Call *call, int64_t b) {
 
 static int64_t slot_of(const Call *call, int64_t b, int64_t s) { return call->total[b] + 1 - valid_rows(call, b) + s; }
 
-/* Rotate one token's queries, and append its key and value to the cache. */
+/* Rotate one token's queries, and append its key and value to the cache; the result of padding is 0. */
 static void append_token(void *data, size_t index) {
     const Call *call = data;
     const Kernel *kernel = call->kernel;
     const int64_t b = (int64_t)index / call->seq, s = (int64_t)index % call->seq, dim = call->dim;
-    if (s >= valid_rows(call, b)) return;
+    if (s >= valid_rows(call, b)) {
+        memset(call->output + (int64_t)index * kernel->heads * dim, 0, kernel->heads * dim * sizeof(float));
+        return;
+    }
     const int64_t slot = slot_of(call, b, s);
     const float *cosine = call->cosine ? call->cosine + slot * (dim / 2) : NULL;
     const float *sine = call->sine ? call->sine + slot * (dim / 2) : NULL;
@@ -186,7 +190,6 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     if (memory == NULL) return fail(api, "llmc.cpu: out of memory");
     call.rotated = (float *)memory;
     call.partials = (Partial *)(memory + rotated);
-    if (call.chunk) memset(call.output, 0, rotated);
     if (tokens < 8)
         for (int64_t i = 0; i < tokens; i++) append_token(&call, i);
     else if ((status = ORT_PARALLEL_FOR(api)(context, append_token, tokens, 0, &call)) != NULL)

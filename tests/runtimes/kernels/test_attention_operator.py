@@ -57,7 +57,7 @@ def test_ragged_rows_and_rows_that_rest(window, size):
         assert_seen(cache, size, counts)
 
 
-@pytest.mark.parametrize("lengths", [True])
+@pytest.mark.parametrize("lengths", [True, False])
 @pytest.mark.parametrize("seq", [1, 4, 6, 140])
 def test_padding_is_zero_and_appends_nothing(seq, lengths):
     """With or without the input that says how long each row is: without it, a row is as long as what it holds."""
@@ -67,6 +67,13 @@ def test_padding_is_zero_and_appends_nothing(seq, lengths):
     for b, count in enumerate(counts):
         assert np.isnan(cache.buffers["k"][1][b, :, count:]).all()
         assert np.isnan(cache.buffers["v"][1][b, :, count:]).all()
+
+
+@pytest.mark.parametrize("seq", [1, 3, 5])
+def test_without_lengths_all_tokens_follow_those_held(seq):
+    cache = Cache(Geometry(1, 1, 256, lengths=False), 2, 40)
+    assert_seen(cache, 20, [20, 11])
+    assert_seen(cache, seq, [seq, seq])
 
 
 @pytest.mark.parametrize("seq", [1, 5])

@@ -82,11 +82,12 @@ def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value
 
 
 def _remove_offsets(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
-    """Let the product give the sum's value, and drop what is then unused."""
+    """Let the product give the sum's value, under its name, and drop what is then unused."""
     result, product = add.outputs[0], node.outputs[0]
     other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
-    product.type, product.shape = result.type, result.shape
+    product.type, product.shape, name = result.type, result.shape, result.name
     result.replace_all_uses_with(product, replace_graph_outputs=True)
+    result.name, product.name = f"{name}.unfused", name
     graph.remove(add, safe=True)
     value = other
     while value is not None and (maker := value.producer()) is not None and not list(value.uses()):

@@ -127,11 +127,28 @@ def test_the_mean_of_a_norm_with_residual_is_not_its_result():
     assert handed_over(model)[0] == ["t", "w", "s"]
 
 
+@pytest.mark.parametrize("order", ["p, more", "more, p"])
+def test_offsets_of_blocks_move_inside(order):
+    model = graph(f"p = {PRODUCT}(x, w, s) {SUMS} y = Add({order})")
+    assert handed_over(model)[0] == ["x", "w", "s", "", "", "", "", "offsets"]
+    assert operators(model) == ["llmc.cpu::MatMulNBits"]
+    assert [value.name for value in model.graph.outputs] == ["y"]
+
+
 def test_a_norm_moves_inside_beside_offsets():
     body = f"x1 = RMSNormalization(x, gamma) p = {PRODUCT}(x1, w, s) {SUMS} y = Add(p, more)"
     model = graph(body.replace("Reshape(x,", "Reshape(x1,"))
     assert handed_over(model)[0] == ["x", "w", "s", "", "", "gamma", "", "offsets"]
     assert operators(model) == ["llmc.cpu::MatMulNBits"]
+
+
+def test_sums_that_two_products_share_stay_until_the_last():
+    body = f"""p = {PRODUCT}(x, w, s) {SUMS} y = Add(p, more)
+        p2 = {PRODUCT}(x, w, s) more2 = MatMul(sums, offsets) y2 = Add(p2, more2)"""
+    model = graph(body, f"float[b, s, {N}] y, float[b, s, {N}] y2")
+    apply(UseCpuMatMul(), model)
+    assert operators(model) == ["llmc.cpu::MatMulNBits"] * 2
+    assert [value.name for value in model.graph.outputs] == ["y", "y2"]
 
 
 @pytest.mark.parametrize(

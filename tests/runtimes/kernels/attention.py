@@ -123,6 +123,14 @@ class Cache:
         self.buffers = present
         return result[1].reshape(self.batch, seq, g.heads, g.dim)
 
+    def hold(self, parts: dict[str, Array]) -> None:
+        """Put keys and values of as many tokens into each row, without the operator."""
+        for name in ("k", "v"):
+            slots = np.swapaxes(parts[name], 1, 2)
+            self.buffers[name][1][:, :, : slots.shape[2]] = slots
+            self.exact[name][:, :, : slots.shape[2]] = slots
+        self.held[:] = parts["k"].shape[1]
+
     def expected(self, parts: dict[str, Array], counts: Sequence[int]) -> Array:
         """What :meth:`step` has to give, [b, s, heads, dim]; called after it, with the same."""
         g, made = self.geometry, np.zeros(parts["q"].shape)

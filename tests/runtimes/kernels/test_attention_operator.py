@@ -50,9 +50,12 @@ def test_each_token_sees_itself_and_the_window_before_it(chunks, window):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
-@pytest.mark.parametrize("window", [0, 4])
-def test_ragged_rows_and_rows_that_rest(window, size):
+@pytest.mark.parametrize(("window", "held"), [(0, 0), (4, 0), (0, 40), (35, 40)])
+def test_ragged_rows_and_rows_that_rest(window, held, size):
     cache = Cache(Geometry(1, 1, 256, window=window), 4, 200)
+    if held:
+        # A decode step then shares the slots out.
+        assert_seen(cache, held, [held, held - 3, 0, held - 1])
     for counts in ([size, 0, 1, size // 2], [0, size, size, 1], [size, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]):
         assert_seen(cache, size, counts)
 
@@ -153,9 +156,20 @@ def test_memory_grows_with_the_call():
     errors = []
 
     def calls():
-        for batch, seq in ((1, 1), (1, 40), (2, 300), (1, 2), (2, 300), (8, 1)):
+        # A few tokens after many share the slots out: each part needs room.
+        for batch, seq, held in (
+            (1, 1, 0),
+            (2, 4, 290),
+            (1, 40, 0),
+            (2, 300, 0),
+            (1, 2, 0),
+            (2, 300, 0),
+            (8, 1, 200),
+        ):
             cache = Cache(Geometry(6, 2, 64, scale=2.0**-4), batch, 300)
-            parts = cache.geometry.draw(np.random.default_rng(1), batch, seq)
+            generator = np.random.default_rng(1)
+            cache.hold(cache.geometry.draw(generator, batch, held))
+            parts = cache.geometry.draw(generator, batch, seq)
             counts = [seq] * batch
             y = cache.step(parts, counts)
             expected = cache.expected(parts, counts)

@@ -22,7 +22,7 @@ PLAN = [
     (260, [260, 1, 90]),
     (2, [2, 1, 0]),
     (1, [1, 1, 1]),
-    (3, [3, 3, 2]),
+    (3, [1, 3, 2]),
     (8, [7, 8, 8]),
 ]
 """Tokens of each chunk, and how many of a row are valid."""
@@ -72,15 +72,15 @@ def test_groups_around_the_heads_of_a_task(group):
     follow(cache, [(6, [6]), (1, [1]), (4, [4]), (3, [2]), (30, [30]), (1, [1])])
 
 
-@pytest.mark.parametrize("direction", [1, -1, 0])
-@pytest.mark.parametrize("first", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 4 * CHUNK + 5])
-def test_scores_that_rise_or_fall_from_chunk_to_chunk(first, direction):
-    """A largest score that comes early, or again and again, in a prefill and in the parts of a decode step."""
+@pytest.mark.parametrize("step", [1 / 32, -1 / 32, 0, 0.5, -0.5])
+@pytest.mark.parametrize("first", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1, 4 * CHUNK + 5])
+def test_scores_that_rise_or_fall_from_slot_to_slot(first, step):
+    """A largest score that comes early, or again and again; steep ones leave nothing of all chunks but one."""
     cache = Cache(Geometry(2, 1, 32, scale=0.125), 1, 560)
 
     def slope(parts, held):
         parts["q"][..., 0] = 8
-        parts["k"][..., 0] = direction * (held[:, None, None] + np.arange(parts["k"].shape[1])[None, :, None]) / 32
+        parts["k"][..., 0] = step * (held[:, None, None] + np.arange(parts["k"].shape[1])[None, :, None])
 
     follow(cache, [(first, [first]), (1, [1]), (1, [1]), (4, [4])], change=slope)
 

@@ -178,4 +178,4 @@ def test_memory_grows_with_the_call():
     thread = threading.Thread(target=calls)
     thread.start()
     thread.join()
-    assert errors == [True] * 6
+    assert errors == [True] * 7

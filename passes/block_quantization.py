@@ -5,6 +5,8 @@ In: [rows, features] float. Out: the layouts that com.microsoft::MatMulNBits and
     value = (integer - zero point) * scale,  one scale (and zero point) per ``block_size`` features
     integers of 4 bits: two a byte, the lower one first; zero points packed the same way along the blocks
 
+Integers are the nearest; a value in the middle of two gets the even one before the zero point is added.
+
 Symmetric blocks take as scale the value of largest magnitude, sign included, divided by the most negative integer, so
 that this value is met exactly and all 2^bits levels are used (as llama.cpp's Q4_0 does).
 
@@ -102,7 +104,7 @@ class BlockFormat:
         """Scale and zero point of each block, float32."""
         high, low = blocks.max(axis=2), blocks.min(axis=2)
         if self.offset:
-            scales = ((high - low) / (2**self.bits - 1)).astype(np.float32)
+            scales = _nonzero((high - low) / (2**self.bits - 1))
             return scales, np.full(scales.shape, 2 ** (self.bits - 1), np.float32)
         if self.symmetric:
             extreme = np.where(high > -low, high, low)

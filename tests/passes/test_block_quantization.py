@@ -132,6 +132,40 @@ def test_the_extreme_value_is_exact_and_its_mirror_is_clipped(sign: int) -> None
     assert fmt.scales(row).tolist() == [[-sign]]
 
 
+def test_where_both_signs_reach_the_extreme_the_negative_one_is_met() -> None:
+    fmt = BlockFormat(4, 16, symmetric=True)
+    row = np.zeros((1, 16), np.float32)
+    row[0, :2] = [4.0, -4.0]
+    assert fmt.scales(row).tolist() == [[0.5]]
+    assert fmt.dequantize(row)[0, :2].tolist() == [3.5, -4.0]
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(4, 8), (8, 128)])
+def test_ties_go_to_the_even_integer(bits: int, zero: int) -> None:
+    fmt = BlockFormat(bits, 16, symmetric=True)
+    row = np.zeros((1, 16), np.float32)
+    row[0, :7] = [-zero, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]
+    assert fmt.dequantize(row)[0, :7].tolist() == [-zero, 0, 2, 2, 0, -2, -2]
+
+
+def levels_of(fmt: BlockFormat, rows: Array) -> Array:
+    packed = fmt.pack(rows)
+    return packed if fmt.bits == 8 else np.stack([packed & 15, packed >> 4], axis=2).reshape(len(rows), -1)
+
+
+@every_format
+def test_what_follows_the_last_feature_stands_for_zero(fmt: BlockFormat) -> None:
+    """A kernel may multiply it with whatever follows its input."""
+    rows = draw(3, fmt.block_size + 5) + np.float32(2)
+    zeros = np.full(3, 2 ** (fmt.bits - 1))
+    if not fmt.symmetric:
+        packed = fmt.packed_zero_points(rows)
+        zeros = packed[:, 1] if fmt.bits == 8 else packed[:, 0] >> 4
+    tail = levels_of(fmt, rows)[:, fmt.block_size + 5 :]
+    assert tail.shape[1] == fmt.block_size - 5
+    assert (tail == zeros[:, None]).all()
+
+
 @every_format
 def test_a_block_of_zeros_is_zeros(fmt: BlockFormat) -> None:
     rows = np.zeros((2, 2 * fmt.block_size), np.float32)
@@ -152,6 +186,19 @@ def test_a_block_too_small_for_a_scale_is_zeros(fmt: BlockFormat, value: float) 
         result = fmt.dequantize(rows)
     assert np.isfinite(result).all()
     assert np.abs(result - rows).max() <= abs(value) * 1.001
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("spread", [0.0, 1.5e-42, 3e-39, 1e-37])
+def test_a_block_too_narrow_for_a_scale_is_its_offset(bits: int, spread: float) -> None:
+    """Among others the value right in the middle, which no division makes infinite or undefined."""
+    fmt = BlockFormat(bits, 16, symmetric=True, offset=True)
+    rows = (np.arange(2**bits, dtype=np.float32)[None] / np.float32(2**bits - 1)) * np.float32(spread)
+    with np.errstate(all="raise", under="ignore"):
+        result = fmt.dequantize(rows)
+    assert np.abs(result - rows).max() <= spread * 1.001
+    scales = fmt.scales(rows)
+    assert ((scales == 0) | (scales >= np.finfo(np.float32).tiny)).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -30,10 +30,15 @@ class FuseTransposedMatMul(FusionPass):
         """Replace one product."""
         transpose = producer(node.inputs[1], "Transpose")
         assert transpose is not None
-        perm = [int(axis) for axis in transpose.attributes.get_ints("perm", [1, 0])]
+        table = transpose.inputs[0]
+        assert table is not None
+        assert table.const_value is not None
+        # Without a permutation all axes are reversed, however many there are.
+        backwards = [*range(len(table.const_value.shape))][::-1]
+        perm = [int(axis) for axis in transpose.attributes.get_ints("perm", backwards)]
         if perm != [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]:
             raise NearMiss(f"its constant is transposed by {perm}, which does more than swap the last two axes")
-        inputs = [node.inputs[0], transpose.inputs[0]]
+        inputs = [node.inputs[0], table]
         new = ir.node("FusedMatMul", inputs, {"transB": 1}, domain="com.microsoft", name=node.name)
         replace_node(node, [new], new.outputs)
 

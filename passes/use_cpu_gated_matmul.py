@@ -11,7 +11,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.passes.graph_pass import FusionPass, NearMiss
-from llmc.passes.graph_query import integers, only_consumer, producer
+from llmc.passes.graph_query import dims, integers, only_consumer, producer
 
 DOMAIN = "llmc.cpu"
 TILE = 16
@@ -37,7 +37,7 @@ class UseCpuGatedMatMul(FusionPass):
         assert projection is not None
         if only_consumer(projection.outputs[0]) is not node:
             raise NearMiss("its projection is read elsewhere, too")
-        sizes = integers(node.inputs[1]) or []
+        sizes = _sizes(node, projection.attributes.get_int("N", 0))
         if len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % TILE:
             raise NearMiss(f"its halves are {sizes}, not two of the same multiple of {TILE}")
         activation = only_consumer(node.outputs[0])
@@ -64,6 +64,21 @@ class UseCpuGatedMatMul(FusionPass):
     def finish(self, model: ir.Model) -> None:
         """Nodes moved to where the product was."""
         model.graph.sort()
+
+
+def _sizes(split: ir.Node, width: int) -> list[int]:
+    """Features of each part of a projection; a model's own Split may say how many parts instead.
+
+    Raises:
+        NearMiss: other axes than the last are split.
+    """
+    shape = dims(split.inputs[0])
+    if split.attributes.get_int("axis", 0) not in {-1, len(shape) - 1 if shape else -1}:
+        raise NearMiss("it does not split the last axis")
+    if len(split.inputs) > 1 and split.inputs[1] is not None:
+        return integers(split.inputs[1]) or []
+    count = len(split.outputs)
+    return [width // count] * count if width % count == 0 else []
 
 
 def _computes(activation: ir.Node, code: int) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.lazy_weight import LazyWeight
 from llmc.passes.convert_float import ConvertFloat
 
@@ -224,6 +223,39 @@ def test_constants_beyond_the_range_become_its_largest_value(to: Any, half: ir.D
     assert content.tolist() == [-limit, -limit, 1.5, limit, limit, -0.25]
 
 
+def test_a_constant_of_4096_elements_is_no_weight_yet() -> None:
+    """It is looked at, as a mask of a few thousand positions must be, and its ends are cut off."""
+    for width, lowest in ((4096, np.finfo(np.float32).min), (4097, -1)):
+        row = np.full(width, lowest, np.float32)
+        row[7] = 0.5
+        model = parse(f"m (float[n, {width}] x) => (y) {{ y = Add(x, row) }}", {"row": row})
+        apply(ConvertFloat("fp16"), model)
+        tensor = model.graph.initializers["row"].const_value
+        assert tensor is not None
+        assert isinstance(tensor, LazyWeight) == (width > 4096)
+        if width == 4096:
+            assert tensor.numpy()[[0, 7]].tolist() == [-65504, 0.5]
+
+
+def test_a_constant_that_is_an_output_keeps_its_type() -> None:
+    model = parse("m (float[n, 4] x) => (y) { y = Add(x, row) }", {"row": draw(4)})
+    row = model.graph.initializers["row"]
+    model.graph.outputs.append(row)
+    apply(ConvertFloat("fp16"), model)
+    assert (row.dtype, [value.dtype for value in model.graph.outputs]) == (
+        ir.DataType.FLOAT, [ir.DataType.FLOAT16, ir.DataType.FLOAT]
+    )  # fmt: skip
+    assert constants(model) == {"row": ir.DataType.FLOAT, "row.1": ir.DataType.FLOAT16}
+
+
+def test_a_cast_to_half_that_the_graph_has_stays_as_it_is() -> None:
+    """What it makes is half whichever type the activations have, and stays so."""
+    model = parse("m (float[n, 4] x) => (y, z) { y = Cast<to=10>(x) \n z = Tanh(x) }")
+    apply(ConvertFloat("bf16"), model)
+    assert node_of(model, "Cast").attributes.get_int("to") == int(ir.DataType.FLOAT16)
+    assert [value.dtype for value in model.graph.outputs] == [ir.DataType.FLOAT16, ir.DataType.BFLOAT16]
+
+
 def test_boolean_and_integer_results_keep_their_type() -> None:
     text = """m (float[n, 16] x) => (y, chosen, places, rounded, doubled, shape) {
         more = Greater(x, zero)
@@ -302,40 +334,6 @@ def test_absent_outputs_get_no_type() -> None:
     apply(ConvertFloat("fp16"), model)
     types = [output.dtype for output in node_of(model, "SkipSimplifiedLayerNormalization").outputs]
     assert types == [ir.DataType.FLOAT16, None, None, ir.DataType.FLOAT16]
-
-
-SCAN = """m (float[n, 8] x, int64[n, 8] i, float[8] start) => (y, last) {{
-    last, y = Scan<num_scan_inputs=1, body = step (float[8] state, {kind}[8] row) => (float[8] after, float[8] out) {{
-        {body}
-    }}>({start}, {rows})
-}}"""
-
-
-@pytest.mark.parametrize(
-    ("kind", "rows", "start", "body"),
-    [
-        ("float", "x", "start", "after = Add(state, row) \n out = Identity(after)"),
-        ("int64", "i", "zeros", "f = Cast<to=1>(row) \n after = Add(state, f) \n out = Add(after, start)"),
-    ],
-    ids=["it reads activations", "its body does"],
-)
-def test_a_loop_is_refused_in_one_sentence(kind: str, rows: str, start: str, body: str) -> None:
-    model = parse(SCAN.format(kind=kind, rows=rows, start=start, body=body), {"zeros": np.zeros(8, np.float32)})
-    for node in model.graph:
-        node.name = "layers.0.mixer/Scan"
-    with pytest.raises(
-        UnsupportedModelError, match=r"is a loop over tokens.*; the model's layers.*--target cpu"
-    ) as it:
-        ConvertFloat("fp16")(model)
-    assert "\n" not in str(it.value)
-
-
-def test_a_loop_over_integers_is_none_of_its_business() -> None:
-    body = "f = Cast<to=1>(row) \n after = Add(state, f) \n out = Identity(after)"
-    text = SCAN.format(kind="int64", rows="i", start="zeros", body=body).replace("=> (y, last)", "=> (y, last, h)")
-    model = parse(text.rstrip()[:-1] + "\n h = Tanh(x) }", {"zeros": np.zeros(8, np.float32)})
-    assert apply(ConvertFloat("fp16"), model).fired == {"values": 3}
-    assert made_by(model, "y").dtype == ir.DataType.FLOAT
 
 
 def test_a_graph_without_floats_is_left_alone() -> None:

@@ -148,7 +148,7 @@ def test_small_constants_are_computed_and_lifted() -> None:
     before = run(model, FEEDS)
     tally = apply(FoldConstants(), model)
     assert set(tally.fired) == {"lifted", "constants"}
-    apply(RemoveDeadCode(), model)
+    RemoveDeadCode()(model)
     assert operators(model) == ["Reshape"]
     close(run(model, FEEDS), before)
 

@@ -30,10 +30,12 @@ def make(body: str = f"{SILU} \n y = Mul(s, up)", width: int | str = 96, more: s
 @pytest.mark.parametrize(("width", "group"), [(256, 128), (192, 64), (96, 32)])
 def test_it_matches(order: str, width: int, group: int) -> None:
     model = make(f"{SILU} \n y = Mul({order})", width)
+    node_of(model, "Mul").name = "layers.0.mlp/Mul"
     tally = apply(FuseGatedSilu(), model)
     assert tally.fired == tally.expected == {"gated_silu": 1}
     assert operators(model) == ["com.microsoft::GatedRMSNorm"]
     node = node_of(model, "GatedRMSNorm")
+    assert node.name == "layers.0.mlp/Mul"
     scale = model.graph.initializers[f"gate_scale_{group}"]
     assert [value.name if value is not None else None for value in node.inputs] == ["up", scale.name, "gate"]
     assert (node.attributes.get_float("epsilon"), node.attributes.get_string("activation")) == (EPSILON, "silu")
@@ -135,9 +137,10 @@ def test_unknown_shapes_are_left_alone(which: int) -> None:
         "s = com.microsoft.QuickGelu<alpha=1.702>(gate) \n y = Mul(s, up)",
         "s = com.microsoft.QuickGelu(gate) \n y = Mul(s, up)",
         f"{SILU} \n y = Add(s, up)",
+        f"{SILU} \n y = llmc.Mul(s, up)",
         "s = Gelu(gate) \n y = Mul(s, up)",
     ],
-    ids=["another slope", "the default slope", "a sum", "Gelu"],
+    ids=["another slope", "the default slope", "a sum", "another product", "Gelu"],
 )
 def test_what_is_no_gated_silu_is_no_site(body: str) -> None:
     model = make(body)

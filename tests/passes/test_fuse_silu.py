@@ -15,8 +15,11 @@ TEXT = "main_graph (float[n, 8] x, float[n, 8] z) => (float[n, 8] y) {{ s = Sigm
 @pytest.mark.parametrize("order", ["x, s", "s, x"])
 def test_it_matches(order: str) -> None:
     model = parse(TEXT.format(order))
-    assert apply(FuseSilu(), model).fired == {"silu": 1}
+    node_of(model, "Mul").name = "layers.0.mlp/Mul"
+    tally = apply(FuseSilu(), model)
+    assert tally.fired == tally.expected == {"silu": 1}
     assert operators(model) == ["com.microsoft::QuickGelu"]
+    assert node_of(model, "QuickGelu").name == "layers.0.mlp/Mul"
     assert node_of(model, "QuickGelu").attributes.get_float("alpha") == 1.0
     assert model.graph.opset_imports["com.microsoft"] == 1
 
@@ -34,6 +37,7 @@ def test_numbers_agree(rows: int, scale: float) -> None:
 
 def test_another_factor_is_no_silu() -> None:
     assert left_alone(FuseSilu(), parse(TEXT.format("z, s"))) == []
+    assert left_alone(FuseSilu(), parse(TEXT.format("x, s").replace("Mul", "llmc.Mul"))) == []
 
 
 def test_a_sigmoid_that_is_used_elsewhere_stays() -> None:

@@ -9,8 +9,13 @@ from llmc.passes.fuse_skip_norm import FuseSkipNorm
 
 from .graphs import apply, close, draw, draw_all, left_alone, node_of, operators, parse, run
 
-WEIGHTS = {"w": draw(16), "w2": draw(16, seed=1), "bias": draw(16, seed=2), "one": draw(1, seed=3)}
-INPUTS = "float[batch, seq, 16] x, float[batch, seq, 16] r, float[16] row, float[a, b, 16] other, float[4, 16] flat"
+WEIGHTS = {
+    "w": draw(16), "w2": draw(16, seed=1), "bias": draw(16, seed=2), "one": draw(1, seed=3),
+    "block": draw(2, 3, 16, seed=4),
+}  # fmt: skip
+INPUTS = """float[batch, seq, 16] x, float[batch, seq, 16] r, float[16] row, float[a, b, 16] other, float[4, 16] flat,
+    float[2, 3, 16] fixed"""
+BROADCASTS = "the addition before it broadcasts, or its shape is not known"
 BLOCK = "s = Add(x, r)\ny = RMSNormalization<axis=-1, epsilon=%s>(s, w)"
 
 
@@ -20,7 +25,7 @@ def make(body: str, outputs: str = "y, s") -> ir.Model:
 
 def feeds(batch: int = 2, seq: int = 3) -> dict[str, object]:
     sizes = {"x": (batch, seq, 16), "r": (batch, seq, 16), "row": (16,), "other": (batch, 1, 16), "flat": (4, 16)}
-    return dict(draw_all(sizes, seed=9))
+    return dict(draw_all(sizes | {"fixed": (2, 3, 16)}, seed=9))
 
 
 @settings(max_examples=10, deadline=None)
@@ -28,10 +33,17 @@ def feeds(batch: int = 2, seq: int = 3) -> dict[str, object]:
 def test_it_matches_and_numbers_agree(batch: int, seq: int, epsilon: str) -> None:
     """The sum is the residual stream, which goes on."""
     model = make(BLOCK % epsilon)
+    for node in model.graph:
+        node.name = f"layers.0/{node.op_type}"
     before = run(model, feeds(batch, seq))
     tally = apply(FuseSkipNorm(), model)
     assert tally.fired == tally.expected == {"skip_norm": 1}
     assert operators(model) == ["com.microsoft::SkipSimplifiedLayerNormalization"]
+    fused = node_of(model, "SkipSimplifiedLayerNormalization")
+    assert fused.name == "layers.0/RMSNormalization"
+    assert [value.name for value in fused.outputs] == ["y", "", "", "s"], "mean and deviation are absent"
+    for value in (fused.outputs[0], fused.outputs[3]):
+        assert (value.dtype, value.shape) == (ir.DataType.FLOAT, model.graph.inputs[0].shape)
     assert [value.name for value in model.graph.outputs] == ["y", "s"]
     close(run(model, feeds(batch, seq)), before)
 
@@ -64,26 +76,27 @@ def test_a_scale_that_is_computed_after_the_addition() -> None:
     [
         ("s = Add(x, bias)\ny = RMSNormalization(s, w)", "the addition before it adds a constant"),
         ("s = Add(bias, x)\ny = RMSNormalization(s, w)", "the addition before it adds a constant"),
-        (
-            "s = Add(x, row)\ny = RMSNormalization(s, w)",
-            "the addition before it broadcasts, or its shape is not known",
-        ),
-        (
-            "s = Add(x, other)\ny = RMSNormalization(s, w)",
-            "the addition before it broadcasts, or its shape is not known",
-        ),
-        (
-            "s = Add(flat, flat)\ny = RMSNormalization(s, w)",
-            "the addition before it broadcasts, or its shape is not known",
-        ),
+        ("s = Add(fixed, block)\ny = RMSNormalization(s, w)", "the addition before it adds a constant"),
+        ("s = Add(block, fixed)\ny = RMSNormalization(s, w)", "the addition before it adds a constant"),
+        ("s = Add(x, row)\ny = RMSNormalization(s, w)", BROADCASTS),
+        ("s = Add(x, other)\ny = RMSNormalization(s, w)", BROADCASTS),
+        ("s = Add(flat, flat)\ny = RMSNormalization(s, w)", BROADCASTS),
         ("s = Add(x, r)\ny = RMSNormalization<axis=1>(s, w)", "it does not normalize the last axis"),
+        ("s = Add(x, r)\ny = RMSNormalization<axis=-2>(s, w)", "it does not normalize the last axis"),
         (
             "s0 = Add(x, r)\ns = Cast<to=1>(s0)\ny = RMSNormalization(s, w)",
             "Cast lies between it and the addition",
         ),
+        (
+            "s0 = Add(x, r)\ns = Mul(s0, one)\ny = RMSNormalization(s, w)",
+            "Mul lies between it and the addition",
+        ),
     ],
-    ids=["bias", "bias first", "row", "other sizes", "two axes", "axis", "cast"],
-)
+    ids=[
+        "bias", "bias first", "constant of the shape", "constant of the shape first", "row", "other sizes",
+        "two axes", "axis", "axis from the end", "cast", "constant factor",
+    ],
+)  # fmt: skip
 def test_near_misses(body: str, reason: str) -> None:
     model = make(body)
     assert left_alone(FuseSkipNorm(), model) == [reason]
@@ -94,7 +107,7 @@ def test_dimensions_without_a_name_may_differ() -> None:
     model = make(BLOCK % "1e-6")
     for value in model.graph.inputs[:2]:
         value.shape = ir.Shape([None, None, 16])
-    assert left_alone(FuseSkipNorm(), model) == ["the addition before it broadcasts, or its shape is not known"]
+    assert left_alone(FuseSkipNorm(), model) == [BROADCASTS]
 
 
 def test_an_addition_that_feeds_two_norms() -> None:
@@ -102,7 +115,24 @@ def test_an_addition_that_feeds_two_norms() -> None:
     assert left_alone(FuseSkipNorm(), model) == ["the addition before it feeds another norm, too"] * 2
 
 
-@pytest.mark.parametrize("body", ["s = Mul(x, r)\ny = RMSNormalization(s, w)", "s = Add(x, r)\ny = Tanh(s)"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_shape_that_is_not_known_may_differ(which: int) -> None:
+    model = make(BLOCK % "1e-6")
+    model.graph.inputs[which].shape = None
+    assert left_alone(FuseSkipNorm(), model) == [BROADCASTS]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Mul(x, r)\ny = RMSNormalization(s, w)",
+        "s = Add(x, r)\ny = Tanh(s)",
+        "s0 = Add(x, r)\ns = Mul(s0, x)\ny = RMSNormalization(s, w)",
+        "s = Add(x, r)\ny = llmc.RMSNormalization(s, w)",
+        "s = llmc.Add(x, r)\ny = RMSNormalization(s, w)",
+    ],
+    ids=["a product", "no norm", "two factors between", "another norm", "another addition"],
+)
 def test_other_places_are_no_sites(body: str) -> None:
     model = make(body)
     assert left_alone(FuseSkipNorm(), model) == []

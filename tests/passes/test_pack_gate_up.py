@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,9 @@ ACTIVATIONS = {
     "gelu": 'a = Gelu<approximate="tanh">(gate)',
     "relu": "a = Relu(gate)",
     "fused silu": "a = com.microsoft.QuickGelu<alpha=1.0>(gate)",
+    "sigmoid": "a = Sigmoid(gate)",
+    "hard swish": "a = HardSwish(gate)",
+    "tanh": "a = Tanh(gate)",
 }
 PLAIN = "gate = MatMul(x, g_w)\nup = MatMul(x, u_w)"
 
@@ -53,6 +57,8 @@ def test_it_matches_and_numbers_agree(
     assert operators(model).count("MatMul") == 1
     split = node_of(model, "Split")
     assert [list(value.shape) for value in split.outputs] == [["batch", "seq", 24]] * 2
+    assert list(split.inputs[0].shape) == ["batch", "seq", 48]
+    assert {value.dtype for value in (*split.outputs, *split.inputs[:1])} == {ir.DataType.FLOAT}
     close(run(model, feeds), before)
 
 
@@ -107,6 +113,41 @@ def test_near_misses(projections: str, reason: str) -> None:
     model = make(projections)
     assert left_alone(PackGateUp(), model) == [reason]
     assert PackGateUp()(model).tally.expected == {"gate_up": 1}
+
+
+UNKNOWN = "neither {} nor {} is an activation that the pass knows"
+
+
+@pytest.mark.parametrize(
+    ("body", "reasons"),
+    [
+        ("a = Sin(gate)\ny = Mul(a, up)", [UNKNOWN.format("Sin", "MatMul")]),
+        ("a = Sin(gate)\ny = Mul(up, a)", [UNKNOWN.format("MatMul", "Sin")]),
+        ("a = Sin(gate)\nb = Mul(a, g_b)\nu = Neg(up)\ny = Mul(b, u)", [UNKNOWN.format("Mul", "Neg")]),
+        ("a = Sin(gate)\nb = Cos(gate)\ny = Mul(a, b)", []),
+        ("a = Sin(gate)\nb = ReduceMean<keepdims=1>(up, last)\ny = Mul(a, b)", []),
+        ("a = Sin(gate)\nb = Mul(up, gate)\ny = Mul(a, b)", []),
+        ("a = Sin(gate)\ny = Mul(a, x24)", []),
+        ("a = Sin(gate)\nt = Abs(u_w)\nb = MatMul(x, t)\ny = Mul(a, b)", []),
+    ],
+    ids=[
+        "gate first", "up first", "more on the way", "one projection", "broadcast", "two projections on one side",
+        "an input", "computed weight",
+    ],
+)  # fmt: skip
+def test_a_product_of_two_projections_without_a_known_activation(body: str, reasons: list[str]) -> None:
+    """It looks gated where each side is one projection, changed element by element."""
+    text = "m (float[batch, seq, 16] x, float[batch, seq, 24] x24) => (float[batch, seq, 24] y)"
+    model = parse(f"{text} {{ {PLAIN}\n{body} }}", {**WEIGHTS, "last": np.asarray([-1])})
+    assert left_alone(PackGateUp(), model) == reasons
+    assert PackGateUp()(model).tally.expected == ({"gate_up": 1} if reasons else {})
+
+
+def test_a_block_whose_activation_is_read_from_a_split_is_packed_already() -> None:
+    body = "g, u = Split<axis=-1, num_outputs=2>(x)\na = Relu(g)\ny = Mul(a, u)"
+    model = parse(f"m (float[batch, seq, 48] x) => (float[batch, seq, 24] y) {{ {body} }}")
+    assert left_alone(PackGateUp(), model) == []
+    assert not PackGateUp()(model).tally.expected
 
 
 def test_a_symbolic_width_is_left_alone() -> None:

@@ -144,7 +144,20 @@ def test_weights_are_stacked_without_being_read_and_named_after_them() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (PLAIN.replace("MatMul(x, k_w)", "MatMul(z, k_w)"), "its projections do not read the same input"),
+        *(
+            (PLAIN.replace(f"MatMul(x, {n}_w)", f"MatMul(z, {n}_w)"), "its projections do not read the same input")
+            for n in "qkv"
+        ),
+        *(
+            (BIASED.replace(f"{n} = Add({n}0, {n}_b)", f"{n} = Identity({n}0)"),
+             f"its {name} comes from Identity, not a projection")
+            for n, name in (("q", "query"), ("k", "key"), ("v", "value"))
+        ),
+        *(
+            (BIASED.replace(f"{n}0 = MatMul", f"{n} = MatMul").replace(f"\n{n} = Add({n}0, {n}_b)", ""),
+             "only some of its projections have a bias")
+            for n in "qkv"
+        ),
         (
             PLAIN.replace("v = MatMul(x, v_w)", "v0 = MatMul(x, v_w)\nv = Add(v0, v_b)"),
             "only some of its projections have a bias",
@@ -158,8 +171,11 @@ def test_weights_are_stacked_without_being_read_and_named_after_them() -> None:
             "its value comes from MatMul, not a projection",
         ),
     ],
-    ids=["other input", "one bias", "activation", "computed weight"],
-)
+    ids=[
+        *(f"{what} {name}" for what in ("other input", "copied", "no bias") for name in ("query", "key", "value")),
+        "one bias", "activation", "computed weight",
+    ],
+)  # fmt: skip
 def test_near_misses(body: str, reason: str) -> None:
     model = make(body)
     assert left_alone(PackQKV(), model) == [reason]

@@ -81,6 +81,15 @@ def test_blocks_of_nothing_have_a_scale(value: float) -> None:
     assert np.isfinite(quantize(array, 16).astype(np.float32)).all()
 
 
+def test_weights_beyond_the_largest_number_are_the_largest() -> None:
+    """The smallest floats have few scales between them; 448 of this one do not reach the block's weights."""
+    value = np.float32(1.4 * 448) * np.finfo(np.float32).smallest_subnormal
+    array = np.full((2, 16), value, np.float32)
+    array[1] *= -1
+    assert (scales_of(array, 16) == np.finfo(np.float32).smallest_subnormal).all()
+    assert quantize(array, 16).astype(np.float32)[:, 0].tolist() == [448, -448]
+
+
 def test_half_precision_weights_are_taken_as_they_are() -> None:
     array = draw(4, 32)
     for dtype in (np.float16, ml_dtypes.bfloat16):
@@ -94,10 +103,11 @@ def test_half_precision_weights_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_it_matches(lazy: bool, block_size: int) -> None:
     model = parse(TEXT, weights(), lazy=lazy)
+    next(iter(model.graph)).name = "layers.0.up_proj/MatMul"
     tally = apply(QuantizeFp8(block_size), model)
     assert tally.fired == tally.expected == {"linear": 1}
     node = node_of(model, KERNEL)
-    assert node.domain == "com.microsoft"
+    assert (node.domain, node.name) == ("com.microsoft", "layers.0.up_proj/MatMul")
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"block_size": block_size}
     x, packed, scales, a_scale, bias = node.inputs
     assert (x, a_scale) == (model.graph.inputs[0], None)
@@ -202,9 +212,10 @@ def test_a_near_miss_is_left_alone() -> None:
     assert QuantizeFp8()(model).tally.expected == {"linear": 1}
 
 
-@pytest.mark.parametrize("body", ["y = MatMul(x, z)", "y = MatMul(x, experts)"])
+@pytest.mark.parametrize("body", ["y = MatMul(x, z)", "y = MatMul(x, experts)", "y = llmc.MatMul(x, w)"])
 def test_products_that_stay(body: str) -> None:
-    model = parse(f"m (float[64, 64] x, float[64, 64] z) => (y) {{ {body} }}", {"experts": draw(2, 64, 64)})
+    constants = {"experts": draw(2, 64, 64), "w": draw(64, 64)}
+    model = parse(f"m (float[64, 64] x, float[64, 64] z) => (y) {{ {body} }}", constants)
     assert left_alone(QuantizeFp8(16), model) == []
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler import lazy_weight
 from llmc.compiler.errors import UsageError
 from llmc.compiler.lazy_weight import LazyWeight, TensorWeight
+from llmc.passes import standard_formats as formats
 from llmc.passes.convert_float import ConvertFloat
 from llmc.passes.graph_query import dims
-from llmc.passes.quantize_standard import LOOKUP_SIZE, QuantizeStandard
+from llmc.passes.quantize_standard import QuantizeStandard
 from llmc.passes.remove_dead_code import RemoveDeadCode
 
 from .graphs import Array, apply, draw, left_alone, node_of, operators, parse
@@ -28,7 +30,7 @@ from .quantized_graphs import (
     two_layers,
     weights,
 )
-from .small_numbers import content, stood_for
+from .small_numbers import content, packed, stood_for
 
 
 @pytest.mark.parametrize("head", [None, "int8"])
@@ -141,6 +143,25 @@ def test_layers_and_ends_have_formats_of_their_own() -> None:
     assert stored == {"table": "int8", "head_w": "int8", "up_w": "int4", "gate_w": "int4", "down_w": "int4"}
 
 
+def test_all_have_blocks_of_the_size_that_is_asked_for() -> None:
+    model = make()
+    apply(QuantizeStandard("int4", "int4", block_size=16), model)
+    for name, rows, width in (("table", 96, HIDDEN), ("head_w", 96, HIDDEN), ("down_w", HIDDEN, INNER)):
+        assert dims(model.graph.initializers[f"{name}.scales"]) == [rows, width // 16]
+    nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert {node.attributes.get_int("block_size") for node in nodes} == {16}
+
+
+def test_names_are_those_of_the_weights_without_their_ending() -> None:
+    model = make()
+    value = model.graph.initializers.pop("down_w")
+    value.name = "layers.0.down_proj.weight"
+    model.graph.initializers[value.name] = value
+    apply(QuantizeStandard("int4", offset=True), model)
+    parts = {name for name in model.graph.initializers if name.startswith("layers.0.down_proj.")}
+    assert parts == {f"layers.0.down_proj.{part}" for part in ("weight", "int4", "scales", "offsets")}
+
+
 def test_ends_may_stay_as_they_are() -> None:
     model = make(TIED)
     tally = apply(QuantizeStandard("int8", None), model)
@@ -205,11 +226,16 @@ def test_a_router_keeps_its_floats() -> None:
 
 
 def test_small_tables_and_products_of_activations_stay() -> None:
-    rows = LOOKUP_SIZE // 64 - 1
-    text = """m (int64[n] ids, float[64, 64] z, float[2, 64, 64] a) => (float[n, 64] logits, y) {
-        x = Gather(small, ids) \n logits = MatMul(x, z) \n y = MatMul(a, stack) }"""
-    model = parse(text, {"small": draw(rows, 64), "stack": draw(2, 64, 64)})
+    text = """m (int64[n] ids, float[64, 64] z, float[2, 64, 64] a) => (float[n, 64] logits, y, other, rows) {
+        x = Gather(small, ids) \n logits = MatMul(x, z) \n y = MatMul(a, stack)
+        other = llmc.MatMul(x, w) \n rows = llmc.Gather(w, ids) }"""
+    model = parse(text, {"small": draw(63, 64), "stack": draw(2, 64, 64), "w": draw(64, 64)})
     assert left_alone(QuantizeStandard("int8"), model) == []
+
+
+def test_a_table_of_4096_elements_is_an_embedding() -> None:
+    text = "m (int64[n] ids, float[64, 64] z) => (y, logits) { y = Gather(t, ids) \n logits = Neg(z) }"
+    assert apply(QuantizeStandard("int8"), parse(text, {"t": draw(64, 64)})).fired == {"embedding": 1}
 
 
 def test_columns_of_a_table_are_no_embedding() -> None:
@@ -223,6 +249,41 @@ def test_a_weight_that_two_products_share_is_dequantized_once() -> None:
     model = parse(text, {"w": draw(64, 64), "head": draw(64, 64, seed=1)}, lazy=True)
     assert apply(QuantizeStandard("int4", None), model).fired == {"linear": 2}
     assert (operators(model).count("DequantizeLinear"), operators(model).count("Transpose")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "forms"),
+    [
+        ({"weights": "int4", "head": "int8"}, {"w.int4": "int4", "w.int8": "int8"}),
+        ({"weights": "int4", "head": "int4", "offset": True}, {"w.int4": "offset int4", "w.int4.1": "int4"}),
+    ],
+    ids=["two formats", "with and without an offset"],
+)
+def test_a_weight_in_two_forms_is_stored_twice(options: dict[str, Any], forms: dict[str, str]) -> None:
+    """A layer's weight that is the head, too: their bytes are not the same, whatever their names are."""
+    text = """m (float[n, 64] x) => (float[n, 64] logits) {
+        h = MatMul(x, w) \n t = Tanh(h) \n logits = MatMul(t, w) }"""
+    w = draw(64, 64, scale=0.2) + np.float32(0.1)
+    model = parse(text, {"w": w}, lazy=True)
+    assert apply(QuantizeStandard(**options), model).fired == {"linear": 1, "head": 1}
+    numbers = [model.graph.initializers[name].const_value for name in forms]
+    assert len({tensor.identity() for tensor in numbers if isinstance(tensor, LazyWeight)}) == 2
+    made = {
+        "int8": formats.int8(w.T), "int4": formats.int4(w.T, 32), "offset int4": formats.offset_int4(w.T, 32)
+    }  # fmt: skip
+    for name, form in forms.items():
+        np.testing.assert_array_equal(packed(model, name), made[form].view(np.uint8))
+
+
+@pytest.mark.parametrize("row", [0, 20, 47])
+def test_the_scale_of_a_matrix_is_that_of_its_largest_weight(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stands, whatever its sign, and however few rows are in memory at once."""
+    monkeypatch.setattr(lazy_weight, "CHUNK_BYTES", 10 * 32 * 4)
+    w = draw(32, 48)
+    w[3, row] = -13.5
+    model = two_layers({"w": w, "head": draw(48, 16)})
+    apply(QuantizeStandard("nvfp4", None), model)
+    np.testing.assert_allclose(content(model, "w.matrix_scale"), 13.5 / 6 / 448, rtol=1e-6)
 
 
 def test_nothing_is_read_while_the_graph_is_rewritten() -> None:

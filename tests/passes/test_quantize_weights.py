@@ -13,7 +13,8 @@ from llmc.compiler.errors import UsageError
 from llmc.compiler.lazy_weight import LazyWeight, StackedWeight, TensorWeight, transposed_weight
 from llmc.compiler.write_model import DATA, write_model
 from llmc.passes.block_quantization import BlockFormat
-from llmc.passes.quantize_weights import LOOKUP_SIZE, QuantizeWeights
+from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.quantize_weights import QuantizeWeights
 from llmc.passes.remove_dead_code import RemoveDeadCode
 
 from .graphs import apply, close, draw, draw_all, left_alone, node_of, operators, parse, run
@@ -214,6 +215,62 @@ def test_offsets_need_whole_blocks() -> None:
     assert left_alone(quantize(offset=True), model) == [reason]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_head_has_no_offsets_and_needs_no_whole_blocks(bits: Any) -> None:
+    """Also where it is a layer's weight as well: the layer's integers are those of blocks with offsets."""
+    wide = {"w": draw(64, 72, seed=1, scale=0.2) + np.float32(0.1), "head": draw(72, 40, seed=2)}
+    shared = {"w": draw(64, 64, seed=1, scale=0.2) + np.float32(0.1)}
+    graph_pass = quantize(bits=bits, head_bits=bits, offset=True)
+    for weights, head in ((wide, "head"), (shared, "w")):
+        width = weights[head].shape[1]
+        body = f"h = MatMul(x, w)\nt = Tanh(h)\nlogits = MatMul(t, {head})"
+        model = parse(f"m (float[n, 64] x) => (float[n, {width}] logits) {{ {body} }}", weights, lazy=True)
+        assert apply(graph_pass, model).fired == {"linear": 1, "head": 1}
+        x = draw(3, 64, seed=9)
+        layer = BlockFormat(bits, 32, True, offset=True).dequantize(weights["w"].T)
+        last = BlockFormat(bits, 32, True).dequantize(weights[head].T)
+        close(run(model, {"x": x}), {"logits": np.tanh(x @ layer.T) @ last.T}, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"symmetric": True}, {"symmetric": False}, {"offset": True}])
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_scales_and_offsets_have_the_type_of_the_activations(to: Any, options: dict[str, Any]) -> None:
+    text = """m (int64[n] ids) => (logits) {
+        x = Gather(table, ids)\nh = MatMul(x, w)\nlogits = MatMul(h, head) }"""
+    model = parse(text, {"table": draw(96, 64), "w": draw(64, 64), "head": draw(64, 40)}, lazy=True)
+    apply(ConvertFloat(to), model)
+    assert apply(quantize(**options), model).fired == {"embedding": 1, "linear": 1, "head": 1}
+    RemoveDeadCode()(model)
+    half = ir.DataType.FLOAT16 if to == "fp16" else ir.DataType.BFLOAT16
+    kinds = {"packed": ir.DataType.UINT8, "zero_points": ir.DataType.UINT8, "scales": half, "offsets": half}
+    found = [(name.rpartition(".")[2], value) for name, value in model.graph.initializers.items()]
+    parts = [kind for kind, _ in found if kind in kinds]
+    assert len(parts) == {"symmetric": 6, "offset": 7}[next(iter(options))] + 3 * (options.get("symmetric") is False)
+    for kind, value in found:
+        if kind in kinds:
+            assert value.const_value is not None
+            assert value.dtype == value.const_value.dtype == kinds[kind]
+    assert {node.outputs[0].dtype for node in model.graph} - {None} == {half}
+
+
+def test_names_come_from_the_layers() -> None:
+    """Of weights without their ending, and of nodes, by which a profile is read."""
+    model = make()
+    value = model.graph.initializers.pop("down_w")
+    value.name = "layers.0.down_proj.weight"
+    model.graph.initializers[value.name] = value
+    for node in model.graph:
+        node.name = f"node_{node.outputs[0].name}"
+    apply(quantize(symmetric=False), model)
+    parts = {name for name in model.graph.initializers if name.startswith("layers.0.down_proj.")}
+    assert parts == {f"layers.0.down_proj.{part}" for part in ("weight", "packed", "scales", "zero_points")}
+    names = {node.name: node.op_type for node in model.graph}
+    assert names == {
+        "node_x": "GatherBlockQuantized", "node_up": "MatMulNBits", "node_act": "Tanh", "node_down": "MatMulNBits",
+        "node_logits": "MatMulNBits",
+    }  # fmt: skip
+
+
 def test_a_weight_that_two_products_share_is_stored_once() -> None:
     text = "m (float[n, 64] x) => (float[n, 64] logits) { h = MatMul(x, w)\nt = Tanh(h)\nlogits = MatMul(t, w) }"
     model = parse(text, {"w": draw(64, 64)}, lazy=True)
@@ -251,7 +308,7 @@ def test_nothing_is_read_while_the_graph_is_rewritten() -> None:
     [
         (1, (64, 80), ["it does not look up rows"]),
         (0, (80, 72), ["its width 72 is no multiple of the block size 32"]),
-        (0, (LOOKUP_SIZE // 32 - 1, 32), []),
+        (0, (127, 32), []),
     ],
     ids=["columns", "width", "small"],
 )
@@ -264,18 +321,25 @@ def test_look_ups_that_stay(axis: int, shape: tuple[int, int], reasons: list[str
     assert left_alone(quantize(), model) == reasons
 
 
+def test_a_table_of_4096_elements_is_an_embedding() -> None:
+    text = "m (int64[n] ids, float[n, 64] z) => (y, logits) { y = Gather(t, ids)\nlogits = Tanh(z) }"
+    assert apply(quantize(), parse(text, {"t": draw(128, 32)})).fired == {"embedding": 1}
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "logits = MatMul(x, z)",
+        "logits = llmc.MatMul(x, w)",
+        "logits = llmc.Gather(w, rows)",
         "t = Transpose<perm=[1,0]>(z)\nu = MatMul(x, t)\nlogits = MatMul(u, z)",
         "logits = MatMul(x, experts)",
         "same = Transpose<perm=[0,1]>(w)\nlogits = MatMul(x, same)",
     ],
-    ids=["activation", "transposed activation", "three axes", "no transpose"],
+    ids=["activation", "another domain", "another look-up", "transposed activation", "three axes", "no transpose"],
 )
 def test_products_that_stay(body: str) -> None:
-    text = f"m (float[64, 64] x, float[64, 64] z) => (logits) {{ {body} }}"
+    text = f"m (float[64, 64] x, float[64, 64] z, int64[n] rows) => (logits) {{ {body} }}"
     model = parse(text, {"experts": draw(2, 64, 64), "w": draw(64, 64)})
     assert left_alone(quantize(), model) == []
 

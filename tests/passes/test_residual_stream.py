@@ -102,6 +102,18 @@ def test_a_residual_stream_beyond_the_range_stays_float32() -> None:
     assert {dtypes[name] for name in ("h0", "n0", "m0", "b0", "m1", "b1", "logits")} == {ir.DataType.FLOAT16}
 
 
+def test_what_two_sums_read_is_cast_once() -> None:
+    text = f"m (float[n, 16] x, float[n, 16] b) => (y) {{ s = Add(x, b) \n h = Add(s, b) \n y = {NORM}(h, scale) }}"
+    model = parse(text, {"scale": draw(16)})
+    assert apply(ConvertFloat("fp16", wide_residual=True), model).fired["casts added"] == 2
+    first, second = (node for node in model.graph if node.op_type == "Add")
+    assert first.inputs[1] is second.inputs[1]
+    cast = first.inputs[1].producer()
+    assert cast is not None
+    assert (cast.name, cast.op_type, cast.attributes.get_int("to")) == ("b/to_float", "Cast", int(ir.DataType.FLOAT))
+    assert (cast.outputs[0].dtype, cast.outputs[0].shape) == (ir.DataType.FLOAT, model.graph.inputs[1].shape)
+
+
 def test_the_norms_of_a_wide_stream_keep_their_weights() -> None:
     """The first norm reads the embedding and is half, with a copy of the weight that it shares with the others."""
     model = residual()

@@ -215,6 +215,30 @@ def test_scales_that_half_precision_makes_0_are_positive() -> None:
     assert formats.nvfp4_matrix_scale(6e-8) == pytest.approx(6e-8 / 2688)
 
 
+def test_what_a_rounded_scale_does_not_reach_is_cut_off() -> None:
+    """The smallest numbers of float16 are multiples of 2^-24: a scale of 1.4 of them is stored as 1."""
+    unit = 2.0**-24
+
+    def rows(*steps: float) -> Array:
+        array = np.zeros((len(steps), 16), np.float16)
+        array[:, 0] = np.asarray(steps) * unit
+        return array
+
+    eight = rows(-168, 168)
+    assert (formats.int8_scales(eight) == unit).all()
+    assert formats.int8(eight)[:, 0].tolist() == [-127, 127]
+    floats = rows(-627, 627)
+    assert (formats.fp8_scales(floats) == unit).all()
+    assert formats.fp8(floats).astype(np.float32)[:, 0].tolist() == [-448, 448]
+    four = rows(-11, 10)
+    assert (formats.int4_scales(four, 16) == unit).all()
+    assert signed(formats.int4(four, 16))[:, 0].tolist() == [-8, 7]
+    raised = rows(21)
+    assert formats.offset_int4_scales(raised, 16).tolist() == [[unit]]
+    assert formats.int4_offsets(raised, 16).tolist() == [[8 * unit]]
+    assert signed(formats.offset_int4(raised, 16))[0, :2].tolist() == [7, -8]
+
+
 def test_numbers_are_those_of_the_scale_as_it_is_stored() -> None:
     """In bfloat16 a scale is off by up to 1/512, and 127 steps of it by a quarter of a step."""
     array = draw(64, 64, seed=3).astype(ml_dtypes.bfloat16)

@@ -28,7 +28,7 @@ def test_the_graph_is_of_the_standard(name: str, cache: CacheKind) -> None:
     names = [node.name for node in model.graph]
     assert len(set(names)) == len(names)
     for domain in ("llmc", "com.microsoft"):
-        model.graph.opset_imports.pop(domain)
+        model.graph.opset_imports.pop(domain, None)
     model.functions.clear()
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
@@ -196,7 +196,7 @@ def test_half_precision(name: str, to: Any) -> None:
     apply(UseStandardAttention("scatter"), model)
     apply(ConvertFloat(to), model)
     for domain in ("llmc", "com.microsoft"):
-        model.graph.opset_imports.pop(domain)
+        model.graph.opset_imports.pop(domain, None)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     half = ir.DataType.FLOAT16 if to == "fp16" else ir.DataType.BFLOAT16
     assert {value.dtype for value in model.graph.outputs} == {half}

@@ -254,6 +254,48 @@ def test_different_bytes_have_different_identities() -> None:
     assert len({weight.identity() for weight in weights}) == len(weights)
 
 
+def test_types_and_orientations_have_identities_of_their_own() -> None:
+    """Also where it is the same tensor, or the same function of the same rows."""
+    tensor, base = ir.tensor(draw(4, 4)), from_source(draw(4, 4))
+
+    def doubled(dtype: ir.DataType, *, transposed: bool = False) -> MappedWeight:
+        return MappedWeight(base, (4, 4), dtype, lambda rows: rows * 2, ("twice",), transposed=transposed)
+
+    weights = [
+        *(TensorWeight(tensor, dtype, transposed=False) for dtype in (FLOAT, HALF, BFLOAT)),
+        *(doubled(FLOAT), doubled(HALF), doubled(BFLOAT), doubled(FLOAT, transposed=True)),
+    ]
+    assert len({weight.identity() for weight in weights}) == len(weights)
+    assert len({weight.tobytes() for weight in weights}) == len(weights)
+
+
+class Endless:
+    """A checkpoint of which a part costs no memory, and that notes how many rows were asked for."""
+
+    def __init__(self, *width: int) -> None:
+        self.width, self.read_rows = width, 0
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        assert stop is not None
+        self.read_rows = stop - start
+        return np.broadcast_to(np.float32(0), (stop - start, *self.width))
+
+
+@pytest.mark.parametrize("width", [(1 << 14,), (4, 1 << 12), (1 << 7, 1 << 7)])
+def test_a_step_of_streaming_is_a_few_megabytes(width: tuple[int, ...]) -> None:
+    """Whatever the weight's size, here 64 KiB a row in float32: 32 MiB of what is copied, 2 of what is computed."""
+    source = Endless(*width)
+    weight = SourceWeight(source, "w", (1 << 20, *width), FLOAT)
+    next(weight.chunks())
+    assert source.read_rows == 512
+    mapped = MappedWeight(weight, (1 << 20, 1), FLOAT, lambda rows: rows.reshape(len(rows), -1)[:, :1], ("first",))
+    next(mapped.chunks())
+    assert source.read_rows == 32
+
+
 def test_chunks_bring_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy_weight, "CHUNK_BYTES", 64)
     array = draw(10, 6)

@@ -11,6 +11,7 @@ from llmc.compiler.errors import UsageError
 from llmc.compiler.options import (
     BLOCK_SIZE,
     CACHES,
+    DEFAULT_CONTEXT,
     FP8_BLOCK_SIZE,
     PRECISIONS,
     Cache,
@@ -139,6 +140,41 @@ def test_a_graph_without_weights_cannot_be_compared(verify: Any) -> None:
     assert ExportOptions(weights="none", verify="off").weights == "none"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "fp8"}, "--dtype fp8 is none of fp32, fp16, bf16"),
+        ({"verify": "maybe"}, "--verify maybe is none of auto, on, off"),
+    ],
+)
+def test_unknown_ways_to_capture(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ExportOptions(**options)
+
+
+def test_somebody_must_compute() -> None:
+    assert (CompileOptions(threads=1).threads, CompileOptions().threads) == (1, None)
+    for threads in (0, -1):
+        with pytest.raises(UsageError, match=f"--threads {threads} leaves nobody to compute"):
+            CompileOptions(threads=threads)
+
+
+def test_defaults() -> None:
+    """As the documentation has them."""
+    assert (DEFAULT_CONTEXT, BLOCK_SIZE, FP8_BLOCK_SIZE) == (8192, 32, 128)
+    options, engine = OptimizeOptions(), EngineOptions()
+    assert (options.cache_precision, options.logits, options.context, options.head) == ("auto", "last", None, "auto")
+    assert (options.symmetric, options.strict, options.dump, options.activations) == (None, False, None, "fp16")
+    assert (engine.max_batch, engine.chunk, engine.capacities, engine.capabilities) == (4, 512, (), ())
+    assert ExportOptions() == ExportOptions(dtype="fp32", verify="auto", weights="model", trust_remote_code=False)
+
+
+@pytest.mark.parametrize("block_size", [16, 64, 1024])
+def test_blocks_of_powers_of_two(block_size: int) -> None:
+    assert OptimizeOptions(precision="int4", block_size=block_size).blocks == block_size
+    assert OptimizeOptions(context=1).context == 1
+
+
 def test_an_engine_for_the_cpu_needs_weights() -> None:
     exporting = ExportOptions(weights="none", verify="off")
     assert CompileOptions(exporting, OptimizeOptions(target="cuda")).export is exporting
@@ -157,13 +193,23 @@ def test_unknown_weights() -> None:
     [
         ({"max_batch": 0}, "--max-batch 0 leaves nothing to compute"),
         ({"chunk": 0}, "--chunk 0 leaves nothing to compute"),
+        ({"max_batch": -1}, "--max-batch -1 leaves nothing to compute; give at least 1"),
         ({"capacities": (1024, 0)}, "a cache of less than 1 token holds nothing"),
-        ({"capabilities": ("sm89",)}, r"--gpu sm89 is no compute capability; write it as 8\.9"),
+        ({"capacities": (0, 1024)}, "a cache of less than 1 token holds nothing"),
+        *(
+            ({"capabilities": given}, rf"--gpu {given[-1]} is no compute capability; write it as 8\.9")
+            for given in (("sm89",), ("8.9", "sm89"), ("8.9a",), ("8.90",), ("8",), ("112.0",), (" 8.9",))
+        ),
     ],
 )
 def test_engines_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EngineOptions(**options)
+
+
+def test_the_least_that_an_engine_is_built_for() -> None:
+    made = EngineOptions(max_batch=1, chunk=1, capacities=(1, 2), capabilities=("8.9", "12.0"))
+    assert made.capabilities == ("8.9", "12.0")
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,11 @@ def test_tensors_begin_at_pages_in_the_order_of_their_names(tmp_path: Path) -> N
 
 
 def test_small_tensors_stay_in_the_graph(tmp_path: Path) -> None:
-    limit = INLINE_BYTES // 4
-    model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), at=lazy(draw(limit)), above=lazy(draw(limit + 1)))
+    """Up to 1 KiB; and a page is 4 KiB, on which a runtime that maps the file counts."""
+    model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), at=lazy(draw(256)), above=lazy(draw(257)))
     write_model(model, tmp_path)
-    assert set(places(tmp_path)) == {"table", "above"}
+    assert places(tmp_path) == {"above": (0, 257 * 4), "table": (4096, HIDDEN * VOCABULARY * 4)}
+    assert (INLINE_BYTES, ALIGNMENT) == (1024, 4096)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -200,11 +201,22 @@ def test_a_tensor_of_the_wrong_length_is_noticed(tmp_path: Path) -> None:
         write_model(model, tmp_path)
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_tensors_of_one_identity_and_two_lengths_are_noticed(weights: bool, tmp_path: Path) -> None:
+    """Whichever is written: one of them would read what follows it in the file."""
+    base = lazy(draw(10, 60))
+    parts = [MappedWeight(base, (rows, 60), ir.DataType.FLOAT, lambda r: r, ("part",)) for rows in (10, 5)]
+    model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), first=parts[0], second=parts[1])
+    with pytest.raises(AssertionError, match="second wrote 2400 bytes, not 1200"):
+        write_model(model, tmp_path, weights=weights)
+
+
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
-    model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), other=lazy(draw(400)))
+    """Those of small tensors among them."""
+    model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), other=lazy(draw(400)), above=lazy(draw(8)))
     seen: list[tuple[int, int]] = []
     write_model(model, tmp_path, lambda done, total: seen.append((done, total)))
-    assert seen == [(1600, 4672), (4672, 4672)]
+    assert seen == [(1632, 4704), (4704, 4704)]
 
 
 # --- the graph alone ------------------------------------------------------------------------------------------------

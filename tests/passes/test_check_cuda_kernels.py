@@ -116,6 +116,28 @@ def test_what_meets_data_is_not_on_the_host() -> None:
     assert tally.fired == {"gpu": 1}
 
 
+def test_truths_and_small_integers_of_shapes_are_on_the_host() -> None:
+    body = "shape = Shape(x) \n more = Less(shape, two) \n i = Cast<to=6>(shape) \n y = Add(x, x)"
+    tally = check(f"m (float16[n, 8] x) => (y, more, i) {{ {body} }}", {"two": np.asarray([2, 2])})
+    assert (tally.expected, tally.rejections) == ({"gpu": 1}, [])
+
+
+def test_the_first_input_that_is_there_decides() -> None:
+    tally = check("m (float[n, 8] x) => (y) { y = com.microsoft.QuickGelu<alpha=1.0>(, x) }")
+    assert [reason for _, reason in reasons(tally)] == [
+        "the CUDA provider's com.microsoft::QuickGelu takes float16, not float32: it would run on the CPU"
+    ]
+
+
+def test_a_node_without_inputs_is_known_by_what_it_makes() -> None:
+    model = parse("m (float16[n, 8] x) => (y) { c = com.microsoft.QuickGelu<alpha=1.0>() \n y = MatMul(x, c) }")
+    made = next(iter(model.graph)).outputs[0]
+    made.dtype = ir.DataType.BFLOAT16
+    assert [reason.split(" takes ")[1] for _, reason in reasons(check_model(model))] == [
+        "float16, not bfloat16: it would run on the CPU"
+    ]
+
+
 def test_a_node_that_reads_constants_alone_is_checked() -> None:
     tally = check(
         "m (float16[n, 8] x) => (y) { t = Tanh(w) \n y = MatMul(x, t) }", {"w": np.ones((8, 8), np.float16)}

@@ -96,6 +96,24 @@ def test_arithmetic_on_a_norms_scale(expression: str, fires: bool) -> None:
     close(run(model, FEEDS), before)
 
 
+def test_each_sum_and_product_has_bytes_of_its_own() -> None:
+    """The writer stores what has one identity once; norms may share a weight and differ in what is done to it."""
+    expressions = {"a": "Add(w, two)", "b": "Add(w, one)", "c": "Mul(w, two)", "d": "Add(w, two)"}
+    body = "\n".join(
+        f"s_{name} = {expression}\n{name} = Mul(x, s_{name})" for name, expression in expressions.items()
+    )
+    weights = {"w": draw(16), "one": np.asarray(1, np.float32), "two": np.asarray(2, np.float32)}
+    model = parse(f"m (float[batch, seq, 16] x) => (a, b, c, d) {{ {body} }}", weights, lazy=True)
+    for name in ("one", "two"):
+        model.graph.initializers[name].const_value = ir.tensor(weights[name], name=name)
+    before = run(model, FEEDS)
+    assert apply(FoldConstants(), model).fired == {"weights": 4}
+    folded = [value.const_value for name, value in model.graph.initializers.items() if name.startswith("w.")]
+    identities = [weight.identity() for weight in folded if isinstance(weight, LazyWeight)]
+    assert (len(identities), len(set(identities))) == (4, 3)
+    close(run(model, FEEDS), before)
+
+
 def test_a_casts_weight_is_lazy() -> None:
     half = draw(40, 16).astype(np.float16)
     model = make("t = Transpose<perm=[1,0]>(w)\nc = Cast<to=1>(t)\ny = MatMul(x, c)", w=half)
@@ -155,6 +173,32 @@ def test_small_constants_are_computed_and_lifted() -> None:
 
 def test_lifting_alone_is_a_change() -> None:
     assert apply(FoldConstants(), make("c = Constant<value_float=2.0>()\ny = Mul(x, c)")).fired == {"lifted": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Transpose<perm=[0,1]>(w)\ny = MatMul(x, t)",
+        "t = Transpose(w)\ny = MatMul(x, t)",
+        "t = llmc.Transpose<perm=[1,0]>(w)\ny = MatMul(x, t)",
+        "t = Transpose<perm=[1,0]>(w)\na = MatMul(x, t)\nb = MatMul(x, w)\ny = Add(a, b)",
+        "s = Add(w, one)\ny = MatMul(x, s)",
+        "s = Mul(one, w)\ny = MatMul(x, s)",
+    ],
+    ids=["no swap", "no permutation", "another domain", "read in both ways", "a matrix plus 1", "a matrix times 1"],
+)
+def test_a_matrix_that_is_not_simply_turned_stays(body: str) -> None:
+    model = make(body, w=draw(16, 16), one=np.asarray(1, np.float32))
+    model.graph.initializers["one"].const_value = ir.tensor(np.asarray(1, np.float32), name="one")
+    assert left_alone(FoldConstants(), model) == []
+
+
+@pytest.mark.parametrize(("width", "fires"), [(LIMIT // 16, True), (LIMIT // 16 + 1, False)])
+def test_constants_of_up_to_1024_elements_are_computed(width: int, fires: bool) -> None:
+    assert LIMIT == 1024
+    model = make("s = Sin(w)\ny = MatMul(x, s)", w=draw(16, width), lazy=False)
+    result = FoldConstants()(model)
+    assert (operators(model) == ["MatMul"]) == result.modified == fires
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -44,6 +44,23 @@ def test_sites_that_are_not_fused_are_told_with_the_reason() -> None:
     assert "done" in model.graph.opset_imports
 
 
+def test_a_near_miss_does_not_end_the_search() -> None:
+    model = parse("m (float[n] x) => (y, z) { a = Sin(x)\nz = Tanh(a)\ny = Tanh(x) }")
+    result = NameTanh()(model)
+    assert isinstance(result, GraphPassResult)
+    assert (result.tally.fired, result.tally.expected) == ({"tanh": 1}, {"tanh": 2})
+    assert [rejection.node for rejection in result.tally.rejections] == ["Tanh(z)"]
+
+
+def test_a_pass_that_only_refuses_changes_nothing() -> None:
+    model = parse("m (float[n] x) => (z) { a = Sin(x)\nz = Tanh(a) }")
+    result = NameTanh()(model)
+    assert isinstance(result, GraphPassResult)
+    assert not result.modified
+    assert result.tally.expected == {"tanh": 1}
+    assert "done" not in model.graph.opset_imports
+
+
 def test_a_pass_without_sites_expects_nothing() -> None:
     model = parse("m (float[n] x) => (y) { y = Sin(x) }")
     result = NameTanh()(model)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from llmc.compiler.operators import cached_attention
 from llmc.compiler.operators.cached_attention import Variant
 from llmc.passes.attach_bodies import AttachBodies
+from llmc.passes.graph_pass import GraphPassResult
 from llmc.passes.remove_dead_code import RemoveDeadCode
 
 from .graphs import Array, apply, close, draw, left_alone, operators, parse, run
@@ -63,6 +64,15 @@ def test_bodies_that_nothing_calls_go() -> None:
     model.functions[other.identifier()] = other
     assert apply(RemoveDeadCode(), model).fired["unused functions"] == 1
     assert [identifier[2] for identifier in model.functions] == [""]
+
+
+def test_domains_that_nothing_is_of_go() -> None:
+    model = make("y = com.microsoft.QuickGelu<alpha=1.0>(x)")
+    model.graph.opset_imports.update({"com.microsoft": 1, "llmc": 1})
+    result = RemoveDeadCode()(model)
+    assert isinstance(result, GraphPassResult)
+    assert result.tally.fired["unused opsets"] == 1
+    assert set(model.graph.opset_imports) == {"", "com.microsoft"}
 
 
 def test_a_clean_graph_is_left_alone() -> None:

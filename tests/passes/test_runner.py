@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.errors import PassError, UsageError
+from llmc.compiler.lazy_weight import TensorWeight
 from llmc.compiler.manifest import PassRecord
 from llmc.compiler.reports import PassOutcome
+from llmc.passes import runner as module
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
 from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
 from llmc.passes.quantize_weights import QuantizeWeights
@@ -82,6 +85,92 @@ def test_a_record_says_what_happened():
     assert not again.record.modified
 
 
+@dataclass(frozen=True)
+class Shrinks(GraphPass):
+    """Drops the last node and halves the weight; expected to do more."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        product, relu = model.graph
+        relu.outputs[0].replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
+        model.graph.remove(relu, safe=True)
+        model.graph.initializers["w"].const_value = ir.tensor(np.ones((512, 2), np.float32), name="w")
+        tally.count("halves", 2)
+        tally.expected["halves"] = 5
+
+
+@dataclass(frozen=True)
+class Refuses(GraphPass):
+    """Raises an error that says what to do."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        raise UsageError("give --precision fp32")
+
+
+class Steps:
+    """Progress that is written down."""
+
+    def __init__(self):
+        self.said = []
+
+    def start(self, stage, total=None, unit=""):
+        self.said.append((stage, total, unit))
+
+    def advance(self, done):
+        self.said.append(done)
+
+
+def test_a_record_says_what_the_pass_left():
+    (outcome,) = run_passes(small_model(), [Shrinks()])
+    record = outcome.record
+    assert (record.nodes_before, record.nodes_after) == (2, 1)
+    assert (record.bytes_before, record.bytes_after) == (512 * 4 * 4, 512 * 2 * 4)
+    assert (dict(record.counts), dict(record.expected)) == ({"halves": 2}, {"halves": 5})
+    assert outcome.shortfalls == ("Shrinks: halves fired 2 of 5 times; no place looked like it",)
+
+
+def test_the_time_is_in_milliseconds(monkeypatch):
+    clock = iter([10.0, 10.25])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    (outcome,) = run_passes(small_model(), [DropRelu()])
+    assert outcome.milliseconds == 250
+
+
+def test_progress_counts_the_passes_that_are_done():
+    steps = Steps()
+    run_passes(small_model(), [DropRelu(), NeverFits()], progress=steps)
+    assert steps.said == [("Optimizing", 2, "passes"), 1, 2]
+
+
+def test_near_misses_are_told_where_a_log_is_read(caplog):
+    with caplog.at_level(logging.INFO):
+        run_passes(small_model(), [NeverFits()])
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "NeverFits left product alone: MatMul is not what it wants"),
+        ("INFO", "NeverFits left relu alone: Relu is not what it wants"),
+    ]
+
+
+def test_an_error_that_says_what_to_do_is_passed_on():
+    with pytest.raises(UsageError, match=r"^give --precision fp32$"):
+        run_passes(small_model(), [DropRelu(), Refuses()])
+
+
+def test_a_pass_that_fails_first_has_none_before_it():
+    with pytest.raises(PassError, match=r"^Breaks failed: 'lost'$"):
+        run_passes(small_model(), [Breaks()])
+
+
+def test_the_same_bytes_under_two_names_count_once():
+    model = small_model()
+    stored = model.graph.initializers["w"].const_value
+    for name in ("first", "second"):
+        lazy = TensorWeight(stored, ir.DataType.FLOAT, transposed=True)
+        model.graph.register_initializer(ir.val(name, const_value=lazy))
+    assert weight_bytes(model) == 2 * 512 * 4 * 4
+    model.graph.register_initializer(ir.val("third", const_value=stored))
+    assert weight_bytes(model) == 2 * 512 * 4 * 4
+
+
 def test_shortfalls_name_node_and_condition():
     (outcome,) = run_passes(small_model(), [NeverFits()])
     assert outcome.shortfalls == (
@@ -102,12 +191,15 @@ def test_a_failing_pass_is_named_with_those_before_it():
 
 def test_dumps_are_numbered_and_carry_no_weights(tmp_path):
     model = small_model()
+    model.graph.register_initializer(ir.val("limit", const_value=ir.tensor(np.ones(256, np.float32), name="limit")))
     run_passes(model, [DropRelu(), NeverFits()], dump=tmp_path / "dump")
     files = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert files == ["00_drop_relu.onnx", "01_never_fits.onnx"]
     graph = onnx.load(tmp_path / "dump" / files[0], load_external_data=False).graph
+    assert {tensor.name: bool(tensor.external_data) for tensor in graph.initializer} == {"w": True, "limit": False}
+    assert list(graph.initializer[0].dims) == [512, 4]
     assert [node.op_type for node in graph.node] == ["MatMul", "Identity"]
-    assert (tmp_path / "dump" / files[0]).stat().st_size < 2000
+    assert (tmp_path / "dump" / files[0]).stat().st_size < 3000
     assert model.graph.initializers["w"].const_value.numpy().sum() == 512 * 4
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.passes.fold_constants import FoldConstants
-from llmc.passes.graph_query import integers, producer
+from llmc.passes.graph_query import dims, integers, producer
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.simplify_shapes import SimplifyShapes, constant_target
 
@@ -67,12 +67,25 @@ def test_two_dimensions_in_other_places_stay_computed() -> None:
         ("same = Identity(x)\ny = Tanh(same)", ""),
         ("same = Slice(x, zero, far)\ny = Tanh(same)", ""),
         ("same = Slice(x, zero, far, one, one)\ny = Tanh(same)", ""),
+        ("same = Slice(x, zero, far32, one)\ny = Tanh(same)", ""),
+        ("same = Slice(x, zeros, fars, axes, ones)\ny = Tanh(same)", ""),
         ("a = Identity(x)\nb = Cast<to=1>(a)\nc = Slice(b, zero, far, zero, one)\ny = Tanh(c)", ""),
     ],
-    ids=["reshape", "expand", "cast", "identity", "slice", "slice with steps", "one after another"],
+    ids=[
+        "reshape",
+        "expand",
+        "cast",
+        "identity",
+        "slice",
+        "slice with steps",
+        "slice to a 32-bit end",
+        "slice of two axes",
+        "one after another",
+    ],
 )
 def test_what_moves_nothing_goes(body: str, more: str) -> None:
-    model = make(body, more, shape=[0, 0, 24], zero=[0], one=[1], far=[2**63 - 1])
+    both = {"zeros": [0, 0], "fars": [2**31 - 1, 2**63 - 1], "axes": [0, 1], "ones": [1, 1]}
+    model = make(body, more, shape=[0, 0, 24], zero=[0], one=[1], far=[2**63 - 1], far32=[2**31 - 1], **both)
     before = run(model, FEEDS)
     tally = apply(SimplifyShapes(), model)
     assert tally.fired == {"removed": len(operators(make(body))) - 1 - body.count("Shape(x)")}
@@ -91,16 +104,53 @@ def test_what_moves_nothing_goes(body: str, more: str) -> None:
         ("part = Slice(x, one, far, one)\ny = Tanh(part)", ""),
         ("part = Slice(x, zero, two, one)\ny = Tanh(part)", ""),
         ("back = Slice(x, zero, far, one, two)\ny = Tanh(back)", ""),
+        ("part = Slice(x, zeros, far_near, axes)\ny = Tanh(part)", ""),
+        ("part = Slice(x, zeros, near_far, axes)\ny = Tanh(part)", ""),
+        ("part = Slice(x, zero_one, fars, axes)\ny = Tanh(part)", ""),
+        ("part = Slice(x, zeros, fars, axes, one_two)\ny = Tanh(part)", ""),
+        ("s = Shape(z)\npart = Slice(x, s, fars3, axes3)\ny = Tanh(part)", ""),
+        ("same = llmc.Identity(x)\ny = Tanh(same)", "float[batch, seq, 24] same"),
         ("y = Identity(x)", ""),
     ],
-    ids=["other order", "other names", "one other name", "cast", "start", "end", "step", "output of the graph"],
-)
+    ids=[
+        "other order", "other names", "one other name", "cast", "start", "end", "step", "end of the second axis",
+        "end of the first axis", "start of the second axis", "step of the second axis", "computed start",
+        "another domain", "output of the graph",
+    ],
+)  # fmt: skip
 def test_what_moves_something_stays(body: str, more: str) -> None:
-    model = make(body, more, shape=[3, 2, 24], zero=[0], one=[1], two=[2], far=[2**63 - 1])
+    far = 2**63 - 1
+    both = {"zeros": [0, 0], "fars": [far, far], "far_near": [far, 2], "near_far": [2, far], "axes": [0, 1]}
+    both |= {"zero_one": [0, 1], "one_two": [1, 2], "fars3": [far] * 3, "axes3": [0, 1, 2]}
+    model = make(body, more, shape=[3, 2, 24], zero=[0], one=[1], two=[2], far=[far], **both)
     if "other" in body or "turned" in body:
         # [3, 2, 24] itself is constant already.
         SimplifyShapes()(model)
     assert left_alone(SimplifyShapes(), model) == []
+
+
+def test_a_cast_from_a_type_that_is_not_known_stays() -> None:
+    model = make("h = Tanh(x)\nf = Cast<to=1>(h)\ny = Tanh(f)")
+    next(iter(model.graph)).outputs[0].type = None
+    assert left_alone(SimplifyShapes(), model) == []
+
+
+def test_what_only_a_bypassed_node_knew_of_a_shape_is_kept() -> None:
+    model = make("h = Tanh(x)\nsame = Identity(h)\ny = Tanh(same)")
+    first = next(iter(model.graph)).outputs[0]
+    first.shape = None
+    apply(SimplifyShapes(), model)
+    assert operators(model) == ["Tanh", "Tanh"]
+    assert dims(first) == ["batch", "seq", 24]
+
+
+def test_a_computed_target_in_which_a_0_is_a_size_becomes_one_in_which_it_copies() -> None:
+    body = COMPUTED.replace("Reshape(x", "Reshape<allowzero=1>(x")
+    model = make(body, more="float[batch, seq, 4, 6] split", tail=[4, 6])
+    before = run(model, FEEDS)
+    assert apply(SimplifyShapes(), model).fired == {"constant shapes": 1}
+    assert node_of(model, "Reshape").attributes.get_int("allowzero", 0) == 0
+    close(run(model, FEEDS), before)
 
 
 def test_dimensions_without_a_name_are_not_equal() -> None:

@@ -1,0 +1,157 @@
+"""The order of passes, and what each target is asked for reaches the pass that does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.fuse_rotary import FuseRotary
+from llmc.passes.graph_pass import GraphPass
+from llmc.passes.lower_attention import LowerAttention
+from llmc.passes.lower_moe import LowerMoE
+from llmc.passes.pack_qkv import PackQKV
+from llmc.passes.pipeline import (
+    CpuTarget,
+    CudaTarget,
+    StandardTarget,
+    cpu_engine_passes,
+    cpu_passes,
+    cuda_engine_passes,
+    cuda_passes,
+    portable_passes,
+    standard_passes,
+    tensorrt_engine_passes,
+)
+from llmc.passes.quantize_cache import QuantizeCache
+from llmc.passes.quantize_fp8 import QuantizeFp8
+from llmc.passes.quantize_standard import QuantizeStandard
+from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.set_cache_io import SetCacheIO
+from llmc.passes.use_standard_attention import UseStandardAttention
+
+CPU = cpu_passes(CpuTarget(64, quantization=QuantizeWeights()))
+CUDA = cuda_passes(CudaTarget(64, quantization=QuantizeFp8(), quantized_cache=QuantizeCache("fp8")))
+SCATTER = standard_passes(StandardTarget(64, "scatter", "fp16", quantization=QuantizeStandard("int8")))
+CONCAT = standard_passes(StandardTarget(64, "concat", quantization=QuantizeStandard("int8")))
+ORDERS = {"portable": portable_passes(), "cpu": CPU, "cuda": CUDA, "scatter": SCATTER, "concat": CONCAT}
+
+
+def names(passes: list[GraphPass]) -> list[str]:
+    return [type(item).__name__ for item in passes]
+
+
+def only(passes: list[GraphPass], kind: type[Any]) -> Any:
+    [found] = [item for item in passes if isinstance(item, kind)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("target", "order"),
+    [
+        ("portable", "ExpandGemm FoldConstants NameGraph UsePositionIds RecognizeAttention"),
+        ("portable", "RecognizeAttention SimplifyShapes AttachBodies"),
+        ("portable", "NameGraph PositionsByRow RecognizeAttention"),
+        ("cpu", "InlineRecurrence FoldConstants ConvertFloat FuseRotary FuseQKNorm SimplifyShapes PackQKV"),
+        ("cpu", "PackQKV PackGateUp FuseSilu FuseSkipNorm LastTokenLogits LowerAttention"),
+        ("cpu", "EqualHeadWidths LowerAttention LowerMoE AttachBodies SetCacheIO QuantizeWeights"),
+        ("cpu", "QuantizeWeights FuseTransposedMatMul RemoveDeadCode UniqueNodeNames"),
+        ("cuda", "FuseRotary FuseQKNorm SimplifyShapes PackQKV PackGateUp FuseSilu FuseGatedSilu FuseSkipNorm"),
+        ("cuda", "FuseSkipNorm LastTokenLogits EqualHeadWidths LowerAttention LowerMoE SetCacheIO QuantizeCache"),
+        ("cuda", "QuantizeCache QuantizeFp8 FuseTransposedMatMul RemoveDeadCode UniqueNodeNames CheckCudaKernels"),
+        ("scatter", "InlineRecurrence LastTokenLogits EqualHeadWidths UseStandardAttention InlineBodies"),
+        ("scatter", "InlineBodies SimplifyShapes FoldConstants ConvertFloat"),
+        ("scatter", "SimplifyShapes SetCacheIO QuantizeStandard UniqueNodeNames"),
+        ("concat", "LastTokenLogits UseStandardAttention SimplifyShapes SetCacheIO PinAngleWidth QuantizeStandard"),
+    ],
+)
+def test_what_comes_before_what(target: str, order: str) -> None:
+    """By the last of each, since cleaning up comes again and again."""
+    last = {name: place for place, name in enumerate(names(ORDERS[target]))}
+    places = [last[name] for name in order.split() if name != "RemoveDeadCode"]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_nothing_dead_is_quantized_or_left(target: str) -> None:
+    order = names(ORDERS[target])
+    weights = order.index("QuantizeWeights" if target == "cpu" else "QuantizeFp8")
+    before = order[:weights][::-1]
+    assert before.index("RemoveDeadCode") < before.index("PackQKV")
+    assert before[0 if target == "cpu" else 1] == "RemoveDeadCode", "right after the cache's form"
+    assert order[weights:].count("RemoveDeadCode") == 1
+
+
+def test_half_precision_comes_between_fusions_and_quantization() -> None:
+    """The fusions know float32; scales have the activations' type."""
+    for passes, cache in ((CUDA, "SetCacheIO"), (SCATTER, "QuantizeStandard")):
+        order = names(passes)
+        first, second = (place for place, name in enumerate(order) if name == "ConvertFloat")
+        fused = max(order.index(name) for name in order if name.startswith(("Fuse", "Pack", "Lower", "UseStandard"))
+                    and name != "FuseTransposedMatMul")  # fmt: skip
+        assert first < fused < second < order.index(cache)
+    assert [item for item in CUDA if isinstance(item, ConvertFloat)] == [ConvertFloat(), ConvertFloat("fp16")]
+
+
+@pytest.mark.parametrize(("activations", "wide"), [("fp16", True), ("bf16", False)])
+def test_float16_alone_widens_the_residual_stream_of_tensorrt(activations: Any, wide: bool) -> None:
+    passes = standard_passes(StandardTarget(64, "scatter", activations))
+    assert [item for item in passes if isinstance(item, ConvertFloat)][1] == ConvertFloat(activations, wide)
+    on_cuda = cuda_passes(CudaTarget(64, activations=activations))
+    assert [item for item in on_cuda if isinstance(item, ConvertFloat)][1] == ConvertFloat(activations)
+
+
+def test_head_norms_stay_outside_on_the_cpu_and_move_inside_on_cuda() -> None:
+    assert (only(CPU, PackQKV), only(CUDA, PackQKV)) == (PackQKV(), PackQKV(with_qk_norm=True))
+    assert (only(CPU, LowerAttention).qk_norm, only(CUDA, LowerAttention).qk_norm) == (False, True)
+
+
+@pytest.mark.parametrize(("target", "passes"), [(CpuTarget, cpu_passes), (CudaTarget, cuda_passes)])
+def test_what_is_asked_for_reaches_its_pass(target: Any, passes: Any) -> None:
+    for seqlens, kernels, cache, logits in ((True, False, "grow", "all"), (False, True, "shared", "last")):
+        given = {"query_seqlens": seqlens, "expert_kernels": kernels, "cache": cache, "logits": logits}
+        made = passes(target(max_positions=77, **given))
+        attention = only(made, LowerAttention)
+        assert (attention.query_seqlens, attention.max_positions) == (seqlens, 77)
+        assert only(made, FuseRotary) == FuseRotary(77)
+        assert only(made, LowerMoE) == LowerMoE(kernel=kernels)
+        assert only(made, SetCacheIO) == SetCacheIO(cache)
+        assert ("LastTokenLogits" in names(made)) == (logits == "last")
+        assert not {"QuantizeWeights", "QuantizeFp8", "QuantizeCache"} & set(names(made))
+
+
+def test_the_defaults_of_targets() -> None:
+    """CUDA runs rows of one length until it is told that the runtime takes others."""
+    cpu, cuda, standard = CpuTarget(64), CudaTarget(64), StandardTarget(64, "concat")
+    assert (cpu.cache, cpu.logits, cpu.query_seqlens, cpu.expert_kernels) == ("shared", "last", True, True)
+    assert (cuda.cache, cuda.logits, cuda.query_seqlens, cuda.expert_kernels) == ("shared", "last", False, True)
+    assert (cuda.activations, cuda.pack_gate_up, cuda.gated_silu) == ("fp16", True, True)
+    assert (standard.activations, standard.logits, standard.quantization) == ("fp32", "last", None)
+
+
+def test_what_a_runtime_lacks_is_left_out() -> None:
+    assert {"PackGateUp", "FuseGatedSilu"} <= set(names(CUDA))
+    assert "PackGateUp" not in names(cuda_passes(CudaTarget(64, pack_gate_up=False)))
+    assert "FuseGatedSilu" not in names(cuda_passes(CudaTarget(64, gated_silu=False)))
+    assert "FuseGatedSilu" not in names(CPU)
+
+
+@pytest.mark.parametrize(("cache", "io"), [("scatter", "shared"), ("concat", "grow")])
+def test_standard_caches(cache: Any, io: Any) -> None:
+    passes = standard_passes(StandardTarget(99, cache))
+    assert only(passes, UseStandardAttention) == UseStandardAttention(cache, 99)
+    assert only(passes, SetCacheIO) == SetCacheIO(io)
+    assert ("EqualHeadWidths" in names(passes)) == (cache == "scatter")
+    assert ("PinAngleWidth" in names(passes)) == (cache == "concat")
+    assert names(passes).count("ConvertFloat") == 1, "float32 stays what it is"
+
+
+def test_engines() -> None:
+    assert names(cpu_engine_passes()) == [
+        "UseCpuMatMul", "UseCpuGatedMatMul", "UseCpuAttention", "RemoveDeadCode", "UniqueNodeNames"
+    ]  # fmt: skip
+    assert names(cuda_engine_passes()) == [
+        "GatherLastRows", "RemoveDeadCode", "TakeLengths", "RemoveDeadCode", "UniqueNodeNames"
+    ]  # fmt: skip
+    assert names(tensorrt_engine_passes()) == ["TakeLengths", "RemoveDeadCode", "UniqueNodeNames"]

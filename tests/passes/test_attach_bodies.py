@@ -3,6 +3,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnxruntime as ort
 
+from llmc.compiler.operators.domain import VERSION
 from llmc.passes.attach_bodies import AttachBodies
 
 from .graphs import apply, draw_all, left_alone, parse, run
@@ -28,6 +29,13 @@ def test_one_body_for_each_variant() -> None:
     assert {identifier[2] for identifier in model.functions} == {"", "packed", "softcap_sinks"}
     assert [node.overload for node in model.graph] == ["", "packed", "", "softcap_sinks"]
     assert all(node.op_identifier() in model.functions for node in model.graph)
+
+
+def test_the_domain_is_declared() -> None:
+    model = make()
+    del model.graph.opset_imports["llmc"]
+    AttachBodies()(model)
+    assert model.graph.opset_imports["llmc"] == VERSION
 
 
 def test_the_graph_runs_as_it_is() -> None:

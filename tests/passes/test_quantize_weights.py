@@ -179,8 +179,8 @@ def test_a_tied_table_is_stored_once(symmetric: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("width", "rows"), [(64, (2, 3)), (1024, (2, 3)), (64, (6,))])
-def test_offsets_are_added_beside_the_product(bits: Any, width: int, rows: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("width", "rows", "block"), [(64, (2, 3), 32), (1024, (2, 3), 64), (64, (6,), 16)])
+def test_offsets_are_added_beside_the_product(bits: Any, width: int, rows: tuple[int, ...], block: int) -> None:
     """Sums over blocks are made once for two products of the same input; the head has no offsets."""
     body = "a = MatMul(x, w1)\nb = MatMul(x, w2)\nc = Add(b, bias)\nd = Mul(a, c)\nlogits = MatMul(d, head)"
     shapes = {"w1": (width, 48), "w2": (width, 48), "bias": (48,), "head": (48, 40)}
@@ -189,11 +189,11 @@ def test_offsets_are_added_beside_the_product(bits: Any, width: int, rows: tuple
     model = parse(f"m (float[{axes}, {width}] x) => (logits) {{ {body} }}", w, lazy=True)
     for number, node in enumerate(model.graph):
         node.name = f"node_{number}"
-    graph_pass = quantize(bits=bits, offset=True)
+    graph_pass = quantize(bits=bits, offset=True, block_size=block)
     assert apply(graph_pass, model).fired == {"linear": 2, "head": 1}
     assert operators(model).count("ReduceSum") == 1
     x = draw(*rows, width, seed=9)
-    fmt, head = BlockFormat(bits, 32, True, offset=True), BlockFormat(4, 32, True)
+    fmt, head = BlockFormat(bits, block, True, offset=True), BlockFormat(4, block, True)
     first, second = (x @ fmt.dequantize(w[name].T).T for name in ("w1", "w2"))
     wanted = (first * (second + w["bias"])) @ head.dequantize(w["head"].T).T
     close(run(model, {"x": x}), {"logits": wanted}, rtol=1e-4, atol=1e-3)

@@ -168,8 +168,8 @@ def test_what_comes_from_integers_stays_float32_and_is_cast_once_at_the_border()
 
 
 def test_every_input_at_the_border_is_cast() -> None:
-    text = "m (float[n, 4] x, int64[n, 4] p) => (y) { f = Cast<to=1>(p) \n c = Cos(f) \n s = Sin(f) \n y = Sum(c, x, s) }"
-    model = parse(text)
+    body = "f = Cast<to=1>(p) \n c = Cos(f) \n s = Sin(f) \n y = Sum(c, x, s)"
+    model = parse(f"m (float[n, 4] x, int64[n, 4] p) => (y) {{ {body} }}")
     assert apply(ConvertFloat("fp16"), model).fired["casts added"] == 2
     made = run(model, {"x": draw(2, 4).astype(np.float16), "p": np.arange(8).reshape(2, 4)})["y"]
     assert made.dtype == np.float16

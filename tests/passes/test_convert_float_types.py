@@ -7,7 +7,7 @@ import pytest
 
 from llmc.passes.convert_float import INTEGER_RESULTS, ConvertFloat
 
-from .graphs import apply, operators, parse
+from .graphs import apply, draw, operators, parse
 
 
 def made_by(model: ir.Model, name: str) -> ir.Value:
@@ -37,6 +37,15 @@ def test_what_integers_and_truths_are_made_of_floats(op_type: str) -> None:
     apply(ConvertFloat("fp16"), model)
     assert made_by(model, "found").dtype is None
     assert made_by(model, "y").dtype == ir.DataType.FLOAT16
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_what_a_checkpoint_holds_makes_activations_however_small_it_is(lazy: bool) -> None:
+    """A small constant of the graph's own takes the type of what it meets, and here meets nothing."""
+    model = parse("m (int64[n] ids) => (y) { y = Gather(table, ids) }", {"table": draw(8, 4)}, lazy=lazy)
+    ConvertFloat("fp16")(model)
+    half = ir.DataType.FLOAT16 if lazy else ir.DataType.FLOAT
+    assert (made_by(model, "y").dtype, model.graph.initializers["table"].dtype) == (half, half)
 
 
 def test_logic_makes_truths() -> None:

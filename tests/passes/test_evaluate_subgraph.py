@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.passes.evaluate_subgraph import BATCH, NotConstant, evaluate
+from llmc.passes.evaluate_subgraph import BATCH, SAMPLES, NotConstant, evaluate
 from llmc.passes.graph_query import SMALL
 
 from .graphs import Array, draw, parse, snapshot
@@ -62,6 +62,13 @@ def test_what_depends_on_lengths_alone(body: str, expected: Any) -> None:
     result = value_of(body)
     assert result.dtype == np.int64
     np.testing.assert_array_equal(result, np.asarray(expected))
+
+
+def test_the_batch_is_told_from_one_row_and_from_any_length() -> None:
+    assert BATCH > 1
+    lengths = {length for past, seq in SAMPLES for length in (past, past + seq)}
+    assert BATCH not in lengths
+    assert len({(past > 0, seq > 1) for past, seq in SAMPLES}) == 3, "no past, one token, and neither"
 
 
 def test_each_call_has_its_lengths() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -101,6 +102,25 @@ def test_near_misses(body: str, reason: str) -> None:
     model = make(body)
     assert left_alone(FuseSkipNorm(), model) == [reason]
     assert FuseSkipNorm()(model).tally.expected == {"skip_norm": 1}
+
+
+@pytest.mark.parametrize(
+    ("between", "op_type"),
+    [
+        ("Identity(s0)", "Identity"),
+        ("Div(s0, one)", "Div"),
+        ("Mul(one, s0)", "Mul"),
+        ("Reshape(s0, same)", "Reshape"),
+        ("Transpose<perm=[1, 0, 2]>(s0)", "Transpose"),
+        ("Expand(s0, ones)", "Expand"),
+        ("Unsqueeze(s0, axis)", "Unsqueeze"),
+    ],
+)
+def test_what_lies_between_is_named(between: str, op_type: str) -> None:
+    constants = {"same": np.asarray([0, 0, 16]), "ones": np.asarray([1, 1, 1]), "axis": np.asarray([1])}
+    body = f"s0 = Add(x, r)\ns = {between}\ny = RMSNormalization(s, w)"
+    model = parse(f"m ({INPUTS}) => (y, s) {{ {body} }}", {**WEIGHTS, **constants})
+    assert left_alone(FuseSkipNorm(), model) == [f"{op_type} lies between it and the addition"]
 
 
 def test_dimensions_without_a_name_may_differ() -> None:

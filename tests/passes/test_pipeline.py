@@ -81,6 +81,8 @@ def test_nothing_dead_is_quantized_or_left(target: str) -> None:
     assert before.index("RemoveDeadCode") < before.index("PackQKV")
     assert before[0 if target == "cpu" else 1] == "RemoveDeadCode", "right after the cache's form"
     assert order[weights:].count("RemoveDeadCode") == 1
+    for passes in (SCATTER, CONCAT):
+        assert names(passes)[-3:] == ["QuantizeStandard", "RemoveDeadCode", "UniqueNodeNames"]
 
 
 def test_half_precision_comes_between_fusions_and_quantization() -> None:

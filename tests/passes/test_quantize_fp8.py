@@ -73,6 +73,13 @@ def test_the_largest_weight_of_a_block_is_kept() -> None:
     np.testing.assert_allclose(both[0], both[1], rtol=1e-6)
 
 
+def test_ties_go_to_the_even_number() -> None:
+    """From 16 to 32 every second number is one of E4M3's; the even ones end in a mantissa of 0."""
+    array = np.zeros((1, 16), np.float32)
+    array[0, :6] = [448, 17, 19, 21, 23, -17]
+    assert quantize(array, 16).astype(np.float32)[0, :6].tolist() == [448, 16, 20, 20, 24, -16]
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-45, -1e-44])
 def test_blocks_of_nothing_have_a_scale(value: float) -> None:
     array = np.zeros((2, 32), np.float32)

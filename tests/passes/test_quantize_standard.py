@@ -162,6 +162,10 @@ def test_names_are_those_of_the_weights_without_their_ending() -> None:
     assert parts == {f"layers.0.down_proj.{part}" for part in ("weight", "int4", "scales", "offsets")}
 
 
+def test_defaults() -> None:
+    assert QuantizeStandard("int4") == QuantizeStandard("int4", "int8", 32, False, "sums")
+
+
 def test_ends_may_stay_as_they_are() -> None:
     model = make(TIED)
     tally = apply(QuantizeStandard("int8", None), model)
@@ -194,8 +198,10 @@ def test_blocks_with_an_offset_share_the_sums_of_their_input() -> None:
     assert dims(model.graph.initializers["up_w.offsets"]) == [HIDDEN // 32, INNER]
     assert counts.count("MatMul") == 4 + 3
     assert counts.count("Add") == 1 + 3
-    # The layers' own nodes keep their names, so that one finds them again.
-    assert {"up", "gate", "down"} <= {node.name for node in model.graph if node.op_type == "MatMul"}
+    # The layers' own nodes keep their names, so that one finds them again, and what is known of their results.
+    products = {node.name: node.outputs[0] for node in model.graph if node.op_type == "MatMul"}
+    for name, width in (("up", INNER), ("gate", INNER), ("down", HIDDEN)):
+        assert (dims(products[name]), products[name].dtype) == (["batch", "seq", width], ir.DataType.FLOAT)
 
 
 def test_a_block_that_does_not_divide() -> None:
@@ -228,7 +234,7 @@ def test_a_router_keeps_its_floats() -> None:
 def test_small_tables_and_products_of_activations_stay() -> None:
     text = """m (int64[n] ids, float[64, 64] z, float[2, 64, 64] a) => (float[n, 64] logits, y, other, rows) {
         x = Gather(small, ids) \n logits = MatMul(x, z) \n y = MatMul(a, stack)
-        other = llmc.MatMul(x, w) \n rows = llmc.Gather(w, ids) }"""
+        other = llmc.MatMul(x, w) \n rows = llmc.Gather(w, ids) \n two = Gather(stack, ids) }"""
     model = parse(text, {"small": draw(63, 64), "stack": draw(2, 64, 64), "w": draw(64, 64)})
     assert left_alone(QuantizeStandard("int8"), model) == []
 
@@ -251,6 +257,13 @@ def test_a_weight_that_two_products_share_is_dequantized_once() -> None:
     assert (operators(model).count("DequantizeLinear"), operators(model).count("Transpose")) == (1, 1)
 
 
+def form_of(value: ir.Value | None) -> str | None:
+    """The name of the numbers that a product multiplies with, through the nodes that make floats of them."""
+    while value is not None and (maker := value.producer()) is not None:
+        value = maker.inputs[0]
+    return value.name if value is not None else None
+
+
 @pytest.mark.parametrize(
     ("options", "forms"),
     [
@@ -266,6 +279,8 @@ def test_a_weight_in_two_forms_is_stored_twice(options: dict[str, Any], forms: d
     w = draw(64, 64, scale=0.2) + np.float32(0.1)
     model = parse(text, {"w": w}, lazy=True)
     assert apply(QuantizeStandard(**options), model).fired == {"linear": 1, "head": 1}
+    read = [form_of(node.inputs[1]) for node in model.graph if node.op_type == "MatMul"]
+    assert [name for name in read if name in forms] == list(forms), "the layer first, and then the head"
     numbers = [model.graph.initializers[name].const_value for name in forms]
     assert len({tensor.identity() for tensor in numbers if isinstance(tensor, LazyWeight)}) == 2
     made = {

@@ -130,6 +130,7 @@ def test_attributes_and_bias() -> None:
     assert bias is model.graph.initializers["up_b"]
     assert products[0].inputs[3] is None, "symmetric blocks have no zero points"
     assert [len(node.inputs) for node in products[1:]] == [3, 3]
+    assert len(node_of(model, "GatherBlockQuantized").inputs) == 3
     assert model.graph.opset_imports["com.microsoft"] == 1
     assert {"up_w.packed", "up_w.scales", "down_w.packed", "head_w.packed"} <= set(model.graph.initializers)
 
@@ -191,7 +192,7 @@ def test_offsets_are_added_beside_the_product(bits: Any, width: int, rows: tuple
         node.name = f"node_{number}"
     graph_pass = quantize(bits=bits, offset=True, block_size=block)
     assert apply(graph_pass, model).fired == {"linear": 2, "head": 1}
-    assert operators(model).count("ReduceSum") == 1
+    assert (operators(model).count("ReduceSum"), operators(model).count("Add")) == (1, 2), "the bias is inside"
     x = draw(*rows, width, seed=9)
     fmt, head = BlockFormat(bits, block, True, offset=True), BlockFormat(4, block, True)
     first, second = (x @ fmt.dequantize(w[name].T).T for name in ("w1", "w2"))
@@ -332,12 +333,17 @@ def test_a_table_of_4096_elements_is_an_embedding() -> None:
         "logits = MatMul(x, z)",
         "logits = llmc.MatMul(x, w)",
         "logits = llmc.Gather(w, rows)",
+        "logits = Gather(experts, rows)",
+        "logits = MoE(x, z, experts)",
         "t = Transpose<perm=[1,0]>(z)\nu = MatMul(x, t)\nlogits = MatMul(u, z)",
         "logits = MatMul(x, experts)",
         "same = Transpose<perm=[0,1]>(w)\nlogits = MatMul(x, same)",
     ],
-    ids=["activation", "another domain", "another look-up", "transposed activation", "three axes", "no transpose"],
-)
+    ids=[
+        "activation", "another domain", "another look-up", "a stack that is looked up in",
+        "experts of another domain", "transposed activation", "three axes", "no transpose",
+    ],
+)  # fmt: skip
 def test_products_that_stay(body: str) -> None:
     text = f"m (float[64, 64] x, float[64, 64] z, int64[n] rows) => (logits) {{ {body} }}"
     model = parse(text, {"experts": draw(2, 64, 64), "w": draw(64, 64)})

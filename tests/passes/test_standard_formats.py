@@ -175,6 +175,12 @@ def test_ties_go_to_the_even_number() -> None:
     array[0, :8] = [7, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -7.5]
     assert signed(formats.int4(array, 16))[0, :8].tolist() == [7, 0, 2, 2, 0, -2, -2, -8]
     wide = np.zeros((1, 16), np.float32)
+    wide[0, :7] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]
+    assert formats.int8(wide)[0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
+    wide[0, :7] = [448, 17, 19, 21, 23, -17, -19]
+    assert formats.fp8(wide).astype(np.float32)[0, :7].tolist() == [448, 16, 20, 20, 24, -16, -20]
+    wide[0, :7] = [15, 0.5, 1.5, 2.5, 3.5, 14.5, 0]
+    assert signed(formats.offset_int4(wide, 16))[0, :7].tolist() == [7, -8, -6, -6, -4, 6, -8]
     wide[0, :7] = [6, 0.25, 0.75, 1.25, 1.75, 2.5, 5]
     assert FP4[codes(formats.nvfp4(wide, 1.0))][0, :7].tolist() == [6, 0, 1, 1, 2, 2, 4]
 

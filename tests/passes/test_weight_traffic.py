@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -48,6 +49,13 @@ def test_tables_are_not_read() -> None:
     text = "m (int64[n] ids) => (y) { x = Gather(table, ids)\ny = MatMul(x, w) }"
     model = parse(text, {"table": draw(64, 16), "w": draw(16, 4)})
     assert decode_weight_bytes(model) == 16 * 4 * 4
+
+
+def test_quantized_tables_are_not_read() -> None:
+    attributes = "gather_axis=0, quantize_axis=1, bits=4, block_size=32"
+    body = f"x = com.microsoft.GatherBlockQuantized<{attributes}>(packed, ids, scales)\ny = Tanh(x)"
+    weights = {"packed": np.zeros((128, 16), np.uint8), "scales": draw(128, 1)}
+    assert decode_weight_bytes(parse(f"m (int64[n] ids) => (y) {{ {body} }}", weights)) == 0
 
 
 def test_a_tied_table_is_read_by_the_head() -> None:

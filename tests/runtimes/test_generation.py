@@ -78,6 +78,13 @@ def test_profiles_bound_the_prefill(fake_session: Any) -> None:
     assert [shape for shape, _ in session.calls] == [(4, 4), (4, 4), (4, 1)]
 
 
+def test_a_chunk_that_is_asked_for_keeps_to_the_profiles(fake_session: Any) -> None:
+    for asked, widths in ((6, [4, 4, 1]), (3, [3, 3, 3])):
+        session = fake_session(profiles=((1, 1), (1, 4)))
+        generate(session, max_tokens=1, prefill_chunk=asked)
+        assert [shape[1] for shape, _ in session.calls] == widths
+
+
 def test_greedy_leaves_the_logits_where_they_are(fake_session: Any) -> None:
     session = fake_session()
     generate(session)
@@ -120,6 +127,71 @@ def test_stop_sequences(fake_session: Any) -> None:
     assert result.tokens[2] == free[2][:7]
     assert result.finished[2] == "stop"
     assert result.finished[1] == "length"
+
+
+def test_a_stop_sequence_may_be_all_that_was_said(fake_session: Any) -> None:
+    free = generate(fake_session()).tokens
+    for row, length in enumerate((1, 2, 3)):
+        result = generate(fake_session(), stop_sequences=[free[row][:length]])
+        assert (result.tokens[row], result.finished[row]) == (free[row][:length], "stop")
+
+
+def test_the_end_of_a_stop_sequence_alone_ends_no_row(fake_session: Any) -> None:
+    free = generate(fake_session(), PROMPTS[:1]).tokens
+    other = next(token for token in range(50) if token not in free[0])
+    result = generate(fake_session(), PROMPTS[:1], stop_sequences=[(other, free[0][3]), (free[0][2], other)])
+    assert (result.tokens, result.finished) == (free, ("length",))
+
+
+def test_why_a_row_ends_with_its_last_token(fake_session: Any) -> None:
+    """An end token or a stop sequence says more than the number of tokens, and an end token more than a sequence."""
+    free = generate(fake_session(), max_tokens=3).tokens
+    last = [row[-1] for row in free]
+    assert last[1] not in (*free[1][:2], *free[0])
+    assert generate(fake_session(), max_tokens=3, eos_ids=[last[1]]).finished[1] == "eos"
+    assert generate(fake_session(), max_tokens=3, stop_sequences=[free[1]]).finished[1] == "stop"
+    both = generate(fake_session(), max_tokens=9, eos_ids=[last[1]], stop_sequences=[last[1:2]])
+    assert (both.tokens[1], both.finished[1]) == (free[1], "eos")
+
+
+def test_the_padding_of_a_short_prompt_is_not_penalised(fake_session: Any) -> None:
+    """Token 0 fills it up, and a row by itself has none."""
+    prompts = [[1, 2, 3, 1, 2, 3], [1], [2, 3], [3, 1, 2]]
+    options: dict[str, Any] = {"params": SamplingParams(repetition_penalty=1e6), "max_tokens": 1}
+    batch = generate(fake_session(vocab_size=5), prompts, **options).tokens
+    alone = [generate(fake_session(vocab_size=5), [prompt], **options).tokens[0] for prompt in prompts]
+    assert list(batch) == alone
+    assert (0,) in alone[1:]
+
+
+class _Broken:
+    """Logits that are not finite after some rows, as a device says it."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def argmax(self) -> np.ndarray:
+        return self.tokens
+
+
+def test_a_greedy_token_of_broken_logits_is_an_error(fake_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row that goes on; after the end of one nobody looks. Token 0 is one like others."""
+    session = fake_session()
+    answers = iter([np.array([0, 5, 6]), np.array([0, -1, 7]), np.array([4, 0, -1])])
+    monkeypatch.setattr(session, "forward", lambda *_: _Broken(next(answers)))
+    stream = Generator(session).stream([[1], [2], [3]], max_tokens=9, eos_ids=[5])
+    assert next(stream).tokens.tolist() == [0, 5, 6]
+    assert next(stream).tokens.tolist() == [0, NO_TOKEN, 7]
+    with pytest.raises(EngineError, match="logits for row 2 are not finite at step 2; check the engine"):
+        next(stream)
+
+
+def test_a_row_that_its_caller_ends_at_once_says_nothing(fake_session: Any) -> None:
+    free = generate(fake_session()).tokens
+    stream = Generator(fake_session()).stream(PROMPTS, max_tokens=12)
+    stream.finish(1)
+    assert stream.run().tokens == (free[0], (), *free[2:])
+    assert stream.finished == ("length", "stop", "length", "length")
 
 
 def test_a_caller_can_end_a_row(fake_session: Any) -> None:

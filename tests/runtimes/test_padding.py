@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmc.compiler.errors import UsageError
@@ -13,6 +13,9 @@ from llmc.runtimes.padding import pad_prompts, to_right_padded
 PAD = -5
 
 
+@example([([], 0), ([], 3)])
+@example([([1, 2], 0), ([3], 2)])
+@example([([1], 4), ([2, 3, 4], 0)])
 @given(st.lists(st.tuples(st.lists(st.integers(0, 99), max_size=6), st.integers(0, 4)), min_size=1, max_size=5))
 def test_rows_come_out_whole_wherever_their_padding_was(rows: list[tuple[list[int], int]]) -> None:
     width = max(len(row) + before for row, before in rows) + 1
@@ -38,11 +41,16 @@ def test_right_padding_is_not_copied() -> None:
     ("ids", "mask", "message"),
     [
         ([[1, 2, 3], [1, 2, 3]], [[1, 1, 1], [1, 0, 1]], "row 1 of the attention mask has a hole"),
+        ([[1, 2, 3], [1, 2, 3], [1, 2, 3]], [[0, 1, 1], [1, 1, 0], [1, 0, 1]], "row 2 of .* has a hole"),
         ([[1, 2]], [[1, 2]], "only 0 and 1"),
+        ([[1, 2]], [[0, -1]], "only 0 and 1"),
+        ([[1, 2]], [[0.0, 1.0]], "additive"),
         ([[1, 2]], [[0.0, -1e9]], "additive"),
         ([[1, 2]], [[1, 1, 1]], r"\[1, 2\] and attention_mask \[1, 3\]"),
         ([1, 2], [1, 1], "must both be"),
+        ([[[1]], [[2]]], [[[1]], [[1]]], "must both be"),
         ([[0.5, 2.0]], [[1, 1]], "must be integers, not float64"),
+        ([[True, False]], [[1, 1]], "must be integers, not bool"),
     ],
 )
 def test_what_is_refused(ids: list[object], mask: list[object], message: str) -> None:

@@ -105,6 +105,13 @@ def test_repetition_penalty_of_negative_logits() -> None:
     assert sampler.sample(logits, 0, 0) == 1
 
 
+def test_a_penalty_below_1_makes_said_tokens_likelier() -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=0.5), 4, [0])
+    sampler.observe(0, [0, 3])
+    assert sampler.sample(np.array([1.0, 1.9, -4.0, -3.0], dtype=np.float32), 0, 0) == 0  # 2, 1.9, -4, -1.5
+    assert sampler.sample(np.array([-9.0, -4.5, -2.0, -3.0], dtype=np.float32), 0, 0) == 3  # -4.5, -4.5, -2, -1.5
+
+
 def test_top_p_that_is_reached_exactly_takes_no_more() -> None:
     logits = np.full(600, -np.inf, dtype=np.float32)
     logits[[3, 5, 7]] = np.log(np.array([2.0, 1.0, 1.0], dtype=np.float32))
@@ -114,11 +121,59 @@ def test_top_p_that_is_reached_exactly_takes_no_more() -> None:
         assert filter_tokens(logits, replace(params, **fields))[0].tolist() == [3]
 
 
+def test_of_equally_likely_tokens_top_p_keeps_the_highest_ids() -> None:
+    """As many as transformers keeps, whose sort leaves open which; the sampler on a device takes the same."""
+    logits = np.full(40, -np.inf, dtype=np.float32)
+    logits[[3, 9, 17, 30]] = 1.0
+    logits[20] = 2.0
+    params = SamplingParams(temperature=1.0, top_p=0.6)  # e of e + 4 is 0.40, and each of the others 0.15
+    assert np.isfinite(reference_scores(logits, params, [0])).sum() == 3
+    for fields in ({}, {"top_k": 5}):
+        assert filter_tokens(logits, replace(params, **fields))[0].tolist() == [17, 20, 30]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_largest_are_found_wherever_they_stand(count: int) -> None:
+    """Groups of columns bound the k-th largest from below: the largest may share one, or lie behind the last."""
+    vocab = 64 * 10 + 7
+    for places in ([5, 15, 25], [646, 645, 640], [0, 320, 646], [9, 639, 641]):
+        logits = random_logits(1, vocab, spread=0.5)
+        logits[places] = 9.0, 8.0, 7.0
+        tokens, _ = filter_tokens(logits, SamplingParams(temperature=1.0, top_k=count))
+        assert tokens.tolist() == sorted(places[:count])
+
+
 def test_rows_remember_their_own_tokens() -> None:
     logits = np.array([1.0, 3.0, 2.5, 0.0], dtype=np.float32)
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), 4, [0, 1])
     sampler.observe(1, [1, 77])
     assert [sampler.sample(logits, 0, row) for row in (0, 1)] == [1, 2]
+
+
+def test_what_several_rows_said_is_penalised_once_in_each() -> None:
+    logits = np.array([1.0, 3.0, 1.4], dtype=np.float32)
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 3, [0, 1, 2])
+    for row in range(3):
+        sampler.observe(row, [1, 1])
+    assert [sampler.sample(logits, 0, row) for row in range(3)] == [1, 1, 1]
+
+
+def test_ids_beyond_the_vocabulary_are_not_counted() -> None:
+    """The first of them, too: a tokenizer may have more tokens than the model has logits."""
+    logits = np.array([1.0, 3.0, 2.5, 0.0], dtype=np.float32)
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 4, [0])
+    sampler.observe(0, [4])
+    assert sampler.sample(logits, 0, 0) == 1
+    sampler.observe(0, [3, 4, 5])
+    assert sampler.sample(np.array([0.5, 0.0, 0.0, 0.9], dtype=np.float32), 0, 0) == 0
+
+
+def test_of_equal_logits_the_lowest_id_is_the_greedy_one() -> None:
+    logits = np.array([0.0, 2.0, 1.0, 2.0, 2.0], dtype=np.float32)
+    assert Sampler(SamplingParams(), 5, [0]).sample(logits, 0, 0) == 1
+    sampler = Sampler(SamplingParams(repetition_penalty=4.0), 5, [0])
+    sampler.observe(0, [1])
+    assert sampler.sample(logits, 0, 0) == 3
 
 
 @pytest.mark.parametrize(
@@ -137,6 +192,21 @@ def test_draws_follow_the_distribution(fields: dict[str, float]) -> None:
     assert counts[expected == 0].sum() == 0
     assert np.abs(counts - expected).max() < 4 * np.sqrt(expected.max() / len(draws))
     assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() < 1.95 / np.sqrt(len(draws))  # Kolmogorov, p = 0.001
+
+
+def test_draws_are_what_they_were() -> None:
+    """A request gives the same text in every release: upper 53 bits of Philox 4x64's first word at step + 1.
+
+    Computed by the ten rounds of the paper in whole numbers.
+    """
+    words = {
+        (0, 0, 0): 104003916602523,
+        (1, 0, 0): 2734297772371024,
+        (0, 1, 0): 7326042091893818,
+        (0, 0, 1): 4525033197209392,
+        (7, 3, 1000): 8982434227892605,
+    }
+    assert {which: random_uniform(*which) * 2**53 for which in words} == words
 
 
 def test_draws_depend_on_seed_row_and_step_alone() -> None:
@@ -159,13 +229,37 @@ def test_a_draw_never_takes_a_token_without_probability(uniform: float, monkeypa
         assert Sampler(SamplingParams(temperature=1.0, **fields), 2000, [0]).sample(logits, 0, 0) in (600, 1500)
 
 
-@pytest.mark.parametrize("params", [SamplingParams(repetition_penalty=1.1), SamplingParams(temperature=1.0)])
+def test_a_draw_at_the_end_of_a_block_stays_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are added up in another order than their tokens, so a draw may seem to lie behind the last of them."""
+    logits = random_logits(6, 4 * 512, spread=1.0)
+    logits[511::512] = -np.inf  # where a draw behind the end of its block would land
+    weights = np.exp(logits - logits.max())
+    ends = np.cumsum(np.add.reduceat(weights, np.arange(0, 2048, 512)), dtype=np.float64)
+    inside = [np.cumsum(weights[start : start + 512], dtype=np.float64)[-1] for start in range(0, 2048, 512)]
+    longer = int(np.argmax(np.diff(ends, prepend=0) - inside))
+    assert ends[longer] - ends[longer - 1] * (longer > 0) > inside[longer]
+    monkeypatch.setattr("llmc.runtimes.sampling.random_uniform", lambda *_: ends[longer] / ends[-1] * (1 - 2.0**-52))
+    token = Sampler(SamplingParams(temperature=1.0), 2048, [0]).sample(logits, 0, 0)
+    assert token == 512 * longer + 510
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(repetition_penalty=1.1),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=3),
+    ],
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_logits_are_reported(params: SamplingParams, bad: float) -> None:
     logits = random_logits(0, 100)
     logits[40] = bad
     with pytest.raises(EngineError, match="row 0 are not finite at step 5"):
         Sampler(params, 100, [0]).sample(logits, 5, 0)
+    with pytest.raises(EngineError, match="row 0 are not finite at step 0"):
+        Sampler(params, 100, [0]).sample(np.full(100, -np.inf, dtype=np.float32), 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +267,17 @@ def test_broken_logits_are_reported(params: SamplingParams, bad: float) -> None:
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0.0}, "top-p is 0.0"),
         ({"top_p": 1.01}, "top-p is 1.01"),
+        ({"top_p": float("nan")}, "top-p is nan"),
         ({"min_p": 1.5}, "min-p is 1.5"),
+        ({"min_p": -0.01}, "min-p is -0.01"),
+        ({"min_p": float("nan")}, "min-p is nan"),
         ({"repetition_penalty": 0.0}, "repetition penalty is 0.0"),
+        ({"repetition_penalty": -1.1}, "repetition penalty is -1.1"),
+        ({"repetition_penalty": float("inf")}, "repetition penalty is inf"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "below 2\\^64"),
     ],
@@ -186,6 +286,13 @@ def test_parameters_out_of_range(fields: dict[str, float], message: str) -> None
     with pytest.raises(UsageError, match=message) as caught:
         SamplingParams(**fields)
     assert isinstance(caught.value, LlmcError)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.0}, {"top_p": 1.0}, {"min_p": 0.0}, {"min_p": 1.0}, {"seed": 0}, {"seed": 2**64 - 1}]
+)
+def test_parameters_at_the_ends_of_their_ranges(fields: dict[str, float]) -> None:
+    SamplingParams(**fields)
 
 
 def test_greedy_needs_no_logits_on_the_host() -> None:

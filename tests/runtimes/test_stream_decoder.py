@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.errors import UsageError
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation import Generator, TokenStream
 from llmc.runtimes.stream_decoder import StreamDecoder, stream_text
 from llmc.runtimes.text import TextTokenizer
 
@@ -129,6 +132,13 @@ STOPS = st.sampled_from(["stop", "top", "o", "topp", "opped", "the e", "he", " e
 
 
 @SETTINGS
+@example("stop", ["stop"])  # nothing stands before it
+@example("a stopped engine", ["opped", "top"])  # the one that begins later is complete first
+@example("the engine", ["engine", "gine"])  # both are complete at once: the longest
+@example("aab aab", ["b a", "aab"])
+@example("an en", ["n e", "n engine"])  # several beginnings are held back, the longest first
+@example("ababac", ["abac"])
+@example("the sto", ["stop"])  # what was held back comes at the end
 @given(
     text=WORDS | st.text("abc ", max_size=30),
     stops=st.lists(STOPS | st.text("abc ", min_size=1, max_size=4), max_size=3),
@@ -139,6 +149,88 @@ def test_stop_strings(byte_level: Any, text: str, stops: list[str]) -> None:
     given_out = pieces(decoder, tokenizer.encode(text))
     assert "".join(given_out) == cut(text, stops)
     assert decoder.stopped == any(stop in text for stop in stops)
+
+
+class Pieces(TextTokenizer):
+    """Each token is a text of its own; ``None`` is a special token, which :meth:`decode` writes as <s>."""
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts = texts
+
+    def is_visible(self, token: int, *, skip_special_tokens: bool = True) -> bool:
+        return self.texts[token] is not None or not skip_special_tokens
+
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = True) -> str:
+        texts = (self.texts[token] for token in tokens)
+        return "".join(("" if skip_special_tokens else "<s>") if text is None else text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "stops", "expected", "by"),
+    [
+        (["stopped"], ["stopped", "pp"], "sto", "pp"),
+        (["stopped"], ["pp", "stopped"], "sto", "pp"),
+        (["sto", "pped"], ["stopped", "pp"], "sto", "pp"),
+        (["stopped"], ["ped", "pped", "d"], "sto", "pped"),
+        (["x", "stopped"], ["stopped", "xstopped"], "", "xstopped"),
+        (["stop stop"], ["stop"], "", "stop"),
+        (["a", "b", "a", "b", "c"], ["abc", "bab"], "a", "bab"),
+        (["ab", "a", "ba", "c"], ["abac"], "ab", "abac"),
+        (["en", "d", " of"], ["end of turn", "d o"], "en", "d o"),
+        (["a", None, "b"], ["ab"], "", "ab"),
+    ],
+)
+def test_stop_strings_that_several_tokens_or_one_complete(
+    texts: list[str | None], stops: list[str], expected: str, by: str
+) -> None:
+    """The one complete first counts, of those complete at once the longest; nothing comes after it."""
+    decoder = StreamDecoder(Pieces(*texts, " more"), stops)
+    assert "".join(pieces(decoder, [*range(len(texts)), len(texts)])) == expected
+    assert decoder.stop_string == by
+
+
+@pytest.mark.parametrize(
+    ("texts", "stops", "given_out"),
+    [
+        (["ab", "c"], ["bx", "abd"], ["", "abc", ""]),
+        (["ab", "c"], ["abd", "bx"], ["", "abc", ""]),
+        (["aaab"], ["aac", "abc"], ["aa", "ab"]),
+        (["aa"], ["aab"], ["", "aa"]),
+        (["x", "en"], ["enx", "ne"], ["x", "", "en"]),
+        (["xe"], ["xx", "e!"], ["x", "e"]),
+    ],
+)
+def test_what_may_begin_a_stop_string_waits(texts: list[str], stops: list[str], given_out: list[str]) -> None:
+    """As much as the longest beginning, of whichever; it comes when it is none, or at the end."""
+    decoder = StreamDecoder(Pieces(*texts), stops)
+    assert pieces(decoder, list(range(len(texts)))) == given_out
+    assert not decoder.stopped
+
+
+def test_the_end_of_the_text_may_be_a_stop_string(byte_level: Any) -> None:
+    """Half a character is text only once nothing follows; it may complete one, too."""
+    tokenizer = TextTokenizer(byte_level)
+    tokens = tokenizer.encode("a🙂")[:-1]
+    decoder = StreamDecoder(tokenizer, ["\ufffd"])
+    assert "".join(pieces(decoder, tokens)) == "a"
+    assert decoder.stop_string == "\ufffd"
+
+
+def test_text_before_half_a_character_is_not_delayed() -> None:
+    class Halves(Pieces):
+        """The second token ends a character that the first began."""
+
+        def decode(self, tokens: Any, *, skip_special_tokens: bool = True) -> str:
+            return super().decode(tokens).replace("\ufffd\ufffd", "é")
+
+    assert pieces(StreamDecoder(Halves("ab\ufffd", "\ufffdc")), [0, 1]) == ["ab", "éc", ""]
+    assert pieces(StreamDecoder(Halves("ab\ufffd", "\ufffdc")), [0]) == ["ab", "\ufffd"]
+
+
+@pytest.mark.parametrize(("skip", "expected"), [(True, ["a", "", "b", ""]), (False, ["a", "<s>", "b", ""])])
+def test_special_tokens_are_left_out_where_asked(skip: bool, expected: list[str]) -> None:
+    decoder = StreamDecoder(Pieces("a", None, "b"), skip_special_tokens=skip)
+    assert pieces(decoder, [0, 1, 2]) == expected
 
 
 def test_text_before_a_possible_stop_is_not_delayed(byte_level: Any) -> None:
@@ -173,3 +265,37 @@ def test_a_generation_ends_at_stop_strings_and_end_tokens(byte_level: Any, fake_
     assert texts[1] == cut(tokenizer.decode(tokens[1][: tokens[1].index(end)]), [stop])
     assert steps[-1].finished[:2] == ("stop", "eos")
     assert session.lengths[0] < 1 + 20
+
+
+@pytest.fixture
+def stream_of(fake_session: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TokenStream]:
+    """A stream that says these tokens, [steps][batch]."""
+
+    def make(*steps: list[int], **options: Any) -> TokenStream:
+        session, answers = fake_session(), iter(steps)
+        monkeypatch.setattr(session, "forward", lambda *_: SimpleNamespace(argmax=lambda: np.array(next(answers))))
+        return Generator(session).stream([[1]] * len(steps[0]), max_tokens=len(steps), **options)
+
+    return make
+
+
+def test_the_steps_of_a_generation_as_text(stream_of: Callable[..., TokenStream]) -> None:
+    """What a row held back comes with its last token; the step in which a stop string comes says so."""
+    tokenizer = Pieces("a", "x sto", "p y", "z st", "</s>", "s")
+    stream = stream_of([0, 0, 0], [1, 5, 5], [2, 0, 4], [0, 3, 0], eos_ids=[4])
+    steps = list(stream_text(stream, tokenizer, ["stop", "st!"]))
+    assert [step.texts for step in steps] == [("a", "a", "a"), ("x ", "", ""), ("", "sa", "s"), ("", "z st", "")]
+    assert [step.finished for step in steps] == [
+        (None, None, None),
+        (None, None, None),
+        ("stop", None, "eos"),
+        ("stop", "length", "eos"),
+    ]
+    assert [step.step for step in steps] == [0, 1, 2, 3]
+
+
+def test_a_stop_string_in_the_last_token_is_the_reason(stream_of: Callable[..., TokenStream]) -> None:
+    stream = stream_of([0], [1])
+    steps = list(stream_text(stream, Pieces("a", "stop"), ["stop"]))
+    assert [step.texts for step in steps] == [("a",), ("",)]
+    assert steps[-1].finished == stream.finished == ("stop",)

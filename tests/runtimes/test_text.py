@@ -105,6 +105,34 @@ def test_end_tokens_of_the_model_configuration(byte_level: Any, tokenizer_direct
     assert TextTokenizer.from_directory(directory).eos_ids == (1,)
 
 
+def test_end_tokens_of_generation_go_before_the_model_s(byte_level: Any, tokenizer_directory: Directory) -> None:
+    directory = tokenizer_directory(byte_level, eos_token_id=[2], **NAMES)
+    (directory / "config.json").write_text('{"eos_token_id": 1}')
+    assert TextTokenizer.from_directory(directory).eos_ids == (2,)
+
+
+def test_a_chat_begins_once(sentencepiece_like: Any, tokenizer_directory: Directory) -> None:
+    """The template writes what a text begins with; the tokenizer's own rule must not write it again."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_str(sentencepiece_like.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    directory = tokenizer_directory(tokenizer, chat_template=template, bos_token="<s>", eos_token="</s>")
+    (directory / "tokenizer.json").write_text(tokenizer.to_str())
+    ours = TextTokenizer.from_directory(directory)
+    ids = ours.encode_chat([{"role": "user", "content": "the end"}])
+    assert ids.count(1) == ids.index(1) + 1 == 1
+    assert ours.encode("the end").count(1) == 1
+
+
+def test_variables_go_before_the_tokenizer_s_tokens(byte_level: Any, tokenizer_directory: Directory) -> None:
+    directory = tokenizer_directory(byte_level, chat_template="{{ bos_token }}{{ style }}", **NAMES)
+    ours, chat = TextTokenizer.from_directory(directory), [{"role": "user", "content": "x"}]
+    assert ours.render_chat(chat, style="s") == "<|im_start|>s"
+    assert ours.render_chat(chat, bos_token="B", style="s") == "Bs"
+
+
 def test_where_templates_are_found(byte_level: Any, tokenizer_directory: Directory) -> None:
     directory = tokenizer_directory(byte_level, **NAMES)
     chat = [{"role": "user", "content": "x"}]
@@ -116,6 +144,7 @@ def test_where_templates_are_found(byte_level: Any, tokenizer_directory: Directo
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
     assert TextTokenizer.from_directory(directory).render_chat(chat) == "plain"
     assert TextTokenizer.from_directory(directory).render_chat(chat, tools=[{}]) == "tools"
+    assert TextTokenizer.from_directory(directory).render_chat(chat, tools=[]) == "plain"
     path.write_text(json.dumps({"chat_template": "one"}))
     assert TextTokenizer.from_directory(directory).render_chat(chat) == "one"
     (directory / "chat_template.jinja").write_text("file")

@@ -5,6 +5,7 @@ Tokens are digits, so states and keys hold integers that float32 represents exac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,31 @@ GROWING = f"""m ({INPUTS}, int64[batch, sequence] position_ids, float[batch, 2, 
     padded = Pad(held, front) end = Slice(padded, minus_width, far, axis1)
     row = Unsqueeze(end, axis1) shape = Concat<axis=0>(batch1, seq1, width1) logits = Expand(row, shape) }}"""
 """Logits: for each of the last slots 1000 x (the key's token) + 100 x position + 10 x (the indexer's) + position."""
+SHARED = f"""m ({INPUTS}, float[batch, 2, slots, 1] "past_key_values.0.key")
+    => (float[batch, sequence, {WIDTH}] logits, float[batch, 2, slots, 1] "present.0.key") {{
+    {VALID}
+    held = ReduceSum<keepdims=1>(attention_mask, axis1) begin = Sub(held, count)
+    size = Shape(input_ids) ones = ConstantOfShape<value = int64[1] {{1}}>(size)
+    places1 = CumSum(ones, one) within = Sub(places1, one) slot = Add(begin, within)
+    slot4 = Unsqueeze(slot, axes13) slots4 = Concat<axis=1>(slot4, slot4)
+    ids = Cast<to=1>(input_ids) key = Unsqueeze(ids, axes13) keys = Concat<axis=1>(key, key)
+    "present.0.key" = ScatterElements<axis=2>("past_key_values.0.key", slots4, keys)
+    head = Gather<axis=1>("present.0.key", one) head2 = Squeeze(head, axis2)
+    longer = Pad(head2, behind) first = Slice(longer, zero1, width1, axis1)
+    seen = Less(columns, held) visible = Where(seen, first, hidden)
+    row = Unsqueeze(visible, axis1) batch1 = Shape<start=0, end=1>(input_ids)
+    shape = Concat<axis=0>(batch1, seq1, width1) logits = Expand(row, shape) }}"""
+"""Logits: the tokens in the row's first slots, as many as it holds, then -1. Padding is written, too.
+
+The mask's sum and that of its last columns say what a row holds and what is new, as GroupQueryAttention reads them.
+"""
+SLOPES = """m (int64[batch, sequence] input_ids, int64[batch, total] attention_mask,
+    float[batch, 1, past, 1] "past_key_values.0.key") => (float[batch, sequence, 4] logits,
+    float[batch, 1, total, 1] "present.0.key") {
+    ids = Cast<to=1>(input_ids) key = Unsqueeze(ids, axes13)
+    "present.0.key" = Concat<axis=2>("past_key_values.0.key", key)
+    less = Sub(ids, one_f) less3 = Unsqueeze(less, axis2) logits = Mul(less3, slopes) }"""
+"""Logits: 0, 1, 2 and 3 x (token - 1), of which the last or the first is the largest."""
 NUMBERS: dict[str, Any] = {
     "one": 1,
     "two": 2,
@@ -73,6 +99,13 @@ NUMBERS: dict[str, Any] = {
     "front": [0, WIDTH, 0, 0],
     "minus_width": [-WIDTH],
     "width1": [WIDTH],
+    "zero1": [0],
+    "axes13": [1, 3],
+    "behind": [0, 0, 0, WIDTH],
+    "columns": [list(range(WIDTH))],
+    "hidden": -1.0,
+    "one_f": 1.0,
+    "slopes": [0.0, 1.0, 2.0, 3.0],
     "weight_a": 1000.0,
     "weight_b": 100.0,
     "weight_c": 10.0,
@@ -86,7 +119,9 @@ def load(text: str, *, half: bool = False) -> ort.InferenceSession:
         text = text.replace("float[", "float16[").replace("Cast<to=1>", "Cast<to=10>")
     model = onnx.parser.parse_model(HEADER + text)
     for name, number in NUMBERS.items():
-        array = np.asarray(number, (np.float16 if half else np.float32) if isinstance(number, float) else np.int64)
+        array = np.asarray(number)
+        if array.dtype == np.float64:
+            array = array.astype(np.float16 if half else np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -94,9 +129,9 @@ def load(text: str, *, half: bool = False) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def open_session(graph: str | Watched, *, fused: bool = False) -> OnnxRuntimeSession:
-    """A session over a graph, by its text or loaded."""
-    info = EngineInfo("test", WIDTH, 1, 64, "all", "grow", 4, 4, "fp32", 1)
+def open_session(graph: str | Any, *, fused: bool = False, **fields: Any) -> OnnxRuntimeSession:
+    """A session over a graph, by its text or loaded; keywords replace fields of its EngineInfo."""
+    info = replace(EngineInfo("test", WIDTH, 1, 64, "all", "grow", 4, 4, "fp32", 1), **fields)
     return OnnxRuntimeSession(load(graph) if isinstance(graph, str) else graph, info, fused=fused)
 
 

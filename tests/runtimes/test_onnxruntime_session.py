@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from llmc.compiler.errors import EngineError
 from llmc.runtimes.onnxruntime_engine import engine_info
-from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
+from llmc.runtimes.onnxruntime_session import RAGGED_CHUNKS, OnnxRuntimeSession
 
-from .session_graphs import BASE, GROWING, STATES, WIDTH, Watched, chunk, load, open_session
+from .session_graphs import BASE, GROWING, SHARED, SLOPES, STATES, WIDTH, Watched, chunk, load, open_session
 
 STEPS = [[[1, 2, 3], [2]], [[], [1, 1]], [[2], []], [[3, 0], [3, 2, 1]], [[1], [2]]]
 """Tokens that each row is given in each chunk."""
@@ -147,6 +147,127 @@ def test_any_ragged_batch(steps: list[list[list[int]]], graph: str) -> None:
 
 
 SESSIONS: dict[str, OnnxRuntimeSession] = {}
+
+
+def open_shared(**fields: Any) -> OnnxRuntimeSession:
+    return open_session(SHARED, fused=True, cache="shared", **fields)
+
+
+def first_slots(tokens: list[int]) -> list[float]:
+    """What the shared graph says of a row."""
+    return [*tokens, *[-1] * WIDTH][:WIDTH]
+
+
+def test_rows_of_a_shared_cache_begin_at_slot_0() -> None:
+    """A row that is empty, or has no token in a chunk, shows the others no slot and loses none of its own."""
+    session = open_shared()
+    session.reset(3, WIDTH)
+    held: list[list[int]] = [[], [], []]
+    for rows in ([[1, 2, 3], [2], []], [[], [1, 1], []], [[2], [], []], [[3, 0], [3, 2, 1], [2]], [[1], [2], [0]]):
+        held = [before + row for before, row in zip(held, rows, strict=True)]
+        made = feed(session, rows)
+        for row, tokens in enumerate(held):
+            assert not tokens or made[row] == first_slots(tokens)
+        assert session.lengths.tolist() == [len(row) for row in held]
+
+
+def test_one_row_of_a_shared_cache_to_its_last_slot() -> None:
+    """Whole chunks, which need no mask of their own, and padded ones, whose columns must fit, too."""
+    session = open_shared()
+    session.reset(1, 6)
+    session.forward(np.array([[1, 2]]))
+    assert feed_padded(session, [[3]], 3) == [first_slots([1, 2, 3])]
+    with pytest.raises(
+        EngineError, match=r"a row holds 3 tokens and the chunk has 4 columns, more than the cache's 6"
+    ):
+        feed_padded(session, [[1]], 4)
+    assert session.lengths.tolist() == [3]
+    assert feed_padded(session, [[1]], 3) == [first_slots([1, 2, 3, 1])]
+    assert session.forward(np.array([[2, 2]])).host()[0, 0].tolist() == first_slots([1, 2, 3, 1, 2, 2])
+    with pytest.raises(EngineError, match="a row would hold 7 tokens, but the cache has room for 6"):
+        session.forward(np.array([[1]]))
+
+
+def feed_padded(session: OnnxRuntimeSession, rows: list[list[int]], width: int) -> Any:
+    """:func:`feed` with columns of padding."""
+    ids = np.full((len(rows), width), BASE - 1, np.int64)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return session.forward(ids, np.array([len(row) for row in rows])).host()[:, 0].tolist()
+
+
+def test_a_shared_cache_is_one_buffer_that_reset_keeps() -> None:
+    inference = Watched(load(SHARED))
+    session = open_session(inference, fused=True, cache="shared")
+    for tokens in ([[1, 2, 3], [2, 2]], [[2], [1]]):
+        session.reset(2, 8)
+        assert feed(session, tokens) == [first_slots(row) for row in tokens]
+        assert feed(session, [[3], [0]]) == [
+            first_slots([*row, new]) for row, new in zip(tokens, (3, 0), strict=True)
+        ]
+    assert inference.bound["past_key_values.0.key"] == inference.bound["present.0.key"]
+    assert len(inference.bound["present.0.key"]) == 1
+
+
+def test_reset_sets_the_limit() -> None:
+    for first, second in ((8, 4), (4, 8)):
+        session = open_shared()
+        session.reset(2, first)
+        feed(session, [[1], [2]])
+        session.reset(2, second)
+        assert feed(session, [[1, 2, 3, 1], [2]]) == [first_slots([1, 2, 3, 1]), first_slots([2])]
+        for _ in range(second - 4):
+            feed(session, [[1], [1]])
+        with pytest.raises(EngineError, match=f"would hold {second + 1} tokens, but the cache has room for {second}"):
+            feed(session, [[1], []])
+
+
+def test_padding_takes_no_room_where_the_cache_grows() -> None:
+    session = open_session(STATES, fused=True)
+    session.reset(3, 4)
+    feed(session, [[1, 2, 3], [2], [1]])
+    assert feed_padded(session, [[3], [], [2]], 6) == [state_of([1, 2, 3, 3]), state_of([2]), state_of([1, 2])]
+
+
+def test_lengths_that_were_read_stay() -> None:
+    session = open_session(STATES)
+    session.reset(2, 8)
+    before = session.lengths
+    feed(session, [[1, 2], [3]])
+    assert before.tolist() == [0, 0]
+    session.lengths[:] = 5
+    assert session.lengths.tolist() == [2, 1]
+
+
+def test_graphs_that_continue_no_ragged_chunks() -> None:
+    """A first chunk may be ragged, and a later one of a token per row, of some rows or of whole rows."""
+    session = open_session(STATES, details={RAGGED_CHUNKS: False})
+    session.reset(2, 32)
+    feed(session, [[1, 2], [3]])
+    feed(session, [[1], []])
+    feed(session, [[1, 2], [2, 1]])
+    for rows in ([[1, 2], [3]], [[], [1, 1]]):
+        with pytest.raises(EngineError, match=r"unequal length can only be continued in chunks by .* 1\.32 or newer"):
+            feed(session, rows)
+    assert session.lengths.tolist() == [5, 3]
+    session.reset(2, 32)
+    assert feed(session, [[1, 2], [3]]) == [state_of([1, 2]), state_of([3])]
+    other = open_session(STATES, details={RAGGED_CHUNKS: True})
+    other.reset(2, 32)
+    feed(other, [[1], [2]])
+    assert feed(other, [[1, 2], [3]]) == [state_of([1, 1, 2]), state_of([2, 3])]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_most_likely_token_follows_each_row_s_last_valid_one(half: bool) -> None:
+    session = open_session(load(SLOPES, half=half), vocab_size=4)
+    session.reset(2, 16)
+    logits = session.forward(np.array([[0, 3, 0], [3, 0, 3]]), np.array([2, 1]))
+    assert logits.argmax().tolist() == [3, 3]
+    assert logits.host().dtype == np.float32
+    assert logits.host()[0, 1].tolist() == [0, 2, 4, 6]
+    assert session.forward(np.array([[0, 3, 0], [3, 0, 3]]), np.array([1, 2])).argmax().tolist() == [0, 0]
+    assert session.forward(np.array([[3], [0]])).argmax().tolist() == [3, 0]
 
 
 def test_bytes_per_token_count_what_grows() -> None:

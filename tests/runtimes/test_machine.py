@@ -14,6 +14,10 @@ from llmc.runtimes.bench.load import LoadMeter, other_load
 X86 = (
     "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
 )
+SERVER = (
+    "processor\t: 0\nmodel name\t: Big CPU\nflags\t: avx avx2 avx512f avx512_bf16 avx_vnni amx_tile amx_bf16 "
+    "amx_int8 avx512_vnni\n"
+)
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n"
 
 
@@ -44,6 +48,9 @@ def test_fingerprint_imports_no_runtime():
     [
         (X86, "Some CPU", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
         (ARM, None, ("neon", "dotprod", "i8mm", "bf16")),
+        (SERVER, "Big CPU", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")),
+        ("processor\t: 0\nflags\t: avx512_vnni\nModel\t: Board\n", "Board", ("avx512_vnni",)),
+        ("Features\t: fp asimd sve\n", None, ("neon", "sve")),
     ],
 )
 def test_cpuinfo(tmp_path, text, model, isa):
@@ -60,9 +67,20 @@ def test_physical_cores_count_hardware_threads_once(tmp_path):
     assert machine.physical_cores([0, 2], tmp_path) == 1
 
 
-def test_physical_cores_respect_the_quota(monkeypatch):
-    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: 1.5)
-    assert machine.physical_cores([0, 1, 2, 3]) == 1
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 4), (9.0, 4), (4.0, 4), (3.0, 3), (2.9, 2), (1.5, 1), (0.5, 1)]
+)
+def test_physical_cores_respect_the_quota(tmp_path, monkeypatch, quota, expected):
+    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: quota)
+    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == expected
+
+
+def test_hardware_threads_of_a_core_count_once_whatever_the_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: None)
+    for cpu, siblings in enumerate(["0,3", "1,4", "2,5", "0,3", "1,4", "2,5"]):
+        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
+    assert machine.physical_cores(range(6), tmp_path) == 3
+    assert machine.physical_cores([0, 3, 4], tmp_path) == 2
 
 
 def test_cgroup_quota_of_a_parent_binds_version_2(tmp_path):
@@ -80,6 +98,44 @@ def test_cgroup_quota_version_1(tmp_path):
     assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
 
 
+def test_the_narrowest_of_a_group_and_its_parents_binds(tmp_path):
+    write(tmp_path / "cgroup", "0::/a/b\n")
+    for folder, cpus in (("a/b", 4), ("a", 3), ("", 6)):
+        write(tmp_path / "root" / folder / "cpu.max", f"{cpus}00000 100000\n")
+        write(tmp_path / "root" / folder / "memory.max", f"{cpus}000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 3000
+    write(tmp_path / "root" / "cpu.max", "150000 100000\n")
+    write(tmp_path / "root" / "memory.max", "1500\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 1.5
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 1500
+
+
+def test_memory_limits_of_both_versions(tmp_path):
+    assert machine._cgroup_memory_limit(tmp_path, tmp_path / "none") is None
+    write(tmp_path / "cgroup", "4:memory:/job\n2:cpu:/other\n0::/x\n")
+    write(tmp_path / "root" / "x" / "memory.max", "max\n")
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") is None
+    write(tmp_path / "root" / "cpu" / "other" / "memory.limit_in_bytes", "5\n")
+    write(tmp_path / "root" / "memory" / "job" / "memory.limit_in_bytes", "123456\n")
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 123456
+
+
+def test_another_controller_whose_name_begins_alike_is_not_asked(tmp_path):
+    write(tmp_path / "cgroup", "3:cpuset:/job\n2:cpuacct:/job\n")
+    for name in ("cpuset", "cpuacct"):
+        write(tmp_path / "root" / name / "job" / "cpu.cfs_quota_us", "100000\n")
+        write(tmp_path / "root" / name / "job" / "cpu.cfs_period_us", "100000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") is None
+
+
+def test_the_fingerprint_keeps_to_the_control_group_s_memory(monkeypatch):
+    total = machine.machine_fingerprint().memory_bytes
+    for limit, expected in ((total // 3, total // 3), (None, None), (1 << 60, None)):
+        monkeypatch.setattr(machine, "_cgroup_memory_limit", lambda limit=limit: limit)
+        assert machine.machine_fingerprint().memory_bytes == (expected or machine.psutil.virtual_memory().total)
+
+
 def test_no_cgroup_means_no_quota(tmp_path):
     assert machine.cgroup_cpu_quota(tmp_path, tmp_path / "none") is None
 
@@ -89,6 +145,8 @@ def test_last_level_cache(tmp_path):
         write(tmp_path / "cpu0" / "cache" / f"index{index}" / "size", size + "\n")
     assert machine.last_level_cache_bytes(0, tmp_path) == 30 << 20
     assert machine.last_level_cache_bytes(5, tmp_path) == 0
+    write(tmp_path / "cpu1" / "cache" / "index0" / "size", "512K\n")
+    assert machine.last_level_cache_bytes(1, tmp_path) == 512 << 10
 
 
 def test_load_is_what_is_busy_and_not_ours(monkeypatch):

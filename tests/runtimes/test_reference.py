@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,11 @@ def test_equal_rows_are_computed_together(model: Any, monkeypatch: pytest.Monkey
     assert sizes == [3, 3, 3]
 
 
-def test_last_logits_are_those_of_the_last_position(model: Any) -> None:
+@pytest.mark.parametrize("kept_by_the_model", [True, False])
+def test_last_logits_are_those_of_the_last_position(model: Any, kept_by_the_model: bool) -> None:
     rows = rows_of(LENGTHS)
     session = TransformersSession(model, logits="last")
+    session._keeps_logits &= kept_by_the_model
     session.reset(3, 64)
     ids = np.zeros((3, 23), dtype=np.int64)
     for index, row in enumerate(rows):
@@ -174,6 +177,38 @@ def test_limits_are_named(model: Any) -> None:
     session.close()
     with pytest.raises(EngineError, match="closed"):
         session.forward(np.zeros((2, 1), dtype=np.int64))
+
+
+def test_a_capacity_can_be_filled() -> None:
+    session = TransformersSession(make_model("llama"), logits="last")
+    session.reset(2, 64)
+    session.reset(2, 3)
+    session.forward(np.zeros((2, 3), dtype=np.int64), np.array([3, 1]))
+    session.forward(np.zeros((2, 2), dtype=np.int64), np.array([0, 2]))
+    assert session.lengths.tolist() == [3, 3]
+    with pytest.raises(EngineError, match="row 0 would hold 4 tokens, over the capacity of 3"):
+        session.forward(np.zeros((2, 1), dtype=np.int64), np.array([1, 0]))
+
+
+@pytest.mark.parametrize("lengths", [[1, 3], [-1, 1], [1], [1, 1, 1]])
+def test_lengths_that_fit_no_chunk(lengths: list[int]) -> None:
+    session = TransformersSession(make_model("llama"))
+    session.reset(2, 16)
+    with pytest.raises(EngineError, match=re.escape(f"a chunk of shape [2, 2] with lengths {lengths} does not fit")):
+        session.forward(np.zeros((2, 2), dtype=np.int64), np.array(lengths))
+    assert session.lengths.tolist() == [0, 0]
+
+
+def test_what_is_asked_of_a_reference(tmp_path: Path) -> None:
+    """The type, the attention and the logits, of a directory as of a loaded model."""
+    make_model("llama").save_pretrained(tmp_path)
+    for source in (tmp_path, lambda: make_model("llama")):
+        session = open_reference(source, dtype="bfloat16", attn_implementation="sdpa", logits="last")
+        assert (session.info.precision, session.info.logits) == ("bf16", "last")
+        assert session.info.details["attn_implementation"] == "sdpa"
+        assert session.info.cache_bytes_per_token == 2 * 2 * 2 * 8 * 2
+        session.reset(1, 4)
+        assert session.forward(np.zeros((1, 3), dtype=np.int64)).host().shape == (1, 1, 160)
 
 
 def test_open_reference(tmp_path: Path) -> None:

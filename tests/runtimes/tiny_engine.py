@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,10 @@ import pytest
 
 from llmc.compiler.driver import compile_model
 from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
-from llmc.runtimes.device.interface import Buffer, HostDevice
+from llmc.runtimes import onnxruntime_cuda_engine
+from llmc.runtimes.device.interface import Array, Buffer, HostDevice, Moment
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engine import FloatArray, Int64Array, Session
-from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
 from llmc.runtimes.padding import pad_prompts
 
 from ..end_to_end.tiny import shared_model
@@ -32,9 +34,11 @@ def compiled(factory: pytest.TempPathFactory, logits: Logits = "last") -> Path:
     return shared.make(f"tiny-llama-cuda-{logits}", lambda path: compile_model(str(source), path, options))
 
 
-def open_tiny(factory: pytest.TempPathFactory, logits: Logits = "last") -> DeviceSession:
+def open_tiny(
+    factory: pytest.TempPathFactory, logits: Logits = "last", device: HostDevice | None = None
+) -> DeviceSession:
     """A session on the host."""
-    session = open_on_host(compiled(factory, logits))
+    session = onnxruntime_cuda_engine._open(compiled(factory, logits), "onnxruntime-cpu", device or HostDevice())
     assert isinstance(session, DeviceSession)
     return session
 
@@ -89,3 +93,43 @@ class CountingDevice(HostDevice):
     def record(self, work: Callable[[], None]):  # type: ignore[no-untyped-def]
         self.events.append("record")
         return super().record(work)
+
+
+class LaggingDevice(HostDevice):
+    """The host, where what is downloaded arrives only when somebody waits for it, as from a GPU's queue."""
+
+    def __init__(self) -> None:
+        self._queued = 0
+        self._coming: list[tuple[int, Array, Array]] = []
+
+    def download(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
+        self._queued += 1
+        content = buffer.owner[offset : offset + array.nbytes].copy()
+        self._coming.append((self._queued, array, content))
+
+    def mark(self) -> Moment:
+        return _LaggingMoment(self, self._queued, time.perf_counter())
+
+    def wait(self) -> None:
+        self.deliver(self._queued)
+
+    def deliver(self, last: int) -> None:
+        """Let what was queued up to here arrive."""
+        for number, array, content in self._coming:
+            if number <= last:
+                array.reshape(-1).view(np.uint8)[:] = content
+        self._coming = [coming for coming in self._coming if coming[0] > last]
+
+
+@dataclass(frozen=True)
+class _LaggingMoment:
+    device: LaggingDevice
+    queued: int
+    seconds: float
+
+    def wait(self) -> None:
+        self.device.deliver(self.queued)
+
+    def seconds_since(self, earlier: Moment) -> float:
+        assert isinstance(earlier, _LaggingMoment)
+        return self.seconds - earlier.seconds

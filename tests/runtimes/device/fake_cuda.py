@@ -1,7 +1,8 @@
 """A stand-in for ``cuda.bindings.runtime``: one GPU whose memory is the host's, and a record of the calls.
 
 Every function gives what the real one gives, a tuple with the error first. ``fail[name]`` is the error that a
-function gives from now on.
+function gives from now on. Work that is queued elsewhere than on the one stream, and a copy in another direction than
+it says, fail an assertion.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 OUT_OF_MEMORY, INVALID_PITCH, CAPTURE_INVALIDATED = 2, 12, 901
+STREAM = 77
 
 
 class FakeCuda:
@@ -35,6 +37,7 @@ class FakeCuda:
         self.alive = {"graph": 0, "executable": 0, "event": 0}
         self.capturing = False
         self.time = 0.0
+        self.device = -1
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cuda"):
@@ -76,19 +79,39 @@ class FakeCuda:
     def _cudaGetDeviceProperties(self, index: int) -> Any:  # noqa: N802
         return SimpleNamespace(name=b"Fake GPU\0\0", major=9, minor=0)
 
+    def _cudaSetDevice(self, index: int) -> tuple[()]:  # noqa: N802
+        self.device = index
+        return ()
+
     def _cudaStreamCreateWithFlags(self, flags: int) -> int:  # noqa: N802
-        return 77
+        assert flags == self.cudaStreamNonBlocking
+        return STREAM
+
+    def _cudaStreamSynchronize(self, stream: int) -> tuple[()]:  # noqa: N802
+        assert stream == STREAM
+        return ()
+
+    def _cudaGraphLaunch(self, executable: str, stream: int) -> tuple[()]:  # noqa: N802
+        assert stream == STREAM
+        return ()
+
+    def holds(self, address: int, size: int) -> bool:
+        """Whether the bytes are the device's."""
+        return any(begin <= address and address + size <= begin + len(array) for begin, array in self.memory.items())
 
     def _cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return (self.total - self.used, self.total)
 
     def _cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[()]:  # noqa: N802
+        assert stream == STREAM
         ctypes.memset(address, value, size)
         return ()
 
     def _cudaMemcpyAsync(  # noqa: N802
         self, to: int, source: int, size: int, kind: int, stream: int
     ) -> tuple[()]:
+        assert stream == STREAM
+        assert (self.holds(source, size), self.holds(to, size)) == {1: (False, True), 2: (True, False)}[kind]
         ctypes.memmove(to, source, size)
         return ()
 
@@ -96,6 +119,7 @@ class FakeCuda:
         self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
     ) -> tuple[int]:
         self.calls.append("cudaMemcpy2DAsync")
+        assert (kind, stream) == (3, STREAM)
         if width > min(to_pitch, pitch):
             return (INVALID_PITCH,)
         for row in range(height):
@@ -120,6 +144,7 @@ class FakeCuda:
         return SimpleNamespace(time=None)
 
     def _cudaEventRecord(self, event: Any, stream: int) -> tuple[()]:  # noqa: N802
+        assert stream == STREAM
         self.time += 2.5
         event.time = self.time
         return ()
@@ -132,6 +157,7 @@ class FakeCuda:
         return ()
 
     def _cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[()]:  # noqa: N802
+        assert (stream, mode) == (STREAM, 1)
         self.capturing = True
         return ()
 

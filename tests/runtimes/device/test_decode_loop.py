@@ -57,12 +57,29 @@ def step_by_step(session: DeviceSession, params: SamplingParams, steps: int = ST
     return made
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED, SamplingParams(temperature=0.9, top_p=0.8, seed=5)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SAMPLED,
+        SamplingParams(temperature=0.9, top_p=0.8, seed=5),
+        SamplingParams(temperature=1.5, min_p=0.5, seed=8),
+    ],
+)
 def test_the_loop_chooses_what_the_host_chooses(session: DeviceSession, params: SamplingParams) -> None:
     expected = step_by_step(session, params)
     _, loop = begin(session, params=params)
     assert [loop.tokens(step).tolist() for step in range(1, STEPS)] == expected
     assert len({tuple(row) for row in np.array(expected).T.tolist()}) == 3
+
+
+def test_a_most_likely_token_is_found_where_a_loop_had_finished_a_row(session: DeviceSession) -> None:
+    """Both use the greedy sampler of three rows."""
+    expected = prefill(session).tolist()
+    _, loop = begin(session, active=[True, False, True])
+    loop.tokens(1)
+    assert prefill(session).tolist() == expected
+    assert min(expected) >= 0
 
 
 def test_the_seed_is_not_in_what_is_recorded(session: DeviceSession) -> None:

@@ -206,6 +206,13 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaDevice(2)
 
 
+def test_the_gpu_that_is_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(devices=3)
+    install(monkeypatch, fake)
+    assert CudaDevice(1).description == "cuda:1 Fake GPU"
+    assert fake.device == 1
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
     assert cuda_devices() == 0

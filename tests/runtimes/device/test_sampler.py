@@ -203,6 +203,14 @@ def test_outputs_may_lie_in_the_memory_of_their_inputs(params: SamplingParams) -
     assert len({row[0] for row in tokens}) > 1  # each step read logits and uniforms of its own
 
 
+@pytest.mark.parametrize("params", GRAPHS[:2], ids=str)
+def test_lengths_of_64_bits(params: SamplingParams) -> None:
+    graph = Steps(params, 50, 3, lengths_type=TensorProto.INT64)
+    graph.seqlens_k, graph.active[1] = np.array([2**40, 5, 7]), 0
+    graph(random_logits(0, 3, 50))
+    assert graph.seqlens_k.tolist() == [2**40 + 1, 5, 8]
+
+
 def test_a_step_beyond_the_log_leaves_it() -> None:
     graph = Steps(SamplingParams(), 50, 2, steps=2)
     graph.step[0] = 2
@@ -280,6 +288,7 @@ def test_what_the_device_leaves_to_the_host() -> None:
         with pytest.raises(UsageError, match="sampled on the host"):
             build_sampler(params, 100, TensorProto.FLOAT, 8)
     assert supports(SamplingParams(top_k=5000))  # greedy: no filter applies
+    assert supports(SamplingParams(temperature=1.0, top_k=MAX_TOP_K))
 
 
 @pytest.mark.parametrize(

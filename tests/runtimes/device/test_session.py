@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,15 @@ def test_capacities_are_kept(session: DeviceSession) -> None:
         session.forward(column(1, 1))
     with pytest.raises(EngineError, match="holds 2 rows, not 3; reset it first"):
         session.forward(column(1, 2, 3))
+
+
+def test_a_capacity_is_rounded_up_within_the_context(counted: DeviceSession) -> None:
+    counted._info = replace(counted.info, max_context=100)
+    counted.reset(1, 70)
+    with pytest.raises(EngineError, match=r"would hold 101 tokens.* room for 100;"):
+        counted.forward(np.full((1, 101), 5, np.int64))
+    counted.forward(np.full((1, 100), 5, np.int64))
+    assert counted.lengths.tolist() == [100]
 
 
 def test_the_last_slot_can_be_used(session: DeviceSession) -> None:

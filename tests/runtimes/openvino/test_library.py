@@ -11,7 +11,7 @@ import pytest
 from llmc.compiler.driver import compile_model
 from llmc.compiler.errors import EngineError, MissingDependencyError
 from llmc.compiler.options import CompileOptions, OptimizeOptions
-from llmc.runtimes.openvino.library import load_openvino, plugin_options, require_reads, version_of
+from llmc.runtimes.openvino.library import last_line, load_openvino, plugin_options, require_reads, version_of
 
 
 class Core:
@@ -48,7 +48,7 @@ def test_the_release(installed: ModuleType) -> None:
     assert version_of(installed) == "2026.4.1"
 
 
-@pytest.mark.parametrize("built_by", ["2026.4.1", "2026.4.9", "2025.3.0"])
+@pytest.mark.parametrize("built_by", ["2026.4.1", "2026.4.9", "2025.3.0", "2025.10.0"])
 def test_what_older_releases_and_patches_wrote_is_read(installed: ModuleType, built_by: str) -> None:
     require_reads(installed, built_by)
 
@@ -56,6 +56,7 @@ def test_what_older_releases_and_patches_wrote_is_read(installed: ModuleType, bu
 @pytest.mark.parametrize(
     ("built_by", "message"),
     [
+        ("2026.10.0", "built by OpenVINO 2026.10.0"),
         ("2026.5.0", "built by OpenVINO 2026.5.0, and 2026.4.1 is installed; install that or a newer"),
         ("2027.0.0", "built by OpenVINO 2027.0.0"),
         (None, "names no release of OpenVINO"),
@@ -71,9 +72,30 @@ def test_float32_stays_float32() -> None:
     options = plugin_options(Core("FP32", "BF16", "INT8"), "fp32", 3)
     assert options["INFERENCE_PRECISION_HINT"] == options["KV_CACHE_PRECISION"] == "f32"
     assert options["INFERENCE_NUM_THREADS"] == 3
+    assert options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "0"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_one_request_is_computed_at_a_time(precision: str) -> None:
+    options = plugin_options(Core("FP32", "BF16"), precision, 2)
+    assert (options["PERFORMANCE_HINT"], options["NUM_STREAMS"]) == ("LATENCY", "1")
+    assert options["INFERENCE_NUM_THREADS"] == 2
+
+
+def test_small_weights_leave_the_cache_to_the_plugin() -> None:
+    options = plugin_options(Core("FP32", "BF16"), "int4", 2)
+    assert not {"KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE"} & options.keys()
 
 
 def test_small_weights_are_computed_in_bfloat16_where_the_processor_has_it() -> None:
     for precision in ("int4", "int8"):
         assert plugin_options(Core("FP32", "BF16"), precision, 1)["INFERENCE_PRECISION_HINT"] == "bf16"
         assert plugin_options(Core("FP32"), precision, 1)["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [("first\n last \n\n", "last"), ("one", "one"), (" \n", "no reason given"), ("", "no reason given")],
+)
+def test_the_last_line_says_the_most(message: str, expected: str) -> None:
+    assert last_line(message) == expected

@@ -32,6 +32,7 @@ def test_an_engine_for_short_requests_and_one_for_the_context(
 
 def test_lengths_that_are_asked_for() -> None:
     assert BuildOptions(EngineOptions(capacities=(64, 16, 64)), 4096).capacities == (16, 64)
+    assert BuildOptions(EngineOptions(capacities=(4096,)), 4096).capacities == (4096,)
     with pytest.raises(UsageError, match="--capacity 4097 is more than the 4096 tokens that the graph was made for"):
         BuildOptions(EngineOptions(capacities=(16, 4097)), 4096)
 
@@ -60,7 +61,19 @@ def test_a_damaged_plan(damage: Any) -> None:
         CapacityPlan.from_json(value)
 
 
-@pytest.mark.parametrize("buckets", [(), (Bucket(8, "b", 1), Bucket(4, "a", 1)), (Bucket(4, "a", 1),)])
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        (),
+        (Bucket(8, "b", 1), Bucket(4, "a", 1)),
+        (Bucket(4, "a", 1),),
+        (Bucket(4, "a", 1), Bucket(8, "b", 1), Bucket(8, "c", 1)),
+    ],
+)
 def test_a_plan_that_does_not_hold_its_context(buckets: tuple[Bucket, ...]) -> None:
     with pytest.raises(ArtifactError, match="do not hold 5 tokens"):
         CapacityPlan(buckets, 1, 1, 5)
+
+
+def test_a_plan_may_hold_exactly_its_context() -> None:
+    assert CapacityPlan((Bucket(5, "a", 1),), 1, 1, 5).bucket_for(5).file == "a"

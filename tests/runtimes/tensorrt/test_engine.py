@@ -24,6 +24,7 @@ from llmc.runtimes.tensorrt import engine as engine_module
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library
 from llmc.runtimes.tensorrt.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.engine import open_on, read_plan
+from llmc.runtimes.tensorrt.file_cache import FileCache
 
 from ..tiny_engine import PROMPTS
 from .fake_tensorrt import FakeModule
@@ -107,6 +108,51 @@ def test_on_a_gpu(
     session.reset(1, 20)
     assert session.forward(np.array(PROMPTS[:1], np.int64)).argmax().shape == (1,)
     session.close()
+
+
+@pytest.mark.parametrize(("context", "expected"), [(None, 128), (100, 100), (128, 128), (4096, 128)])
+def test_the_context_is_what_graph_and_engines_hold(
+    tmp_path: Path, library: Library, manifest: Manifest, plan: CapacityPlan, context: int | None, expected: int
+) -> None:
+    session = open_on(HostDevice(), library, tmp_path, replace(manifest, max_context=context), plan)
+    assert session.info.max_context == expected
+    session.close()
+
+
+def test_kernels_are_kept_for_one_engine_and_one_version(
+    tmp_path: Path,
+    library: Library,
+    manifest: Manifest,
+    plan: CapacityPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of another build or of another release are never found."""
+
+    class Gpu(HostDevice):
+        """The host under another name."""
+
+        ort_name = "cuda"
+
+    names: list[str] = []
+
+    def in_home(runtime: str, name: str) -> FileCache:
+        names.append(f"{runtime}/{name}")
+        return FileCache(tmp_path / "home" / name)
+
+    monkeypatch.setattr(engine_module.FileCache, "in_home", in_home)
+    file, other = plan.buckets[0].file, plan.buckets[1].file
+    again = replace(manifest, files={**manifest.files, file: manifest.files["engine.onnx"]})
+    elsewhere = replace(manifest, files={**manifest.files, other: manifest.files["engine.onnx"]})
+    newer = Library(library.binding, FakeModule())
+    newer.module.__version__ = "9.10"
+    for using, opened in ((library, manifest), (library, again), (library, elsewhere), (newer, manifest)):
+        open_on(Gpu(), using, tmp_path, opened, plan).close()
+    assert len(names) == 4
+    assert len(set(names)) == 3
+    assert names[0] == names[2]
+    assert all(name.startswith("tensorrt-rtx/9.") for name in names)
+    open_on(HostDevice(), library, tmp_path, manifest, plan).close()
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 4])

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmc.runtimes.tensorrt.messages import Messages, explain, parser_reasons
+from llmc.runtimes.tensorrt.messages import Messages, explain, make_logger, parser_reasons
+
+from .fake_tensorrt import ILogger
 
 DRIVER = "CUDA driver version is insufficient for CUDA runtime version"
 SAID = [
@@ -47,6 +49,19 @@ def test_the_first_error_is_the_reason() -> None:
     assert messages.reason() == "API Usage Error (no such tensor)"
     messages.clear()
     assert messages.errors == []
+
+
+def test_errors_are_kept_whatever_their_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """TensorRT's own class for them; what it says beside is left out."""
+    messages = Messages()
+    logger = make_logger(SimpleNamespace(ILogger=ILogger), messages)
+    with caplog.at_level(logging.INFO, "llmc"):
+        logger.log(ILogger.INFO, "by the way")
+        logger.log(ILogger.WARNING, "odd")
+        logger.log(ILogger.INTERNAL_ERROR, "broken inside")
+        logger.log(ILogger.ERROR, "refused")
+    assert messages.errors == ["broken inside", "refused"]
+    assert caplog.messages == ["TensorRT: odd"]
 
 
 def test_warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:

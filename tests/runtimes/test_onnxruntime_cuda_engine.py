@@ -21,6 +21,8 @@ from llmc.runtimes.device.cuda import CudaDevice
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import get_engine, open_session
+from llmc.runtimes.memory.facts import read_facts
+from llmc.runtimes.memory.plan import plan_memory
 from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
 
 from .device.fake_cuda import FakeCuda, install
@@ -65,7 +67,8 @@ def loads(monkeypatch: pytest.MonkeyPatch, inference: _Inference | Exception) ->
     calls: list[dict[str, Any]] = []
 
     def make(model: Any, options: Any, *, providers: Any) -> _Inference:
-        calls.append({"providers": providers, "xqa": os.environ.get("ORT_ENABLE_XQA")})
+        told = options.get_session_config_entry("session.record_ep_graph_assignment_info")
+        calls.append({"providers": providers, "xqa": os.environ.get("ORT_ENABLE_XQA"), "tells_places": told})
         if isinstance(inference, Exception):
             raise inference
         return inference
@@ -119,6 +122,31 @@ def test_memory_is_checked_before_it_is_allocated(directory: Path, monkeypatch: 
     assert "\n" not in str(raised.value)
 
 
+def test_weights_that_are_loaded_already_are_not_counted_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_memory(read_facts(directory), 128, 3, 128)
+    needed = plan.once_loaded.total
+    assert needed < plan.total
+    free = [needed - 1, needed]
+    monkeypatch.setattr(HostDevice, "free_bytes", lambda self: free.pop(0))
+    session = engine.open_on_host(directory)
+    with pytest.raises(EngineError, match="context 128, batch 3, chunk 128"):
+        session.reset(3, 128)
+    session.reset(3, 128)
+    session.close()
+
+
+def test_a_graph_of_which_no_engine_was_made_is_refused(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "graph")
+    path = tmp_path / "graph" / "llmc.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "target", "engine": None}))
+    with pytest.raises(
+        EngineError, match=r"holds a graph for a GPU and no engine yet; make one: llmc build .* -o DIR"
+    ):
+        engine.open_on_host(tmp_path / "graph")
+
+
 def test_a_directory_without_weights_is_refused(directory: Path, tmp_path: Path) -> None:
     copy = copy_without(directory, tmp_path / "bare", "model.onnx.data")
     with pytest.raises(ArtifactError, match=r"made without weights; `python -m llmc.runtimes.bench.random_weights"):
@@ -156,6 +184,8 @@ def test_the_graph_is_loaded_on_the_device_s_stream(gpu: CudaDevice, monkeypatch
     assert options["user_compute_stream"] == "77"
     assert options["has_user_compute_stream"] == "1"
     assert options["device_id"] == "0"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert calls[0]["tells_places"] == "1"
     assert calls[0]["xqa"] == "0"
     assert "ORT_ENABLE_XQA" not in os.environ
     monkeypatch.setenv("ORT_ENABLE_XQA", "1")

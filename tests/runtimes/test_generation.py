@@ -241,6 +241,7 @@ def test_any_batch_equals_its_rows(
             "250 tokens and 7 new ones exceed the engine's context of 256; ask for at most 6 ",
         ),
         ([[1] * 256], {"max_tokens": 1}, "shorten the prompt below 256 tokens"),
+        ([[1], [1] * 250, [1] * 9], {"max_tokens": 7}, "250 tokens and 7 new ones exceed"),
         ([[1]], {"max_tokens": 0}, "max-tokens is 0"),
         ([[1]], {"prefill_chunk": 0}, "prefill chunk is 0"),
         ([[1]], {"stop_sequences": [[]]}, "stop sequence is empty"),
@@ -285,6 +286,36 @@ def test_times_are_the_terms_of_the_field(fake_session: Any, monkeypatch: pytest
     assert timings.tpot_s == pytest.approx(0.05)
     assert timings.total_s == pytest.approx(0.4)
     assert timings.tpot_s == pytest.approx((timings.total_s - timings.ttft_s) / 3)
+
+
+def test_the_first_token_s_time_holds_the_cache_and_the_prompt(
+    fake_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for the cache, ten for each forward call, a hundred for each choice: the clock knows nothing else."""
+    now = [0]
+    session = fake_session()
+
+    def spends(seconds: int, work: Any) -> Any:
+        def spend(*arguments: Any) -> Any:
+            now[0] += seconds
+            return work(*arguments)
+
+        return spend
+
+    def forward(*arguments: Any) -> Any:
+        logits = compute(*arguments)
+        logits.argmax = spends(100, logits.argmax)
+        return logits
+
+    compute = spends(10, session.forward)
+    monkeypatch.setattr(session, "forward", forward)
+    monkeypatch.setattr(session, "reset", spends(1, session.reset))
+    monkeypatch.setattr("llmc.runtimes.timings.time.perf_counter_ns", lambda: now[0] * 1_000_000_000)
+    stream = Generator(session).stream([[1, 2, 3]], max_tokens=3, prefill_chunk=1)
+    now[0] += 5000  # nobody has asked for a token yet
+    timings = stream.run().timings
+    assert timings.ttft_s == pytest.approx(1 + 3 * 10 + 100)
+    assert timings.itl_s == pytest.approx([110, 110])
 
 
 def test_one_token_has_no_tpot(fake_session: Any) -> None:

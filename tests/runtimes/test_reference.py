@@ -190,6 +190,23 @@ def test_a_capacity_can_be_filled() -> None:
         session.forward(np.zeros((2, 1), dtype=np.int64), np.array([1, 0]))
 
 
+def test_a_chunk_without_any_token() -> None:
+    """Lengths that were read before stay what they were."""
+    session = TransformersSession(make_model("llama"))
+    session.reset(2, 16)
+    before = session.lengths
+    logits = session.forward(np.zeros((2, 3), dtype=np.int64), np.array([0, 0]))
+    assert logits.host().shape == (2, 3, 160)
+    session.forward(np.zeros((2, 1), dtype=np.int64))
+    assert (before.tolist(), session.lengths.tolist()) == ([0, 0], [1, 1])
+
+
+def test_a_model_in_training_is_put_into_evaluation() -> None:
+    model = make_model("llama").train()
+    TransformersSession(model)
+    assert not model.training
+
+
 @pytest.mark.parametrize("lengths", [[1, 3], [-1, 1], [1], [1, 1, 1]])
 def test_lengths_that_fit_no_chunk(lengths: list[int]) -> None:
     session = TransformersSession(make_model("llama"))

@@ -194,6 +194,30 @@ def test_draws_follow_the_distribution(fields: dict[str, float]) -> None:
     assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() < 1.95 / np.sqrt(len(draws))  # Kolmogorov, p = 0.001
 
 
+LARGE = random_logits(4, 262_144, spread=0.3)
+"""So flat that sums in float32, one token after the other, would be off by hundreds of tokens."""
+
+
+def test_top_p_of_a_flat_vocabulary_is_as_exact_as_float64() -> None:
+    weights = np.sort(np.exp(LARGE.astype(np.float64)))[::-1]
+    mass = np.cumsum(weights) / weights.sum()
+    for top_p, fields in ((0.3, {}), (0.9, {}), (0.999, {}), (0.9, {"top_k": 262_143})):
+        tokens, _ = filter_tokens(LARGE, SamplingParams(temperature=1.0, top_p=top_p, **fields))
+        assert abs(tokens.size - 1 - np.searchsorted(mass, top_p)) <= 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 262_143}, {"min_p": 1e-6}])
+def test_draws_of_a_flat_vocabulary_are_as_exact_as_float64(
+    fields: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mass = np.cumsum(np.exp(LARGE.astype(np.float64)))
+    mass /= mass[-1]
+    sampler = Sampler(SamplingParams(temperature=1.0, **fields), LARGE.size, [0])
+    for uniform in (0.1, 0.37, 0.5, 0.81, 0.999):
+        monkeypatch.setattr("llmc.runtimes.sampling.random_uniform", lambda *_, uniform=uniform: uniform)
+        assert abs(sampler.sample(LARGE, 0, 0) - np.searchsorted(mass, uniform)) <= 2
+
+
 def test_draws_are_what_they_were() -> None:
     """A request gives the same text in every release: upper 53 bits of Philox 4x64's first word at step + 1.
 

@@ -11,6 +11,8 @@ from llmc.runtimes.bench import load as load_module
 from llmc.runtimes.bench.bandwidth import measure_read_bandwidth
 from llmc.runtimes.bench.load import LoadMeter, other_load
 
+from .bench.fake_nvml import FakeNvml
+
 X86 = (
     "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
 )
@@ -149,6 +151,19 @@ def test_last_level_cache(tmp_path):
     assert machine.last_level_cache_bytes(1, tmp_path) == 512 << 10
 
 
+@pytest.mark.parametrize("refused", ["nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetMaxClockInfo"])
+def test_a_question_that_a_gpu_does_not_answer_is_0(monkeypatch, refused):
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    whole = machine.describe_gpus()[0]
+    assert (whole.sm_clock_mhz, whole.memory_clock_mhz, whole.power_limit_w) == (1980, 2619, 700)
+    monkeypatch.setattr(nvml, refused, lambda *arguments: nvml._answer(None))
+    (gpu,) = machine.describe_gpus()
+    assert (gpu.name, gpu.memory_bytes, gpu.driver) == (whole.name, whole.memory_bytes, whole.driver)
+    clocks, power = (0, 700) if "Clock" in refused else (1980, 0)
+    assert (gpu.sm_clock_mhz, gpu.power_limit_w) == (clocks, power)
+
+
 def test_load_is_what_is_busy_and_not_ours(monkeypatch):
     samples = iter([(0.0, 10.0, 1.0), (2.0, 13.0, 2.5)])
     monkeypatch.setattr(load_module, "usable_cpus", lambda: frozenset({0, 1}))
@@ -159,9 +174,7 @@ def test_load_is_what_is_busy_and_not_ours(monkeypatch):
 
 
 def test_own_children_are_not_other_load(monkeypatch):
-    child = subprocess.Popen(
-        [sys.executable, "-c", "import time\ne = time.time() + 0.5\nwhile time.time() < e: pass"]
-    )
+    child = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"])
     before = load_module._own_cpu_seconds()
     child.wait()  # its time must not be lost when it ends
     assert load_module._own_cpu_seconds() - before > 0.1

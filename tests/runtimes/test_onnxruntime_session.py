@@ -171,6 +171,18 @@ def test_rows_of_a_shared_cache_begin_at_slot_0() -> None:
         assert session.lengths.tolist() == [len(row) for row in held]
 
 
+def test_a_fused_mask_says_what_is_held_and_what_is_new() -> None:
+    """Row sums and sums over the last columns; a kernel takes no row without a token, so an empty one has one."""
+    session = open_session(STATES, fused=True)
+    session.reset(3, 16)
+    mask = session._fused_mask(np.array([2, 0, 3]), 3, False)
+    assert mask.sum(axis=1).tolist() == [2, 1, 3]
+    feed(session, [[1, 2], [], [3, 1, 2]])
+    mask = session._fused_mask(np.array([0, 0, 1]), 2, False)
+    assert (mask.sum(axis=1).tolist(), mask[:, -2:].sum(axis=1).tolist()) == ([2, 1, 4], [0, 1, 1])
+    assert mask.shape == (3, 5)
+
+
 def test_one_row_of_a_shared_cache_to_its_last_slot() -> None:
     """Whole chunks, which need no mask of their own, and padded ones, whose columns must fit, too."""
     session = open_shared()

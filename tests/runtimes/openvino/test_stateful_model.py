@@ -12,7 +12,7 @@ import pytest
 from llmc.compiler.errors import EngineError
 from llmc.runtimes.openvino.stateful_model import _refusal, read_stateful
 
-from .tiny_graph import KV_HEADS, OUTPUTS, STATE, WIDTH, WINDOWS, attend, save
+from .tiny_graph import HEADS, KV_HEADS, OUTPUTS, STATE, WIDTH, WINDOWS, attend, save
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 
@@ -57,6 +57,17 @@ def test_the_form_that_the_plugin_fuses(model: Any) -> None:
     expected = {"ScaledDotProductAttention": layers, "ReadValue": 2 * layers + 1, "Assign": 2 * layers + 1}
     assert {kind: count[kind] for kind in expected} == expected
     assert (count["Tile"], count["Pad"], count["IsNaN"], count["Select"]) == (0, 0, 0, 2)
+
+
+def test_a_group_s_key_stands_beside_itself(model: Any) -> None:
+    """[batch, kv_heads, group, slots, width], whose second and third dimension become heads. The plugin that fuses
+    it takes any order for this one, so numbers do not tell."""
+    shapes = [
+        [-1 if dim.is_dynamic else dim.get_length() for dim in node.get_output_partial_shape(0)]
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Broadcast" and len(node.get_output_partial_shape(0)) == 5
+    ]
+    assert shapes == [[-1, KV_HEADS, HEADS // KV_HEADS, -1, WIDTH]] * 2 * len(WINDOWS)
 
 
 def test_rows_are_picked_of_every_state(model: Any) -> None:

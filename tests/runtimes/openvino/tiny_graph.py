@@ -1,7 +1,7 @@
 """A tiny decoder of standard operators as OpenVINO's reader gets it, and the same in NumPy.
 
-Three layers, of which the second sees two tokens; two query heads a key; and a state that is no cache: twice the one
-before and the chunk's first token. Queries, keys and values are looked up by the token, so no layer needs another.
+Three layers, of which the second sees two tokens; three query heads a key; and a state that is no cache: twice the
+one before and the chunk's first token. Queries, keys and values are looked up by the token, so no layer needs another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-VOCAB, HEADS, KV_HEADS, WIDTH, STATE = 8, 4, 2, 4, 3
+VOCAB, HEADS, KV_HEADS, WIDTH, STATE = 8, 6, 2, 4, 3
 WINDOWS = (0, 2, 0)
 """Tokens that a layer sees, its own included; 0: all."""
 OUTPUTS = len(WINDOWS) * HEADS * WIDTH + STATE

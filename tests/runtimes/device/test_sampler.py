@@ -16,6 +16,7 @@ from llmc.runtimes.device.draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_t
 from llmc.runtimes.device.sampler import MAX_TOP_K, build_sampler, supports, uniforms
 from llmc.runtimes.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
 
+from . import sampler_steps
 from .sampler_steps import FILTERS, GRAPHS, STATE, TYPES, Steps, random_logits
 
 Array = np.ndarray[Any, Any]
@@ -157,6 +158,56 @@ def test_broken_and_finished_rows_get_no_token(params: SamplingParams, dtype: st
     assert 0 <= tokens[6] < vocab
     assert graph.log[0].tolist() == tokens.tolist()
     assert graph.seqlens_k.tolist() == [1, 2, 3, 4, 5, 5, 7]
+
+
+def with_nan_last(*arguments: Any, **options: Any) -> onnx.ModelProto:
+    """The sampler on a runtime whose TopK puts NaN behind all others; ONNX Runtime's on the CPU puts it first."""
+    model = build_sampler(*arguments, **options)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "TopK" and node.input[0] in ("logits", model.graph.node[1].output[0]):
+            nodes.append(onnx.helper.make_node("IsNaN", [node.input[0]], ["is nan"]))
+            nodes.append(onnx.helper.make_node("Where", ["is nan", "least", node.input[0]], ["sorted"]))
+            node.input[0] = "sorted"
+        nodes.append(node)
+    assert len(nodes) == len(model.graph.node) + 2
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(onnx.helper.make_tensor("least", TensorProto.FLOAT, [], [-np.inf]))
+    return model
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 5}, {"top_k": 5, "top_p": 0.9}, {"top_p": 0.9}], ids=str)
+def test_nan_that_is_no_candidate_is_seen(fields: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_steps, "build_sampler", with_nan_last)
+    logits = random_logits(0, 3, 1031)
+    logits[[0, 2], [5, 1030]] = np.nan
+    tokens = Steps(SamplingParams(temperature=0.7, **fields), 1031, 3)(logits)
+    assert tokens[[0, 2]].tolist() == [-1, -1]
+    assert tokens[1] >= 0
+
+
+def test_a_set_that_reaches_top_p_exactly_takes_no_more() -> None:
+    """Four equally likely tokens, of which two are half: the highest ids, as on the host."""
+    row = np.full(700, -np.inf, np.float32)
+    row[[3, 300, 301, 650]] = 0.5
+    draws = np.linspace(0, 1 - 2.0**-24, 40)[None]
+    for fields in ({"top_p": 0.5}, {"top_p": 0.5, "top_k": 9}):
+        params = SamplingParams(temperature=1.0, **fields)
+        assert filter_tokens(row, params)[0].tolist() == [301, 650]
+        drawn = Steps(params, 700, 40, steps=1, draws=draws)(np.tile(row, (40, 1)))
+        assert sorted(set(drawn.tolist())) == [301, 650]
+
+
+@pytest.mark.parametrize("vocab", [1031, 2053])
+def test_no_token_behind_the_vocabulary_is_drawn(vocab: int) -> None:
+    """Primes, whose blocks are padded; logits far below 0, so that padding of 0 would have all the mass."""
+    draws = np.linspace(0, 1 - 2.0**-24, 300)[None]
+    drawn = Steps(SamplingParams(temperature=1.0), vocab, 300, steps=1, draws=draws)(
+        np.full((300, vocab), -9.0, np.float32)
+    )
+    assert abs(drawn - np.floor(draws[0] * vocab)).max() <= 1
+    assert drawn.max() == vocab - 1
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2.0**-24])

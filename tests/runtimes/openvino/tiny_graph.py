@@ -1,7 +1,7 @@
 """A tiny decoder of standard operators as OpenVINO's reader gets it, and the same in NumPy.
 
 Three layers, of which the second sees two tokens; three query heads a key; and a state that is no cache: twice the
-one before and the chunk's first token. Queries, keys and values are looked up by the token, so no layer needs another.
+one before and the chunk's first token. Queries, keys and values are looked up by token: no layer needs another.
 """
 
 from __future__ import annotations

@@ -275,6 +275,8 @@ def test_logits_of_every_position(folder: Path, tmp_path: Path, eager: Any) -> N
     session.reset(1, 20)
     with pytest.raises(EngineError, match="a chunk of 9 tokens is more than the 8"):
         session.forward(np.full((1, 9), 5, np.int64))
+    made = session.forward(np.arange(5, 13)[None]).host()[0]
+    close_to(made, whole_logits(eager, list(range(5, 13))))
     session.close()
 
 

@@ -12,7 +12,7 @@ from llmc.runtimes.device.decode_loop import LOOKAHEAD, DecodeLoop
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
 from llmc.runtimes.sampling import Sampler, SamplingParams
 
-from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, open_tiny, reference, rows_of
+from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, LaggingDevice, open_tiny, reference, rows_of
 
 STEPS = 14
 SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)
@@ -80,6 +80,26 @@ def test_a_most_likely_token_is_found_where_a_loop_had_finished_a_row(session: D
     loop.tokens(1)
     assert prefill(session).tolist() == expected
     assert min(expected) >= 0
+
+
+@pytest.fixture
+def lagging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
+    """A session whose copies to the host arrive when somebody waits for them."""
+    opened = open_tiny(tmp_path_factory, device=LaggingDevice())
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED])
+def test_tokens_are_read_after_they_have_arrived(
+    session: DeviceSession, lagging: DeviceSession, params: SamplingParams
+) -> None:
+    """The first ones and each step's; so is what the runs before the recording change and is put back."""
+    made = []
+    for opened in (session, lagging):
+        first, loop = begin(opened, params=params, steps=8)
+        made.append([first.tolist(), *(loop.tokens(step).tolist() for step in range(1, 8))])
+    assert made[0] == made[1]
 
 
 def test_the_seed_is_not_in_what_is_recorded(session: DeviceSession) -> None:

@@ -21,7 +21,16 @@ from llmc.runtimes.sampling import SamplingParams
 from ...end_to_end.oracle import load_eager, whole_logits
 from ...end_to_end.tiny import shared_model
 from ...shared import Shared
-from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, compiled, open_tiny, reference, rows_of
+from ..tiny_engine import (
+    PROMPTS,
+    TOLERANCE,
+    CountingDevice,
+    LaggingDevice,
+    compiled,
+    open_tiny,
+    reference,
+    rows_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,17 @@ def test_ragged_prompts_in_chunks_and_decode_steps(session: DeviceSession, width
         assert kept.tolist() == [len(row) for row in text]
         if step == 2:
             close_to(made, reference(session, text))
+
+
+def test_logits_are_read_after_they_have_arrived(
+    session: DeviceSession, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lagging, made = open_tiny(tmp_path_factory, device=LaggingDevice()), []
+    for opened in (session, lagging):
+        opened.reset(3, 20)
+        made.append(opened.forward(*rows_of(PROMPTS)).host().copy())
+    assert np.array_equal(*made)
+    lagging.close()
 
 
 def test_a_row_of_length_0_keeps_its_state(session: DeviceSession) -> None:

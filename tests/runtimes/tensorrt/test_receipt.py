@@ -150,6 +150,13 @@ def test_half_of_what_unpacking_adds_gives_it_away(kind: str, packed: int, unpac
     assert find_unpacked(receipt, int((half_way + 1) * 2**20)) is not None
 
 
+def test_what_an_engine_holds_twice_is_not_unpacked() -> None:
+    """In MiB: 300 would be added, so 150 give it away, beyond the 100 that are there for rows and for products."""
+    packed = Receipt("int4", (), {"int4": 100 << 20}, 100 << 20, {}, ())
+    assert find_unpacked(packed, (100 + 100 + 149) << 20) is None
+    assert find_unpacked(packed, (100 + 100 + 151) << 20) is not None
+
+
 def test_a_small_engine_s_overhead_gives_nothing_away() -> None:
     """64 MiB beyond the weights are what any engine may have."""
     tiny = Receipt("int4", (), {"int4": 1 << 20}, 0, {}, ())

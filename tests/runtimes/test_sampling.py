@@ -210,12 +210,15 @@ def test_top_p_of_a_flat_vocabulary_is_as_exact_as_float64() -> None:
 def test_draws_of_a_flat_vocabulary_are_as_exact_as_float64(
     fields: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mass = np.cumsum(np.exp(LARGE.astype(np.float64)))
+    """One token at 0, all others at -1.1: float32 adds their weight to a large sum with the same error each time."""
+    logits = np.full(LARGE.size, -1.1, dtype=np.float32)
+    logits[0] = 0
+    mass = np.cumsum(np.exp(logits.astype(np.float64)))
     mass /= mass[-1]
-    sampler = Sampler(SamplingParams(temperature=1.0, **fields), LARGE.size, [0])
+    sampler = Sampler(SamplingParams(temperature=1.0, **fields), logits.size, [0])
     for uniform in (0.1, 0.37, 0.5, 0.81, 0.999):
         monkeypatch.setattr("llmc.runtimes.sampling.random_uniform", lambda *_, uniform=uniform: uniform)
-        assert abs(sampler.sample(LARGE, 0, 0) - np.searchsorted(mass, uniform)) <= 2
+        assert abs(sampler.sample(logits, 0, 0) - np.searchsorted(mass, uniform)) <= 2
 
 
 def test_draws_are_what_they_were() -> None:

@@ -37,7 +37,9 @@ def test_two_subjects_alternate_and_compare(make_subject, bandwidth):
     assert slow.tpot_ms.minimum >= 8
     assert fast.itl_ms.count == 3 * (case.gen - 1)
     assert slow.decode_tokens_per_s.median <= case.batch * 1000 / 8
+    assert slow.decode_tokens_per_s.median == pytest.approx(case.batch * 1000 / slow.tpot_ms.median)
     assert fast.prefill_tokens_per_s.maximum <= case.batch * case.prompt / 0.004
+    assert fast.prefill_tokens_per_s.maximum == pytest.approx(case.batch * case.prompt / fast.ttft_s.minimum)
     assert slow.peak_rss_bytes - fast.peak_rss_bytes > 100 << 20
     assert all(subject.load_s.count == 2 for subject in report.subjects)
 

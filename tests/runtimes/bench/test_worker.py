@@ -1,12 +1,14 @@
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import llmc.runtimes.bench.protocol as protocol
-from llmc.compiler.errors import EngineError
+from llmc.compiler.errors import EngineError, UsageError
+from llmc.runtimes.bench import protocol, worker
 from llmc.runtimes.bench.protocol import RunRequest, memory_status
 from llmc.runtimes.bench.worker import SessionTarget
 
@@ -59,6 +61,82 @@ def test_times_are_those_of_the_calls(fake):
     assert times.first_token_s >= 0.03
     assert min(times.step_s) >= 0.01
     assert min(times.step_s) < 0.03
+
+
+class Queueing:
+    """A session whose ``forward`` queues a second of work a token, and whose ``argmax`` waits for it."""
+
+    def __init__(self, session):
+        self.session, self.info = session, session.info
+        self.now, self.queued, self.fed = 100.0, 0.0, []
+
+    def reset(self, batch, capacity):
+        self.now += 1000
+        self.session.reset(batch, capacity)
+
+    def forward(self, ids):
+        self.fed.append(ids.tolist())
+        self.queued += ids.shape[1]
+        logits = self.session.forward(ids)
+        return SimpleNamespace(argmax=lambda: self.wait() or logits.argmax())
+
+    def wait(self):
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+@pytest.fixture
+def queueing(fake, monkeypatch):
+    """``queueing(request, **options)``: what a run of such a session takes, and what it was fed."""
+
+    def run(request, **options):
+        session = Queueing(fake.FakeSession(**{"prefill_ms": 0, "step_ms": 0, **options}))
+        monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: session.now))
+        target = SessionTarget(lambda directory, threads: session)
+        target.open("anything", None)
+        return target.run(request), session.fed
+
+    return run
+
+
+@pytest.mark.parametrize("profiles", [[], [[1, 1], [2, 4]]])
+def test_the_clock_stops_when_the_work_is_done_and_allocation_is_not_timed(queueing, profiles):
+    times, _ = queueing(RunRequest(prompt=10, gen=4, batch=2, warm_steps=3), profiles=profiles)
+    assert times.first_token_s == 10
+    assert times.step_s == (1, 1, 1)
+
+
+def test_a_run_is_fed_the_request_s_tokens(queueing):
+    """Rows by rows; warm-up steps take the prompt's columns in turn, and never more than the cache holds."""
+    request = RunRequest(prompt=2, gen=4, batch=3, seed=9, warm_steps=50)
+    _, fed = queueing(request)
+    prompt, steps = request.prompt_tokens(32), request.step_tokens(32)
+    columns = [[[row[step % 2]] for row in prompt] for step in range(5)]
+    assert fed == [*columns, prompt, *([[token] for token in tokens] for tokens in steps)]
+
+
+def test_a_case_that_just_fills_the_context(fake):
+    request = RunRequest(prompt=5, gen=4, batch=1, warm_steps=0)
+    assert run(fake, request, max_context=8)[1][1] == ("reset", 1, 8)
+    with pytest.raises(UsageError, match=r"prompt 5 \+ gen 4 needs 8 slots, the engine has 7"):
+        run(fake, request, max_context=7)
+
+
+def test_info_is_plain(fake):
+    """What JSON cannot hold is told as text."""
+    session = fake.FakeSession()
+    session.info = replace(session.info, details={"path": Path("x"), "count": 3})
+    info = SessionTarget(lambda directory, threads: session).open("anything", None)
+    assert info["details"] == {"path": "x", "count": "3"}
+    assert (info["vocab_size"], info["weight_bytes"]) == (32, 1_000_000)
+
+
+def test_closing_twice_is_closing_once(fake):
+    session = fake.FakeSession()
+    target = SessionTarget(lambda directory, threads: session)
+    target.open("anything", None)
+    target.close()
+    target.close()
+    assert session.calls == [("close",)]
 
 
 def test_run_before_open():

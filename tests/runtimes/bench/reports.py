@@ -1,0 +1,81 @@
+"""A report with made-up figures, each of them another number."""
+
+from __future__ import annotations
+
+from llmc.runtimes.bench.bandwidth import Bandwidth
+from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.bench.gpu import GpuLoad
+from llmc.runtimes.bench.results import (
+    BenchCase,
+    BenchOptions,
+    BenchReport,
+    BenchResult,
+    Comparison,
+    SubjectRecord,
+)
+from llmc.runtimes.bench.summary import Percentiles, Summary
+from llmc.runtimes.machine import GpuDescription, MachineFingerprint
+
+MACHINE = MachineFingerprint(
+    cpu_model="Some CPU",
+    physical_cores=6,
+    logical_cpus=12,
+    isa=("avx2", "amx_int8"),
+    last_level_cache_bytes=1 << 20,
+    memory_bytes=48 << 30,
+    operating_system="Linux 6",
+    architecture="x86_64",
+    python="3.11.7",
+    packages={"numpy": "2.0"},
+    gpus=(GpuDescription("NVIDIA Fake", 80 << 30, "580.1", 1980, 2619, 700),),
+)
+CASE = BenchCase(12, 5, 3)
+
+
+def make_report(*, on_gpu: bool = True, threads: int | None = None) -> BenchReport:
+    """Two subjects and one case; the first subject runs on a GPU where there is one."""
+    mine = BenchResult(
+        label="mine",
+        case=CASE,
+        ttft_s=Summary(0.0125, 0.010, 0.025, 3),
+        prefill_tokens_per_s=Summary(2880.0, 1440.0, 3600.0, 3),
+        tpot_ms=Summary(20.0, 10.0, 40.0, 3),
+        itl_ms=Percentiles(21.0, 22.0, 23.0, 24.0, 12),
+        decode_tokens_per_s=Summary(150.0, 75.0, 300.0, 3),
+        peak_rss_bytes=200 << 20,
+        step_bytes=1435,
+        bandwidth_share=0.42,
+        other_load=Summary(0.0, 0.0, 0.0, 3),
+        device_peak_bytes=300 << 20 if on_gpu else None,
+        joules_per_token=Summary(3.0, 1.0, 5.0, 3) if on_gpu else None,
+        power_w=Summary(42.0, 24.0, 60.0, 3) if on_gpu else None,
+    )
+    other = BenchResult(
+        label="other",
+        case=CASE,
+        ttft_s=Summary(0.5, 0.5, 0.5, 1),
+        prefill_tokens_per_s=Summary(72.0, 72.0, 72.0, 1),
+        tpot_ms=Summary(80.0, 80.0, 80.0, 1),
+        itl_ms=Percentiles(81.0, 82.0, 83.0, 84.0, 4),
+        decode_tokens_per_s=Summary(37.5, 37.5, 37.5, 1),
+        peak_rss_bytes=None,
+        step_bytes=0,
+        bandwidth_share=None,
+        other_load=Summary(0.0, 0.0, 0.0, 1),
+    )
+    return BenchReport(
+        machine=MACHINE,
+        bandwidth=Bandwidth(Summary(10e9, 9e9, 11e9, 5), threads=4, buffer_bytes=1 << 30, cache_bytes=1 << 20),
+        options=BenchOptions(runs=3, threads=threads),
+        subjects=(
+            SubjectRecord("mine", "dir/mine", {"x": 1}, Summary(1.5, 1.0, 3.0, 3), 100),
+            SubjectRecord("other", "dir/other", {"x": 2}, Summary(2.5, 2.5, 2.5, 1), 200),
+        ),
+        results=(mine, other),
+        comparisons=(Comparison("mine", "other", CASE, "decode", (4.0, 2.0, 8.0), Summary(4.0, 2.0, 8.0, 3)),),
+        other_load_before=0.25,
+        other_load_after=0.5,
+        warnings=("first", "second"),
+        copy_bandwidth=CopyBandwidth(Summary(2000e9, 1000e9, 3000e9, 7), 1 << 30, 50 << 20) if on_gpu else None,
+        gpu_load=(GpuLoad(0.1, 100, 1), GpuLoad(None, None, 2)) if on_gpu else None,
+    )

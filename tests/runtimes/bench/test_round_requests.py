@@ -1,0 +1,188 @@
+"""Who is asked what and when by a benchmark's rounds, and what is kept of the answers; time is made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmc.compiler.errors import EngineError
+from llmc.runtimes.bench import rounds
+from llmc.runtimes.bench.analysis import Peak, Sample
+from llmc.runtimes.bench.gpu import EnergyCurve
+from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+from llmc.runtimes.bench.rounds import Rounds, Steps, count_steps
+from llmc.runtimes.bench.summary import Summary
+
+from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
+
+
+def measure(
+    subjects: list[Subject], cases: list[BenchCase], *, sampler: Any = None, **options: Any
+) -> tuple[Rounds, list[tuple[str, int, int]]]:
+    """A whole measurement, and what it announced."""
+    announced: list[tuple[str, int, int]] = []
+    chosen = BenchOptions(**options)
+    steps = Steps(count_steps(subjects, cases, chosen), lambda *step: announced.append(step))
+    bench = Rounds(subjects, cases, chosen, steps, sampler)
+    bench.measure()
+    assert [number for _, number, _ in announced] == list(range(1, steps.total + 1))
+    assert not any(worker.is_open for worker in rounds.WorkerProcess.workers)  # type: ignore[attr-defined]
+    return bench, announced
+
+
+def test_interleaved(office: Office) -> None:
+    """Memory in a process for each case; one worker a subject, warmed up for all cases; then case by case in turn."""
+    measure([A, B], [ONE, TWO], runs=2, seed=40, warm_steps=7)
+    alone = [
+        step
+        for number, (label, prompt) in enumerate([("a", 4), ("a", 9), ("b", 4), ("b", 9)], start=1)
+        for step in [
+            (number, label, "open", None, None),
+            (number, label, "run", prompt, 40),
+            (number, label, "memory", None, None),
+        ]
+    ]
+    a, b = (5, "a"), (6, "b")
+    opened = [(*who, "open", None, None) for who in (a, b)]
+    warm = [(*who, "run", prompt, 40) for who in (a, b) for prompt in (4, 9)]
+    timed = [(*who, "run", prompt, seed) for seed in (40, 41) for prompt in (4, 9) for who in (a, b)]
+    assert office.told("prompt", "seed") == [*alone, *opened, *warm, *timed]
+
+
+def test_one_at_a_time(office: Office) -> None:
+    """Half of the rounds, then the others' and the second half in reverse; memory is noted in the first visit."""
+    measure([A, B], [ONE, TWO], runs=3, warm_steps=7, one_at_a_time=True)
+    first = [
+        ("open", None, None),
+        *(step for prompt in (4, 9) for step in [("run", prompt, 0), ("memory", None, None)]),
+    ]
+    again = [("open", None, None), ("run", 4, 0), ("run", 9, 0)]
+
+    def turns(*seeds: int) -> list[tuple[str, int, int]]:
+        return [("run", prompt, seed) for seed in seeds for prompt in (4, 9)]
+
+    assert office.told("prompt", "seed") == [
+        *((1, "a", *what) for what in [*first, *turns(0, 1)]),
+        *((2, "b", *what) for what in [*first, *turns(0, 1, 2)]),
+        *((3, "a", *what) for what in [*again, *turns(2)]),
+    ]
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_without_memory_no_process_is_started_for_it(office: Office, one_at_a_time: bool) -> None:
+    bench, announced = measure([A], [ONE, TWO], runs=2, measure_memory=False, one_at_a_time=one_at_a_time)
+    assert bench.peaks == {}
+    assert len(office.workers) == 1
+    assert not any(command == "memory" for _, _, command, _ in office.asked)
+    assert [what for what, _, _ in announced] == [
+        *("a, pp4+tg3: warm-up", "a, pp9+tg5 x2: warm-up"),
+        *("a, pp4+tg3: run 1 of 2", "a, pp9+tg5 x2: run 1 of 2"),
+        *("a, pp4+tg3: run 2 of 2", "a, pp9+tg5 x2: run 2 of 2"),
+    ]
+
+
+def test_workers_get_what_was_asked_for(office: Office) -> None:
+    measure([A], [TWO], runs=1, seed=40, warm_steps=7, threads=3)
+    assert [fields for _, _, command, fields in office.asked if command == "open"] == [
+        {"path": "a", "threads": 3}
+    ] * 2
+    wanted = {"prompt": 9, "gen": 5, "batch": 2, "seed": 40, "warm_steps": 7}
+    assert [fields for _, _, command, fields in office.asked if command == "run"] == [wanted] * 3
+
+
+def test_samples_are_those_of_the_rounds_in_their_order(office: Office) -> None:
+    bench, _ = measure([A, B], [ONE], runs=3, seed=10)
+    assert bench.samples == {
+        ("a", ONE): [Sample(float(11 + turn), (0.5, 0.5), pytest.approx(0.1 + 0.2 * turn)) for turn in range(3)],
+        ("b", ONE): [Sample(float(11 + turn), (0.5, 0.5), pytest.approx(0.2 + 0.2 * turn)) for turn in range(3)],
+    }
+
+
+def test_a_subject_is_known_by_its_first_opening_and_loaded_in_each(office: Office) -> None:
+    bench, _ = measure([A, B], [ONE, TWO], runs=1)
+    record = bench.opened["b"].record()
+    assert record.base_rss_bytes == 30
+    assert record.load_s == Summary(4.0, 3.0, 6.0, 3)
+
+
+def test_peaks_are_those_of_each_cases_process(office: Office) -> None:
+    bench, _ = measure([A, B], [ONE, TWO], runs=1)
+    peaks = {("a", ONE): 1001, ("a", TWO): 1002, ("b", ONE): 1003, ("b", TWO): 1004}
+    assert bench.peaks == {key: Peak(size, None) for key, size in peaks.items()}
+
+
+def test_idle_workers_are_known_by_their_busiest_round(office: Office) -> None:
+    """CPU seconds in the two seconds of another's run; what a worker uses in its own runs does not count."""
+    office.spent["a"] = iter([9.0, 9.0, 1.5, 0.5])  # the first two while the other is warmed up
+    bench, _ = measure([A, B], [ONE, TWO], runs=1, measure_memory=False)
+    assert bench.idle_share == {"a": 0.75, "b": 0.0}
+
+
+def test_what_a_worker_says_of_window_and_energy_is_kept(office: Office) -> None:
+    office.said["a", "run"] = {"decode_window": [5, 7], "energy_j": 8.0}
+    bench, _ = measure([A], [ONE], runs=1)
+    assert bench.samples["a", ONE] == [Sample(1.0, (0.5, 0.5), 0.1, (5.0, 7.0), 8.0)]
+
+
+def test_energy_that_was_measured_outside_is_put_into_the_samples(office: Office) -> None:
+    on_cuda(office, "a")
+    office.said["a", "run"] = {"decode_window": [5, 7], "energy_j": 8.0}
+    watcher = Watcher(office)
+    watcher.energy = EnergyCurve([4.0, 5.0, 6.0, 8.0], [0.0, 1.0, 3.0, 5.0])
+    bench, _ = measure([A], [ONE], sampler=watcher, runs=1)
+    assert bench.samples["a", ONE] == [Sample(1.0, (0.5, 0.5), 0.1, (5.0, 7.0), 3.0)]
+
+
+def commands(office: Office) -> list[str]:
+    return [command for _, _, command, _ in office.asked]
+
+
+def test_the_gpu_is_watched_from_before_a_worker_opens_until_its_memory_is_known(office: Office) -> None:
+    on_cuda(office, "a")
+    watcher = Watcher(office)
+    watcher.peak = 7000
+    bench, _ = measure([A], [ONE], sampler=watcher, runs=1)
+    assert commands(office) == [
+        *("watch", "follow 1", "open", "run", "memory", "peak", "watched"),
+        *("open", "run", "watch", "run", "watched"),
+    ]
+    assert bench.peaks["a", ONE] == Peak(1001, 7000)
+
+
+def test_one_at_a_time_memory_is_left_alone_while_rounds_are_timed(office: Office) -> None:
+    on_cuda(office, "a")
+    measure([A], [ONE], sampler=Watcher(office), runs=2, one_at_a_time=True)
+    assert commands(office) == [
+        *("watch", "follow 1", "open", "run", "memory", "peak", "unfollow", "run", "run", "watched"),
+    ]
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_the_gpu_rests_where_a_subject_does_not_use_it(office: Office, one_at_a_time: bool) -> None:
+    bench, _ = measure([A], [ONE], sampler=Watcher(office), runs=1, one_at_a_time=one_at_a_time)
+    found = commands(office)
+    assert found[:6] == ["watch", "follow 1", "open", "rest", "run", "memory"]
+    assert found.count("watch") == 1
+    assert "peak" not in found
+    assert bench.on_cuda == frozenset()
+
+
+def test_device_memory_is_what_was_seen_else_what_the_worker_says(office: Office) -> None:
+    on_cuda(office, "a")
+    office.said["a", "memory"] = office.said["b", "memory"] = {"device_bytes": 9000}
+    watcher = Watcher(office)
+    for seen, kept in ((7000, 7000), (None, 9000)):
+        watcher.peak = seen
+        bench, _ = measure([A, B], [ONE], sampler=watcher, runs=1)
+        assert (bench.peaks["a", ONE].device_bytes, bench.peaks["b", ONE].device_bytes) == (kept, None)
+    assert bench.on_cuda == {"a"}
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_the_first_failure_ends_everything(office: Office, one_at_a_time: bool) -> None:
+    office.said["b", "run"] = {"error": "out of memory"}
+    with pytest.raises(EngineError, match="b: out of memory"):
+        measure([A, B], [ONE], runs=1, measure_memory=False, one_at_a_time=one_at_a_time)
+    assert not any(worker.is_open for worker in office.workers)
+    assert office.workers[-1].failure

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +20,8 @@ class Runtime(ModuleType):
     def __init__(self):
         super().__init__("cuda.bindings.runtime")
         self.now, self.events, self.allocated, self.free = 0.0, [], {}, 8 << 30
-        self.copied, self.refuse = [], False
+        self.copied, self.refuse, self.cache = [], False, 50 << 20
+        self.written, self.waited, self.destroyed = set(), set(), set()
 
     def cudaMemGetInfo(self):  # noqa: N802
         return (35, None, None) if self.refuse else (0, self.free, 16 << 30)
@@ -28,7 +30,7 @@ class Runtime(ModuleType):
         return 0, b"insufficient driver"
 
     def cudaDeviceGetAttribute(self, attribute, device):  # noqa: N802
-        return 0, 50 << 20
+        return 0, self.cache
 
     def cudaMalloc(self, size):  # noqa: N802
         if size > self.free:
@@ -39,6 +41,8 @@ class Runtime(ModuleType):
 
     def cudaMemset(self, pointer, value, size):  # noqa: N802
         assert self.allocated[pointer] == size
+        assert value != 0
+        self.written.add(pointer)
         return (0,)
 
     def cudaFree(self, pointer):  # noqa: N802
@@ -48,6 +52,7 @@ class Runtime(ModuleType):
     def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802
         assert target != source
         assert kind == 3
+        assert {source, target} <= self.written
         slow = 2 if len(self.copied) < 10 else 1
         self.copied.append(size)
         self.now += slow * size / 1e9
@@ -62,12 +67,15 @@ class Runtime(ModuleType):
         return (0,)
 
     def cudaEventSynchronize(self, event):  # noqa: N802
+        self.waited.add(event)
         return (0,)
 
     def cudaEventElapsedTime(self, begin, end):  # noqa: N802
+        assert end in self.waited
         return 0, (self.events[end] - self.events[begin]) * 1e3
 
     def cudaEventDestroy(self, event):  # noqa: N802
+        self.destroyed.add(event)
         return (0,)
 
 
@@ -89,6 +97,24 @@ def test_bytes_read_and_written_count_and_the_first_pass_does_not(runtime):
     assert found.cache_bytes == 50 << 20
     assert runtime.copied == [1 << 30] * 40
     assert set(runtime.allocated.values()) == {0}, "both buffers are freed"
+    assert runtime.destroyed == set(range(8))
+
+
+def test_the_buffer_is_eight_times_a_large_cache(runtime):
+    runtime.cache, runtime.free = 256 << 20, 64 << 30
+    assert measure_copy_bandwidth(passes=1).buffer_bytes == 2 << 30
+
+
+def test_a_buffer_that_is_asked_for_is_taken_as_it_is(runtime):
+    assert measure_copy_bandwidth(buffer_bytes=3 << 30, passes=1).buffer_bytes == 3 << 30
+    assert runtime.copied == [3 << 30] * 20
+
+
+def test_what_was_allocated_is_freed_when_the_second_buffer_is_refused(runtime):
+    runtime.cudaMalloc = lambda size, malloc=runtime.cudaMalloc: (2, None) if runtime.allocated else malloc(size)
+    with pytest.raises(EngineError, match="insufficient driver"):
+        measure_copy_bandwidth(passes=1)
+    assert list(runtime.allocated.values()) == [0]
 
 
 def test_the_buffer_leaves_room(runtime):
@@ -128,6 +154,23 @@ def test_a_process_of_its_own(monkeypatch, caplog):
     monkeypatch.setattr(copy_bandwidth, "COMMAND", (sys.executable, "-c", code))
     assert copy_bandwidth_of_device() is None
     assert "was not measured: no device" in caplog.text
+    monkeypatch.setattr(copy_bandwidth, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    assert copy_bandwidth_of_device() is None
+    assert "was not measured: no message" in caplog.text
+    monkeypatch.setattr(copy_bandwidth, "COMMAND", ("/no/such/python",))
+    assert copy_bandwidth_of_device() is None
+    assert "No such file" in caplog.text
+
+
+def test_a_process_that_hangs_is_given_up(monkeypatch, caplog):
+    def run(command, *, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(
+        copy_bandwidth, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    )
+    assert copy_bandwidth_of_device() is None
+    assert "timed out after 120" in caplog.text
 
 
 def test_no_passes(runtime):

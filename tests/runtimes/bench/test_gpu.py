@@ -1,9 +1,10 @@
 import sys
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from llmc.runtimes.bench import gpu as gpu_module
 from llmc.runtimes.bench.gpu import EnergyCurve, Gpu, GpuLoad, GpuSampler, is_on_cuda, open_gpu, pci_bus_id
 from llmc.runtimes.machine import describe_gpus
 
@@ -78,6 +79,19 @@ def test_energy_between_two_moments_of_a_staircase():
     assert EnergyCurve().between(1, 2) is None
 
 
+def test_a_window_needs_two_readings_and_may_end_at_one():
+    curve = EnergyCurve()
+    for moment, joules in [(10.0, 5.0), (11.0, 7.0), (12.0, 10.0), (13.0, 20.0)]:
+        curve.add_total(moment, joules)
+    assert curve.joules == [5.0, 7.0, 10.0, 20.0]
+    assert curve.between(10.0, 11.0) == 2.0, "from the first reading to the second"
+    assert curve.between(12.0, 13.0) == 10.0, "to the last reading"
+    assert curve.between(10.5, 12.5) == 9.0
+    assert curve.between(10.5, 11.9) is None, "one reading between"
+    assert curve.between(9.999, 13.0) is None
+    assert curve.between(10.0, 13.001) is None
+
+
 def test_energy_from_power():
     curve = EnergyCurve()
     curve.add_power(1.0, 100, None)
@@ -147,9 +161,95 @@ def test_memory_is_asked_for_while_a_process_is_followed(gpu, nvml):
     assert sampler.peak_bytes() is None
 
 
+@pytest.fixture
+def by_hand(monkeypatch):
+    """No thread runs: samples are taken by calls. What a watch did, in order; the time is what the test sets."""
+    made = SimpleNamespace(told=[], now=0.0, takes=0.0)
+
+    def moment():
+        made.now += made.takes
+        return made.now
+
+    def thread(**options):
+        return SimpleNamespace(start=lambda: made.told.append("start"), join=lambda: made.told.append("join"))
+
+    def event():
+        return SimpleNamespace(set=lambda: made.told.append("stop"), wait=lambda period: True)
+
+    clock = SimpleNamespace(time=moment, sleep=lambda seconds: made.told.append(f"sleep {seconds}"))
+    monkeypatch.setattr(gpu_module, "time", clock)
+    monkeypatch.setattr(gpu_module, "threading", SimpleNamespace(Event=event, Thread=thread))
+    return made
+
+
+def test_a_watch_lasts_until_the_last_window_has_a_reading_after_its_end(gpu, by_hand):
+    sampler = GpuSampler(gpu, tail_s=0.25)
+    with sampler.watching():
+        by_hand.told.append("body")
+    assert by_hand.told == ["start", "body", "sleep 0.25", "stop", "join"]
+    by_hand.told.clear()
+    with sampler.watching():
+        sampler.rest()
+    assert by_hand.told == ["start", "stop", "join"]
+    by_hand.told.clear()
+    with pytest.raises(KeyboardInterrupt), sampler.watching():
+        raise KeyboardInterrupt
+    assert by_hand.told == ["start", "stop", "join"]
+
+
+def test_a_reading_counts_for_the_middle_of_the_question(gpu, nvml, by_hand):
+    sampler = GpuSampler(gpu)
+    nvml.millijoules, by_hand.now, by_hand.takes = 1500, 10.0, 0.5
+    sampler._sample_energy()
+    assert (sampler.energy.times, sampler.energy.joules) == ([10.75], [1.5])
+
+
+def test_power_is_not_integrated_over_the_pause_between_two_watches(gpu, nvml, by_hand):
+    nvml.millijoules = None
+    sampler = GpuSampler(gpu)
+    for moments, watts in (((1.0, 2.0), 100), ((10.0, 12.0), 50)):
+        nvml.milliwatts = watts * 1000
+        with sampler.watching():
+            for by_hand.now in moments:
+                sampler._sample_energy()
+    assert sampler.energy.times == [1.0, 2.0, 10.0, 12.0]
+    assert sampler.energy.joules == [0.0, 100.0, 100.0, 200.0]
+
+
+def test_a_question_without_an_answer_is_no_reading(gpu, nvml, by_hand):
+    sampler = GpuSampler(gpu)
+    nvml.millijoules = None
+    sampler._sample_energy()
+    assert sampler.energy.times == []
+
+
+def test_a_watch_starts_anew_in_everything(gpu, nvml, by_hand):
+    """Neither the process that was followed, nor its peak, nor what the device had, nor a rest goes on."""
+    sampler = GpuSampler(gpu)
+    with sampler.watching():
+        sampler.follow(7)
+        nvml.processes, nvml.used = {7: 500, 8: 9000}, 2000
+        sampler._sample_memory(7)
+        nvml.processes = {7: 300}
+        sampler._sample_memory(7)
+        assert sampler.peak_bytes() == 500
+        sampler.rest()
+    nvml.processes = {7: 700}
+    with sampler.watching():
+        assert sampler.peak_bytes() is None
+        sampler._loop(SimpleNamespace(wait=lambda period: True))
+        assert (sampler.peak_bytes(), len(sampler.energy.times)) == (None, 1), "it asks again, and follows nobody"
+        nvml.processes, nvml.used = {}, 2600
+        sampler._sample_memory(9)
+        nvml.used = 2400
+        sampler._sample_memory(9)
+        assert sampler.peak_bytes() == 600
+
+
 def test_which_subjects_run_on_a_gpu():
     assert is_on_cuda({"details": {"device": "cuda:0"}})
     assert is_on_cuda({"details": {"device": "CUDA"}})
+    assert is_on_cuda({"details": {"device": "cuda"}})
     assert not is_on_cuda({"details": {"device": "cpu"}})
     assert not is_on_cuda({"weight_bytes": 0})
 

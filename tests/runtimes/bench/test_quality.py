@@ -29,19 +29,20 @@ def test_equal_logits_have_no_divergence():
 
 
 def test_against_a_hand_calculation():
-    reference = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]))
-    candidate = np.log(np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]]))
+    """A pair whose divergence depends on the direction: 0.635 nats, the other way it would be 0.676."""
+    reference = np.log(np.array([[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]))
+    candidate = np.log(np.array([[0.2, 0.3, 0.5], [0.8, 0.1, 0.1]]))
     quality = compare_logits(reference, candidate, np.array([0, 0]))
-    kl = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    kl = 0.7 * math.log(0.7 / 0.2) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.5)
     assert quality.positions == 2
     assert quality.max_kl == pytest.approx(kl)
     assert quality.mean_kl.value == pytest.approx(kl / 2)
     assert quality.top1_agreement.value == 0.5
-    assert quality.max_abs_error == pytest.approx(math.log(2))
-    assert quality.reference_perplexity.value == pytest.approx((0.5 * 0.8) ** -0.5)
-    assert quality.candidate_perplexity.value == pytest.approx((0.25 * 0.8) ** -0.5)
-    assert quality.perplexity_ratio.value == pytest.approx(2**0.5)
-    assert quality.rms_delta_p.value == pytest.approx(math.sqrt(0.25**2 / 2))
+    assert quality.max_abs_error == pytest.approx(math.log(5))
+    assert quality.reference_perplexity.value == pytest.approx((0.7 * 0.8) ** -0.5)
+    assert quality.candidate_perplexity.value == pytest.approx((0.2 * 0.8) ** -0.5)
+    assert quality.perplexity_ratio.value == pytest.approx((0.7 / 0.2) ** 0.5)
+    assert quality.rms_delta_p.value == pytest.approx(math.sqrt(0.5**2 / 2))
 
 
 def test_standard_errors():

@@ -11,6 +11,8 @@ from llmc.compiler.errors import EngineError, UsageError
 from llmc.runtimes.bench import protocol, worker
 from llmc.runtimes.bench.protocol import RunRequest, memory_status
 from llmc.runtimes.bench.worker import SessionTarget
+from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.sampling import SamplingParams
 
 from ..tiny_engine import open_tiny
 
@@ -166,6 +168,73 @@ def test_peers_need_the_standard_library_only(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert all(name in allowed or name.split(".")[0] in sys.stdlib_module_names for name in names), names
+
+
+class Loop:
+    """A decode loop on a device: a step takes 3 s of the host's time, and by the device's events its number / 8."""
+
+    def __init__(self, session):
+        self.session, self.said = session, []
+        session.now += 7  # its buffers
+
+    def tokens(self, step):
+        self.said.append(("tokens", step))
+        self.session.now += 3
+
+    def step_seconds(self, step):
+        self.said.append(("seconds", step))
+        return step / 8
+
+    def close(self):
+        self.said.append("close")
+
+
+class OnDevice(DeviceSession):
+    """Everything of a session on a device that a worker asks for; a token of a prompt takes a second."""
+
+    chooses_tokens, info = True, None
+
+    def __init__(self, session):
+        self.now, self.loops, self.fed, self.resets = 100.0, [], [], []
+        self.info = session.info
+
+    def reset(self, batch, capacity):
+        self.now += 1000
+        self.resets.append((batch, capacity))
+
+    def forward(self, ids):
+        self.fed.append(ids.tolist())
+        return SimpleNamespace(argmax=lambda: self.work(ids.shape[1]))
+
+    def work(self, seconds):
+        self.now += seconds
+        return np.zeros(2, np.int64)
+
+    def decode_loop(self, first, *settings):
+        self.loops.append(Loop(self))
+        self.asked = settings
+        return self.loops[-1]
+
+
+@pytest.mark.parametrize(("warm_steps", "warmed"), [(0, 1), (2, 2), (50, 3)])
+def test_a_device_s_steps_are_timed_by_its_events_and_their_window_by_the_host(fake, monkeypatch, warm_steps, warmed):
+    """The window opens when the loop is ready and closes with the last step; a step at least is warmed up."""
+    session = OnDevice(fake.FakeSession())
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: session.now, time=lambda: session.now))
+    target = SessionTarget(lambda directory, threads: session)
+    target._session = session
+    request = RunRequest(prompt=10, gen=4, batch=2, warm_steps=warm_steps)
+    times = target.run(request)
+    assert times.first_token_s == 10
+    assert times.step_s == (1 / 8, 2 / 8, 3 / 8)
+    begin, end = times.decode_window
+    assert (end, end - begin) == (session.now, 9)
+    warm, timed = session.loops
+    assert warm.said == [("tokens", warmed), "close"]
+    assert timed.said == [*(("tokens", n) for n in (1, 2, 3)), *(("seconds", n) for n in (1, 2, 3)), "close"]
+    assert session.fed == [request.prompt_tokens(32)] * 2
+    assert session.resets == [(2, 13)] * 2
+    assert session.asked == ([True, True], SamplingParams(), [0, 1], 4)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_what_was_kept_is_used_again_but_for_the_artifact(compiler: Any, tmp_pat
 
 def test_a_compile_that_failed_leaves_nothing(compiler: Any, tmp_path: Path) -> None:
     compiler.status = 7
-    with pytest.raises(EngineError, match="the compile ended with status 7:\nthe last words$"):
+    with pytest.raises(EngineError, match=r"the compile ended with status 7:\nthe last words$"):
         measure_compile(TINY, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -77,11 +77,11 @@ def test_room_for_three_and_a_half_checkpoints(compiler: Any, tmp_path: Path) ->
     compiler.free = int(3.5 * TINY.checkpoint_bytes)
     measure_compile(TINY, tmp_path)
     compiler.free -= 1
-    with pytest.raises(ArtifactError, match="0.0 GB free, 0.0 GB are needed"):
+    with pytest.raises(ArtifactError, match=r"0\.0 GB free, 0\.0 GB are needed"):
         measure_compile(TINY, tmp_path)
     compiler.free = 4_500_000_000
     check_disk(tmp_path, 4_500_000_000)
-    with pytest.raises(ArtifactError, match="has 4.5 GB free, 9.0 GB are needed"):
+    with pytest.raises(ArtifactError, match=r"has 4\.5 GB free, 9\.0 GB are needed"):
         check_disk(tmp_path, 9_000_000_000)
 
 

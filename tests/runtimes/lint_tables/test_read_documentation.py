@@ -39,6 +39,34 @@ def test_types_and_uses_that_the_same_parser_showed() -> None:
     assert not table.operators["ScatterElements"].conditions
 
 
+def test_every_column_of_the_matrix() -> None:
+    """An operator that is not supported is absent whatever types stand behind it; types that nobody knows are none."""
+    text = MATRIX + "| Gelu | N | FP32 |\n| Odd | Y | FP16, COMPLEX |\n| Add | perhaps | FP32 |\n"
+    table = read_matrix(text, "tensorrt-12", load_table(RTX))
+    assert {"BitShift", "Gelu"} <= set(table.absent)
+    odd = table.operators["Odd"].versions
+    assert [(row.since, row.takes) for row in odd] == [(1, ("float16",))]
+    assert (table.lowest_opset, table.highest_opset, table.highest_ir) == (9, 25, 99)
+
+
+def test_what_came_after_the_matrix_is_known_by_its_release_notes() -> None:
+    table = read_matrix(MATRIX, "tensorrt-12", load_table(RTX))
+    assert table.operators["Swish"].source == "release notes of TensorRT 11.0"
+    assert table.operators["Swish"].versions[0].takes == ()
+    assert "Swish" not in table.absent
+
+
+def test_uses_that_are_refused_are_those_of_the_sister() -> None:
+    sister = load_table(RTX)
+    name = next(name for name in sister.operators if sister.operators[name].conditions and name.isalpha())
+    assert name != "ScatterElements"
+    text = MATRIX + f"| {name} | Y | FP32 |\n"
+    row = read_matrix(text, "tensorrt-12", sister).operators[name]
+    asked = sister.operators[name]
+    assert row.conditions == asked.conditions
+    assert (row.constants, row.unread) == (asked.constants, asked.unread)
+
+
 def test_sources_name_the_release() -> None:
     traps = read_matrix(MATRIX, "tensorrt-12", load_table(RTX)).traps
     assert set(traps) == set(DOCUMENTED_TRAPS)

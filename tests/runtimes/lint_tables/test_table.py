@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.errors import ArtifactError, UsageError
+from llmc.runtimes.lint_tables import table as table_module
 from llmc.runtimes.lint_tables.table import (
     FOLDER,
+    Condition,
     OperatorRow,
+    Signature,
+    TargetTable,
+    TrapRow,
     VersionRow,
     load_table,
     table_text,
@@ -90,6 +98,88 @@ def test_rows_by_version() -> None:
     assert [None if (found := row.at(since)) is None else found.since for since in (7, 13, 20, 21, 25)] == [
         *(None, 13, 13, 21, 21)
     ]
+
+
+def test_a_row_that_knows_nothing_old_enough() -> None:
+    row = OperatorRow((VersionRow(13, ("float32",)), VersionRow(21, ("int4",)), VersionRow(24, ())))
+    assert row.at(12) is None
+    assert row.at(23) == VersionRow(21, ("int4",))
+    assert row.at(99) == VersionRow(24, ())
+    assert OperatorRow(()).at(24) is None
+
+
+TABLE = TargetTable(
+    schema_version=1,
+    target="here-1",
+    title="Here 1",
+    tool="Here 1.2.3",
+    recorded="2026-03-31",
+    evidence="Recorded with Here 1.2.3: it was asked.",
+    lowest_opset=0,
+    highest_opset=25,
+    highest_ir=99,
+    operators={
+        "Zero": OperatorRow((VersionRow(1, ()),)),
+        "Add": OperatorRow(
+            versions=(
+                VersionRow(7, ("float32",), ("float16",), ("int8",), "said"),
+                VersionRow(14, ("float32", "int64")),
+            ),
+            constants=(0, 1),
+            unread=("B",),
+            conditions=(Condition("wrong", ("a=1", "b"), "test_add", "off"), Condition("refused", (), "", "no")),
+            source="a page",
+            signature=Signature(0, 1, ()),
+        ),
+    },
+    absent=("Other", "One"),
+    traps={"b": TrapRow("wrong", "runs", "off", "a page"), "a": TrapRow("runs", "runs")},
+    notes=("It rounds.",),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Tables are read from here."""
+    monkeypatch.setattr(table_module, "FOLDER", tmp_path)
+    load_table.cache_clear()
+    yield tmp_path
+    load_table.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "table", [TABLE, replace(TABLE, absent=(), notes=(), traps={}), replace(TABLE, operators={}, tool="")]
+)
+def test_a_table_is_read_as_it_was_written(folder: Path, table: TargetTable) -> None:
+    """Numbers that are 0 and empty rows stay, what is empty in a row is left out and comes back."""
+    (folder / "here-1.json").write_text(table_text(table), encoding="utf-8")
+    assert load_table("here-1") == table
+    assert table_text(load_table("here-1")) == table_text(table)
+
+
+def test_rows_are_written_by_name_one_a_line() -> None:
+    lines = table_text(TABLE).splitlines()
+    rows = [line.strip().partition(":")[0] for line in lines if line.startswith("    ")]
+    assert rows == ['"Add"', '"Zero"', '"a"', '"b"']
+    assert lines[1] == '  "absent": ["Other", "One"],'
+    zero = next(line for line in lines if '"Zero"' in line)
+    assert json.loads(zero.partition(":")[2]) == {"versions": [{"since": 1}]}
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_table_of_another_form_is_refused(folder: Path, version: int) -> None:
+    (folder / "here-1.json").write_text(table_text(replace(TABLE, schema_version=version)), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=f"has schema version {version}, not 1; record it anew"):
+        load_table("here-1")
+    (folder / "here-1.json").write_text('{"target": "here-1"}', encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"here-1\.json"):
+        load_table("here-1")
+
+
+def test_targets_are_the_files(folder: Path) -> None:
+    for name in ("b-2.json", "a-1.5.json", "notes.txt"):
+        (folder / name).write_text("{}")
+    assert targets() == ("a-1.5", "b-2")
 
 
 def test_an_unknown_target() -> None:

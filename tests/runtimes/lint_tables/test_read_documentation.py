@@ -40,7 +40,7 @@ def test_types_and_uses_that_the_same_parser_showed() -> None:
 
 
 def test_every_column_of_the_matrix() -> None:
-    """An operator that is not supported is absent whatever types stand behind it; types that nobody knows are none."""
+    """An operator that is not supported is absent whatever its types; types that nobody knows are none."""
     text = MATRIX + "| Gelu | N | FP32 |\n| Odd | Y | FP16, COMPLEX |\n| Add | perhaps | FP32 |\n"
     table = read_matrix(text, "tensorrt-12", load_table(RTX))
     assert {"BitShift", "Gelu"} <= set(table.absent)

@@ -2,7 +2,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -121,6 +121,36 @@ def test_without_onnx_the_size_is_asked(directory, monkeypatch):
     assert (facts.precision, facts.logits, facts.cache_item_bytes) == ("int4 or int8", "all", 4)
 
 
+def graph(nodes, weights):
+    """A graph of nodes (operator, inputs, attributes) over float16 and other weights (name, shape, type)."""
+    made = [helper.make_node(name, inputs, [f"y{place}"], **more) for place, (name, inputs, more) in enumerate(nodes)]
+    initializers = [numpy_helper.from_array(np.zeros(shape, dtype), name) for name, shape, dtype in weights]
+    return helper.make_graph(made, "g", [], [], initializers)
+
+
+LOOK_UP = ("Gather", ["table", "input_ids"], {})
+
+
+def test_a_table_counts_where_the_head_reads_it_too():
+    table = ("table", (40, 16), np.float16)
+    tied = graph([LOOK_UP, ("MatMul", ["x", "table"], {})], [table])
+    assert graph_facts(tied).weight_bytes == 40 * 16 * 2
+    assert graph_facts(graph([LOOK_UP], [table])).weight_bytes == 0
+    other = graph([("Gather", ["table", "positions"], {})], [table])
+    assert graph_facts(other).weight_bytes == 40 * 16 * 2
+    quantized = ("GatherBlockQuantized", ["table", "input_ids", "scales", "zeros"], {})
+    blocks = [("table", (40, 8), np.uint8), ("scales", (40, 1), np.float16), ("zeros", (40, 1), np.uint8)]
+    assert graph_facts(graph([quantized], [*blocks, ("norm", (16,), np.float16)])).weight_bytes == 32
+
+
+def test_the_precision_is_that_of_the_fewest_bits_else_of_the_most_bytes():
+    products = [("MatMulNBits", ["x", "w"], {"bits": bits}) for bits in (8, 4)]
+    assert graph_facts(graph(products, [("w", (4,), np.uint8)])).precision == "int4"
+    many = [(f"norm{place}", (4,), np.float32) for place in range(5)]
+    assert graph_facts(graph([LOOK_UP], [*many, ("w", (64, 64), np.float16)])).precision == "fp16"
+    assert graph_facts(graph([LOOK_UP], [*many, ("w", (2, 2), np.float16)])).precision == "fp32"
+
+
 def test_geometry(directory):
     geometry = read_geometry(directory)
     assert (geometry.vocab, geometry.hidden, geometry.layers) == (VOCAB, HIDDEN, 3)
@@ -155,25 +185,29 @@ class Native(ModuleType):
 
     def __init__(self):
         super().__init__("onnxruntime_genai")
-        self.calls = []
+        self.calls, self.now = [], 100.0
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *arguments, **options: Recorder(self.calls, name, arguments, options)
+        return lambda *arguments, **options: Recorder(self, name, arguments, options)
+
+
+SECONDS = {"append_tokens": 10.0, "generate_next_token": 1.0, "get_next_tokens": 2.0}
 
 
 class Recorder:
-    """An object of the library."""
+    """An object of the library; its calls take :data:`SECONDS`, others a thousand."""
 
     device_type = "CUDA"
 
-    def __init__(self, calls, name, arguments, options):
-        self.calls = calls
-        calls.append((name, *(a for a in arguments if not isinstance(a, Recorder)), *options.items()))
+    def __init__(self, library, name, arguments, options):
+        self.library = library
+        library.now += SECONDS.get(name, 1000.0)
+        library.calls.append((name, *(a for a in arguments if not isinstance(a, Recorder)), *options.items()))
 
     def __getattr__(self, name):
-        return lambda *arguments, **options: Recorder(self.calls, name, arguments, options)
+        return lambda *arguments, **options: Recorder(self.library, name, arguments, options)
 
 
 @pytest.fixture
@@ -233,6 +267,29 @@ def test_a_run_warms_rewinds_and_reads_every_token(native, directory):
     assert short.shape == (2, 2)
     assert whole.shape == (2, 5)
     assert ("rewind_to", 0) in rest
+
+
+def test_a_token_is_there_when_it_is_on_the_host(native, directory, monkeypatch):
+    clock = SimpleNamespace(perf_counter=lambda: native.now, time=lambda: native.now + 7)
+    monkeypatch.setattr(peer_genai, "time", clock)
+    target = GenaiTarget()
+    target.open(str(directory), None)
+    times = target.run(RunRequest(prompt=5, gen=4, batch=2, warm_steps=2))
+    assert times.first_token_s == 10 + 1 + 2
+    assert times.step_s == (3, 3, 3)
+    assert times.decode_window == (native.now + 7 - 9, native.now + 7)
+
+
+def test_without_a_cuda_graph_every_kernel_is_launched(native, directory):
+    info = GenaiTarget("cuda", "launches").open(str(directory), None)
+    assert ("set_provider_option", "cuda", "enable_cuda_graph", "0") in native.calls
+    assert info["details"]["cuda_graph"] is False
+
+
+def test_a_case_that_just_fills_the_context(native, directory):
+    target = GenaiTarget()
+    target.open(str(directory), None)
+    assert len(target.run(RunRequest(prompt=60, gen=4, batch=1)).step_s) == 3
 
 
 def test_a_run_without_warm_steps_starts_at_once(native, directory):

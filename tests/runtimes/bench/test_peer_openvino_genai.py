@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.runtimes.bench.peer_openvino_genai import MODEL, OpenVinoGenaiTarget, read_facts, split_times
+from llmc.runtimes.bench import peer_openvino_genai
+from llmc.runtimes.bench.peer_openvino_genai import (
+    MODEL,
+    ModelFacts,
+    OpenVinoGenaiTarget,
+    precision_of,
+    read_facts,
+    split_times,
+)
 from llmc.runtimes.bench.peers import PEERS, PeerChoice
 from llmc.runtimes.bench.protocol import RunRequest
 
@@ -142,6 +151,111 @@ def test_a_run_beyond_the_context(tmp_path: Path, native: Any) -> None:
     target.open(str(tmp_path), 1)
     with pytest.raises(RuntimeError, match="beyond the context 64"):
         target.run(RunRequest(60, 6, 1))
+
+
+FACTS = ModelFacts(40, 2, 32, 64, 77, "llmc.json", "fp32", "all")
+
+
+@pytest.fixture
+def ready(tmp_path: Path, native: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``ready(facts, backend)``: a target with a model of these facts open, and its info; what it was asked."""
+    made: Any = SimpleNamespace(asked=[], now=100.0, cut=False)
+
+    class Recording(Pipeline):
+        def generate(self, inputs: Any, config: Any) -> Any:
+            made.asked.append((inputs.ids.tolist(), config.max_new_tokens))
+            result = super().generate(inputs, config)
+            if made.cut:
+                result.tokens = [*result.tokens[:-1], result.tokens[-1][:-1]]
+            return result
+
+    def opened(facts: ModelFacts = FACTS, backend: str = "stateful") -> tuple[OpenVinoGenaiTarget, dict[str, Any]]:
+        monkeypatch.setattr(peer_openvino_genai, "read_facts", lambda library, path: facts)
+        monkeypatch.setattr(peer_openvino_genai, "time", SimpleNamespace(time=lambda: made.now))
+        target = OpenVinoGenaiTarget(backend)
+        return target, target.open(str(tmp_path), 3)
+
+    monkeypatch.setattr(native, "LLMPipeline", Recording)
+    monkeypatch.setattr(openvino, "Tensor", lambda array: array)
+    native.TokenizedInputs = lambda ids, mask: SimpleNamespace(ids=ids, mask=mask)
+    made.open, made.folder = opened, tmp_path
+    return made
+
+
+@pytest.mark.parametrize(
+    ("precision", "by_llmc", "exact"),
+    [("fp32", True, True), ("fp32", False, False), ("fp16", True, False), ("int4", True, False)],
+)
+def test_a_float32_model_of_llmcs_is_computed_in_float32(
+    ready: Any, precision: str, by_llmc: bool, exact: bool
+) -> None:
+    if by_llmc:
+        write_manifest(ready.folder)
+    _, info = ready.open(replace(FACTS, precision=precision))
+    options = Pipeline.opened[0][1]
+    assert options.get("INFERENCE_PRECISION_HINT") == ("f32" if exact else None)
+    assert options.get("KV_CACHE_PRECISION") == ("f32" if exact else None)
+    assert info["cache_bytes_per_token"] == 32 * (4 if exact else 1)
+
+
+def test_a_warm_up_is_short_and_the_run_is_whole(ready: Any) -> None:
+    target, _ = ready.open()
+    request = RunRequest(5, 4, 2, warm_steps=3)
+    target.run(request)
+    rows = request.prompt_tokens(40)
+    assert ready.asked == [([row[:2] for row in rows], 4), (rows, 4)]
+    ready.asked.clear()
+    target.run(RunRequest(5, 4, 2, warm_steps=0))
+    assert len(ready.asked) == 1
+
+
+def test_the_window_is_that_of_the_steps(ready: Any) -> None:
+    target, _ = ready.open()
+    times = target.run(RunRequest(5, 4, 1))
+    assert times.decode_window == (pytest.approx(100 - 0.006), 100.0)
+
+
+def test_a_case_that_just_fills_the_context(ready: Any) -> None:
+    target, _ = ready.open()
+    assert len(target.run(RunRequest(60, 5, 1)).step_s) == 4
+    with pytest.raises(RuntimeError, match="beyond the context 64"):
+        target.run(RunRequest(60, 6, 1))
+
+
+def test_a_row_that_was_cut_short_is_no_run(ready: Any) -> None:
+    target, _ = ready.open()
+    ready.cut = True
+    with pytest.raises(RuntimeError, match=r"GenAI made \[3, 2\] tokens, not 3 a row"):
+        target.run(RunRequest(5, 3, 2, warm_steps=0))
+
+
+def constant(kind: str, *shape: int, operator: str = "Constant") -> Any:
+    return SimpleNamespace(
+        get_type_name=lambda: operator,
+        get_element_type=lambda: SimpleNamespace(get_type_name=lambda: kind),
+        get_output_shape=lambda index: shape,
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "precision"),
+    [
+        ([constant("f32", 64, 64)], "fp32"),
+        ([constant("f32", 64, 64), constant("f16", 64, 64)], "fp16"),
+        ([constant("bf16", 64, 64)], "bf16"),
+        ([constant("f16", 64, 64), constant("i8", 64, 64)], "int8"),
+        ([constant("u8", 64, 64), constant("u4", 64, 64)], "int4"),
+        ([constant("f32", 64, 64), constant("u4", 64, 63)], "fp32"),  # 4032 elements are no weight
+        ([constant("f32", 64, 64), constant("u4", 64, 64, operator="Parameter")], "fp32"),
+    ],
+)
+def test_the_precision_is_that_of_the_smallest_large_constant(nodes: list[Any], precision: str) -> None:
+    assert precision_of(nodes) == precision
+
+
+def test_times_of_rows_that_are_recorded_by_themselves() -> None:
+    metrics = SimpleNamespace(m_new_token_times=[1.0, 1.0, 4.0, 4.0, 9.0, 9.0], m_times_to_first_token=[5_000.0, 9.0])
+    assert split_times(metrics, 3) == (0.005, (0.003, 0.005))
 
 
 def test_lost_times_are_no_times() -> None:

@@ -171,6 +171,13 @@ def test_each_variant_is_a_subject(prepared, tmp_path):
     assert on.command[:-1] == off.command[:-1] == prepared[0]
 
 
+def test_a_virtual_environment_s_python_is_started_as_it_is_named(prepared, tmp_path):
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    subjects = peer_subjects(PeerChoice("llamacpp-python", link, tmp_path), tmp_path)
+    assert {command[0] for command in (*prepared, *(subject.command for subject in subjects))} == {str(link)}
+
+
 def test_one_variant_or_the_only_one(prepared, tmp_path):
     (chosen,) = peer_subjects(PeerChoice("transformers", Path(sys.executable), tmp_path, "compile"), tmp_path)
     assert chosen.label == "transformers Q4_0, compile"

@@ -208,6 +208,28 @@ def test_progress_ends_at_the_total(engine):
     assert told[-1] == (file.size, file.size)
 
 
+def test_progress_and_room_are_those_of_all_files(tmp_path, monkeypatch):
+    tensors = [external(name, TensorProto.FLOAT, (8, 8), 0, location=f"{name}.data")[0] for name in "ab"]
+    save(tmp_path / "model.onnx", tensors)
+    room = SimpleNamespace(free=511)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    with pytest.raises(ArtifactError, match="GB are needed"):
+        write_random_weights(tmp_path)
+    room.free, told = 512, []
+    write_random_weights(tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert told == [(256, 512), (512, 512)]
+
+
+@pytest.mark.parametrize(("kind", "name", "mean"), [("INT8", "levels", 0), ("UINT8", "levels128", 128)])
+def test_levels_are_rounded_to_the_nearest(kind, name, mean):
+    """Cut, they would lie half a level lower, or nearer to 0."""
+    drawn = random_weights._draw(random_weights.Kind(kind, name), 200_000, np.random.default_rng(0))
+    exact = np.random.default_rng(0).standard_normal(200_000, dtype=np.float32) * 10 + mean
+    error = drawn.view(np.int8 if kind == "INT8" else np.uint8) - exact
+    assert np.abs(error).max() <= 0.5001
+    assert abs(error.mean()) < 0.01
+
+
 def test_a_file_that_is_there_is_kept(tmp_path):
     one(tmp_path)
     (tmp_path / DATA).write_bytes(b"precious")
@@ -247,6 +269,7 @@ def test_a_full_disk_is_named(engine, monkeypatch):
         ({"kind": TensorProto.INT64, "shape": (1,)}, r"w \(INT64\) .* keep it in the graph"),
         ({"location": "../model.onnx.data"}, "not in the graph's directory"),
         ({"location": "/etc/model.onnx.data"}, "not in the graph's directory"),
+        ({"location": "sub/../../model.onnx.data"}, "not in the graph's directory"),
         ({"length": 255}, "255 bytes, its type and shape say 256"),
     ],
 )

@@ -105,10 +105,8 @@ def test_the_checkpoints_own_type_if_it_has_16_bits(tmp_path: Path, config: Any,
 
 @pytest.mark.parametrize(("variant", "dtype"), [("fast", "auto"), ("eager", "int8")])
 def test_variants_and_types_that_there_are_not(variant: str, dtype: str) -> None:
-    with pytest.raises(ValueError, match="use .*eager"):
+    with pytest.raises(ValueError, match=f"variant '{variant}', dtype '{dtype}': use "):
         TransformersTarget(variant, dtype)
-    with pytest.raises(RuntimeError, match="run before open"):
-        TransformersTarget().run(RunRequest(1, 2, 1))
 
 
 @pytest.fixture

@@ -99,7 +99,8 @@ def test_bytes_of_a_cache_input() -> None:
     packed = CacheInput("k", "INT4", 0.5, (3, None, 5), batched=True, copies=2)
     assert packed.bytes(1, 1) == 2 * 8, "15 values of four bits"
     assert packed.bytes(2, 7) == 2 * 105
-    assert CacheInput("s", "FLOAT", 4.0, (3, None), batched=False, copies=1).bytes(9, 7) == 3 * 7 * 4
+    shared = CacheInput("s", "FLOAT", 4.0, (3, None), batched=False, copies=1)
+    assert (shared.bytes(9, 7), shared.grows) == (3 * 7 * 4, True)
     assert CacheInput("s", "FLOAT", 4.0, (3, 5), batched=True, copies=2).bytes(9, 7) == 2 * 9 * 15 * 4
 
 

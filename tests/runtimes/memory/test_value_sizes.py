@@ -123,9 +123,10 @@ def test_sizes_that_follow_from_the_inputs(nodes: str, values: str, size: float)
 
 
 def test_one_known_operand_of_two_says_nothing() -> None:
-    found = live("s = Op(x)  a = Add(s, x)  b = Concat <axis = 0> (s, x)  y = Op(a, b)")
-    assert dict(found.unknown) == {"Op": 1, "Add": 1, "Concat": 1}
-    assert words(found) == 8 + 1
+    for operands in ("s, x", "x, s"):
+        found = live(f"s = Op(x)  a = Add({operands})  b = Concat <axis = 0> ({operands})  y = Op(a, b)")
+        assert dict(found.unknown) == {"Op": 1, "Add": 1, "Concat": 1}
+        assert words(found) == 8 + 1
 
 
 def test_a_size_of_an_unknown_symbol_is_not_known() -> None:

@@ -116,6 +116,43 @@ def test_the_error_of_one_position_is_not_known() -> None:
     assert quality.top1_agreement.error == math.inf
 
 
+def test_the_error_of_two_positions_is_known() -> None:
+    """Losses 1 and 3: their standard deviation is sqrt(2), the standard error of their mean 1."""
+    quality = compare_logits(losing(1, 3), losing(2, 2), np.zeros(2, int))
+    assert quality.reference_perplexity == Estimate(pytest.approx(math.exp(2)), pytest.approx(math.exp(2)))
+
+
+def test_a_chunk_without_positions_adds_nothing() -> None:
+    nothing, none = np.zeros((0, 2)), np.zeros(0, int)
+    quality = compare_logits([losing(1), nothing, losing(3)], [losing(1), nothing, losing(3)], np.zeros(2, int))
+    assert quality.positions == 2
+    meter = PerplexityMeter()
+    meter.update(nothing, none)
+    meter.update(losing(2), np.zeros(1, int))
+    assert meter.result().value == pytest.approx(math.exp(2))
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(1, [1] * 5), (6, [2, 2, 1]), (8, [2, 2, 1]), (9, [3, 2]), (99, [5])])
+def test_no_more_than_a_block_is_in_float64_at_once(
+    monkeypatch: pytest.MonkeyPatch, elements: int, rows: list[int]
+) -> None:
+    """As many whole rows of three tokens as a block has elements for, and at least one."""
+    seen: list[int] = []
+
+    def record(values: Any) -> Any:
+        seen.append(len(values))
+        return log_softmax(values)
+
+    monkeypatch.setattr(perplexity_module, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(perplexity_module, "log_softmax", record)
+    values = np.zeros((5, 3))
+    PerplexityMeter().update(values, np.zeros(5, int))
+    assert seen == rows
+    seen.clear()
+    LogitsComparison().update(values, values)
+    assert seen == [count for count in rows for _ in range(2)]
+
+
 def test_no_change_of_any_probability_has_no_error() -> None:
     quality = compare_logits(losing(1, 2), losing(1, 2), np.zeros(2, int))
     assert quality.rms_delta_p == Estimate(0.0, 0.0)
@@ -152,6 +189,7 @@ def test_a_single_number_that_is_not_finite_is_refused(block: int, bad: float, s
         compare_logits(*pair)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_no_perplexity(block: int, bad: float) -> None:
     values = logits(*P)

@@ -125,6 +125,7 @@ def test_another_version_where_its_definition_takes_the_test() -> None:
     assert older.model.ir_version == 10
     assert made.model.opset_import[0].version == 23
     assert at_version(made, 11) is None, "axes were an attribute"
+    assert at_version(case("Cast", {"x": X}, to=1, saturate=1), 13) is None, "an attribute that came later"
     half = case("Add", {"x": X.astype(np.float16), "b": X}, opset=14)
     assert at_version(half, 14) is None, "types that contradict each other"
 

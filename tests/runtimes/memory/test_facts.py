@@ -55,16 +55,15 @@ def manifest(details: dict[str, Any] | None = None, target: str = "cpu", **field
         sliding_windows=(None,),
         tie_word_embeddings=False,
     )
-    wanted: dict[str, Any] = {"cache": "grow", "max_context": 128, **fields}
+    engine = EngineRecord("onnxruntime-cpu", None, (), details or {})
+    wanted: dict[str, Any] = {"kind": "engine", "engine": engine, "cache": "grow", "max_context": 128, **fields}
     return Manifest(
-        kind="engine",
         source=Source(name="tiny", format="safetensors", files={}, licence=None),
         model=geometry,
         target=target,
         precision="fp16",
         logits="last",
         weight_bytes=1000,
-        engine=EngineRecord("onnxruntime-cpu", None, (), details or {}),
         passes=(),
         tolerances={},
         measured={},
@@ -102,6 +101,17 @@ def test_bytes_of_a_cache_input() -> None:
     shared = CacheInput("s", "FLOAT", 4.0, (3, None), batched=False, copies=1)
     assert (shared.bytes(9, 7), shared.grows) == (3 * 7 * 4, True)
     assert CacheInput("s", "FLOAT", 4.0, (3, 5), batched=True, copies=2).bytes(9, 7) == 2 * 9 * 15 * 4
+
+
+def test_a_number_for_the_whole_cache(facts_of: Callable[..., MemoryFacts]) -> None:
+    facts = facts_of(GRAPH.replace('float[2, 1, 8] "past', 'float "past'))
+    assert facts.cache[2] == CacheInput("past_key_values.0.scale", "FLOAT", 4.0, (), batched=False, copies=1)
+    assert facts.cache[2].bytes(5, 7) == 4
+
+
+def test_a_graph_for_a_target_has_no_engine_yet(facts_of: Callable[..., MemoryFacts]) -> None:
+    facts = facts_of(kind="target", engine=None)
+    assert (facts.target, facts.engines, facts.graph_file.name) == ("cpu", None, "model.onnx")
 
 
 @pytest.mark.parametrize("unstated", ["float16[batch, 2, past, 6]", "int8[batch, 2, past, 8]"])

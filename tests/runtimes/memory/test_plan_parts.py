@@ -53,6 +53,13 @@ def test_the_inputs_name_the_sizes() -> None:
     assert plan.activations == 2 * (3 * 10 * 8 + 3 * 10 * 2)
 
 
+def test_an_input_may_state_a_number() -> None:
+    """It names no symbol; those of the other axes are known as ever."""
+    for ids in ("1, sequence", "batch, 10"):
+        plan = plan_memory(facts(graph("float16[batch, sequence]", ids=ids)), 100, 3, 10)
+        assert plan.activations == 2 * ((10 if ids[0] == "1" else 30) * 8 + 3 * 10 * 2)
+
+
 @pytest.mark.parametrize(("rows", "values"), [("1", 3 * 64), ("sequence", 3 * 10 * 64)])
 def test_logits_are_no_activation(rows: str, values: int) -> None:
     plan = plan_memory(facts(graph("float16[batch, 1]", rows)), 100, 3, 10)
@@ -163,6 +170,7 @@ BARE = "y96 = com.microsoft.MatMulNBits <K = 32, N = 96> (x, w)"
         ((WIDE,), 32 * 96 * 2),
         ((SMALL,), 32 * 8 * 4),
         ((BARE,), 32 * 96 * 4),
+        ((BARE.replace("w)", 'w, "", w)'),), 32 * 96 * 4),
         ((WIDE, SMALL), 32 * 96 * 2),
         ((SMALL, WIDE), 32 * 96 * 2),
         ((HEAD,), 0),  # one row a sequence, and one sequence
@@ -239,6 +247,12 @@ def test_weights_and_workspace_that_do_not_fit_are_beyond_help(free: int, alone:
 )
 def test_a_smaller_chunk_helps_where_it_holds_more_than_the_cache(changes: dict[str, Any], helps: bool) -> None:
     assert ("prefill chunk" in advice(replace(PLAN, **changes), 700)) == helps
+
+
+@pytest.mark.parametrize(("context", "batch"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_what_is_one_already_cannot_be_smaller(context: int, batch: int) -> None:
+    said = advice(replace(PLAN, context=context, batch=batch), 700)
+    assert ("--context" in said, "smaller batch" in said) == (context > 1, batch > 1)
 
 
 @pytest.mark.parametrize(("bits", "target", "helps"), [(16, "cuda", True), (9, "cuda", True), (8, "cuda", False)])

@@ -55,14 +55,21 @@ UNKNOWN: dict[str, tuple[Callable[..., Any], int | None]] = {
     "a window without its size": (sliding_window_causal_mask_function(4), None),
     "a window of another size": (sliding_window_causal_mask_function(4), 5),
     "a wide window of another size": (sliding_window_causal_mask_function(999), 1000),
+    "a window of one token more": (lambda b, h, q, k: (k <= q) & (q - k <= 7), 7),
+    "a wide window of one token more": (lambda b, h, q, k: (k <= q) & (q - k <= 4096), 4096),
     "causal where a window is named": (causal_mask_function, 16),
+    "causal where a wide window is named": (causal_mask_function, 4096),
+    "chunks that see what follows": (lambda b, h, q, k: q // 4 == k // 4, 4),
+    "a chunk of one token more": (chunked_causal_mask_function(8193, NONE), 8192),
     "chunks of another size": (chunked_causal_mask_function(5, NONE), 4),
     "chunks that start elsewhere": (chunked_causal_mask_function(4, NONE + 1), 4),
     "strictly before": (lambda batch, head, query, key: key < query, None),
     "a prefix that all see": (or_masks(causal_mask_function, lambda b, h, q, k: k < 4), None),
+    "a prefix beside a window": (or_masks(sliding_window_causal_mask_function(4), lambda b, h, q, k: k < 2), 4),
     "something far away": (distance_of(30), None),
     "by content": (and_masks(causal_mask_function, padding_mask_function(torch.ones(1, 9, dtype=torch.bool))), None),
     "an error": (lambda batch, head, query, key: query.nonesuch, None),
+    "an assertion": (lambda batch, head, query, key: (_ for _ in ()).throw(AssertionError("no grid")), None),
 }
 
 
@@ -71,8 +78,9 @@ def test_any_other_mask_is_unknown(name: str) -> None:
     assert identify_mask(*UNKNOWN[name]) is None
 
 
-def test_a_mask_of_fake_tensors_is_unknown() -> None:
-    with FakeTensorMode():
+@pytest.mark.parametrize("mixed", [False, True], ids=["fake tensors alone", "beside real ones"])
+def test_a_mask_of_fake_tensors_is_unknown(mixed: bool) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=mixed):
         padding = torch.ones(1, 4096, dtype=torch.bool)
         assert identify_mask(and_masks(causal_mask_function, padding_mask_function(padding)), None) is None
         assert identify_mask(causal_mask_function, None) == MaskFacts()
@@ -162,6 +170,16 @@ def test_an_unknown_mask_is_refused_only_when_it_is_used() -> None:
         call.attend(mask=unknown)
 
 
+def test_a_mask_of_an_earlier_forward_is_unknown() -> None:
+    call = Call()
+    old = call.mask()
+    call.attend(mask=old)
+    call.capture.begin(call.cache, call.capture.attention_mask)
+    assert call.capture.calls == 0
+    with pytest.raises(UnsupportedModelError, match="Attention changes its attention mask"):
+        call.attend(call.cache.new[0], old)
+
+
 def test_an_unknown_tensor_is_refused() -> None:
     call = Call()
     call.attend(position_ids=torch.zeros(BATCH, SEQ), cache_position=3, output_attentions=False)
@@ -169,12 +187,15 @@ def test_an_unknown_tensor_is_refused() -> None:
         call.attend(bias=torch.zeros(3), weights=torch.zeros(3), position_ids=torch.zeros(BATCH, SEQ))
 
 
-@pytest.mark.parametrize("by_option", [True, False])
-def test_bidirectional_attention_is_refused(by_option: bool) -> None:
+@pytest.mark.parametrize(
+    ("of_module", "of_call"), [(True, {"is_causal": False}), (False, {}), (False, {"is_causal": None})]
+)
+def test_bidirectional_attention_is_refused(of_module: bool, of_call: dict[str, Any]) -> None:
+    """Either says so; a call that says nothing does not take back what the module says."""
     call = Call()
-    call.module.is_causal = by_option
+    call.module.is_causal = of_module
     with pytest.raises(UnsupportedModelError, match="Attention is bidirectional"):
-        call.attend(**({"is_causal": False} if by_option else {}))
+        call.attend(**of_call)
 
 
 def test_keys_that_are_not_the_cache_s_are_refused() -> None:
@@ -195,6 +216,44 @@ def test_what_is_made_of_what_was_put_into_the_cache_is_kept_instead() -> None:
     # A second set of keys has no cache of its own.
     with pytest.raises(UnsupportedModelError, match="attends to other keys and values than those"):
         call.attend(call.states())
+
+
+def test_values_of_another_length_are_refused() -> None:
+    call = Call()
+    key, value = call.cache.update(*call.states(), 0)
+    with pytest.raises(UnsupportedModelError, match="attends to other keys and values than those"):
+        call.attend((key, torch.cat((value, value), 2)))
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["keys", "values"])
+def test_a_layer_that_shares_one_of_both_keeps_its_own(shared: int) -> None:
+    call = Call()
+    first, second = (call.cache.update(*call.states(), layer) for layer in range(2))
+    call.attend((first[0], second[1]) if shared == 0 else (second[0], first[1]))
+    assert set(call.cache.present) == {"1.key", "1.value"}
+
+
+def test_the_node_gets_tokens_before_heads_and_the_layer_s_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[batch, heads, seq, dim] becomes [batch, seq, heads x dim]; keys come before values."""
+    call, given = Call(), []
+    original = torch.onnx.ops.symbolic_multi_out
+
+    def record(name: str, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        given.extend(inputs)
+        return original(name, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx.ops, "symbolic_multi_out", record)
+    key, value = call.cache.update(*call.states(), 1)
+    call.attend((key, value))
+    query, keys, values, past_key, past_value, padding = given
+    for x, merged in ((call.query, query), (key, keys), (value, values)):
+        assert merged.shape[:2] == (BATCH, SEQ)
+        for head in range(x.shape[1]):
+            width = x.shape[3]
+            assert torch.equal(merged[:, :, head * width : (head + 1) * width], x[:, head])
+    assert past_key is call.cache.past["1.key"]
+    assert past_value is call.cache.past["1.value"]
+    assert padding is call.capture.attention_mask
 
 
 def test_a_layer_may_read_another_s_keys() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import (
     PROBE_BATCH,
     PROBE_SEQ,
@@ -134,7 +136,40 @@ def test_a_state_in_a_module_is_refused() -> None:
         discover(Toy(body, keeper=Keeper()))
 
 
-@pytest.mark.parametrize("shape", [(PROBE_SEQ, 4), (PROBE_BATCH,)], ids=["a table", "a vector"])
+def test_a_state_in_a_module_s_buffer_is_refused() -> None:
+    class Keeper(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("state", None, persistent=False)
+
+        def forward(self, x: torch.Tensor) -> None:
+            self.state = x[:, -1]
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        model.keeper(x)
+        fill(x, cache)
+        return Result(cache)
+
+    with pytest.raises(UnsupportedModelError, match=r"Keeper keeps a state in itself \(state\)"):
+        discover(Toy(body, keeper=Keeper()))
+
+
+def test_what_a_module_held_before_is_no_state() -> None:
+    """A table may have as many rows as the probe."""
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        fill(x, cache)
+        return Result(cache)
+
+    model = Toy(body)
+    model.table = torch.zeros(PROBE_BATCH, 4)
+    model.register_buffer("frequencies", torch.zeros(PROBE_BATCH, 4))
+    assert len(discover(model).entries) == 4
+
+
+@pytest.mark.parametrize(
+    "shape", [(PROBE_SEQ, 4), (1, PROBE_SEQ), (PROBE_BATCH,)], ids=["a table", "what all rows share", "a vector"]
+)
 def test_what_a_module_remembers_without_the_batch_is_no_state(shape: tuple[int, ...]) -> None:
     def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
         model.remembered = torch.zeros(shape)
@@ -149,6 +184,59 @@ def test_a_real_model_with_states_in_its_modules_is_refused() -> None:
         UnsupportedModelError, match=r"keeps a state in itself \(\w+\) and not in transformers' cache"
     ):
         found_cache(table_config("recurrent_gemma"))
+
+
+def test_the_types_are_those_in_the_cache() -> None:
+    """Some models keep values or states in another type than that of their weights."""
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        for layer in range(2):
+            cache.update(x[:, None].half(), x[:, None].double(), layer)
+        return Result(cache)
+
+    assert [entry.dtype for entry in discover(Toy(body)).entries] == [torch.float16, torch.float64] * 2
+
+
+def attended(*calls: tuple[str, int]) -> dict[str, tuple[int | str, ...]]:
+    """The layout of a model that puts 4 wide keys into its cache and attends to wider ones, as ``calls`` say.
+
+    ``("update", layer)`` puts keys in; ``("attend", width)`` attends to what is made of them, or to those of layer
+    -width - 1 themselves.
+    """
+    capture = AttentionCapture()
+    capture.begin(None, None)
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        kept: dict[int, Any] = {}
+        for what, number in calls:
+            if what == "update":
+                kept[number] = cache.update(x[:, None], x[:, None], number)
+                continue
+            wide = x[:, None, :, :1].expand(-1, -1, -1, max(number, 1))
+            key, value = (wide, wide) if number > 0 else kept[-number - 1]
+            capture.attention(model, key, key, value, None)
+        return Result(cache)
+
+    return shapes(discover_cache(Toy(body), FakeTensorMode(allow_non_fake_inputs=True), capture))
+
+
+def widths(*calls: tuple[str, int]) -> dict[str, int | str]:
+    return {name: shape[-1] for name, shape in attended(*calls).items() if name.endswith(".key")}
+
+
+def test_a_layer_keeps_what_its_attention_is_called_with_first() -> None:
+    both = [("update", 0), ("attend", 6), ("update", 1), ("attend", 8)]
+    assert widths(*both) == {"0.key": 6, "1.key": 8}
+    # A second attention in the same layer has nothing of its own in the cache.
+    assert widths(("update", 0), ("attend", 6), ("attend", 7), ("update", 1)) == {"0.key": 6, "1.key": 4}
+    # The layer that was written last is the one, whichever was written first.
+    again = [("update", 0), ("update", 1), ("update", 0), ("attend", 6)]
+    assert widths(*again) == {"0.key": 6, "1.key": 4}
+
+
+def test_a_layer_that_attends_to_another_s_keys_changes_nothing() -> None:
+    """The second layer's own keys are in the cache, but it reads the first one's."""
+    assert widths(("update", 0), ("attend", 6), ("update", 1), ("attend", -1)) == {"0.key": 6, "1.key": 4}
 
 
 def test_a_cache_class_of_its_own_is_refused() -> None:
@@ -219,6 +307,34 @@ def test_modules_within_one_that_keeps_a_state_are_part_of_its_step() -> None:
 def test_neighbours_keep_their_own_states() -> None:
     found = mixers(keeping(one=Keeping("recurrent"), two=Keeping("conv")))
     assert found == {"one": ["0.recurrent_state"], "two": ["0.conv_state"]}
+
+
+def test_names_that_begin_alike_are_of_different_modules() -> None:
+    """``one`` is no part of what ``one2`` is called, and neither holds the other."""
+    assert mixers(keeping(one=Keeping("recurrent"), one2=Keeping("conv"))) == {
+        "one": ["0.recurrent_state"],
+        "one2": ["0.conv_state"],
+    }
+    assert mixers(keeping(one=Keeping("recurrent"), one2=Keeping("recurrent"))) == {"": ["0.recurrent_state"]}
+
+
+def test_a_module_that_fails_has_ended() -> None:
+    """What the model does after it caught the error is its own."""
+
+    class Failing(nn.Module):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> None:
+            raise ValueError("not here")
+
+    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
+        with contextlib.suppress(ValueError):
+            model.failing(x)
+        cache.update_recurrent_state(x[:, 0], layer_idx=0)
+        return Result(cache)
+
+    model = Toy(body, failing=Failing())
+    model.config.num_hidden_layers = 1
+    model.config.layer_types = ["linear_attention"]
+    assert mixers(discover(model)) == {"": ["0.recurrent_state"]}
 
 
 def test_the_probe_leaves_no_hooks() -> None:

@@ -104,6 +104,30 @@ def test_a_decision_is_found_behind_other_errors(modeling: ModuleType) -> None:
     assert "modeling_toy.py, line 9," in str(error)
 
 
+@pytest.mark.parametrize(
+    "name", ["GuardOnDataDependentSymNode", "DataDependentOutputException", "UnsupportedOperatorException"]
+)
+def test_each_of_torch_s_errors_for_a_decision_by_content_is_known(name: str) -> None:
+    error = refusal(type(name, (RuntimeError,), {})("torch's words"), "torch could not export it")
+    assert type(error) is UnsupportedModelError
+    assert "decides by the content of tensors" in str(error)
+    assert type(refusal(RuntimeError("torch's words"), "torch could not export it")) is CaptureError
+
+
+def test_the_error_that_was_handled_first_is_the_one_that_decides(modeling: ModuleType) -> None:
+    """A modeling file's own words are found behind what torch makes of them, and behind nothing else."""
+
+    def wrapped() -> None:
+        try:
+            modeling.Layer().refuse(NotImplementedError)
+        except Exception:  # noqa: BLE001
+            raise RuntimeError("something went wrong while exporting")  # noqa: B904
+
+    assert type(refusal(raised(wrapped), "torch could not export it")) is UnsupportedModelError
+    assert type(refusal(RuntimeError("no modeling file"), "torch could not export it")) is CaptureError
+    assert type(refusal(ValueError("raised here"), "torch could not export it")) is CaptureError
+
+
 TRACE = TraceCache(CacheLayout((), 1, "past_key_values"), {}, 0, appending=False)
 CACHES = {
     "TraceCache": TRACE,
@@ -170,6 +194,22 @@ def test_inputs_and_outputs_have_the_names_that_are_given() -> None:
     assert [value.name for value in graph.inputs] == ["tokens"]
     assert [value.name for value in graph.outputs] == ["scores"]
     assert set(graph.initializers) == {"weight", "bias"}
+
+
+class Expanding(nn.Module):  # type: ignore[misc]
+    """As rotary embeddings expand their frequencies to the batch."""
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x[None].expand(positions.shape[0], -1, -1) @ positions
+
+
+def test_a_product_takes_what_it_broadcasts_by_itself() -> None:
+    batch = torch.export.Dim("batch")
+    inputs = (torch.ones(4, 1), torch.ones(3, 1, 5))
+    program = torch.export.export(Expanding(), inputs, dynamic_shapes=({}, {0: batch}), strict=False)
+    (product,) = (node for node in to_onnx(program, ["x", "positions"], ["y"]).graph if node.op_type == "MatMul")
+    producers = [value.producer() for value in product.inputs if value is not None]
+    assert not [node for node in producers if node is not None and node.op_type == "Expand"]
 
 
 def test_quiet_is_quiet_and_ends(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,20 @@ def clamped(limit: float, alpha: float, beta: float, *, interleaved: bool) -> Ca
     return gate
 
 
+def clamped_on_both_sides(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return SILU(first.clamp(-7, 7)) * second.clamp(-7, 7)
+
+
+def clamped_from_above(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return SILU(first.clamp(max=7)) * second.clamp(max=7)
+
+
+def not_used(x: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("the function of the other kind of experts")
+
+
 class Experts(nn.Module):  # type: ignore[misc]
     """What transformers' decorator makes of a layer's experts; its forward is the definition."""
 
@@ -52,7 +66,9 @@ class Experts(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.has_gate, self.has_bias, self.is_transposed = gated, biases, transposed
         self.has_post_expert_norm = post_norm
-        self._apply_gate = self.act_fn = gate
+        # Only one of them is what it computes by.
+        self.gate = gate
+        self._apply_gate, self.act_fn = (gate, not_used) if gated else (not_used, gate)
         for name, number in numbers.items():
             setattr(self, name, number)
         width = INNER * (2 if gated else 1)
@@ -74,7 +90,7 @@ class Experts(nn.Module):  # type: ignore[misc]
         return torch.stack(rows)  # type: ignore[arg-type]
 
     def one(self, x: torch.Tensor, expert: int) -> torch.Tensor:
-        y = self.product(self._apply_gate(self.product(x, self.first, expert)), "down_proj", expert)
+        y = self.product(self.gate(self.product(x, self.first, expert)), "down_proj", expert)
         return self.post_expert_norm(y) if self.has_post_expert_norm else y
 
     def product(self, x: torch.Tensor, name: str, expert: int) -> torch.Tensor:
@@ -183,8 +199,54 @@ def test_a_gate_that_cannot_be_called_is_no_gate() -> None:
     assert identify_gate(Experts(fail)) is None
 
 
+NEAR_MISSES = {
+    "clamped on both sides": Experts(clamped_on_both_sides, limit=7.0),
+    "clamped from above": Experts(clamped_from_above, limit=7.0),
+    "a limit that it does not name": Experts(clamped(5.0, 1.0, 0.0, interleaved=False)),
+    "another summand": Experts(clamped(7.0, 1.0, 0.5, interleaved=False), limit=7.0),
+    "nearly its scale": Experts(concatenated(lambda x: SILU(x) * 1.001)),
+}
+
+
+@pytest.mark.parametrize("name", list(NEAR_MISSES))
+def test_a_near_miss_is_no_gate(name: str) -> None:
+    assert identify_gate(NEAR_MISSES[name]) is None
+
+
+@pytest.mark.parametrize("name", list(UNKNOWN))
+def test_an_expert_that_is_chosen_twice_counts_twice(name: str) -> None:
+    """A token's second choice may be its first one again; the sum of both weights is what counts."""
+    module, (hidden, indices, weights) = UNKNOWN[name], example()
+    indices[:, 1] = indices[:, 0]
+    with torch.no_grad():
+        y, expected = captured_experts(module)(hidden, indices, weights), module(hidden, indices, weights)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_node_s_inputs_are_of_the_hidden_states_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router computes in float32, and some count experts in 32 bits."""
+    seen: list[Any] = []
+
+    def record(name: str, inputs: Any, attributes: Any, *, dtype: torch.dtype, shape: Any, version: int) -> Any:
+        seen.extend(x.dtype for x in inputs)
+        return torch.zeros(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.onnx.ops, "symbolic", record)
+    module = Experts(concatenated(SILU))
+    captured = captured_experts(module)
+    hidden, indices, weights = example()
+    y = captured(hidden.half(), indices.to(torch.int32), weights)
+    assert (y.dtype, y.shape) == (torch.float16, hidden.shape)
+    assert seen[:3] == [torch.float16, torch.int64, torch.float16]
+
+
 def test_other_modules_are_no_experts() -> None:
+    """All of the decorator's marks make one, not some of them, and not without the second product's weights."""
     assert not is_experts(nn.Linear(2, 2))
+    for missing in ("has_gate", "has_bias", "is_transposed", "down_proj"):
+        module = Experts(concatenated(SILU))
+        delattr(module, missing)
+        assert not is_experts(module), missing
 
 
 def test_a_real_module_and_its_forward() -> None:

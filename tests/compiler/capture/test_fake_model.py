@@ -26,7 +26,7 @@ def test_parameters_take_no_memory_and_have_the_model_s_names_and_shapes() -> No
     assert all(isinstance(parameter, FakeTensor) for parameter in found.model.parameters())
     assert all(parameter.fake_mode is found.mode for parameter in found.model.parameters())
     assert not any(parameter.requires_grad for parameter in found.model.parameters())
-    assert not found.model.training
+    assert not any(module.training for module in found.model.modules())
     assert found.tied == {}
 
 
@@ -86,6 +86,32 @@ def test_a_buffer_that_the_initializer_does_not_make_is_refused(monkeypatch: pyt
     changed_models(monkeypatch, change)
     with pytest.raises(CaptureError, match=r"does not say how the buffer model\.odd\.table of Odd is made"):
         fake(small_llama())
+
+
+def test_a_submodel_initializes_its_own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole model's initializer does not know this buffer."""
+
+    class Table(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(3, dtype=torch.int32), persistent=False)
+
+    class Submodel(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Table()
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, Table):
+                module.table.copy_(torch.tensor([5, 7, 9]))
+
+    def change(model: Any) -> None:
+        model.model.sub = Submodel()
+
+    changed_models(monkeypatch, change)
+    table = fake(small_llama()).buffers["model.sub.inner.table"]
+    assert table.tolist() == [5, 7, 9]
+    assert table.dtype == torch.int32
 
 
 def test_the_configuration_is_not_changed() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from llmc.compiler.capture.cache_layout import discover_cache
 from llmc.compiler.capture.fake_model import FakeModel
-from llmc.compiler.capture.recurrence import RecurrenceCapture
+from llmc.compiler.capture.recurrence import RecurrenceCapture, Step
 from llmc.compiler.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.operators import recurrence
 
@@ -134,21 +136,30 @@ class Mixer(nn.Module):  # type: ignore[misc]
         self.part: nn.Module = nn.Tanh()
         self.limits = (0.0, 1.0)
         for name, value in settings.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
 
-    def forward(self, x: torch.Tensor, cache: Any) -> Any:
+    def forward(self, x: torch.Tensor, cache: Any, other: torch.Tensor | None = None) -> Any:
         past = cache.get_recurrent_state(self.layer_idx) if cache.has_previous_state(self.layer_idx) else 0.0
         cache.update_recurrent_state(past + x.sum(1), layer_idx=self.layer_idx)
+        x = x if other is None else x + other
         return self.part(self.function(x.clamp(*self.limits)))
 
 
-def recurrences(*mixers: Mixer) -> RecurrenceCapture:
+Way = Callable[[Any, torch.Tensor, Any], Any]
+"""How a model calls one of its mixers: with a sequence and its cache."""
+
+
+def plainly(mixer: Any, x: torch.Tensor, cache: Any) -> Any:
+    return mixer(x, cache)
+
+
+def recurrences(*mixers: Mixer, ways: tuple[Way, ...] = ()) -> RecurrenceCapture:
     def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
-        for mixer in mixers:
-            mixer(x, cache)
+        for mixer, way in zip(mixers, ways or [plainly] * len(mixers), strict=True):
+            way(mixer, x, cache)
         return Result(cache)
 
     model = Toy(body, mixers=nn.ModuleList(mixers))
@@ -158,12 +169,25 @@ def recurrences(*mixers: Mixer) -> RecurrenceCapture:
     return RecurrenceCapture(fake, discover_cache(fake.model, fake.mode))
 
 
-def kinds(*settings: dict[str, Any]) -> int:
-    """How many bodies layers with these settings need."""
-    found = recurrences(*(Mixer(layer, **given) for layer, given in enumerate(settings)))
+@pytest.fixture
+def bodies_made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The bodies that would be exported; telling kinds of layers apart needs none of them."""
+    made: list[str] = []
+
+    def export(capture: RecurrenceCapture, module: Any, path: str, overload: str) -> Step:
+        made.append(overload)
+        return Step(overload, ())
+
+    monkeypatch.setattr(RecurrenceCapture, "_export", export)
+    return made
+
+
+def kinds(made: list[str], *settings: dict[str, Any], ways: tuple[Way, ...] = ()) -> list[str]:
+    """Which of the bodies the layers with these settings take."""
+    found = recurrences(*(Mixer(layer, **given) for layer, given in enumerate(settings)), ways=ways)
     found.prepare()
-    assert list(found.functions) == [f"Mixer_{number}" for number in range(len(found.functions))]
-    return len(found.functions)
+    assert made == [f"Mixer_{number}" for number in range(len(made))]
+    return [step.overload.removeprefix("Mixer_") for step in found._steps.values()]
 
 
 @pytest.mark.parametrize(
@@ -174,15 +198,84 @@ def kinds(*settings: dict[str, Any]) -> int:
         {"limits": (0.0, 2.0)},
         {"scale": 2.0},
         {"factor": torch.ones(4)},
+        {"sizes": [1, 2]},
+        {"name": "silu"},
     ],
     ids=lambda setting: next(iter(setting)),
 )
-def test_layers_that_differ_have_functions_of_their_own(setting: dict[str, Any]) -> None:
-    assert kinds({}, setting, {}, setting) == 2
+def test_layers_that_differ_have_functions_of_their_own(bodies_made: list[str], setting: dict[str, Any]) -> None:
+    assert kinds(bodies_made, {}, setting, {}, setting) == ["0", "1", "0", "1"]
 
 
-def test_layers_whose_buffers_have_equal_content_share_a_function() -> None:
-    assert kinds(*({"factor": torch.full((4,), value)} for value in (2.0, 2.0, 3.0))) == 2
+@pytest.mark.parametrize(
+    ("setting", "one", "other"),
+    [
+        ("factor", torch.full((4,), 2.0), torch.full((4,), 3.0)),
+        ("factor", torch.zeros(4), torch.zeros(2, 2)),
+        ("weight", nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))),
+        ("weight", nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3).half())),
+        ("sizes", [1, 2], [1, 3]),
+        ("name", "silu", "gelu"),
+    ],
+    ids=["a buffer's content", "its shape", "a weight's shape", "its type", "a list", "a name"],
+)
+def test_layers_share_a_function_where_it_is_equal(
+    bodies_made: list[str], setting: str, one: Any, other: Any
+) -> None:
+    settings = [{setting: value} for value in (one, copy.copy(one), other)]
+    assert kinds(bodies_made, *settings) == ["0", "0", "1"]
+
+
+def test_the_content_of_weights_is_no_kind(bodies_made: list[str]) -> None:
+    settings = [{"weight": nn.Parameter(torch.full((3,), value))} for value in (1.0, 2.0)]
+    assert kinds(bodies_made, *settings) == ["0", "0"]
+
+
+WAYS: dict[str, Way] = {
+    "with a second sequence": lambda mixer, x, cache: mixer(x, cache, x),
+    "of another width": lambda mixer, x, cache: mixer(x[..., :2], cache),
+}
+
+
+def test_layers_that_are_called_in_another_way_have_functions_of_their_own(bodies_made: list[str]) -> None:
+    ways = (plainly, *WAYS.values())
+    assert kinds(bodies_made, *[{}] * 6, ways=ways * 2) == ["0", "1", "2"] * 2
+
+
+def test_a_layer_that_is_not_called_a_second_time_is_refused(bodies_made: list[str]) -> None:
+    """The first probe saw it, so that it has states; how it is called the second one sees."""
+    calls = iter(range(9))
+    ways = (plainly, lambda mixer, x, cache: mixer(x, cache) if next(calls) == 0 else x)
+    with pytest.raises(UnsupportedModelError, match=r"mixers\.1 keeps a state but is never called with a sequence"):
+        recurrences(Mixer(0), Mixer(1), ways=ways).prepare()
+
+
+def test_what_a_call_gives_to_its_node(bodies_made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences, states, the mask, weights; a sequence that all rows share has as many rows as the others."""
+    seen: list[Any] = []
+
+    def record(name: str, inputs: Any, attributes: Any, *, dtypes: Any, shapes: Any, **options: Any) -> Any:
+        seen.extend(inputs)
+        return [torch.full(shape, float(number)) for number, shape in enumerate(shapes)]
+
+    mixer = Mixer(weight=nn.Parameter(torch.zeros(3)))
+    found = recurrences(mixer, ways=(lambda mixer, x, cache: mixer(x, cache, x[:1]),))
+    found.prepare()
+    found._steps["mixers.0"] = Step("Mixer_0", ("weight",))
+    cache = SimpleNamespace(past={"0.recurrent_state": torch.ones(3, 4)}, present={})
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    x, other = torch.randn(3, 5, 4), torch.randn(1, 5, 4)
+    monkeypatch.setattr(torch.onnx.ops, "symbolic_multi_out", record)
+    with found.captured(lambda: cache, lambda: mask):
+        y = mixer(x, cache, other)
+    first, second, state, valid, weight = seen
+    assert torch.equal(first, x)
+    assert torch.equal(second, other.expand(3, -1, -1))
+    assert state is cache.past["0.recurrent_state"]
+    assert valid is mask
+    assert weight is mixer.weight
+    assert torch.equal(y, torch.zeros(3, 5, 4))
+    assert torch.equal(cache.present["0.recurrent_state"], torch.ones(3, 4))
 
 
 def test_the_modules_are_as_before() -> None:

@@ -134,6 +134,35 @@ def test_norms_and_rotations_lead_to_operators() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+class Experts(nn.Module):  # type: ignore[misc]
+    """As transformers' decorator leaves one."""
+
+    has_gate, has_bias, is_transposed = False, False, False
+    down_proj, act_fn = torch.zeros(2, 4, 3), torch.relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_experts_lead_to_operators(fails: bool) -> None:
+    model = nn.Sequential(Experts(), nn.Linear(2, 2))
+
+    def use() -> None:
+        with captured_modules(model) as norms:
+            assert norms == 0
+            assert [("forward" in vars(module)) for module in model] == [True, False]
+            if fails:
+                raise ValueError("within")
+
+    if fails:
+        with pytest.raises(ValueError, match="within"):
+            use()
+    else:
+        use()
+    assert not any("forward" in vars(module) for module in model)
+
+
 class Rotary(nn.Module):  # type: ignore[misc]
     """Grows with the sequence, as transformers' embeddings of a dynamic type."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,23 @@ def test_the_graph_is_of_the_type_that_is_asked_for(dtype: ir.DataType) -> None:
     assert {value.dtype for value in graph.outputs} == {dtype}
 
 
-def test_a_model_that_branches_on_its_longest_position_is_compiled_for_short_texts() -> None:
+def test_the_example_s_sizes_differ() -> None:
+    """With the sum of past and chunk, which is a size, too."""
+    sizes = (trace.EXAMPLE_BATCH, trace.EXAMPLE_SEQ, trace.EXAMPLE_PAST, trace.EXAMPLE_SEQ + trace.EXAMPLE_PAST)
+    # 0 and 1 are constants to torch.
+    assert len({0, 1, *sizes}) == 6
+
+
+def test_a_model_that_branches_on_its_longest_position_is_compiled_for_short_texts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Its rotary frequencies change at a length; up to there they are one set, and the context ends there."""
-    found = trace_model(table_config("phimoe"), ir.DataType.FLOAT)
+    config = table_config("phimoe")
+    assert config.max_position_embeddings > 128
+    found = trace_model(config, ir.DataType.FLOAT)
     assert found.max_positions == 128
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["rotary frequencies change at 128 positions: the context ends there"]
     assert found.arithmetic is None
     assert trace_model(small_llama(), ir.DataType.FLOAT).max_positions is None
 

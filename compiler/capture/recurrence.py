@@ -60,6 +60,12 @@ class Call:
         """Axis of tokens and tensor of each sequence among ``leaves``."""
         return [(role, leaf) for leaf, role in zip(leaves, self.roles, strict=True) if isinstance(role, int)]
 
+    def constants(self) -> tuple[Any, ...]:
+        """What the step is exported with beside sequences and caches, so that equal ones are equal."""
+        leaves = [leaf for leaf, role in zip(self.leaves, self.roles, strict=True) if role == "constant"]
+        plain = (int, float, str, type(None))
+        return tuple((type(leaf), leaf if isinstance(leaf, plain) else id(leaf)) for leaf in leaves)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -131,9 +137,9 @@ class RecurrenceCapture:
     def _key(self, module: torch.nn.Module, path: str) -> tuple[Any, ...]:
         tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(module).items())
         buffers = tuple((name, _content(b)) for name, b in module.named_buffers() if not _is_fake(b))
-        roles = tuple(self._calls[path].roles)
+        call = self._calls[path]
         states = tuple(e.shape for e in self.layout.mixers[path])
-        return (tensors, buffers, _settings(module), roles, states)
+        return (tensors, buffers, _settings(module), tuple(call.roles), call.constants(), states)
 
     def _export(self, module: torch.nn.Module, path: str, overload: str) -> Step:
         import torch

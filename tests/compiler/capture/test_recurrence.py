@@ -141,9 +141,12 @@ class Mixer(nn.Module):  # type: ignore[misc]
             else:
                 setattr(self, name, value)
 
-    def forward(self, x: torch.Tensor, cache: Any, other: torch.Tensor | None = None) -> Any:
+    def forward(
+        self, x: torch.Tensor, cache: Any, other: torch.Tensor | None = None, factor: float | None = None
+    ) -> Any:
         past = cache.get_recurrent_state(self.layer_idx) if cache.has_previous_state(self.layer_idx) else 0.0
         cache.update_recurrent_state(past + x.sum(1), layer_idx=self.layer_idx)
+        x = x if factor is None else x * factor
         x = x if other is None else x + other
         return self.part(self.function(x.clamp(*self.limits)))
 
@@ -234,12 +237,14 @@ def test_the_content_of_weights_is_no_kind(bodies_made: list[str]) -> None:
 WAYS: dict[str, Way] = {
     "with a second sequence": lambda mixer, x, cache: mixer(x, cache, x),
     "of another width": lambda mixer, x, cache: mixer(x[..., :2], cache),
+    "with a constant": lambda mixer, x, cache: mixer(x, cache, factor=2.0),
+    "with another constant": lambda mixer, x, cache: mixer(x, cache, factor=3.0),
 }
 
 
 def test_layers_that_are_called_in_another_way_have_functions_of_their_own(bodies_made: list[str]) -> None:
     ways = (plainly, *WAYS.values())
-    assert kinds(bodies_made, *[{}] * 6, ways=ways * 2) == ["0", "1", "2"] * 2
+    assert kinds(bodies_made, *[{}] * 10, ways=ways * 2) == ["0", "1", "2", "3", "4"] * 2
 
 
 def test_a_layer_that_is_not_called_a_second_time_is_refused(bodies_made: list[str]) -> None:

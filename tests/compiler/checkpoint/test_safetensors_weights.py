@@ -37,7 +37,7 @@ def write_raw(path: Path, header: dict[str, Any], data: bytes) -> None:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("single")
-    save_file(TENSORS, directory / SINGLE_NAME)
+    save_file(TENSORS, directory / SINGLE_NAME, {"format": "pt"})
     return directory
 
 
@@ -73,6 +73,37 @@ def test_reads_every_dtype_and_shape(single: Path) -> None:
 @settings(deadline=None, max_examples=60)
 def test_row_ranges_are_slices(single: Path, name: str, start: int, stop: int | None) -> None:
     np.testing.assert_array_equal(SafetensorsWeights(single).read(name, start, stop), TENSORS[name][start:stop])
+
+
+# Source: the format's documentation; for each dtype a value and its little-endian bytes.
+CODES: dict[str, tuple[Any, Any, bytes]] = {
+    "BOOL": (np.bool_, True, b"\x01"),
+    "U8": (np.uint8, 200, b"\xc8"),
+    "I8": (np.int8, -56, b"\xc8"),
+    "U16": (np.uint16, 65000, b"\xe8\xfd"),
+    "I16": (np.int16, -536, b"\xe8\xfd"),
+    "U32": (np.uint32, 4294967294, b"\xfe\xff\xff\xff"),
+    "I32": (np.int32, -2, b"\xfe\xff\xff\xff"),
+    "U64": (np.uint64, 2**64 - 2, b"\xfe" + b"\xff" * 7),
+    "I64": (np.int64, -2, b"\xfe" + b"\xff" * 7),
+    "F16": (np.float16, 1.5, b"\x00\x3e"),
+    "BF16": (ml_dtypes.bfloat16, 1.5, b"\xc0\x3f"),
+    "F32": (np.float32, 1.5, b"\x00\x00\xc0\x3f"),
+    "F64": (np.float64, 1.5, b"\x00" * 6 + b"\xf8\x3f"),
+    "F8_E4M3": (ml_dtypes.float8_e4m3fn, 448.0, b"\x7e"),
+    "F8_E5M2": (ml_dtypes.float8_e5m2, 1.5, b"\x3e"),
+    "F8_E8M0": (ml_dtypes.float8_e8m0fnu, 4.0, b"\x81"),
+}
+
+
+@pytest.mark.parametrize("code", list(CODES))
+def test_every_code_is_its_type(tmp_path: Path, code: str) -> None:
+    dtype, value, data = CODES[code]
+    header = {"x": {"dtype": code, "shape": [2], "data_offsets": [0, 2 * len(data)]}}
+    write_raw(tmp_path / SINGLE_NAME, header, 2 * data)
+    read = SafetensorsWeights(tmp_path).read("x")
+    assert read.dtype == dtype
+    assert read.astype(object).tolist() == [value, value]
 
 
 def test_float8_is_read(tmp_path: Path) -> None:
@@ -117,6 +148,39 @@ def test_truncated_file_states_both_sizes(single: Path, tmp_path: Path) -> None:
         SafetensorsWeights(tmp_path)
 
 
+# In another order than their bytes; two of them share some.
+UNORDERED = {
+    "last": {"dtype": "U8", "shape": [3], "data_offsets": [5, 8]},
+    "first": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},
+    "whole": {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]},
+}
+
+
+def test_tensors_are_where_their_offsets_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_raw(tmp_path / SINGLE_NAME, UNORDERED, bytes(range(8)))
+    weights = SafetensorsWeights(tmp_path)
+    assert {name: weights.read(name).tolist() for name in weights.tensors()} == {
+        "first": [0, 1, 2, 3],
+        "last": [5, 6, 7],
+        "whole": [0, 1, 2, 3, 4],
+    }
+    assert not caplog.records
+
+
+def test_the_tensor_that_ends_last_says_how_long_the_file_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_raw(tmp_path / SINGLE_NAME, UNORDERED, bytes(7))
+    size = (tmp_path / SINGLE_NAME).stat().st_size
+    with pytest.raises(CheckpointError, match=f"truncated: {size + 1} bytes expected, {size} found"):
+        SafetensorsWeights(tmp_path)
+    write_raw(tmp_path / SINGLE_NAME, UNORDERED, bytes(10))
+    SafetensorsWeights(tmp_path)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith("has 2 bytes after its last tensor")
+
+
 def test_truncated_header(single: Path, tmp_path: Path) -> None:
     (tmp_path / SINGLE_NAME).write_bytes((single / SINGLE_NAME).read_bytes()[:50])
     with pytest.raises(CheckpointError, match=r"header alone needs .* the file has 50"):
@@ -149,6 +213,32 @@ def test_offsets_that_disagree_with_the_shape(tmp_path: Path) -> None:
         SafetensorsWeights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [([1], [-4, 0]), ([-1, -2], [0, 8]), ([1], [0, 8]), ([1], [4, 0])],
+    ids=["before the data", "negative dimensions", "more than the shape", "the wrong way round"],
+)
+def test_offsets_and_shapes_that_none_can_have(tmp_path: Path, shape: list[int], offsets: list[int]) -> None:
+    header = {"x": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
+    write_raw(tmp_path / SINGLE_NAME, header, bytes(8))
+    with pytest.raises(CheckpointError, match=r"broken safetensors header: x is F32"):
+        SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (100_000_000, "is truncated: its header alone needs 100000008 bytes"),
+        (100_000_001, "is not a safetensors file"),
+    ],
+)
+def test_a_header_has_at_most_100_million_bytes(tmp_path: Path, length: int, message: str) -> None:
+    """Source: the format's own limit."""
+    (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", length) + b"{}")
+    with pytest.raises(CheckpointError, match=message):
+        SafetensorsWeights(tmp_path)
+
+
 def test_unknown_dtype_is_named(tmp_path: Path) -> None:
     header = {"x": {"dtype": "F6_E9", "shape": [4], "data_offsets": [0, 3]}}
     write_raw(tmp_path / SINGLE_NAME, header, bytes(3))
@@ -164,9 +254,57 @@ def test_tensor_that_only_the_index_has(sharded: Path) -> None:
         SafetensorsWeights(sharded)
 
 
+SHARDS = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+
+
+def test_tensor_that_is_in_another_shard_than_the_index_says(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_NAME).read_text())
+    index["weight_map"]["half"] = SHARDS[0]
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"half is not in .*{SHARDS[0]}, where {INDEX_NAME} puts it"):
+        SafetensorsWeights(sharded)
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_of_a_tensor_that_both_shards_have_the_index_names_the_one(tmp_path: Path, shard: int) -> None:
+    """What the index does not name is not there."""
+    for number, name in enumerate(SHARDS):
+        arrays = {"x": np.full(2, number, np.float32), f"only{number}": np.zeros(1), "surplus": np.zeros(1)}
+        save_file(arrays, tmp_path / name)
+    weight_map = {"x": SHARDS[shard], "only0": SHARDS[0], "only1": SHARDS[1]}
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    weights = SafetensorsWeights(tmp_path)
+    assert weights.read("x").tolist() == [shard, shard]
+    assert weights.tensors()["x"].file == SHARDS[shard]
+    assert list(weights.tensors()) == ["only0", "only1", "x"]
+
+
+def test_an_index_goes_before_a_single_file(sharded: Path) -> None:
+    save_file({"other": np.zeros(3, np.float32)}, sharded / SINGLE_NAME)
+    weights = SafetensorsWeights(sharded)
+    assert "other" not in weights.tensors()
+    assert [path.name for path in weights.files] == SHARDS
+
+
+def test_each_missing_shard_is_seen(sharded: Path) -> None:
+    (sharded / SHARDS[0]).unlink()
+    with pytest.raises(CheckpointError, match=rf"^{SHARDS[0]} of 2 shards is missing .* 2 of 5 tensors"):
+        SafetensorsWeights(sharded)
+    (sharded / SHARDS[1]).unlink()
+    with pytest.raises(CheckpointError, match=rf"^{SHARDS[0]} and 1 more of 2 shards is missing"):
+        SafetensorsWeights(sharded)
+
+
 @pytest.mark.parametrize(
     "index",
-    ["{", "{}", '{"weight_map": {}}', '{"weight_map": {"x": "../../etc/passwd"}}', '{"weight_map": {"x": 1}}'],
+    [
+        '{"weight_map": {"x": "a.safetensors", "y": "../a.safetensors"}}',
+        "{",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"x": "../../etc/passwd"}}',
+        '{"weight_map": {"x": 1}}',
+    ],
 )
 def test_broken_index(tmp_path: Path, index: str) -> None:
     (tmp_path / INDEX_NAME).write_text(index)
@@ -174,9 +312,10 @@ def test_broken_index(tmp_path: Path, index: str) -> None:
         SafetensorsWeights(tmp_path)
 
 
-def test_pickle_is_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin, a pickle, .* runs the code .* safetensors"):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickle_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=rf"{name}, a pickle, .* runs the code .* safetensors"):
         SafetensorsWeights(tmp_path)
 
 

@@ -38,7 +38,9 @@ def check_shapes(
     """
     infos = weights.tensors()
     found = {name: name if name in infos else None for name in expected}
-    for name, source in [*tied.items(), *((source, name) for name, source in tied.items())]:
+    pairs = list(tied.items())
+    # Once more in the end: what filled the source may be another parameter that is tied to it.
+    for name, source in [*pairs, *((source, name) for name, source in pairs), *pairs]:
         if name in found and found[name] is None:
             found[name] = found.get(source)
     missing = [name for name, tensor in found.items() if tensor is None]

@@ -105,3 +105,52 @@ def test_tied_parameters_of_different_values(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(CheckpointError, match=message):
         check_shapes(source, EXPECTED, TIED)
     assert source.largest == 24
+
+
+def twins(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> dict[str, str]:
+    shapes = {"one": one.shape, "other": other.shape}
+    return check_shapes(CountedWeights({"one": one, "other": other}), shapes, {"one": "other"})
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_each_row_of_tied_parameters_is_compared(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
+    monkeypatch.setattr(validation, "_COMPARED", 3)
+    changed = np.zeros((4, 3), np.float32)
+    changed[row, 2] = 1
+    assert twins(changed, changed.copy()) == {"one": "other", "other": "other"}
+    with pytest.raises(CheckpointError, match="has different values for them"):
+        twins(np.zeros((4, 3), np.float32), changed)
+
+
+def test_tied_parameters_are_compared_as_bytes_of_one_type() -> None:
+    """A NaN equals itself; zeros of another type, or of another sign, do not."""
+    nan = np.array([[np.nan, 1]], np.float32)
+    assert twins(nan, nan.copy())["one"] == "other"
+    zeros = np.zeros((1, 2), np.float32)
+    for other in (np.zeros((1, 2), np.int32), -zeros):
+        with pytest.raises(CheckpointError, match="has different values for them"):
+            twins(zeros, other)
+
+
+def test_tied_numbers() -> None:
+    one, two = np.array(1, np.float32), np.array(2, np.float32)
+    assert twins(one, one.copy())["one"] == "other"
+    with pytest.raises(CheckpointError, match="has different values for them"):
+        twins(one, two)
+
+
+@pytest.mark.parametrize("held", ["a", "b", "c"])
+def test_of_three_tied_parameters_any_one_fills_the_others(held: str) -> None:
+    expected = dict.fromkeys("abc", (2,))
+    assert check_shapes(Shapes({held: (2,)}), expected, {"b": "a", "c": "a"}) == dict.fromkeys("abc", held)
+
+
+def test_every_disagreeing_shape_is_counted() -> None:
+    expected = dict.fromkeys("abcde", (2, 3))
+    with pytest.raises(CheckpointError, match=r"b is \[3, 2\].*c is.*d is .* and 1 more; 4 tensors of 5 disagree"):
+        check_shapes(Shapes({"a": (2, 3)} | dict.fromkeys("bcde", (3, 2))), expected, {})
+
+
+def test_three_missing_tensors_are_all_named() -> None:
+    with pytest.raises(CheckpointError, match=r"3 tensors of 3 .* are not in the checkpoint: a, b, c; check"):
+        check_shapes(Shapes({"x": (2,)}), dict.fromkeys("abc", (2,)), {})

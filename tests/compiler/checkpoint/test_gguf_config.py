@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.checkpoint import gguf_config
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
-from llmc.compiler.errors import UnsupportedModelError
+from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 
 def reference(path: Path) -> dict[str, Any]:
@@ -61,3 +62,89 @@ def test_lost_rope_scaling_is_logged(tiny_llama_gguf: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "llmc"):
         read_gguf_config(scaled)
     assert "yarn" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ({"llama.rope.scaling.type": "none"}, None),
+        ({"llama.rope.scaling.type": "linear"}, "tiny.gguf scales its rotary frequencies (linear)"),
+        ({"gemma.rope.scaling.type": "yarn"}, None),
+    ],
+)
+def test_what_is_no_scaling_is_not_warned_of(
+    tiny_llama_gguf: Path, caplog: pytest.LogCaptureFixture, added: dict[str, str], said: str | None
+) -> None:
+    header = read_gguf_header(tiny_llama_gguf)
+    with caplog.at_level(logging.WARNING, "llmc"):
+        read_gguf_config(dataclasses.replace(header, metadata=header.metadata | added))
+    assert len(caplog.messages) == (said is not None)
+    if said is not None:
+        assert caplog.messages[0].startswith(said)
+
+
+def test_scaling_by_a_tensor_is_logged(tiny_llama_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As files of Llama 3.1 and later have it."""
+    header = read_gguf_header(tiny_llama_gguf)
+    factors = dataclasses.replace(header.tensors[0], name="rope_freqs.weight")
+    with caplog.at_level(logging.WARNING, "llmc"):
+        read_gguf_config(dataclasses.replace(header, tensors=(*header.tensors, factors)))
+    assert "scales its rotary frequencies (rope_freqs.weight)" in caplog.text
+
+
+def test_the_name_is_the_model_s_or_the_file_s(tiny_llama_gguf: Path) -> None:
+    header = read_gguf_header(tiny_llama_gguf)
+    metadata = dict(header.metadata)
+    assert metadata.pop("general.name") == "tiny"
+    assert read_gguf_config(header).name_or_path == "tiny"
+    unnamed = dataclasses.replace(header, metadata=metadata, path=Path("other/file-7b.gguf"))
+    assert read_gguf_config(unnamed).name_or_path == "file-7b"
+
+
+def test_missing_metadata_are_named(tiny_llama_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The architecture is known; the file is at fault."""
+    import transformers
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("llama.block_count")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(
+        CheckpointError, match=r"lacks the metadata 'llama\.block_count', which its architecture llama"
+    ):
+        read_gguf_config(read_gguf_header(tiny_llama_gguf))
+
+
+def test_the_small_file_has_the_metadata_of_the_large_one(tiny_llama_gguf: Path, tmp_path: Path) -> None:
+    """Every value as it was, but for what belongs to the vocabulary."""
+    header = read_gguf_header(tiny_llama_gguf)
+    # A float32 that is no short decimal, and the ends of the integers.
+    values = {
+        "llama.rope.freq_base": 9999.9990234375,
+        "llama.small": 9.999999974752427e-07,
+        "llama.large": 2**63 + 1,
+        "llama.negative": -(2**40),
+        "llama.flags": [True, False],
+        "llama.yes": True,
+        "llama.no": False,
+        "llama.zero": 0,
+        "llama.widths": [1, -2, 3],
+        "llama.name": "日",
+    }
+    full = dataclasses.replace(header, metadata=header.metadata | values)
+    gguf_config._write_skeleton(tmp_path / "skeleton.gguf", full)
+    written = read_gguf_header(tmp_path / "skeleton.gguf")
+    for key, value in full.metadata.items():
+        if not key.startswith("tokenizer.") or not isinstance(value, list):
+            assert written.metadata[key] == value, key
+            assert type(written.metadata[key]) is type(value), key
+    assert written.metadata["llama.vocab_size"] == 32
+    assert len(written.metadata["tokenizer.ggml.tokens"]) == 2
+    assert [tensor.name for tensor in written.tensors] == [tensor.name for tensor in header.tensors]
+
+
+def test_a_vocabulary_size_of_the_file_s_own_stays(tiny_llama_gguf: Path) -> None:
+    """Some models have more rows than tokens."""
+    header = read_gguf_header(tiny_llama_gguf)
+    wider = dataclasses.replace(header, metadata=header.metadata | {"llama.vocab_size": 48})
+    assert read_gguf_config(wider).vocab_size == 48

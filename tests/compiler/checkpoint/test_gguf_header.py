@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -23,6 +24,153 @@ def test_metadata_and_tensors_are_the_gguf_package_s(tiny_llama_gguf: Path) -> N
         assert ours.offset == theirs.data_offset
         assert ours.stored_bytes == theirs.n_bytes
         assert ours.shape == tuple(reversed(theirs.shape.tolist()))
+
+
+SCALARS = {
+    "UINT8": 200,
+    "INT8": -56,
+    "UINT16": 65000,
+    "INT16": -536,
+    "UINT32": 4294967294,
+    "INT32": -2147483647,
+    "FLOAT32": -0.15625,
+    "BOOL": True,
+    "UINT64": 2**64 - 2,
+    "INT64": -(2**63) + 1,
+    "FLOAT64": 1 / 3,
+    "STRING": "日",
+}
+
+
+def test_every_kind_of_metadata(tmp_path: Path) -> None:
+    """Numbers at the ends of their ranges, alone and in arrays."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    for name, value in SCALARS.items():
+        kind = gguf.GGUFValueType[name]
+        writer.add_key_value(f"one.{name}", value, kind)
+        writer.add_key_value(f"many.{name}", [value] * 3, gguf.GGUFValueType.ARRAY, sub_type=kind)
+    writer.add_tensor("a", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    metadata = read_gguf_header(tmp_path / "x.gguf").metadata
+    for name, value in SCALARS.items():
+        assert metadata[f"one.{name}"] == value, name
+        assert type(metadata[f"one.{name}"]) is type(value), name
+        assert metadata[f"many.{name}"] == [value] * 3, name
+
+
+def row(name: str, dims: tuple[int, ...], kind: int, offset: int) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+def text(value: str | bytes) -> bytes:
+    encoded = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def raw_file(
+    path: Path, *rows: bytes, data: int = 64, version: int = 3, alignment: int = 32, extra: tuple[bytes, ...] = ()
+) -> Path:
+    """A file by the format's definition: bytes that count from 1 after the table, at the alignment."""
+    pairs = [text("general.architecture") + struct.pack("<I", 8) + text("llama"), *extra]
+    header = b"GGUF" + struct.pack("<IQQ", version, len(rows), len(pairs)) + b"".join([*pairs, *rows])
+    path.write_bytes(header + bytes(-len(header) % alignment) + bytes(range(1, data + 1)))
+    return path
+
+
+F32, Q4_0 = 0, 2
+
+
+def stated_alignment(value: int) -> bytes:
+    return text("general.alignment") + struct.pack("<II", 4, value)
+
+
+@pytest.mark.parametrize("alignment", [8, 32, 64])
+def test_tensors_begin_at_the_alignment(tmp_path: Path, alignment: int) -> None:
+    """Wherever the table ends, also exactly at a multiple of it."""
+    ends = set()
+    for length in range(64):
+        extra = (text("x" * length) + struct.pack("<IB", 0, 1), stated_alignment(alignment))
+        path = raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), alignment=alignment, extra=extra)
+        (tensor,) = read_gguf_header(path).tensors
+        assert path.read_bytes()[tensor.offset] == 1
+        ends.add(tensor.offset % alignment)
+    assert ends == {0}
+
+
+def test_without_a_word_the_alignment_is_32(tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 32))
+    (tensor,) = read_gguf_header(path).tensors
+    assert path.read_bytes()[tensor.offset] == 33
+
+
+def test_versions_2_and_3_are_read(tmp_path: Path) -> None:
+    for version in (2, 3):
+        assert read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), version=version)).tensors
+    for version in (1, 4, 3 << 24):
+        with pytest.raises(CheckpointError, match=f"is GGUF version {version} or big-endian"):
+            read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), version=version))
+
+
+def test_the_tensor_that_ends_last_says_how_long_the_file_is(tmp_path: Path) -> None:
+    """Whatever its place in the table; a tensor is cut that begins before the file's end."""
+    rows = (row("late", (4,), F32, 32), row("early", (4,), F32, 0))
+    assert len(read_gguf_header(raw_file(tmp_path / "x.gguf", *rows, data=48)).tensors) == 2
+    for data, cut in ((47, 1), (33, 1), (15, 2)):
+        with pytest.raises(
+            CheckpointError, match=rf"truncated: \d+ bytes expected, \d+ found, which cuts {cut} of 2"
+        ):
+            read_gguf_header(raw_file(tmp_path / "x.gguf", *rows, data=data))
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    rows = (row("a", (4,), F32, 0), row("a", (4,), F32, 32))
+    with pytest.raises(CheckpointError, match="names a tensor twice"):
+        read_gguf_header(raw_file(tmp_path / "x.gguf", *rows))
+
+
+def test_two_names_of_the_same_bytes_are_two_tensors(tmp_path: Path) -> None:
+    rows = (row("a", (4,), F32, 0), row("b", (4,), F32, 0))
+    assert len(read_gguf_header(raw_file(tmp_path / "x.gguf", *rows)).tensors) == 2
+
+
+def test_blocks_do_not_cross_rows(tmp_path: Path) -> None:
+    """Two rows of 48 values are three blocks of 32, of which one would belong to both."""
+    (tensor,) = read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (32, 2), Q4_0, 0))).tensors
+    assert (tensor.shape, tensor.stored_bytes) == ((2, 32), 2 * 18)
+    with pytest.raises(CheckpointError, match=r"a in .* has rows of 48 values, no multiple of the 32"):
+        read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (48, 2), Q4_0, 0)))
+
+
+def test_a_piece_that_is_no_utf_8_keeps_its_bytes(tmp_path: Path) -> None:
+    pieces = [b"a\xe6\x97", b"\xa5", "日".encode()]
+    extra = (text("pieces") + struct.pack("<IIQ", 9, 8, 3) + b"".join(map(text, pieces)),)
+    read = read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), extra=extra)).metadata["pieces"]
+    assert [piece.encode("utf-8", errors="surrogateescape") for piece in read] == pieces
+    assert len(set(read)) == 3
+
+
+def test_metadata_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="metadata of the unknown type 13"):
+        read_gguf_header(raw_file(tmp_path / "x.gguf", extra=(text("x") + struct.pack("<IB", 13, 1),)))
+    with pytest.raises(CheckpointError, match="states an alignment of 0 bytes"):
+        read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), extra=(stated_alignment(0),)))
+    (tmp_path / "y.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    with pytest.raises(CheckpointError, match=r"has no general\.architecture"):
+        read_gguf_header(tmp_path / "y.gguf")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_file_is_whole_where_it_is_one_part(write_gguf, tmp_path: Path, parts: int) -> None:
+    path = write_gguf(tmp_path / "x.gguf", metadata={"split.count": parts}, tensors={"a": np.zeros(4, np.float32)})
+    if parts == 1:
+        assert len(read_gguf_header(path).tensors) == 1
+        return
+    with pytest.raises(CheckpointError, match="one of 2 parts; join them"):
+        read_gguf_header(path)
 
 
 def test_real_header_is_the_gguf_package_s(smollm2_gguf: Path) -> None:

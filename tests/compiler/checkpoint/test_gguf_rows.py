@@ -21,7 +21,7 @@ RANGES = [(0, None), (0, 1), (1, 4), (2, 3), (4, None), (3, 3), (-2, None), (0, 
 
 
 def q8_blocks(*shape: int) -> tuple[Array, Array]:
-    """Blocks of 32 small integers and a scale of 0.5, as bytes [.., blocks x 34], and the values [.., 32 x blocks]."""
+    """Blocks of 32 small integers and a scale of 0.5, as bytes [.., 34 x blocks], and the values."""
     *outer, columns = shape
     numbers = np.arange(np.prod(shape)).reshape(-1, 32) % 100
     scales = np.full((len(numbers), 1), 0.5, np.float16).view(np.uint8)

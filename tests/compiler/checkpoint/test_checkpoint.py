@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from llmc.compiler.checkpoint import checkpoint as module
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.errors import CheckpointError, MissingDependencyError
+
+from .conftest import GgufWriter, tiny_llama_tensors, tiny_metadata
 
 
 def test_hugging_face_directory(tiny_hf: Path, tmp_path: Path) -> None:
@@ -30,6 +33,27 @@ def test_hugging_face_directory(tiny_hf: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     with pytest.raises(dataclasses.FrozenInstanceError):
         checkpoint.name = "other"  # type: ignore[misc]
+
+
+def test_every_file_that_counts_is_hashed(tiny_hf: Path, tmp_path: Path) -> None:
+    """Index and shards, configuration, tokenizer; not what is only there."""
+    from safetensors.numpy import load_file, save_file
+
+    source = Path(shutil.copytree(tiny_hf, tmp_path / "model", ignore=shutil.ignore_patterns("model.safetensors")))
+    tensors = load_file(tiny_hf / "model.safetensors")
+    weight_map = {}
+    for number, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        shard = f"part-{number}.safetensors"
+        save_file({name: tensors[name] for name in names}, source / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("tokenizer.model", "added_tokens.json", "training_args.bin", "README.md"):
+        (source / name).write_text("x")
+    hashes = open_checkpoint(str(source)).content_hashes()
+    assert list(hashes) == sorted(hashes)
+    weights = {"model.safetensors.index.json", "part-0.safetensors", "part-1.safetensors"}
+    expected = {path.name for path in tiny_hf.iterdir()} - {"model.safetensors"} | weights
+    assert set(hashes) == expected | {"tokenizer.model", "added_tokens.json"}
 
 
 def test_weights_fit_the_model(tiny_hf: Path) -> None:
@@ -55,6 +79,49 @@ def test_gguf_file_and_a_directory_with_one(tiny_llama_gguf: Path, tmp_path: Pat
     assert list(checkpoint.content_hashes()) == ["tiny.gguf"]
     checkpoint.write_assets(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_directory_with_a_configuration_is_no_gguf_file(
+    tiny_hf: Path, tiny_llama_gguf: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_hf, tmp_path / "both"))
+    shutil.copy(tiny_llama_gguf, source)
+    assert open_checkpoint(str(source)).format == "safetensors"
+
+
+def test_of_several_gguf_files_none_is_chosen(tiny_llama_gguf: Path, tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        shutil.copy(tiny_llama_gguf, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"has no config\.json; name a directory .*, or a \.gguf file"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_licence_is_the_file_s_own_unless_it_is_known(
+    write_gguf: GgufWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tiny_metadata("llama") | {"general.license": "toy-1"}
+    path = write_gguf(tmp_path / "x.gguf", "llama", metadata, tiny_llama_tensors())
+    assert open_checkpoint(str(path)).licence == "toy-1"
+    monkeypatch.setattr(module, "locate_builtin_model", lambda name, **_: path)
+    assert open_checkpoint("smollm2-135m").licence == "Apache-2.0"
+
+
+def test_a_directory_goes_before_a_built_in_model_of_its_name(
+    tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_hf, tmp_path / "smollm2-135m")
+    monkeypatch.chdir(tmp_path)
+    assert open_checkpoint("smollm2-135m").format == "safetensors"
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_a_file_that_is_missing_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name has the form of a repository's."""
+    asked: list[str] = []
+    monkeypatch.setattr(module, "fetch_snapshot", lambda repository, **_: asked.append(repository))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_checkpoint(name)
+    assert not asked
 
 
 def test_built_in_name(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +153,18 @@ def test_hub_id(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fetch_snapshot", fetch)
     assert open_checkpoint("org/tiny", allow_download=False).name == "org/tiny"
     assert asked == [("org/tiny", {"allow_download": False, "with_code": False})]
+    trusted: list[bool] = []
+    original = module.read_hf_config
+
+    def read(path: Path, *, trust_remote_code: bool) -> object:
+        trusted.append(trust_remote_code)
+        return original(path)
+
+    monkeypatch.setattr(module, "read_hf_config", read)
+    for trust in (False, True):
+        open_checkpoint("org/tiny", trust_remote_code=trust)
+    assert trusted == [False, True]
+    assert asked[1:] == [("org/tiny", {"allow_download": True, "with_code": trust}) for trust in trusted]
 
 
 @pytest.mark.parametrize("model", ["./nothing", "/nothing/here", "nothing.gguf", "a/b/c"])

@@ -63,6 +63,29 @@ def test_known_type_needs_no_remote_code(tmp_path: Path) -> None:
     assert read_hf_config(directory_with(tmp_path, **LLAMA, auto_map=REMOTE)).model_type == "llama"
 
 
+def test_code_beside_a_known_type_is_not_run_unasked_and_is_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint's own class goes before transformers' where the user trusts it."""
+    import transformers
+
+    asked: list[bool] = []
+    original = transformers.AutoConfig.from_pretrained
+
+    def record(directory: Path, trust_remote_code: bool) -> Any:
+        asked.append(trust_remote_code)
+        return original(directory, trust_remote_code=False)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", record)
+    source = directory_with(tmp_path, **LLAMA, auto_map=REMOTE)
+    read_hf_config(source)
+    read_hf_config(source, trust_remote_code=True)
+    # No code is no code, however much it is trusted.
+    read_hf_config(directory_with(tmp_path, **LLAMA), trust_remote_code=True)
+    read_hf_config(directory_with(tmp_path, **LLAMA, auto_map="broken"), trust_remote_code=True)
+    assert asked == [False, True, False, False]
+
+
 def test_remote_code_runs_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import dynamic_module_utils
 
@@ -87,9 +110,34 @@ def test_text_model_of_a_multimodal_one(tmp_path: Path) -> None:
     assert (config.model_type, config.num_hidden_layers) == ("gemma3_text", 3)
 
 
-def test_quantized_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"quantized already \(gptq\)"):
-        read_hf_config(directory_with(tmp_path, **LLAMA, quantization_config={"quant_method": "gptq", "bits": 4}))
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [({"quant_method": "gptq", "bits": 4}, "gptq"), ({"bits": 4}, "unknown"), ("awq", "unknown")],
+)
+def test_quantized_weights_are_refused(tmp_path: Path, stated: Any, method: str) -> None:
+    """Also where the file does not say how."""
+    with pytest.raises(UnsupportedModelError, match=rf"quantized already \({method}\)"):
+        read_hf_config(directory_with(tmp_path, **LLAMA, quantization_config=stated))
+
+
+@pytest.mark.parametrize("stated", [None, {}])
+def test_a_configuration_of_no_quantization_is_none(tmp_path: Path, stated: Any) -> None:
+    assert read_hf_config(directory_with(tmp_path, **LLAMA, quantization_config=stated)).model_type == "llama"
+
+
+def test_an_encoder_decoder_with_a_causal_class_is_refused(tmp_path: Path) -> None:
+    """transformers lists a class for the decoder of one; the whole has another input."""
+    with pytest.raises(UnsupportedModelError, match=r"is no causal language model \(llama\)"):
+        read_hf_config(directory_with(tmp_path, **LLAMA, is_encoder_decoder=True))
+
+
+def test_several_text_models_are_no_causal_language_model(tmp_path: Path) -> None:
+    """transformers then says that none of them is the one."""
+    from transformers import MusicgenConfig
+
+    MusicgenConfig().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"is no causal language model \(musicgen\)"):
+        read_hf_config(tmp_path)
 
 
 def test_generation_config_from_the_model_s(tmp_path: Path) -> None:
@@ -112,6 +160,11 @@ def test_generation_config_from_the_model_s(tmp_path: Path) -> None:
         ("---\nlicense: other\nlicense_name: toy-1\n---\n", "toy-1"),
         ("---\nlicense: other\n---\n", "other"),
         ("---\nlanguage: en\n---\nlicense: mit", None),
+        ("---\nlicense: mit\nmetadata:\n  license: gpl\n---\n", "mit"),
+        ("---\nlicense: https://example.org/terms:1\n---\n", "https://example.org/terms:1"),
+        ("---\nlicense: llama3\nlicense_name: own\n---\n", "llama3"),
+        ("---\nlicense:\n---\n", None),
+        ("", None),
     ],
 )
 def test_licence_of_the_card(tmp_path: Path, card: str | None, licence: str | None) -> None:

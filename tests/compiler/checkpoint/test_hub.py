@@ -17,7 +17,24 @@ def test_ids(text: str) -> None:
     assert is_hub_id(text)
 
 
-@pytest.mark.parametrize("text", ["./model", "/abs/model", "a/b/c", "../x", "~/x", "", "a b", "org/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "./model",
+        "/abs/model",
+        "a/b/c",
+        "../x",
+        "~/x",
+        "",
+        "a b",
+        "org/",
+        ".",
+        "..",
+        "-x",
+        ".hidden/model",
+        "org/.hidden",
+    ],
+)
 def test_paths_are_no_ids(text: str) -> None:
     assert not is_hub_id(text)
 
@@ -46,6 +63,10 @@ def test_only_what_is_needed_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_p
                 "model.safetensors.index.json",
                 "config.json",
                 "tokenizer.model",
+                "chat_template.jinja",
+                "merges.txt",
+                "tokenizer.something",
+                "README.md",
                 "pytorch_model.bin",
                 "consolidated.safetensors",
                 "onnx/model.onnx",
@@ -61,7 +82,12 @@ def test_only_what_is_needed_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_p
         "model.safetensors.index.json",
         "config.json",
         "tokenizer.model",
+        "chat_template.jinja",
+        "merges.txt",
+        "tokenizer.something",
+        "README.md",
     ]
+    assert "*.py" not in seen["allow_patterns"]
     fetch_snapshot("org/model", allow_download=False, with_code=True)
     assert seen["local_files_only"] is True
     assert "*.py" in seen["allow_patterns"]

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.tokenizer_assets import gguf_generation_config, write_gguf_assets, write_hf_assets
-from llmc.compiler.errors import ArtifactError
+from llmc.compiler.errors import ArtifactError, CheckpointError
 
 
 def write_gguf_directory(path: Path, directory: Path) -> None:
@@ -103,6 +105,139 @@ def test_template_inside_the_tokenizer_config_gets_its_file(tiny_hf: Path, tmp_p
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     write_hf_assets(source, tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "plain {{ x }}"
+
+
+def with_templates(source: Path, settings: str | None, older: str | None, own: str | None = None) -> Path:
+    """The directory with a template in each place that is not None."""
+    kept = json.loads((source / "tokenizer_config.json").read_text())
+    kept.pop("chat_template", None)
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(kept | ({"chat_template": settings} if settings else {}))
+    )
+    if older is not None:
+        (source / "chat_template.json").write_text(json.dumps({"chat_template": older}))
+    if own is not None:
+        (source / "chat_template.jinja").write_text(own)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("settings", "older", "own", "expected"),
+    [
+        ("settings", None, None, "settings"),
+        (None, "older", None, "older"),
+        ("settings", "older", None, "older"),
+        ("settings", "older", "own", "own"),
+        ("settings", None, "own", "own"),
+        (None, None, None, None),
+    ],
+)
+def test_of_several_templates_the_file_of_its_own_goes_first(
+    tiny_hf: Path, tmp_path: Path, settings: str | None, older: str | None, own: str | None, expected: str | None
+) -> None:
+    """As transformers reads them: the file, then the JSON file, then the tokenizer's settings."""
+    source = with_templates(copy_without(tiny_hf, tmp_path / "in", "chat_template*"), settings, older, own)
+    write_hf_assets(source, tmp_path / "out")
+    target = tmp_path / "out" / "chat_template.jinja"
+    assert (target.read_text() if target.exists() else None) == expected
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_broken_template_file_is_named(tiny_hf: Path, tmp_path: Path, content: str) -> None:
+    source = copy_without(tiny_hf, tmp_path / "in", "chat_template*")
+    (source / "chat_template.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"chat_template\.json of the checkpoint is not a JSON object"):
+        write_hf_assets(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "chat_template.json"])
+def test_older_files_of_a_tokenizer_are_copied(tiny_hf: Path, tmp_path: Path, name: str) -> None:
+    source = copy_without(tiny_hf, tmp_path / "in")
+    (source / name).write_text('{"x": "\u2581"}')
+    write_hf_assets(source, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_generation_settings_of_the_checkpoint_stay(tiny_hf: Path, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    write_hf_assets(tiny_hf, tmp_path / "out", GenerationConfig(eos_token_id=[2, 5]))
+    name = "generation_config.json"
+    assert (tmp_path / "out" / name).read_bytes() == (tiny_hf / name).read_bytes()
+
+
+def test_a_tokenizer_that_has_no_fast_form_is_refused(
+    tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    class SlowTokenizer:
+        def save_pretrained(self, directory: Path) -> None:
+            (directory / "vocab.txt").write_text("a")
+
+    source = copy_without(tiny_hf, tmp_path / "in", "tokenizer.json")
+    (source / "tokenizer.model").write_bytes(b"x")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: SlowTokenizer())
+    with pytest.raises(CheckpointError, match=r"has a tokenizer \(SlowTokenizer\) that has no fast form"):
+        write_hf_assets(source, tmp_path / "out")
+
+    def fail(_: Path) -> None:
+        raise ValueError("no such vocabulary\nand more")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(CheckpointError, match=r"converting it failed \(no such vocabulary\); add"):
+        write_hf_assets(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"]
+)
+def test_each_slow_tokenizer_is_seen(
+    tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    class FastTokenizer:
+        def save_pretrained(self, directory: Path) -> None:
+            (directory / "tokenizer.json").write_text("made of it")
+
+    source = copy_without(tiny_hf, tmp_path / "in", "tokenizer.json")
+    (source / name).write_bytes(b"x")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: FastTokenizer())
+    write_hf_assets(source, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "made of it"
+
+
+def test_what_a_gguf_file_says_of_its_tokens_is_written(tiny_llama_gguf: Path, tmp_path: Path) -> None:
+    header = read_gguf_header(tiny_llama_gguf)
+    stated: dict[str, Any] = {
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
+        "tokenizer.ggml.eot_token_id": 5,
+        "tokenizer.ggml.padding_token_id": 4,
+        "tokenizer.chat_template": "{{ 'é' }}\n",
+    }
+    header = dataclasses.replace(header, metadata=header.metadata | stated)
+    config = read_gguf_config(header)
+    config.note = "é"
+    write_gguf_assets(header, tmp_path, config, gguf_generation_config(header))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings == {
+        "add_bos_token": True,
+        "add_eos_token": True,
+        "bos_token": "<s>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "</s>",
+        "model_max_length": 64,
+        "pad_token": "b",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 4}
+    assert (tmp_path / "chat_template.jinja").read_bytes() == "{{ 'é' }}\n".encode()
+    written = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert '"note": "é"' in written
+    assert "_model_name_or_path" not in json.loads(written)
 
 
 def test_generation_config_is_written_where_there_is_none(tiny_hf: Path, tmp_path: Path) -> None:

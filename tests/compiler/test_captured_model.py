@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.compiler import captured_model
-from llmc.compiler.captured_model import model_weights
+from llmc.compiler.capture.cache_layout import CacheLayout
+from llmc.compiler.captured_model import Captured, load_reference_model, model_weights, write_golden
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-from llmc.compiler.checkpoint.conversion import ConvertedWeights
+from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
 from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
+from llmc.compiler.checkpoint.weights import TensorInfo
 from llmc.compiler.driver import export
-from llmc.compiler.errors import CheckpointError
+from llmc.compiler.errors import CheckpointError, UsageError
+from llmc.compiler.golden import PROMPTS
+from llmc.compiler.manifest import Manifest
 from llmc.compiler.options import ExportOptions
+from llmc.compiler.progress import NoProgress
+from llmc.runtimes import reference
+from llmc.runtimes.text import TextTokenizer
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
@@ -95,3 +104,176 @@ def test_a_checkpoint_that_transformers_does_not_find_complete(llama: Path) -> N
     save_file(tensors, llama / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"transformers does not find {NAME} in .* \(1 such\)"):
         load_pretrained(llama, open_checkpoint(str(llama)).config)
+
+
+class Shapes:
+    """A weight source that knows shapes only."""
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        self.infos = {name: TensorInfo(name, ir.DataType.FLOAT16, shape, 0) for name, shape in shapes.items()}
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        return self.infos
+
+
+@pytest.fixture
+def hollow(manifest: Manifest) -> Captured:
+    """1000 parameters, 400 of them under two names, and 700 values that the model does not take."""
+    weights: Any = Shapes(embed=(20, 20), other=(600,), surplus=(700,))
+    names = {"embed.weight": "embed", "lm_head.weight": "embed", "other": "other"}
+    checkpoint: Any = SimpleNamespace(config=None, path=Path())
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    return Captured(checkpoint, model, manifest, weights, names)
+
+
+NEEDED = 5200
+"""Bytes that the reference of the model above takes: 1000 float32 values and 3 tenths."""
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done in place of running a reference."""
+    done: list[str] = []
+    golden = SimpleNamespace(save=lambda directory: done.append(f"saved in {directory.name}"))
+
+    def record(reference: Any, prompts: Any) -> Any:
+        done.append("recorded")
+        return golden
+
+    monkeypatch.setattr(captured_model, "load_reference_model", lambda captured: done.append("loaded"))
+    monkeypatch.setattr(
+        reference, "TransformersSession", lambda _: SimpleNamespace(close=lambda: done.append("closed"))
+    )
+    monkeypatch.setattr(captured_model, "record_golden", record)
+    return done
+
+
+@pytest.mark.parametrize(("verify", "available"), [("auto", NEEDED), ("on", NEEDED), ("auto", 10 * NEEDED)])
+def test_the_reference_runs_where_it_fits(
+    hollow: Captured,
+    recorded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    verify: Any,
+    available: int,
+) -> None:
+    """Tied weights are in memory once, and what the model does not take is not."""
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: available)
+    assert write_golden(hollow, tmp_path, ExportOptions(verify=verify), NoProgress()) is None
+    assert recorded == ["loaded", "recorded", "closed", f"saved in {tmp_path.name}"]
+
+
+def test_a_reference_that_does_not_fit_is_left_out_unless_it_was_asked_for(
+    hollow: Captured, recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED - 1)
+    reason = write_golden(hollow, tmp_path, ExportOptions(verify="auto"), NoProgress())
+    assert reason is not None
+    assert reason.startswith("the float32 reference needs about 0 GiB of memory")
+    with pytest.raises(UsageError, match=r"the float32 reference needs about .* use --verify off"):
+        write_golden(hollow, tmp_path, ExportOptions(verify="on"), NoProgress())
+    assert not recorded
+
+
+def test_nobody_runs_a_reference_that_is_not_wanted(
+    hollow: Captured, recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: 0)
+    assert write_golden(hollow, tmp_path, ExportOptions(verify="off"), NoProgress()) == "--verify off"
+    assert not recorded
+
+
+def test_a_session_ends_when_recording_fails(
+    hollow: Captured, recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("within")
+
+    monkeypatch.setattr(captured_model, "record_golden", fail)
+    with pytest.raises(ValueError, match="within"):
+        write_golden(hollow, tmp_path, ExportOptions(verify="on"), NoProgress())
+    assert recorded == ["loaded", "closed"]
+
+
+def test_types_of_a_graph() -> None:
+    assert captured_model.DTYPES == {
+        "fp32": ir.DataType.FLOAT,
+        "fp16": ir.DataType.FLOAT16,
+        "bf16": ir.DataType.BFLOAT16,
+    }
+
+
+def test_golden_prompts_are_texts_where_there_is_a_tokenizer(
+    hollow: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(TextTokenizer, "from_directory", lambda _: SimpleNamespace(encode=lambda text: [len(text)]))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert captured_model._prompts(hollow, tmp_path) == [[len(text)] for text in PROMPTS]
+    assert not caplog.records
+    (tmp_path / "tokenizer.json").unlink()
+    prompts = captured_model._prompts(hollow, tmp_path)
+    assert all(0 <= token < hollow.manifest.model.vocab_size for prompt in prompts for token in prompt)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def made_of(weights: Any, names: dict[str, str], checkpoint: Any, manifest: Manifest) -> Any:
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    return load_reference_model(Captured(checkpoint, model, manifest, weights, names))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_reference_has_the_weights_of_its_source(
+    llama: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    """transformers loads it by itself; of a model inside a larger one it gets the tensors that the graph has."""
+    checkpoint = open_checkpoint(str(llama))
+    weights = convert_weights(checkpoint.weights, checkpoint.config)
+    weights.nested = nested
+    loaded: list[Path] = []
+    original = captured_model.load_pretrained
+
+    def load(directory: Path, config: Any) -> Any:
+        loaded.append(directory)
+        return original(directory, config)
+
+    monkeypatch.setattr(captured_model, "load_pretrained", load)
+    model = made_of(weights, {name: name for name in weights.tensors()}, checkpoint, manifest)
+    assert loaded == ([] if nested else [llama])
+    assert not model.training
+    state = model.state_dict()
+    for name, expected in state_of(llama).items():
+        np.testing.assert_array_equal(state[name].numpy(), expected, err_msg=name)
+
+
+def test_the_reference_takes_tensors_by_the_names_that_they_have(llama: Path, manifest: Manifest) -> None:
+    """Half precision becomes float32; shapes are the model's."""
+    checkpoint, arrays = open_checkpoint(str(llama)), state_of(llama)
+    renamed = {f"file.{name}": array.astype(np.float16)[..., None] for name, array in arrays.items()}
+    source: Any = SimpleNamespace(read=lambda name: renamed[name])
+    model = made_of(source, {name: f"file.{name}" for name in arrays}, checkpoint, manifest)
+    for name, expected in arrays.items():
+        found = model.state_dict()[name].numpy()
+        np.testing.assert_array_equal(
+            found, expected.astype(np.float16).astype(np.float32), err_msg=name, strict=True
+        )
+
+
+@pytest.mark.parametrize(("measured", "expected"), [(None, 64), (16, 16)])
+def test_the_context_is_as_long_as_the_graph_is_right(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, measured: int | None, expected: int
+) -> None:
+    from llmc.compiler.capture import trace
+
+    checkpoint = open_checkpoint(str(llama))
+    graph = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 23}), ir_version=10)
+    names = {name: info.shape for name, info in checkpoint.weights.tensors().items()}
+    made = trace.Trace(graph, CacheLayout((), 0, "x"), names, {}, {}, 0, 0, "Llama", max_positions=measured)
+    monkeypatch.setattr(trace, "trace_model", lambda config, dtype: made)
+    monkeypatch.setattr(captured_model, "run_passes", lambda *args, **options: ())
+    found = captured_model.capture_model(checkpoint, ExportOptions(dtype="fp16"), NoProgress()).manifest
+    assert (found.max_context, found.model.max_position_embeddings) == (expected, expected)
+    assert found.precision == "fp16"
+    assert found.source.files["model.safetensors"].bytes == (llama / "model.safetensors").stat().st_size
+    assert set(found.source.files) == set(checkpoint.content_hashes())

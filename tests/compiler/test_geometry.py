@@ -90,6 +90,73 @@ def test_latent_attention_has_narrower_values() -> None:
     assert geometry.kv_bytes_per_token(2) == 2 * 4 * (24 + 12) * 2
 
 
+def test_sizes_of_a_cache_whose_factors_all_differ() -> None:
+    """5 layers, 3 key heads of 24 and value heads of 10, half a byte each: 5 * 3 * 34 / 2."""
+    sizes = {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 24}
+    geometry = read(**sizes, v_head_dim=10)
+    assert (geometry.queries_per_kv_head, geometry.head_dim, geometry.value_head_dim) == (2, 24, 10)
+    assert geometry.kv_bytes_per_token(4) == 5 * 3 * 34 * 4
+    assert geometry.kv_bytes_per_token(0.5) == 255
+
+
+def test_no_limit_of_positions() -> None:
+    """XLNet says so by -1."""
+    for unlimited in (-1, 0, None):
+        assert read(max_position_embeddings=unlimited).max_position_embeddings is None
+    assert read(max_position_embeddings=1).max_position_embeddings == 1
+    assert read(n_positions=77).max_position_embeddings == 77
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "tied"),
+    [(True, False, True), (False, True, False), (None, True, True), (None, None, False), (True, None, True)],
+)
+def test_the_whole_model_says_whether_embeddings_are_tied(whole: Any, text: Any, tied: bool) -> None:
+    """Its text model says so where the whole one does not; what is asked for is the decoder's."""
+    asked: list[dict[str, Any]] = []
+    inner = SimpleNamespace(model_type="toy_text", **SMALL, tie_word_embeddings=text)
+
+    def get_text_config(**options: Any) -> Any:
+        asked.append(options)
+        return inner
+
+    outer = SimpleNamespace(model_type="toy", get_text_config=get_text_config, tie_word_embeddings=whole)
+    geometry = ModelGeometry.from_config(outer)
+    assert (geometry.tie_word_embeddings, geometry.model_type) == (tied, "toy_text")
+    assert asked == [{"decoder": True}]
+
+
+def test_settings_per_layer() -> None:
+    """A configuration that refuses to give one number where its layers differ."""
+
+    class PerLayer(SimpleNamespace):
+        per_layer_config = (SimpleNamespace(num_key_value_heads=2), SimpleNamespace(num_key_value_heads=4))
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "num_key_value_heads":
+                raise RuntimeError("layers differ")
+            raise AttributeError(name)
+
+    geometry = ModelGeometry.from_config(PerLayer(model_type="toy", **SMALL))
+    assert geometry.num_kv_heads == 4
+
+
+def test_a_truth_value_is_no_number() -> None:
+    assert read(num_key_value_heads=True).num_kv_heads == 4
+    assert read(sliding_window=True).sliding_windows == (None, None)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "d_kv", "kv_channels"])
+def test_names_of_a_head_s_width(name: str) -> None:
+    assert read(**{name: 24}).head_dim == 24
+
+
+def test_widths_of_latent_attention_are_used_only_together() -> None:
+    assert read(head_dim=8, qk_rope_head_dim=4).head_dim == 8
+    assert read(head_dim=8, qk_nope_head_dim=16).head_dim == 8
+    assert read(head_dim=8, qk_nope_head_dim=0, qk_rope_head_dim=4).head_dim == 4
+
+
 @pytest.mark.parametrize(
     ("values", "windows"),
     [
@@ -108,6 +175,12 @@ def test_sliding_windows(values: dict[str, Any], windows: tuple[int | None, ...]
 def test_multi_query() -> None:
     assert read(multi_query=True, num_kv_heads=4).num_kv_heads == 1
     assert read(multi_query=True, num_kv_heads=2, new_decoder_architecture=True).num_kv_heads == 2
+
+
+def test_heads_that_differ_by_layer_need_not_divide_each_other() -> None:
+    """The most of each, which are of different layers."""
+    geometry = read(num_attention_heads=[4, 6], num_key_value_heads=[4, 2])
+    assert (geometry.num_heads, geometry.num_kv_heads) == (6, 4)
 
 
 def test_lists_over_layers() -> None:
@@ -135,6 +208,34 @@ def test_no_attention() -> None:
 def test_impossible_configurations_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         read(**values)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_layers", "hidden_size", "vocab_size", "intermediate_size", "num_kv_heads", "head_dim"]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_each_size_is_positive(geometry: ModelGeometry, name: str, value: int) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"llama: {name} is {value}, not positive"):
+        dataclasses.replace(geometry, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value_head_dim": 0}, "value_head_dim is 0, not positive"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0, not positive"),
+        ({"sliding_windows": (None, 0, None)}, "sliding window is 0, not positive"),
+        ({"sliding_windows": (512, None, -4)}, "sliding window is -4, not positive"),
+        ({"sliding_windows": (None, 512)}, "2 layer types for 3 layers"),
+    ],
+)
+def test_what_no_decoder_can_have(geometry: ModelGeometry, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        dataclasses.replace(geometry, **change)
+
+
+def test_without_attention_heads_have_no_width(geometry: ModelGeometry) -> None:
+    dataclasses.replace(geometry, num_heads=0, num_kv_heads=0, head_dim=0, value_head_dim=0)
 
 
 def test_round_trip(geometry: ModelGeometry) -> None:

@@ -198,7 +198,7 @@ def test_the_types_are_those_in_the_cache() -> None:
 
 
 def attended(*calls: tuple[str, int]) -> dict[str, tuple[int | str, ...]]:
-    """The layout of a model that puts 4 wide keys into its cache and attends to wider ones, as ``calls`` say.
+    """The layout of a model that puts keys into its cache, 4 wide ones and then 3, and attends to wider ones.
 
     ``("update", layer)`` puts keys in; ``("attend", width)`` attends to what is made of them, or to those of layer
     -width - 1 themselves.
@@ -210,7 +210,8 @@ def attended(*calls: tuple[str, int]) -> dict[str, tuple[int | str, ...]]:
         kept: dict[int, Any] = {}
         for what, number in calls:
             if what == "update":
-                kept[number] = cache.update(x[:, None], x[:, None], number)
+                own = x[:, None, :, : 4 - number]
+                kept[number] = cache.update(own, own, number)
                 continue
             wide = x[:, None, :, :1].expand(-1, -1, -1, max(number, 1))
             key, value = (wide, wide) if number > 0 else kept[-number - 1]
@@ -228,15 +229,15 @@ def test_a_layer_keeps_what_its_attention_is_called_with_first() -> None:
     both = [("update", 0), ("attend", 6), ("update", 1), ("attend", 8)]
     assert widths(*both) == {"0.key": 6, "1.key": 8}
     # A second attention in the same layer has nothing of its own in the cache.
-    assert widths(("update", 0), ("attend", 6), ("attend", 7), ("update", 1)) == {"0.key": 6, "1.key": 4}
+    assert widths(("update", 0), ("attend", 6), ("attend", 7), ("update", 1)) == {"0.key": 6, "1.key": 3}
     # The layer that was written last is the one, whichever was written first.
     again = [("update", 0), ("update", 1), ("update", 0), ("attend", 6)]
-    assert widths(*again) == {"0.key": 6, "1.key": 4}
+    assert widths(*again) == {"0.key": 6, "1.key": 3}
 
 
 def test_a_layer_that_attends_to_another_s_keys_changes_nothing() -> None:
     """The second layer's own keys are in the cache, but it reads the first one's."""
-    assert widths(("update", 0), ("attend", 6), ("update", 1), ("attend", -1)) == {"0.key": 6, "1.key": 4}
+    assert widths(("update", 0), ("attend", 6), ("update", 1), ("attend", -1)) == {"0.key": 6, "1.key": 3}
 
 
 def test_a_cache_class_of_its_own_is_refused() -> None:

@@ -12,6 +12,8 @@ from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
+from .conftest import GgufWriter, tiny_metadata, tiny_tensors
+
 
 def reference(path: Path) -> dict[str, Any]:
     from transformers import AutoConfig
@@ -118,10 +120,11 @@ def test_missing_metadata_are_named(tiny_llama_gguf: Path, monkeypatch: pytest.M
 def test_the_small_file_has_the_metadata_of_the_large_one(tiny_llama_gguf: Path, tmp_path: Path) -> None:
     """Every value as it was, but for what belongs to the vocabulary."""
     header = read_gguf_header(tiny_llama_gguf)
-    # A float32 that is no short decimal, and the ends of the integers.
+    # A float32 that is no short decimal, a number of 64 bits, and the ends of the integers.
     values = {
         "llama.rope.freq_base": 9999.9990234375,
         "llama.small": 9.999999974752427e-07,
+        "llama.double": 1 / 3,
         "llama.large": 2**63 + 1,
         "llama.negative": -(2**40),
         "llama.flags": [True, False],
@@ -148,3 +151,13 @@ def test_a_vocabulary_size_of_the_file_s_own_stays(tiny_llama_gguf: Path) -> Non
     header = read_gguf_header(tiny_llama_gguf)
     wider = dataclasses.replace(header, metadata=header.metadata | {"llama.vocab_size": 48})
     assert read_gguf_config(wider).vocab_size == 48
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "starcoder2"])
+def test_a_vocabulary_without_a_size_is_counted(write_gguf: GgufWriter, tmp_path: Path, architecture: str) -> None:
+    """Of these transformers reads the tokens and no size."""
+    metadata = tiny_metadata(architecture, **{"attention.layer_norm_epsilon": 1e-5})
+    path = write_gguf(tmp_path / "x.gguf", architecture, metadata, tiny_tensors())
+    config = read_gguf_config(read_gguf_header(path))
+    assert config.vocab_size == 32
+    assert comparable(config.to_dict()) == reference(path)

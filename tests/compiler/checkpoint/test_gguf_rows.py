@@ -76,6 +76,7 @@ CHANGES = {
     "twice in half as many": lambda w: np.concatenate([w[: len(w) // 2]] * 2),
     "fewer": lambda w: w[:20],
     "two rows mixed": lambda w: w.reshape(2, -1, w.shape[-1]).transpose(1, 0, 2).reshape(len(w) // 2, 2, -1),
+    "with the row before": lambda w: np.stack([w, np.roll(w, 1, axis=0)], axis=1),
     "columns": lambda w: w.T,
 }
 

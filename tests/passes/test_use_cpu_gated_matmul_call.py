@@ -39,6 +39,7 @@ def graph(
     for node in model.graph:
         if (node.domain, node.op_type) == ("llmc", "MatMulNBits"):
             node.domain = "llmc.cpu"
+            model.graph.opset_imports["llmc.cpu"] = 1
     return model
 
 

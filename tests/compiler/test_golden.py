@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import ArtifactError
-from llmc.compiler.golden import GOLDEN, STEPS, TOP, Golden, load_golden, log_sum_exp, record_golden
+from llmc.compiler.golden import GOLDEN, STEPS, TOP, Golden, load_golden, log_sum_exp, random_prompts, record_golden
 
 VOCABULARY = 300
 PROMPTS = [[5, 6, 7], [250], [1, 2, 3, 4, 5]]
@@ -71,6 +73,26 @@ def test_prompts_are_padded_on_the_right() -> None:
     assert golden.vocab_size == VOCABULARY
 
 
+class Undecided(Reference):
+    """All tokens are equally likely."""
+
+    def forward(self, input_ids: Any) -> Any:
+        return SimpleNamespace(host=lambda: np.zeros((1, input_ids.shape[1], VOCABULARY), np.float32))
+
+
+def test_of_equal_logits_the_first_token_is_chosen_as_argmax_does() -> None:
+    reference: Any = Undecided()
+    golden = record_golden(reference, PROMPTS)
+    assert not golden.tokens.any()
+    np.testing.assert_array_equal(golden.top_ids, np.broadcast_to(np.arange(TOP), (3, STEPS, TOP)))
+
+
+def test_the_sum_is_over_the_whole_vocabulary() -> None:
+    """Of equally likely tokens, those that are not kept make a large part."""
+    reference: Any = Undecided()
+    np.testing.assert_allclose(record_golden(reference, PROMPTS).log_sum_exp, np.log(VOCABULARY), rtol=1e-6)
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     golden, _ = record()
     golden.save(tmp_path)
@@ -81,7 +103,14 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     assert again is not None
     for name, value in vars(golden).items():
         np.testing.assert_array_equal(getattr(again, name), value)
+    assert isinstance(again.vocab_size, int)
     assert load_golden(tmp_path / "none") is None
+
+
+def test_the_time_of_day_is_not_in_the_file(tmp_path: Path) -> None:
+    record()[0].save(tmp_path)
+    with zipfile.ZipFile(tmp_path / GOLDEN) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of numpy", b"PK\x03\x04broken"])
@@ -91,8 +120,36 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
         load_golden(tmp_path)
 
 
-def test_log_sum_exp_of_large_logits() -> None:
-    assert log_sum_exp(np.asarray([1000.0, 1000.0], np.float32)) == pytest.approx(1000 + np.log(2))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": None},
+        {"tokens": None},
+        {"of_another_version": np.zeros(1)},
+        {"tokens": np.asarray([{}], object)},
+    ],
+    ids=["no vocabulary", "no tokens", "an unknown array", "an object"],
+)
+def test_arrays_that_are_not_golden_data(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Nothing is unpickled: a file from elsewhere could run anything."""
+    arrays = {**vars(record()[0]), **change}
+    np.savez(tmp_path / GOLDEN, **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(ArtifactError, match="is damaged"):
+        load_golden(tmp_path)
+
+
+def test_log_sum_exp_of_large_logits_is_in_double_precision() -> None:
+    assert log_sum_exp(np.asarray([1000.0, 1000.0], np.float32)) == pytest.approx(1000 + np.log(2), abs=1e-9)
+    assert log_sum_exp(np.asarray([-1000.0, -1001.0])) == pytest.approx(-1000 + np.log1p(np.exp(-1)), abs=1e-9)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 50000])
+def test_random_prompts_are_the_same_each_time(vocabulary: int) -> None:
+    """Of unequal lengths, so that a comparison pads; of tokens that there are."""
+    prompts = random_prompts(vocabulary)
+    assert prompts == random_prompts(vocabulary)
+    assert len({len(prompt) for prompt in prompts}) == len(prompts) == 3
+    assert {token for prompt in prompts for token in prompt} <= set(range(vocabulary))
 
 
 # --- ranges of keys and values --------------------------------------------------------------------------------------
@@ -139,6 +196,12 @@ def test_ranges_of_some_prompts_alone_are_none() -> None:
 
 def test_a_reference_without_a_cache_has_no_ranges() -> None:
     assert record()[0].cache_ranges is None
+
+
+@pytest.mark.parametrize("missing", ["key_ranges", "value_ranges"])
+def test_ranges_of_keys_or_values_alone_are_none(missing: str) -> None:
+    change: dict[str, Any] = {missing: None}
+    assert replace(record_ranges()[0], **change).cache_ranges is None
 
 
 def test_ranges_are_written_and_read_again(tmp_path: Path) -> None:

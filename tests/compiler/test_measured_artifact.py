@@ -30,28 +30,40 @@ class Machine:
     Attributes:
         gpus: CUDA devices.
         refusal: What opening the artifact itself raises.
+        graph_refusal: What opening the graph that stands in raises.
         opened: In order: ``itself``, ``graph``, ``host``.
+        threads: What the last one was opened with.
         closed: Sessions that were closed.
         measured: Errors that every session has; or what measuring raises.
+        written: Manifests that were written.
     """
 
     gpus: int = 0
     refusal: Exception | None = None
+    graph_refusal: Exception | None = None
     opened: list[str] = field(default_factory=list)
+    threads: int | None = None
     closed: int = 0
     measured: Measured | Exception = field(default_factory=lambda: Measured(0.02, 1e-4, 1.0))
+    written: list[Manifest] = field(default_factory=list)
 
     def close(self) -> None:
         self.closed += 1
 
     def open(self, name: str) -> Callable[..., Machine]:
         def opening(directory: Path, *, threads: int | None = None) -> Machine:
-            if name == "itself" and self.refusal is not None:
-                raise self.refusal
+            refusal = {"itself": self.refusal, "graph": self.graph_refusal}.get(name)
+            if refusal is not None:
+                raise refusal
             self.opened.append(name)
+            self.threads = threads
             return self
 
         return opening
+
+    def write(self, directory: Path, manifest: Manifest) -> Manifest:
+        self.written.append(manifest)
+        return manifest
 
     def measure(self, session: Any, golden: Golden) -> Measured:
         assert session is self
@@ -67,7 +79,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(measured_artifact, "open_session", made.open("itself"))
     monkeypatch.setattr(measured_artifact, "measure", made.measure)
     monkeypatch.setattr(measured_artifact, "load_golden", lambda directory: GOLDEN)
-    monkeypatch.setattr(measured_artifact, "write_manifest", lambda directory, manifest: manifest)
+    monkeypatch.setattr(measured_artifact, "write_manifest", made.write)
     monkeypatch.setattr(onnxruntime_engine, "open_graph", made.open("graph"))
     monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", made.open("host"))
     return made
@@ -131,6 +143,22 @@ def test_a_cuda_engine_that_does_not_open_is_an_error(machine: Machine, manifest
         measure_anywhere(Path(), engine(manifest, "cuda"), GOLDEN)
 
 
+@pytest.mark.parametrize(("gpus", "target"), [(0, "cpu"), (1, "cuda"), (0, "tensorrt"), (1, "tensorrt-rtx")])
+@pytest.mark.parametrize("kind", ["graph", "engine"])
+def test_threads_are_handed_on(machine: Machine, manifest: Manifest, gpus: int, target: str, kind: str) -> None:
+    machine.gpus = gpus
+    made = graph(manifest, target) if kind == "graph" else engine(manifest, target)
+    measure_anywhere(Path(), made, GOLDEN, threads=3)
+    assert machine.threads == 3
+
+
+def test_where_neither_runs_both_reasons_are_said(machine: Machine, manifest: Manifest) -> None:
+    machine.graph_refusal = EngineError("no kernel for bfloat16. Op with name (a) and many more words.")
+    said = r"there is no GPU here, and the CPU does not run the graph .*: no kernel for bfloat16$"
+    with pytest.raises(EngineError, match=said):
+        measure_anywhere(Path(), engine(manifest, "tensorrt"), GOLDEN)
+
+
 def test_a_session_is_closed_when_measuring_fails(machine: Machine, manifest: Manifest) -> None:
     machine.measured = VerificationError("another vocabulary")
     with pytest.raises(VerificationError):
@@ -145,6 +173,61 @@ def test_what_is_measured_is_recorded_with_tolerances(machine: Machine, manifest
     assert report is not None
     assert report.passed
     assert "there is no GPU here" in report.where
+    assert machine.written == [recorded]
+
+
+def test_a_cuda_graph_is_measured_when_it_is_an_engine(machine: Machine, manifest: Manifest) -> None:
+    made = graph(manifest, "cuda")
+    assert measure_and_record(Path(), made, NoProgress()) == (made, None)
+    assert (machine.opened, machine.written) == ([], [])
+    assert measure_and_record(Path(), engine(manifest, "cuda"), NoProgress())[1] is not None
+
+
+def converted(manifest: Manifest, precision: str, counts: dict[str, int]) -> Manifest:
+    """An engine of a graph in which ConvertFloat, not as the last pass, converted so much."""
+    (record,) = manifest.passes
+    conversion = replace(record, name="ConvertFloat", counts=counts, expected={})
+    return replace(manifest, precision=precision, passes=(conversion, record))
+
+
+@pytest.mark.parametrize(
+    ("precision", "counts", "limit"),
+    [("fp32", {"weights": 3}, 0.026), ("fp32", {}, None), ("int4", {"scales": 3}, 0.026)],
+)
+def test_weights_rounded_to_half_precision_are_not_held_to_float32s_tolerances(
+    machine: Machine, manifest: Manifest, precision: str, counts: dict[str, int], limit: float | None
+) -> None:
+    made = converted(manifest, precision, counts)
+    if limit is None:
+        with pytest.raises(VerificationError, match=r"largest logit error is 0\.02, 0\.001 is accepted"):
+            measure_and_record(Path(), made, NoProgress())
+        assert machine.written == []
+    else:
+        recorded, _ = measure_and_record(Path(), made, NoProgress())
+        assert recorded.tolerances[LOGIT_ERROR] == pytest.approx(limit)
+
+
+def test_int4s_weights_have_int4s_limit_whatever_their_scales_were_rounded_to(
+    machine: Machine, manifest: Manifest
+) -> None:
+    machine.measured = Measured(0.02, 0.5, 1.0)
+    assert measure_and_record(Path(), converted(manifest, "int4", {"scales": 3}), NoProgress())[1] is not None
+    with pytest.raises(VerificationError, match=r"mean KL divergence is 0\.5, 0\.1 is accepted"):
+        measure_and_record(Path(), converted(manifest, "fp32", {"weights": 3}), NoProgress())
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_cuda_engine_that_fails_while_it_runs_is_an_error_where_its_gpu_is(
+    machine: Machine, manifest: Manifest, gpus: int
+) -> None:
+    machine.gpus, machine.measured = gpus, EngineError("q_norm_weight is not supported")
+    made = engine(manifest, "cuda")
+    if gpus:
+        with pytest.raises(EngineError, match="q_norm_weight"):
+            measure_and_record(Path(), made, NoProgress())
+    else:
+        assert measure_and_record(Path(), made, NoProgress()) == (made, None)
+    assert machine.closed == 1
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])

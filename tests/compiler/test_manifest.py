@@ -60,6 +60,18 @@ def test_portable_manifest_has_neither_target_nor_engine(manifest: Manifest) -> 
         ({"kind": "target"}, "target artifact has no engine record"),
         ({"target": None}, "engine artifact cannot have target None"),
         ({"measured": {"kl": -1.0}}, "kl is -1.0"),
+        ({"tolerances": {"top1": -0.5}}, "top1 is -0.5"),
+        ({"measured": {"kl": True}}, r"measured\['kl'\]: expected a number, found a boolean"),
+        ({"schema_version": 0}, "has schema version 0, and this llmc reads version 1"),
+        ({"schema_version": 2, "invented": 1}, "has schema version 2, and this llmc reads version 1"),
+        ({"cache": "paged"}, "cache: 'paged' is not one of grow, shared"),
+        ({"logits": "first"}, "logits: 'first' is not one of last, all"),
+        ({"precision": ""}, "the manifest names no precision"),
+        ({"kind": "portable", "engine": None}, "a portable artifact cannot have target 'cpu'"),
+        ({"kind": "target", "engine": None, "target": None}, "a target artifact cannot have target None"),
+        ({"kind": "portable", "target": None}, "a portable artifact has no engine record"),
+        ({"max_context": 0}, "max_context is 0, which holds no token"),
+        ({"weight_bytes": -1}, "weight_bytes is -1, which cannot be negative"),
     ],
 )
 def test_reading_refuses(manifest: Manifest, values: dict[str, Any], message: str) -> None:
@@ -92,10 +104,45 @@ def test_a_source_name_is_no_absolute_path(name: str) -> None:
         Source(name=name, format="gguf", files={}, licence=None)
 
 
-@pytest.mark.parametrize("name", ["/a", "a/../b", "a//b", "./a", "a\\b", "", "."])
+def test_the_ends_of_what_is_accepted(manifest: Manifest) -> None:
+    """Nothing where nothing may be, one where one must be."""
+    least = dataclasses.replace(
+        manifest,
+        max_context=1,
+        weight_bytes=0,
+        measured={"kl": 0.0},
+        files={"empty": FileRecord(bytes=0, sha256="0" * 64)},
+        engine=EngineRecord(runtime="x", threads=1, profiles=((1, 1), (1, 512)), details={}),
+        passes=(PassRecord("P", {}, False, {"fired": 0}, {"fired": 0}, 0, 0, 0, 0),),
+    )
+    assert Manifest.from_json(least.to_json()) == least
+    assert Manifest.from_json(dataclasses.replace(least, max_context=None).to_json()).max_context is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kind", "magic", "kind 'magic' is not one of portable, target, engine"),
+        ("cache", "paged", "cache 'paged' is not one of grow, shared"),
+        ("logits", "first", "logits 'first' is not one of last, all"),
+        ("schema_version", 2, "the manifest has schema version 2"),
+        ("tolerances", {"kl": float("inf")}, "kl is inf, not a finite error"),
+        ("tolerances", {"kl": float("nan")}, "kl is nan, not a finite error"),
+        ("measured", {"top1": 1.0, "kl": float("inf")}, "kl is inf, not a finite error"),
+    ],
+)
+def test_what_is_not_read_cannot_be_written(manifest: Manifest, field: str, value: Any, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        dataclasses.replace(manifest, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["/a", "..", "../a", "a/../b", "a//b", "./a", "a\\b", "", "."])
 def test_a_file_name_stays_inside_the_directory(manifest: Manifest, name: str) -> None:
     with pytest.raises(ArtifactError, match="must be relative"):
         dataclasses.replace(manifest, files={name: FileRecord(bytes=1, sha256="a" * 64)})
+    files = {"config.json": FileRecord(bytes=1, sha256="a" * 64), name: FileRecord(bytes=1, sha256="a" * 64)}
+    with pytest.raises(ArtifactError, match="must be relative"):
+        Source(name="x", format="gguf", files=files, licence=None)
 
 
 def test_not_a_number_is_never_written(manifest: Manifest) -> None:
@@ -106,17 +153,46 @@ def test_not_a_number_is_never_written(manifest: Manifest) -> None:
         dataclasses.replace(manifest, passes=(record,)).to_json()
 
 
+@pytest.mark.parametrize("digits", ["A" * 64, "a" * 63, "a" * 65, "g" * 64, "a" * 64 + "\n", ""])
+def test_a_hash_is_64_hexadecimal_digits(digits: str) -> None:
+    with pytest.raises(ArtifactError, match="is not a SHA-256 in 64 hexadecimal digits"):
+        FileRecord(bytes=1, sha256=digits)
+
+
+@pytest.mark.parametrize("profiles", [((4, 2),), ((0, 2),), ((2,),), ((1, 2, 3),), ((1, 2), (4, 2))])
+def test_a_profile_is_two_lengths(profiles: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ArtifactError, match=r"is not \[min, max\] with 0 < min <= max"):
+        EngineRecord(runtime="x", threads=None, profiles=profiles, details={})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("counts", {"heads": 1, "fired": -1}, "fired is -1"),
+        ("expected", {"fired": -1}, "expected fired is -1"),
+        ("nodes_before", -1, "nodes_before is -1"),
+        ("nodes_after", -1, "nodes_after is -1"),
+        ("bytes_before", -1, "bytes_before is -1"),
+        ("bytes_after", -1, "bytes_after is -1"),
+    ],
+)
+def test_no_count_of_a_pass_is_negative(manifest: Manifest, field: str, value: Any, said: str) -> None:
+    with pytest.raises(ArtifactError, match=f"^pass PackQKV: {said}, which cannot be negative"):
+        dataclasses.replace(manifest.passes[0], **{field: value})
+
+
 def test_records_refuse_impossible_values(manifest: Manifest) -> None:
-    with pytest.raises(ArtifactError, match="not a SHA-256"):
-        FileRecord(bytes=1, sha256="A" * 64)
     with pytest.raises(ArtifactError, match="-1 bytes"):
         FileRecord(bytes=-1, sha256="a" * 64)
-    with pytest.raises(ArtifactError, match=r"\[min, max\]"):
-        EngineRecord(runtime="x", threads=None, profiles=((4, 2),), details={})
     with pytest.raises(ArtifactError, match="0 threads"):
         EngineRecord(runtime="x", threads=0, profiles=(), details={})
-    with pytest.raises(ArtifactError, match="fired is -1"):
-        PassRecord("P", {}, False, {"fired": -1}, {}, 1, 1, 1, 1)
+    with pytest.raises(ArtifactError, match="names no runtime"):
+        EngineRecord(runtime="", threads=None, profiles=(), details={})
+    with pytest.raises(ArtifactError, match="a pass record has no name"):
+        dataclasses.replace(manifest.passes[0], name="")
+    zipped: Any = "zip"
+    with pytest.raises(ArtifactError, match="source format 'zip' is not one of safetensors, gguf"):
+        dataclasses.replace(manifest.source, format=zipped)
 
 
 def test_the_shipped_schema_is_the_dataclasses(manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,81 @@ def test_building_without_a_gpu():
     assert not status.can_run
     assert "no NVIDIA GPU" in status.needs[0]
     assert not target_status(Requirement("trt", "x", ("json",), gpu=True, implemented=True), (), ()).can_build
+
+
+def test_any_one_module_will_do():
+    either = Requirement("t", "extra", ("no_such_module", "json"), implemented=True)
+    assert target_status(either, (), ()).can_run
+
+
+def test_building_may_need_the_modules_alone():
+    """Neither the provider nor the companions, which are for running."""
+    full = Requirement(
+        "t",
+        "extra",
+        ("json",),
+        companions=("no_such_module", "no_such_other"),
+        provider="P",
+        builds_without_gpu=True,
+        builds_with_modules=True,
+        implemented=True,
+    )
+    status = target_status(full, ("Q",), ())
+    assert (status.can_build, status.can_run) == (True, False)
+    assert [need.split()[0] for need in status.needs] == ["the", "no_such_module", "no_such_other"]
+    assert not target_status(replace(full, builds_with_modules=False), ("Q",), ()).can_build
+    assert not target_status(replace(full, implemented=False), ("Q",), ()).can_build
+    assert not target_status(replace(full, modules=("no_such_module",)), ("P",), ()).can_build
+
+
+def test_without_a_list_of_capabilities_every_gpu_will_do():
+    assert target_status(replace(RTX, capabilities=()), (), (H100,)).can_run
+
+
+@pytest.mark.parametrize(
+    ("capability", "supported"),
+    [
+        *((capability, True) for capability in ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")),
+        *((capability, False) for capability in ("1.2", "7.0", "9.0", "10.0")),
+    ],
+)
+def test_gpus_of_tensorrt_rtx(monkeypatch, capability, supported):
+    monkeypatch.setattr(doctor, "_importable", lambda module: True)
+    rtx = next(each for each in doctor.REQUIREMENTS if each.target == "tensorrt-rtx")
+    status = target_status(rtx, (), (replace(H100, compute_capability=capability),))
+    assert (status.can_build, status.can_run) == (True, supported)
+
+
+def test_what_builds_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(doctor, "_importable", lambda module: True)
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    status = {each.target: target_status(each, providers, ()) for each in doctor.REQUIREMENTS}
+    assert {name: (item.can_build, item.can_run) for name, item in status.items()} == {
+        "cpu": (True, True),
+        "cuda": (True, False),
+        "tensorrt": (False, False),
+        "tensorrt-rtx": (True, False),
+        "openvino": (True, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("isa", "slow"), [((), True), (("avx2", "avx512f"), True), (("avx2", "avx_vnni"), False), (("i8mm",), False)]
+)
+def test_a_processor_without_int8_products_is_a_note(monkeypatch, isa, slow):
+    machine = replace(doctor.machine_fingerprint(), isa=isa)
+    monkeypatch.setattr(doctor, "machine_fingerprint", lambda: machine)
+    monkeypatch.setattr(doctor, "execution_providers", lambda: ((), "it does not load"))
+    notes = examine().notes
+    assert "it does not load" in notes
+    assert any("no int8 dot product" in note for note in notes) == slow
+
+
+def test_a_module_of_a_package_that_is_not_there_is_not_there():
+    assert not doctor._importable("no_such_package.module")
+    assert not doctor._importable("json.no_such_module")
+    assert not doctor._importable("")
+    assert doctor._importable("json.decoder")
 
 
 def test_a_gpu_that_the_runtime_refuses():

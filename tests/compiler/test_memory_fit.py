@@ -16,6 +16,7 @@ from llmc.compiler.doctor import Gpu
 from llmc.compiler.errors import ArtifactError, UsageError
 from llmc.compiler.manifest import EngineRecord, Manifest
 from llmc.compiler.memory_fit import check_memory
+from llmc.compiler.options import DEFAULT_CONTEXT
 from llmc.runtimes.memory.plan import CUDA_ALLOWANCE
 from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
@@ -58,6 +59,13 @@ def test_the_default_is_the_engines_context(engine: Path) -> None:
         check_memory(engine, (H100,), context=129)
 
 
+def test_without_a_longest_context_the_usual_one_is_planned(engine: Path, manifest: Manifest) -> None:
+    write_manifest(engine, dataclasses.replace(manifest, max_context=None))
+    assert check_memory(engine, ()).plan.context == DEFAULT_CONTEXT
+    assert check_memory(engine, (), context=5, batch=3, chunk=2).plan.kv_cache == 3 * 5 * CACHE
+    assert check_memory(engine, (), context=5, batch=3, chunk=2).plan.chunk == 2
+
+
 def test_it_does_not_fit(engine: Path) -> None:
     full = dataclasses.replace(H100, free_bytes=CUDA_ALLOWANCE)
     fit = check_memory(engine, (full,), batch=1000, chunk=1)
@@ -65,6 +73,21 @@ def test_it_does_not_fit(engine: Path) -> None:
     free = f"{CUDA_ALLOWANCE / 2**20:.1f} MiB"
     assert f"GPU 0 (NVIDIA H100) has {free} free; use a smaller --context" in fit.problem
     assert fit.to_json()["fits"] is False
+
+
+def test_a_gpu_without_free_memory_is_known_to_have_none(engine: Path) -> None:
+    fit = check_memory(engine, (dataclasses.replace(H100, free_bytes=0),))
+    assert fit.free_bytes == 0
+    assert fit.problem is not None
+    assert "does not say" not in fit.problem
+
+
+@pytest.mark.parametrize(("limit", "free"), [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
+def test_a_containers_limit_counts(cpu_engine: Path, monkeypatch: pytest.MonkeyPatch, limit: int, free: int) -> None:
+    """The machine may have more free than this process may use, and less than it has in all."""
+    monkeypatch.setattr(memory_fit.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(memory_fit, "machine_fingerprint", lambda: SimpleNamespace(memory_bytes=limit))
+    assert check_memory(cpu_engine, ()).free_bytes == 1 << 20
 
 
 def test_a_tensorrt_engine_needs_a_gpu(engine: Path, manifest: Manifest) -> None:
@@ -86,6 +109,7 @@ def test_free_memory_that_is_not_told(engine: Path) -> None:
     fit = check_memory(engine, (dataclasses.replace(H100, free_bytes=None),))
     assert fit.problem is not None
     assert "does not say" in fit.problem
+    assert fit.to_json()["fits"] is False
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1 << 30, True), (1000, False)])

@@ -262,6 +262,52 @@ def test_opening_what_is_no_directory(tmp_path: Path, name: str) -> None:
         open_artifact(tmp_path / name)
 
 
+@pytest.mark.parametrize("damaged", ["a", "data/model.bin", "z"])
+def test_every_file_is_looked_at(tmp_path: Path, manifest: Manifest, damaged: str) -> None:
+    output = tmp_path / "out"
+    with new_artifact(output) as directory:
+        (directory / "data").mkdir()
+        for name in ("a", "data/model.bin", "z"):
+            (directory / name).write_text("whole")
+        write_manifest(directory, manifest)
+    (output / damaged).write_text("holes")
+    with pytest.raises(ArtifactError, match=f"out/{damaged} is damaged"):
+        open_artifact(output).check_hashes()
+    (output / damaged).write_text("longer than before")
+    with pytest.raises(ArtifactError, match=f"{damaged} has 18 bytes, and llmc.json records 5"):
+        open_artifact(output)
+    (output / damaged).unlink()
+    (output / damaged).mkdir()
+    with pytest.raises(ArtifactError, match=f"{damaged} is missing"):
+        open_artifact(output)
+
+
+def test_the_manifest_records_the_files_that_are_there_and_not_itself(tmp_path: Path, manifest: Manifest) -> None:
+    """However often it is written, and whatever the one before said."""
+    (tmp_path / "model.bin").write_text("one")
+    first = write_manifest(tmp_path, manifest)
+    (tmp_path / "model.bin").unlink()
+    (tmp_path / "other.bin").write_text("two")
+    (tmp_path / ".lock").touch()
+    second = write_manifest(tmp_path, first)
+    assert (list(first.files), list(second.files)) == (["model.bin"], ["other.bin"])
+    assert open_artifact(tmp_path).manifest == second
+
+
+def test_a_file_that_is_not_recorded_is_not_given(tmp_path: Path, manifest: Manifest) -> None:
+    write(tmp_path / "out", manifest, "one")
+    (tmp_path / "out" / "later.bin").write_text("put there by hand")
+    with pytest.raises(ArtifactError, match=r"records no later\.bin; make the engine artifact again with it"):
+        open_artifact(tmp_path / "out").file("later.bin")
+
+
+def test_the_home_folder_by_its_sign(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(Path("~/out"), manifest, "one")
+    assert left_in(tmp_path) == ["out"]
+
+
 def test_opening_a_directory_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no llmc\.json"):
         open_artifact(tmp_path)
@@ -307,3 +353,4 @@ def test_an_artifact_moved_aside_by_a_killed_swap_comes_back(
     assert left_in(tmp_path) == ["out"]
     assert "put back" in caplog.text
     assert "left by an interrupted run" in caplog.text
+    assert caplog.text.index("put back") < caplog.text.index("left by an interrupted run")

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llmc.compiler import artifact
 from llmc.compiler.artifact import new_artifact, open_artifact, write_manifest
 from llmc.compiler.errors import ArtifactError
 from llmc.compiler.manifest import Manifest
@@ -85,6 +87,51 @@ def test_a_full_disk_is_one_sentence_whoever_reports_it(tmp_path: Path, error: E
     with pytest.raises(ArtifactError, match=r"the disk is full: 4 bytes of 1\.0 KiB needed written for"):
         write_half()
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(("how", "full"), [("from", True), ("while handling", True), ("instead of", False)])
+def test_a_full_disk_behind_another_error(tmp_path: Path, how: str, full: bool) -> None:
+    """Raised from it or while it was handled; an error that was raised in its place tells another story."""
+
+    def write_half() -> None:
+        with new_artifact(tmp_path / "out"):
+            try:
+                raise OSError(errno.ENOSPC, "No space")
+            except OSError as error:
+                if how == "while handling":
+                    raise ValueError("serialization failed")  # noqa: B904
+                raise ValueError("serialization failed") from (error if how == "from" else None)
+
+    with pytest.raises(ArtifactError if full else ValueError, match="the disk is full" if full else "serialization"):
+        write_half()
+
+
+@pytest.mark.parametrize(("free", "full"), [(1000, True), (1 << 30, False)])
+def test_an_error_without_a_number_is_a_full_disk_where_nearly_nothing_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, full: bool
+) -> None:
+    """As NumPy raises it."""
+
+    def write_half() -> None:
+        with new_artifact(tmp_path / "out"):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+            raise OSError("4096 requested and 512 written")
+
+    with pytest.raises(ArtifactError if full else OSError, match="the disk is full" if full else "4096 requested"):
+        write_half()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_without_room_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(output: Path) -> None:
+        raise OSError(code, os.strerror(code), str(output))
+
+    monkeypatch.setattr(artifact, "Staging", refuse)
+    with (
+        pytest.raises(ArtifactError, match=r"the disk is full: 0 bytes written for .*/out and .* free"),
+        new_artifact(tmp_path / "out"),
+    ):
+        pytest.fail("the body must not run")
 
 
 def test_a_full_disk_found_only_when_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

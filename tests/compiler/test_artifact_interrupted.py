@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,39 @@ def test_an_interrupted_write_cleans_up(output: Path, number: signal.Signals) ->
     assert writer.returncode in (-number, 128 + number)
     assert partials(output) == []
     assert open_artifact(output).file("model.bin").read_text() == "old"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_handlers_of_signals_are_given_back(tmp_path: Path, fails: bool) -> None:
+    """And those of somebody else are not taken."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handler) for number, handler in zip(numbers, (signal.SIG_DFL, ours), strict=True)]
+    try:
+        with pytest.raises(RuntimeError) if fails else contextlib.nullcontext(), new_artifact(tmp_path / "out"):
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, ours)
+            assert signal.getsignal(signal.SIGHUP) is ours
+            if fails:
+                raise RuntimeError
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL, ours]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def ours(number: int, frame: object) -> None:
+    """A handler that somebody set."""
+
+
+def test_another_thread_sets_no_handlers(tmp_path: Path) -> None:
+    """Python lets only the main thread do so."""
+
+    def write() -> None:
+        with new_artifact(tmp_path / "out") as directory:
+            (directory / "model.bin").touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write).result()
+    assert (tmp_path / "out" / "model.bin").exists()
 
 
 def test_a_killed_write_is_cleaned_by_the_next_run(

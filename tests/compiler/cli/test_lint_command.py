@@ -44,6 +44,25 @@ def test_refused(llmc: Run, tmp_path: Path) -> None:
     assert "Nothing here was run" in result.stdout
 
 
+BOTH = LENGTHS.replace("{ [attention]", "{ z = acme.Magic(q)  [attention]").replace('"" : 24', '"" : 24, "acme" : 1')
+
+
+def test_refused_goes_before_silently_wrong(llmc: Run, tmp_path: Path) -> None:
+    """A model that does not run computes no wrong numbers."""
+    result = llmc("lint", save(BOTH, tmp_path / "model.onnx"), "--target", "tensorrt-rtx-1.7")
+    assert "2 nodes: 1 silently wrong, 1 refused" in result.stdout
+    assert result.exit_code == 9
+    assert result.stderr.count("\n") == 1
+    assert "TensorRT-RTX 1.7 refuses" in result.stderr
+
+
+def test_slow_is_no_failure(llmc: Run, tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 23]> g (float16[2, 2] x) => (y) { y = MatMul(x, x) }'
+    result = llmc("lint", save(text, tmp_path / "model.onnx"), "--target", "ort-1.24")
+    assert "1 nodes: 1 runs slowly" in result.stdout
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_what_runs(llmc: Run, tmp_path: Path) -> None:
     result = llmc("lint", save(MASKED, tmp_path / "model.onnx"), "--target", "tensorrt-rtx-1.7")
     assert result.exit_code == 0
@@ -75,6 +94,7 @@ def test_sarif(llmc: Run, tmp_path: Path) -> None:
     result = llmc("lint", path, "--target", "tensorrt-11", "--format", "sarif")
     assert result.exit_code == 8
     assert json.loads(result.stdout)["runs"][0]["results"][0]["ruleId"] == "attention-lengths"
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from typer.testing import Result
@@ -37,6 +38,22 @@ def test_inspect_any_file(llmc: Run, model_file: Path) -> None:
     assert result.exit_code == 0, result.stderr
     for words in ("ai.onnx 23", "MatMul", "Relu", "FLOAT[batch, 4]", "past_{0..1}_key", "48 bytes"):
         assert words in result.stdout
+
+
+def test_operations_and_shares(llmc: Run, tmp_path: Path) -> None:
+    """Operations in millions; each kind's bytes as a share of all."""
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+    tiny (float[batch, 1000] x) => (logits) { g = RMSNormalization(x, scale)  logits = MatMul(g, lm_head) }"""
+    model = ir.from_onnx_text(text)
+    for name, shape in (("scale", (1000,)), ("lm_head", (1000, 3))):
+        value = next(item for node in model.graph for item in node.inputs if item is not None and item.name == name)
+        value.const_value = ir.tensor(np.zeros(shape, np.float32), name=name)
+        model.graph.register_initializer(value)
+    ir.save(model, tmp_path / "model.onnx")
+    shown = [" ".join(line.split()) for line in llmc("inspect", tmp_path / "model.onnx").stdout.splitlines()]
+    assert "│ FLOPs per token │ 0.0 million with 1024 tokens in the cache │" in shown
+    assert "│ norms │ 1 │ 3.9 KiB │ 25.0% │" in shown
+    assert "│ head │ 1 │ 11.7 KiB │ 75.0% │" in shown
 
 
 def test_inspect_json(llmc: Run, model_file: Path) -> None:
@@ -135,17 +152,19 @@ def test_doctor_says_whether_an_engine_fits(
         assert value["problem"] in shown.stderr
 
 
-def test_doctor_needs_an_engine_for_a_context(llmc: Run) -> None:
-    result = llmc("doctor", "--context", 10)
+@pytest.mark.parametrize("option", ["--context", "--batch", "--chunk"])
+def test_doctor_needs_an_engine_for_a_plan(llmc: Run, option: str) -> None:
+    result = llmc("doctor", option, 10)
     assert result.exit_code == 2
     assert "--model DIR" in result.stderr
 
 
 def test_layers_share_a_row() -> None:
-    ports = [Port(f"past.{i}.key", "FLOAT", (1, "t")) for i in (0, 1, 2, 5)] + [Port("past.3.key", "FLOAT", (2,))]
+    """Of one type; a gap of one layer ends a range."""
+    ports = [Port(f"past.{i}.key", "FLOAT", (1, "t")) for i in (0, 1, 2, 4)] + [Port("past.3.key", "FLOAT", (2,))]
     assert _collapse([Port("ids", None, None), *ports]) == [
         ("ids", "?[…]"),
-        ("past.{0..2, 5}.key", "FLOAT[1, t]"),
+        ("past.{0..2, 4}.key", "FLOAT[1, t]"),
         ("past.3.key", "FLOAT[2]"),
     ]
 

@@ -185,6 +185,9 @@ def test_compile_defaults(llmc: Run, replace_driver: Replace, compile_report: Co
     compile_model = replace_driver("compile_model", compile_report)
     llmc("compile", "m", "-o", "out")
     assert compile_model.call_args.args[2] == CompileOptions()
+    assert compile_model.call_args.kwargs["overwrite"] is False
+    llmc("compile", "m", "-o", "out", "--overwrite")
+    assert compile_model.call_args.kwargs["overwrite"] is True
 
 
 def test_compile_shows_passes_checks_and_artifact(
@@ -214,7 +217,10 @@ def test_compile_fails_when_verification_does(
     replace_driver("compile_model", dataclasses.replace(compile_report, verification=not_verified))
     result = llmc("compile", "m", "-o", "out", "--json")
     assert result.exit_code == 8
-    assert json.loads(result.stdout)["verification"]["passed"] is False
+    value = json.loads(result.stdout)
+    assert value["verification"]["passed"] is False
+    assert value["cost"]["seconds"] >= 0
+    assert "out does not say what its model says: largest logit error is 0.25" in result.stderr
 
 
 def test_compile_names_shortfalls(

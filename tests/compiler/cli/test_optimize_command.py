@@ -9,8 +9,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from rich.text import Text
 from typer.testing import Result
 
+from llmc.compiler.cli.pass_tables import SHORTFALL, outcome_table, record_table
 from llmc.compiler.errors import FusionContractError
 from llmc.compiler.options import OptimizeOptions
 from llmc.compiler.reports import OptimizeReport, PassOutcome, PlannedPass
@@ -59,6 +61,15 @@ def test_a_shortfall_names_node_and_reason(
     assert result.exit_code == 0
     assert "packed 2/3" in result.stdout
     assert "layers.1/q_proj: its bias is [not] constant" in result.stdout
+
+
+@pytest.mark.parametrize(("fired", "expected", "red"), [(3, 3, False), (4, 3, False), (2, 3, True), (0, 1, True)])
+def test_a_fusion_that_fell_short_is_red(outcome: PassOutcome, fired: int, expected: int, red: bool) -> None:
+    record = dataclasses.replace(outcome.record, counts={"packed": fired}, expected={"packed": expected})
+    for table in (outcome_table([dataclasses.replace(outcome, record=record)]), record_table([record])):
+        (text,) = table.columns[1].cells
+        assert isinstance(text, Text)
+        assert (text.plain, text.style == SHORTFALL) == (f"packed {fired}/{expected}", red)
 
 
 def test_a_shortfall_without_a_near_miss_is_not_silent(

@@ -15,6 +15,9 @@ from llmc.compiler.cli.progress_display import BarDisplay, LogDisplay, amount
     ("value", "unit", "text"),
     [
         (999, "bytes", "999 bytes"),
+        (1000, "bytes", "1.0 kB"),
+        (999_900, "bytes", "999.9 kB"),
+        (1e6, "bytes", "1.0 MB"),
         (2_500_000, "bytes", "2.5 MB"),
         (7e9, "bytes", "7.00 GB"),
         (3, "passes", "3 passes"),
@@ -56,6 +59,21 @@ def test_a_stage_that_failed_gets_no_tick() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         fail()
     assert "✓" not in screen.getvalue()
+    assert not display._bars.live.is_started, "the terminal is given back"
+
+
+def test_a_stage_that_failed_is_not_logged_as_done(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llmc")
+    logging.getLogger("llmc").propagate = True
+
+    def fail() -> None:
+        with LogDisplay() as display:
+            display.start("Tracing")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert caplog.messages == ["Tracing"]
 
 
 def test_steps_rename_one_line() -> None:
@@ -64,7 +82,7 @@ def test_steps_rename_one_line() -> None:
         display.step("warm-up", 1, 2)
         display.step("run 1", 2, 2)
         assert len(display._bars.tasks) == 1
-        assert (display._bars.tasks[0].completed, display._bars.tasks[0].total) == (1, 2)
+        assert (display._bars.tasks[0].completed, display._bars.tasks[0].total) == (1, 2), "the second only begins"
     assert "run 1" in screen.getvalue()
 
 

@@ -264,6 +264,27 @@ def test_an_interrupt_after_the_second_step_leaves_the_new_one(
     assert left_beside(output) == ["out"]
 
 
+@pytest.mark.usefixtures("no_exchange")
+def test_an_old_one_that_cannot_be_put_back_is_not_thrown_away(
+    make: Callable[[], Staging], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(output, "old")
+    fill((written := make()).path, "new")
+    rename = Path.rename
+
+    def only_aside(path: Path, target: Path) -> Path:
+        if path != output:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", only_aside)
+    with pytest.raises(OSError, match="Input/output error"):
+        written.publish(replace=True)
+    written.close()
+    (aside,) = output.parent.iterdir()
+    assert (aside.suffix, text_of(aside)) == (".old", "old")
+
+
 # --- the lock -------------------------------------------------------------------------------------------------------
 
 

@@ -120,11 +120,32 @@ def test_a_dot_of_the_name_is_a_dot(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_file_of_such_a_name_stays(output: Path) -> None:
-    file = output.with_name(f".out.{DEAD}-0123abcd.partial")
+@pytest.mark.parametrize("ending", ["partial", "old"])
+def test_a_file_of_such_a_name_stays(output: Path, ending: str) -> None:
+    """And takes no artifact's place."""
+    file = output.with_name(f".out.{DEAD}-0123abcd.{ending}")
     file.touch()
     remove_stale(output)
-    assert file.exists()
+    assert left_beside(output) == [file.name]
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(
+    ("code", "goes"), [(errno.EWOULDBLOCK, False), (errno.EACCES, False), (errno.ENOLCK, True), (errno.EIO, True)]
+)
+def test_a_lock_that_cannot_be_asked_for_is_none_that_is_held(
+    output: Path, monkeypatch: pytest.MonkeyPatch, code: int, goes: bool
+) -> None:
+    """On a network file system without locks the process id has to do."""
+    left = leftover(output, DEAD)
+    (left / LOCK_NAME).touch()
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    remove_stale(output)
+    assert left.exists() != goes
 
 
 @pytest.mark.usefixtures("processes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.cli import text_generation
-from llmc.compiler.cli.text_generation import Speed, TextEngine
-from llmc.compiler.errors import EngineError
+from llmc.compiler.cli.text_generation import Reply, Speed, TextEngine
+from llmc.compiler.errors import EngineError, LlmcError
+from llmc.runtimes import engines
 from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
 from llmc.runtimes.text import TextTokenizer
 
@@ -243,6 +245,28 @@ def test_interrupt_ends_cleanly(llmc: Run, session: CountingSession) -> None:
     assert session.closed
 
 
+@pytest.mark.parametrize("options", [("-p", "w30"), ("--json",)], ids=["a batch", "JSON"])
+def test_what_was_written_until_an_interrupt_is_shown(
+    llmc: Run, session: CountingSession, options: tuple[str, ...]
+) -> None:
+    session.interrupt_at = 3
+    result = llmc("generate", "dir", "-p", "w4 w5", "--max-tokens", 20, *options)
+    assert result.exit_code == 130
+    assert "w6 w7" in result.stdout
+    assert "w8" not in result.stdout
+
+
+def test_an_engine_without_a_tokenizer_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    session = CountingSession()
+    monkeypatch.setattr(engines, "open_session", lambda directory, threads: session)
+    with pytest.raises(LlmcError):
+        TextEngine.open(tmp_path, None)
+    assert session.closed
+    assert session.calls == 0
+
+
 def test_interrupt_in_a_conversation_stops_the_answer_only(llmc: Run, session: CountingSession) -> None:
     session.interrupt_at = 2
     result = llmc("generate", "dir", "--chat", "--max-tokens", 2, input="w9\nw10\n")
@@ -265,6 +289,26 @@ def test_a_directory_that_is_not_there(llmc: Run, tmp_path: Path) -> None:
     result = llmc("generate", tmp_path / "nothing", "-p", "w4")
     assert result.exit_code == 7
     assert "does not exist" in result.stderr
+
+
+def test_speed_is_that_of_tokens_after_each_rows_first() -> None:
+    """Two seconds to the first tokens, then three and one more in four."""
+    stream = SimpleNamespace(
+        finished=("length", "eos"),
+        timings=SimpleNamespace(total_s=6.0, ttft_s=2.0),
+        result=lambda: SimpleNamespace(tokens=[[1, 2, 3, 4], [5, 6]]),
+    )
+    made: Any = stream
+    assert Reply(made, None, ()).speed == Speed(6, 2.0, 1.0)  # type: ignore[arg-type]
+    made.result = lambda: SimpleNamespace(tokens=[[1], []])
+    assert Reply(made, None, ()).speed == Speed(1, 2.0, None)  # type: ignore[arg-type]
+
+
+def test_the_longest_prompt_of_a_batch_has_to_fit(llmc: Run, session: CountingSession) -> None:
+    session.info = EngineInfo("fake", len(WORDS), 1, 12, "last", "shared", 8, 8, "fp32", 1)
+    result = llmc("generate", "dir", "-p", "w4", "-p", " ".join(["w4"] * 12))
+    assert result.exit_code == 2
+    assert "the prompt has 12 tokens" in result.stderr
 
 
 def test_speed_in_words() -> None:

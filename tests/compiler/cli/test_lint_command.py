@@ -8,7 +8,7 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.cli.lint_command import TARGETS
-from llmc.runtimes.lint_tables.table import targets
+from llmc.runtimes.lint_tables.table import load_table, targets
 
 from ..lint_models import LENGTHS, MASKED, gqa, save
 
@@ -61,6 +61,28 @@ def test_slow_is_no_failure(llmc: Run, tmp_path: Path) -> None:
     result = llmc("lint", save(text, tmp_path / "model.onnx"), "--target", "ort-1.24")
     assert "1 nodes: 1 runs slowly" in result.stdout
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_the_table(llmc: Run, tmp_path: Path) -> None:
+    """The first nodes of many, a finding about the file, operators that the table does not know, and evidence."""
+    relus = "  ".join(f"[n{i}] y{i} = acme.Magic(x)" for i in range(5))
+    text = f"""<ir_version: 10, opset_import: ["" : 26, "acme" : 1, "com.microsoft" : 1]>
+    g (float[2] x) => (y0) {{ {relus}  z = com.microsoft.NotYetInvented(x) }}"""
+    result = llmc("lint", save(text, tmp_path / "model.onnx"), "--target", "ort-1.24")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    (whole,) = [row for row in rows if row[1] == "opset"]
+    assert whole[2:4] == ["-", "the file"]
+    begin = next(place for place, row in enumerate(rows) if row[1] == "operator")
+    assert rows[begin][2] == "5"
+    assert [row[3] for row in rows[begin : begin + 4]] == ["n0", "n1", "n2", "…"]
+    notes = " ".join(result.stdout.split())
+    assert "6 nodes: 5 refused, 0 run, 1 of which the table says nothing (com.microsoft::NotYetInvented)." in notes
+    assert " ".join(load_table("ort-1.24").evidence.split()) in notes
+
+
+def test_what_was_not_run_names_its_source(llmc: Run, tmp_path: Path) -> None:
+    result = llmc("lint", save(LENGTHS, tmp_path / "model.onnx"), "--target", "tensorrt-11")
+    assert "Not run; source: " in result.stdout
 
 
 def test_what_runs(llmc: Run, tmp_path: Path) -> None:

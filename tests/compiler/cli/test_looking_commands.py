@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,9 @@ def test_doctor_says_whether_an_engine_fits(
     monkeypatch.setattr(memory_fit.psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=1 << 40))
     shown = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2)
     assert shown.exit_code == code
-    assert "free on this machine" in shown.stdout
+    rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert f"│ free on this machine │ {'1000 bytes' if code else '1.00 GiB'} │" in rows
+    assert f"│ fits │ {'no' if code else 'yes'} │" in rows
     as_json = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2, "--json")
     assert as_json.exit_code == code
     value = json.loads(as_json.stdout)["model"]
@@ -179,6 +182,14 @@ def test_doctor(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert target.target in shown.stdout
     value = json.loads(llmc("doctor", "--json").stdout)
     assert value == json.loads(json.dumps(report.to_json()))
+
+
+def test_what_builds_is_not_said_to_run(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = doctor.examine()
+    status = doctor.TargetStatus("cuda", True, False, ("a GPU",))
+    monkeypatch.setattr(doctor, "examine", lambda: dataclasses.replace(report, targets=(status,)))
+    shown = [" ".join(line.split()) for line in llmc("doctor").stdout.splitlines()]
+    assert "│ cuda │ yes │ no │ a GPU │" in shown
 
 
 def test_doctor_shows_free_device_memory(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -322,6 +322,16 @@ def test_model_onnx_is_meant_whatever_lies_beside_it(artifact: Path) -> None:
     assert (found.graph, found.manifest) == (artifact / "model.onnx", None)
 
 
+def test_functions_are_named_and_their_bodies_not_counted(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 23, "acme" : 1]>
+    g (float[2] x) => (y) { a = acme.F(x)  y = acme.E(a) }
+    <domain: "acme", opset_import: ["" : 23]> F (p) => (q) { q = Relu(p) }
+    <domain: "acme", opset_import: ["" : 23]> E (p) => (q) { h = Relu(p)  q = Abs(h) }"""
+    ir.save(ir.from_onnx_text(text), tmp_path / "model.onnx")
+    inspection = inspect_path(tmp_path / "model.onnx", context=1)
+    assert (inspection.functions, inspection.nodes) == (("acme::E", "acme::F"), 2)
+
+
 def test_a_plan_for_each_batch(artifact: Path) -> None:
     graph = artifact / "model.onnx"
     inspection = inspect_path(graph, context=60, batches=(1, 3), chunk=10)

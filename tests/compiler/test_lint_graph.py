@@ -142,7 +142,11 @@ g (bool flag, float16[2] x, float16[7] z) => (y)
       [deep] a = If(flag) <
         then_branch = tt () => (c) { c = Tanh(b) },
         else_branch = te () => (d) { d = Abs(x) }> },
-    else_branch = e () => (float[3] f) <float[3] x = {1, 2, 3}> { f = Neg(x) }> }"""
+    else_branch = e () => (float[3] f) <float[3] x = {1, 2, 3}> {
+      h = Neg(x)
+      [inner] f = If(flag) <
+        then_branch = ut () => (i) { i = Sin(x) },
+        else_branch = ue () => (j) { j = Cos(h) }> }> }"""
 
 
 def test_subgraphs_of_subgraphs_have_places(read: Read) -> None:
@@ -152,8 +156,11 @@ def test_subgraphs_of_subgraphs_have_places(read: Read) -> None:
         ("Relu", "then_branch of y"),
         ("If", "then_branch of y"),
         ("Tanh", "then_branch of deep"),
-        ("Abs", "then_branch of deep".replace("then", "else")),
+        ("Abs", "else_branch of deep"),
         ("Neg", "else_branch of y"),
+        ("If", "else_branch of y"),
+        ("Sin", "then_branch of inner"),
+        ("Cos", "else_branch of inner"),
     ]
 
 
@@ -162,8 +169,9 @@ def test_a_subgraph_sees_the_values_around_it_and_its_own_before_them(read: Read
     for op_type in ("Relu", "Abs"):
         value = first_input(model, op_type)
         assert (value.dtype, value.shape, value.graph_input) == ("float16", (2,), True)
-    own = first_input(model, "Neg")
-    assert (own.dtype, own.shape, own.constant) == ("float32", (3,), True)
+    for op_type in ("Neg", "Sin"):
+        own = first_input(model, op_type)
+        assert (own.dtype, own.shape, own.constant) == ("float32", (3,), True)
 
 
 def test_lists_of_subgraphs_are_looked_into(tmp_path: Path) -> None:
@@ -263,6 +271,18 @@ def test_onnxs_domain_by_its_long_name(read: Read) -> None:
     )
     assert model.opset == 13
     assert [(node.label, node.since) for node in model.graphs[0].view.nodes] == [("Relu", 13)]
+
+
+def test_a_function_in_the_place_of_an_operator_of_onnx(read: Read) -> None:
+    model = read(
+        """<ir_version: 10, opset_import: ["ai.onnx" : 23]>
+        g (float[2] x) => (y) { [own] y = ai.onnx.Relu(x) }
+        <domain: "ai.onnx", opset_import: ["ai.onnx" : 23]> Relu (p) => (q) { q = ai.onnx.Abs(p) }""",
+        "Relu",
+    )
+    assert nodes(model) == [("Relu", "")]
+    assert model.functions == {"Relu"}
+    assert [(call.node, call.label) for call in model.calls] == [("own", "Relu")]
 
 
 def test_a_file_needs_nodes_and_versions(tmp_path: Path) -> None:

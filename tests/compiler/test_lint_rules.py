@@ -102,7 +102,10 @@ def test_calls_of_functions(lint: Lint, traps: dict[str, Any], found: list[tuple
     report = lint(CALLS, ROWS, traps=rows)
     assert [(item.outcome, item.rule, item.node) for item in report.findings] == found
     assert {item.source for item in report.findings} <= {"its manual"}
-    assert [node.verdict for node in report.nodes] == ["runs", "runs"], "the bodies, not the calls"
+    assert [(node.verdict, node.inside) for node in report.nodes] == [
+        ("runs", "body of whole"),
+        ("runs", "body of short"),
+    ], "the bodies, not the calls"
 
 
 def test_a_call_that_is_left_in_place_runs(lint: Lint) -> None:
@@ -325,6 +328,15 @@ def test_a_trap_is_said_in_the_place_of_the_use(
             "Attention takes lengths from nonpad_kv_seqlen: Target 1 runs it and is wrong (off by 3)"
         )
         assert finding.source == "its manual"
+
+
+def test_another_operators_trap_is_none(lint: Lint) -> None:
+    """Though its attribute has the same name."""
+    rows = {"com.microsoft::Other": FLOAT}
+    report = lint(
+        model("y = com.microsoft.Other<softcap = 5.0>(x)"), rows, traps={"attention-softcap": trap("wrong")}
+    )
+    assert report.findings == ()
 
 
 # --- nodes and order ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -74,6 +75,18 @@ def test_examples_parse() -> None:
             assert words[:2] == ["llmc", command.name]
             context = group.commands[command.name].make_context(command.name, words[2:])
             assert context.params
+
+
+def test_commands_are_in_the_order_of_use(llmc: Run) -> None:
+    from typer.main import get_command
+
+    from llmc.compiler.cli.app import app
+
+    names = [command.name for command in COMMANDS]
+    group: Any = get_command(app)
+    assert group.list_commands(None) == names != sorted(names)
+    shown = llmc("--help").stdout
+    assert sorted(names, key=lambda name: shown.index(f"│ {name} ")) == names
 
 
 def test_no_arguments_is_help(llmc: Run) -> None:

@@ -80,6 +80,16 @@ def test_the_table(llmc: Run, tmp_path: Path) -> None:
     assert " ".join(load_table("ort-1.24").evidence.split()) in notes
 
 
+def test_operators_that_the_table_does_not_know_are_named(llmc: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+    g (float[2] x) => (y) { y = com.microsoft.NotYetInvented(x) }"""
+    result = llmc("lint", save(text, tmp_path / "model.onnx"), "--target", "ort-1.24")
+    assert result.stdout.startswith(
+        "1 nodes: 0 run, 1 of which the table says nothing (com.microsoft::NotYetInvented).\n"
+    )
+    assert result.exit_code == 0
+
+
 def test_what_was_not_run_names_its_source(llmc: Run, tmp_path: Path) -> None:
     result = llmc("lint", save(LENGTHS, tmp_path / "model.onnx"), "--target", "tensorrt-11")
     assert "Not run; source: " in result.stdout

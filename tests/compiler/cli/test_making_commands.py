@@ -104,6 +104,9 @@ def test_build_options_of_tensorrt(llmc: Run, replace_driver: Replace, manifest:
     assert build.call_args.args[2] == asked
     for option, value, message in (
         ("--capacity", "1k", "--capacity '1k' is not a list of positive whole numbers"),
+        ("--capacity", "256,1k", "--capacity '256,1k' is not a list of positive whole numbers"),
+        ("--capacity", "256,0", "--capacity '256,0' is not a list of positive whole numbers"),
+        ("--capacity", "", "--capacity '' is not a list of positive whole numbers"),
         ("--gpu", "sm89", "--gpu sm89 is no compute capability"),
         ("--chunk", "0", "--chunk 0 leaves nothing to compute"),
     ):

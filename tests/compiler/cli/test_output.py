@@ -86,12 +86,14 @@ def test_what_a_library_prints_is_no_result(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(("verbosity", "shown"), [(0, False), (1, False), (2, True)])
 def test_pythons_warnings_are_for_those_who_want_everything(
-    capsys: pytest.CaptureFixture[str], verbosity: int, shown: bool
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, verbosity: int, shown: bool
 ) -> None:
+    """Neither here nor by a handler that a library gave the root."""
     with warnings.catch_warnings(), Output(verbosity=verbosity).working():
         warnings.simplefilter("always")
         warnings.warn("an old call", DeprecationWarning, stacklevel=1)
     assert ("an old call" in capsys.readouterr().err) == shown
+    assert caplog.text == ""
 
 
 @pytest.fixture

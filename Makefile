@@ -90,7 +90,7 @@ test: setup ## everything CI runs: format, lint, types, tests, packaging
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow and not gpu' -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -m 'not slow and not gpu' -n $(WORKERS) --dist worksteal
 
 .PHONY: test-slow
 test-slow: setup ## the tests that take minutes

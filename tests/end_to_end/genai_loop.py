@@ -12,7 +12,7 @@ import numpy as np
 
 from llmc.compiler.genai_config import GENAI_CONFIG
 
-THREADS = 2
+from .oracle import THREADS
 
 
 class GenaiLoop:

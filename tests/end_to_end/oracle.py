@@ -16,10 +16,12 @@ import numpy.typing as npt
 import onnxruntime
 
 from llmc.runtimes.engine import Session
+from llmc.runtimes.machine import physical_cores
 from llmc.runtimes.padding import to_right_padded
 
 Array = npt.NDArray[Any]
-THREADS = 2
+THREADS = physical_cores()
+"""Of this process: threads that wait for each other on one core only spin."""
 
 
 def load_eager(path: Path) -> Any:

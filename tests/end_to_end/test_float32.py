@@ -19,7 +19,7 @@ from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation import Generator
 
 from .conftest import BOTH, DECODED, Built
-from .oracle import Agreement, PortableGraph, lead_graph, lead_session
+from .oracle import THREADS, Agreement, PortableGraph, lead_graph, lead_session
 
 BOUND = 1e-3
 WAYS = [
@@ -74,7 +74,7 @@ def open_one(opened: dict[Path, Session], built: Built, target: str) -> Session:
         for session in opened.values():
             session.close()
         opened.clear()
-        opened[path] = open_session(path, threads=2)
+        opened[path] = open_session(path, threads=THREADS)
     return opened[path]
 
 

@@ -20,7 +20,7 @@ from llmc.runtimes.openvino.session import OpenVinoSession
 
 from ..shared import Shared
 from .conftest import Built
-from .oracle import Row, lead_session, load_eager, reference_row, whole_logits
+from .oracle import THREADS, Row, lead_session, load_eager, reference_row, whole_logits
 from .tiny import SIZES, shared_model, shared_portable
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -150,7 +150,7 @@ def test_what_openvino_does_not_read_is_said_in_one_sentence(
 def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built) -> None:
     """64 greedy tokens in float32; a ragged batch along its own continuation."""
     engine = smollm2.engine(cache="grow", target="openvino", precision="fp32")
-    session: Session = open_session(engine, threads=2)
+    session: Session = open_session(engine, threads=THREADS)
     (row,) = smollm2.rows("single")
     made = Generator(session).stream([row.prompt], max_tokens=64, eos_ids=set()).run()
     assert list(made.tokens[0]) == row.continuation[:64]

@@ -19,7 +19,7 @@ from llmc.runtimes.engines import open_session
 
 from ..shared import Shared
 from .conftest import BOTH, Built
-from .oracle import PortableGraph, Row, lead_graph, lead_session, load_eager, reference_row
+from .oracle import THREADS, PortableGraph, Row, lead_graph, lead_session, load_eager, reference_row
 from .tiny import SIZES, make_model, shared_model, shared_portable
 
 PROMPTS, CHUNKS, DECODED = (41, 5, 23), (0, 7, 32), 32
@@ -176,7 +176,7 @@ def test_experts(shared: Shared, tmp_path: Path, name: str) -> None:
 def test_a_real_model(built: Built, target: Target, precision: Precision, bound: float) -> None:
     """Three rows of 23 to 57 tokens; ``pytest -s`` shows the errors."""
     rows = built.rows("ragged")
-    session = open_session(built.target(CACHES[target][0], target=target, precision=precision), threads=2)
+    session = open_session(built.target(CACHES[target][0], target=target, precision=precision), threads=THREADS)
     for chunk in CHUNKS:
         result = lead_session(session, rows, chunk=chunk, steps=DECODED)
         relative = largest_error(rows, [result.error])

@@ -3,9 +3,9 @@
 In: ``faults/*.toml``, a table ``[[fault]]`` each. Out: :class:`Fault` records that were checked against the sources.
 
 A fault is a text that stands once in its file and what is put in its place, so that it survives edits elsewhere in
-the file; a test that fails when the text is gone says that the fault has to be thought about again. mutmut makes
-mechanical mutants of functions in Python; faults are for what it cannot reach (constants, C, tables) and for what a
-person gets wrong (a direction, a bound that is one too wide, a check that is left out).
+the file; where the text is gone, the fault is stale and has to be thought about again. mutmut makes mechanical
+mutants of functions in Python; faults are for what it cannot reach (constants, C, tables) and for what a person gets
+wrong (a direction, a bound that is one too wide, a check that is left out).
 """
 
 from __future__ import annotations
@@ -46,16 +46,24 @@ class Fault:
         """Short, for a line of a table."""
         return f"{self.file}: {self.fault}"
 
+    def stale(self, root: Path) -> str:
+        """Why it cannot be planted below ``root``; empty where it can."""
+        try:
+            count = (root / self.file).read_text(encoding="utf-8").count(self.old)
+        except FileNotFoundError:
+            return f"faults/{self.source}.toml, {self.name}: there is no such file"
+        return "" if count == 1 else f"faults/{self.source}.toml, {self.name}: its text stands there {count} times"
+
     def plant(self, root: Path) -> str:
         """Change the file below ``root``; what it held before.
 
         Raises:
-            ValueError: the text does not stand there exactly once.
+            ValueError: it is stale.
         """
+        if reason := self.stale(root):
+            raise ValueError(reason)
         path = root / self.file
         before = path.read_text(encoding="utf-8")
-        if (count := before.count(self.old)) != 1:
-            raise ValueError(f"faults/{self.source}.toml, {self.name}: its text stands {count} times in the file")
         path.write_text(before.replace(self.old, self.new), encoding="utf-8")
         return before
 

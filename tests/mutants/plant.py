@@ -41,7 +41,7 @@ _SKIPPED = shutil.ignore_patterns(
 _NOTICED = (1, 2)
 """pytest's exit codes: a test failed; the run was interrupted (a module or a conftest could not be imported)."""
 
-Status = Literal["killed", "survived", "timeout", "broken"]
+Status = Literal["killed", "survived", "timeout", "broken", "stale"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Outcome:
     """What the tests made of a fault.
 
     Attributes:
-        status: ``broken``: the tests could not be run (a name that pytest does not know).
+        status: ``broken``: the tests could not be run (a name that pytest does not know); ``stale``: the source does
+            not hold the text any more.
         seconds: Wall-clock time.
         said: The first line of pytest's summary that names a failure, or the end of its output.
     """
@@ -116,6 +117,8 @@ def copy_checkout(copy: Path) -> Path:
 
 def _try(fault: Fault, copy: Path, limit: float) -> Outcome:
     begin = time.monotonic()
+    if reason := fault.stale(copy):
+        return Outcome(fault, "stale", 0.0, reason)
     before = fault.plant(copy)
     try:
         code, said = _run_tests(copy, fault.tests, limit)

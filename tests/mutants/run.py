@@ -25,7 +25,7 @@ from .faults import Fault, load_faults
 from .mechanical import Mutant, load_table, run_mutmut
 from .plant import Outcome, plant_all, run_clean
 
-STYLES = {"killed": "green", "timeout": "green", "survived": "bold red", "broken": "bold red"}
+STYLES = {"killed": "green", "timeout": "green"}
 LEAST = 0.9
 """Share of mechanical mutants that must be noticed, those counted that may survive."""
 
@@ -116,7 +116,7 @@ def plant_faults(options: argparse.Namespace, folder: Path, results: Results, co
 
 def show(outcome: Outcome, count: str, console: Console) -> None:
     """One line, and for what was not as expected the end of the tests' output."""
-    style = "yellow" if outcome.fault.survives else STYLES[outcome.status]
+    style = "yellow" if outcome.fault.survives else STYLES.get(outcome.status, "bold red")
     console.print(f"{count:>9} [{style}]{outcome.status:8}[/] {outcome.seconds:5.1f} s ", end="")
     console.print(outcome.fault.name, markup=False)
     if outcome.status == "broken":
@@ -141,7 +141,7 @@ def summary(results: Results) -> Table:
     for file in files:
         faults = [outcome for outcome in results.faults if outcome.fault.file == file]
         mutants = [mutant for mutant in results.mutants if mutant.file == file and mutant.status != "not checked"]
-        left = [f"{o.fault.fault}: {o.fault.survives or 'MUST BE NOTICED'}" for o in faults if not o.noticed]
+        left = [f"{o.fault.fault} ({o.status}): {o.fault.survives or 'LOOK AT IT'}" for o in faults if not o.noticed]
         left += [f"`{m.old}` -> `{m.new}`: {m.why or m.status}" for m in mutants if not m.noticed]
         table.add_row(file, share(faults), share(mutants), *left[:1])
         for line in left[1:]:

@@ -1,4 +1,4 @@
-"""The lists are true of the sources: each fault can be planted, each test that must notice exists."""
+"""The lists are true of the sources: faults can be planted, each test that must notice exists."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from .plant import Outcome
 from .run import Results, chosen_faults
 
 FAULTS = load_faults()
+STALE = 0.05
+"""Share of the faults that may be stale."""
 
 
 def functions_of(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(node, "name")}
 
 
+def test_few_faults_are_stale() -> None:
+    """Edits take the texts of some away; when they are more, somebody sees to the lists."""
+    stale = [reason for fault in FAULTS if (reason := fault.stale(ROOT))]
+    assert len(stale) <= STALE * len(FAULTS), "\n".join(stale)
+
+
 @pytest.mark.parametrize("source", sorted({fault.source for fault in FAULTS}))
-def test_every_fault_can_be_planted(source: str) -> None:
-    for fault in (fault for fault in FAULTS if fault.source == source):
-        text = (ROOT / fault.file).read_text(encoding="utf-8")
-        assert text.count(fault.old) == 1, (
-            f"{source}.toml, {fault.fault}: its text stands {text.count(fault.old)} times"
-        )
-        if fault.file.endswith(".py"):
-            ast.parse(text.replace(fault.old, fault.new))
+def test_every_fault_is_python(source: str) -> None:
+    """Else any test would notice it."""
+    for fault in (fault for fault in FAULTS if fault.source == source and fault.file.endswith(".py")):
+        if not fault.stale(ROOT):
+            ast.parse((ROOT / fault.file).read_text(encoding="utf-8").replace(fault.old, fault.new))
 
 
 def test_every_test_exists() -> None:
@@ -59,8 +64,12 @@ def test_a_fault_is_planted_once(tmp_path: Path) -> None:
     fault = Fault("list", "a.py", "x is 2", "x = 1", "x = 2", ("tests",))
     assert fault.plant(tmp_path) == "x = 1\ny = 1\n"
     assert (tmp_path / "a.py").read_text() == "x = 2\ny = 1\n"
-    with pytest.raises(ValueError, match=r"faults/list\.toml, a\.py: x is 2: its text stands 0 times in the file"):
+    with pytest.raises(ValueError, match=r"faults/list\.toml, a\.py: x is 2: its text stands there 0 times"):
         fault.plant(tmp_path)
+    (tmp_path / "a.py").write_text("x = 1\nx = 1\n")
+    assert fault.stale(tmp_path) == "faults/list.toml, a.py: x is 2: its text stands there 2 times"
+    (tmp_path / "a.py").unlink()
+    assert fault.stale(tmp_path) == "faults/list.toml, a.py: x is 2: there is no such file"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +120,7 @@ def mutants(noticed: int, survived: int, rest: str = "survived") -> list[Mutant]
         (Results([Outcome(fault(), "killed", 1.0), Outcome(fault(), "survived", 1.0)]), True),
         (Results([Outcome(fault("equivalent"), "survived", 1.0)]), False),
         (Results([Outcome(fault(), "broken", 1.0)]), True),
+        (Results([Outcome(fault(), "stale", 0.0)]), True),
         (Results(mutants=mutants(9, 1)), False),
         (Results(mutants=mutants(8, 1)), True),
         (Results(mutants=mutants(99, 1, "no tests")), True),

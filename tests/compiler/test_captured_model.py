@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,20 @@ def test_the_whole_model_must_fit_into_memory(
     monkeypatch.setattr(captured_model, "_available_memory", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"by mul, for which the whole model .* save_original_format=False"):
         model_weights(open_checkpoint(str(llama)))
+
+
+def test_a_model_that_just_fits_into_memory_is_loaded(
+    doubled_llama: None, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bytes for each value of the file, and three tenths more."""
+    checkpoint = open_checkpoint(str(llama))
+    values = sum(checkpoint.weights.read(name).size for name in checkpoint.weights.tensors())
+    needed = math.ceil(1.3 * 4 * values)
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: needed)
+    assert isinstance(model_weights(checkpoint), LoadedWeights)
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: needed - 1)
+    with pytest.raises(CheckpointError, match="the whole model must be loaded"):
+        model_weights(checkpoint)
 
 
 def test_export_of_a_model_that_is_loaded_whole(doubled_llama: None, llama: Path, tmp_path: Path) -> None:

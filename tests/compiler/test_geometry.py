@@ -99,6 +99,33 @@ def test_sizes_of_a_cache_whose_factors_all_differ() -> None:
     assert geometry.kv_bytes_per_token(0.5) == 255
 
 
+# Names of configurations that have no translation to transformers' own, and what each stands for.
+NAMES = {
+    "num_layers": ["num_hidden_layers", "n_layer", "n_layers", "num_layers"],
+    "hidden_size": ["hidden_size", "n_embd", "d_model"],
+    "num_heads": ["num_attention_heads", "n_head", "n_heads", "num_heads"],
+    "num_kv_heads": ["num_key_value_heads", "num_kv_heads", "n_head_kv"],
+    "intermediate_size": [
+        *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "decoder_ffn_dim", "ffn_hidden_size"),
+    ],
+    "max_position_embeddings": [
+        *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length"),
+    ],
+}
+
+
+@pytest.mark.parametrize("field", list(NAMES))
+def test_every_name_of_a_size_and_the_order_of_them(field: str) -> None:
+    others = {key: value for key, value in SMALL.items() if key not in NAMES[field]}
+    for place, name in enumerate(NAMES[field]):
+        # A later name with another number, which does not count.
+        later = dict.fromkeys(NAMES[field][place + 1 :], 16)
+        config = SimpleNamespace(model_type="toy", **others, **{name: 8}, **later)
+        if field == "num_kv_heads":
+            config.num_attention_heads = 16
+        assert getattr(ModelGeometry.from_config(config), field) == 8, name
+
+
 def test_no_limit_of_positions() -> None:
     """XLNet says so by -1."""
     for unlimited in (-1, 0, None):

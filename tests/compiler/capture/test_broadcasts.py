@@ -62,6 +62,13 @@ def test_what_the_product_would_not_broadcast_stays(source: Shape, expanded: Sha
     assert operands(product(source, expanded, other)) == ["Expand", "y"]
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["expand", "product"])
+def test_operators_of_another_domain_stay(place: int) -> None:
+    model = product([1, 8, 1], ["b", 8, 1], ["b", 1, "s"])
+    list(model.graph)[place].domain = "com.example"
+    assert operands(model) == ["Expand", "y"]
+
+
 def test_a_value_that_nothing_expands_stays() -> None:
     x, y = (ir.val(name, ir.DataType.FLOAT, ir.Shape(["b", 4, 4])) for name in "xy")
     node = ir.node("MatMul", [x, y])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import warnings
@@ -43,6 +44,11 @@ class Layer:
         import json
 
         return json.loads("no number")
+
+    def count(self):
+        from fractions import Fraction
+
+        return Fraction("no number")
 """
 """Line 9 of it decides by content; so does line 14."""
 
@@ -156,6 +162,11 @@ def test_an_error_of_what_a_modeling_file_calls_is_no_refusal(modeling: ModuleTy
     error = raised(lambda: modeling.Layer().parse())
     assert isinstance(error, ValueError)
     assert type(refusal(error, "the model does not run")) is CaptureError
+    # Nor is one that nothing else was raised before.
+    error = raised(lambda: modeling.Layer().count())
+    assert isinstance(error, ValueError)
+    assert error.__context__ is None
+    assert type(refusal(error, "the model does not run")) is CaptureError
 
 
 def test_another_missing_attribute_is_torch_s_to_tell() -> None:
@@ -212,8 +223,10 @@ def test_a_product_takes_what_it_broadcasts_by_itself() -> None:
     assert not [node for node in producers if node is not None and node.op_type == "Expand"]
 
 
-def test_quiet_is_quiet_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    before = [logging.getLogger(name).level for name in NOISY]
+def test_quiet_is_quiet_and_ends(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
+    for number, name in enumerate(NOISY):
+        request.addfinalizer(functools.partial(logging.getLogger(name).setLevel, logging.getLogger(name).level))
+        logging.getLogger(name).setLevel(11 + number)
 
     def use() -> None:
         with quiet():
@@ -226,4 +239,4 @@ def test_quiet_is_quiet_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
         assert str(raised(use)) == "within"
     assert not caught
     assert capsys.readouterr().out == ""
-    assert [logging.getLogger(name).level for name in NOISY] == before
+    assert [logging.getLogger(name).level for name in NOISY] == [11, 12, 13, 14]

@@ -204,7 +204,7 @@ NEAR_MISSES = {
     "clamped from above": Experts(clamped_from_above, limit=7.0),
     "a limit that it does not name": Experts(clamped(5.0, 1.0, 0.0, interleaved=False)),
     "another summand": Experts(clamped(7.0, 1.0, 0.5, interleaved=False), limit=7.0),
-    "nearly its scale": Experts(concatenated(lambda x: SILU(x) * 1.001)),
+    "nearly its scale": Experts(concatenated(lambda x: SILU(x) * 1.00005)),
 }
 
 

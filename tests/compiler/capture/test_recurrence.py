@@ -13,9 +13,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from llmc.compiler.capture.cache_layout import discover_cache
+from llmc.compiler.capture.cache_layout import PROBE_SEQ, discover_cache
 from llmc.compiler.capture.fake_model import FakeModel
-from llmc.compiler.capture.recurrence import RecurrenceCapture, Step
+from llmc.compiler.capture.recurrence import RecurrenceCapture, Step, _axis_of_tokens
 from llmc.compiler.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.operators import recurrence
 
@@ -253,6 +253,19 @@ def test_a_layer_that_is_not_called_a_second_time_is_refused(bodies_made: list[s
     ways = (plainly, lambda mixer, x, cache: mixer(x, cache) if next(calls) == 0 else x)
     with pytest.raises(UnsupportedModelError, match=r"mixers\.1 keeps a state but is never called with a sequence"):
         recurrences(Mixer(0), Mixer(1), ways=ways).prepare()
+
+
+@pytest.mark.parametrize("width", [*range(1, 11), 12, 16, 24, 32, 48, 64, 128, 256])
+def test_no_usual_width_is_taken_for_the_axis_of_tokens(width: int) -> None:
+    assert _axis_of_tokens(torch.zeros(2, width, PROBE_SEQ)) == 2
+    assert _axis_of_tokens(torch.zeros(2, PROBE_SEQ, width)) == 1
+    assert _axis_of_tokens(torch.zeros(2, width, width)) is None
+
+
+def test_what_has_no_width_beside_its_tokens_is_no_sequence() -> None:
+    """A mask of padding, positions; and the batch is never the axis, however large it is."""
+    assert _axis_of_tokens(torch.zeros(2, PROBE_SEQ)) is None
+    assert _axis_of_tokens(torch.zeros(PROBE_SEQ, 4, 4)) is None
 
 
 def test_what_a_call_gives_to_its_node(bodies_made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,26 @@ def test_cache_that_cannot_be_made(packages: Path, tmp_path: Path, monkeypatch: 
         locate_builtin_model("toy", search_path=[packages], cache_directory=tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("platform", "folder"),
+    [
+        ("linux", ".cache/llmc"),
+        ("freebsd14", ".cache/llmc"),
+        ("darwin", "Library/Caches/llmc"),
+        ("win32", "AppData/Local/llmc/cache"),
+    ],
+)
+def test_files_are_joined_in_the_platform_s_cache(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, folder: str
+) -> None:
+    offer(monkeypatch, toy())
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(builtin_models.sys, "platform", platform)
+    found = locate_builtin_model("toy", search_path=[packages])
+    assert found == tmp_path / folder / "models" / "toy.gguf"
+    assert found.read_bytes() == CONTENT
+
+
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="smollm2-135m, gemma3-270m"):
         locate_builtin_model("toy")

@@ -15,7 +15,7 @@ from transformers import (
     T5Config,
     ViTConfig,
 )
-from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from llmc.compiler.checkpoint.causal_class import causal_class, make_causal_model
 
@@ -60,6 +60,11 @@ def test_the_text_part_of_a_model_that_is_registered_as_a_whole() -> None:
     """transformers lists the class under the outer configuration, of which it cannot be made."""
     assert type(MllamaTextConfig()) not in AutoModelForCausalLM._model_mapping
     assert causal_class(MllamaTextConfig()) is MllamaForCausalLM
+
+
+def test_another_part_of_the_same_has_none() -> None:
+    """The class of the same package is made of the text part's configuration."""
+    assert causal_class(MllamaVisionConfig()) is None
 
 
 def test_the_outer_configuration_of_the_same() -> None:

@@ -35,6 +35,16 @@ def test_hugging_face_directory(tiny_hf: Path, tmp_path: Path) -> None:
         checkpoint.name = "other"  # type: ignore[misc]
 
 
+def test_a_directory_s_name_is_that_of_its_path(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the one that a user is in, and of one below home."""
+    monkeypatch.chdir(tiny_hf)
+    monkeypatch.setenv("HOME", str(tiny_hf.parent))
+    for model in (".", f"../{tiny_hf.name}/", f"~/{tiny_hf.name}"):
+        checkpoint = open_checkpoint(model)
+        assert checkpoint.name == tiny_hf.name
+        assert checkpoint.path.resolve() == tiny_hf.resolve()
+
+
 def test_every_file_that_counts_is_hashed(tiny_hf: Path, tmp_path: Path) -> None:
     """Index and shards, configuration, tokenizer; not what is only there."""
     from safetensors.numpy import load_file, save_file

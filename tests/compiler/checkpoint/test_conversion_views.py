@@ -211,6 +211,8 @@ def torch_function(name: str) -> Callable[..., Any]:
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "chunk": lambda x: x.chunk(2, dim=1)[1].contiguous(),
     "split by size": lambda x: x.split([1, 3], dim=0)[1],
+    "the last of three": lambda x: x.split([1, 2, 1], dim=0)[2],
+    "the last of a few": lambda x: x.chunk(3, dim=1)[-1],
     "unbind": lambda x: x.unbind(-1)[2],
     "narrow": lambda x: x.narrow(1, 2, 3),
     "strided": lambda x: x[1:4:2, ..., -1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from llmc.compiler.checkpoint import gguf_weights
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights, read_gguf_rows
+from llmc.compiler.errors import UnsupportedModelError
 
 from .conftest import GgufWriter, tiny_llama_tensors, tiny_metadata
 
@@ -123,6 +125,14 @@ def test_only_the_rows_that_are_needed_are_read(
     weights, seen = GgufWeights(tiny_llama_gguf), read_rows(monkeypatch)
     weights.read(QUERIES, 7, 11)
     assert seen == [rows]
+
+
+def test_an_architecture_that_transformers_does_not_read(write_gguf: GgufWriter, tmp_path: Path) -> None:
+    """What its converter did to the tensors is not known; a type that is known tells it."""
+    path = write_gguf(tmp_path / "x.gguf", "wobble", {"general.name": "x"}, {"a": np.zeros((2, 3), np.float32)})
+    config: Any = SimpleNamespace(model_type="wobble", to_dict=dict)
+    with pytest.raises(UnsupportedModelError, match=r"cannot read the weights of the GGUF architecture wobble"):
+        GgufWeights(path, config)
 
 
 def test_tensors_that_the_model_has_no_place_for_are_told(

@@ -127,7 +127,8 @@ def test_separate_experts_are_merged(write_gguf, tmp_path: Path) -> None:
     extra = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 768}
     path = write_gguf(tmp_path / "tiny.gguf", "qwen3moe", tiny_metadata("qwen3moe", **extra), tensors)
     weights = assert_equal_to_transformers(path, absent=("lm_head.weight",))
-    assert weights.tensors()["model.layers.0.mlp.experts.gate_up_proj"].shape == (4, 1536, 32)
+    info = weights.tensors()["model.layers.0.mlp.experts.gate_up_proj"]
+    assert (info.shape, info.stored_bytes) == ((4, 1536, 32), 2 * 4 * 768 * 32 * 4)
 
 
 def test_transposed_weights(write_gguf, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.errors import ArtifactError
+from llmc.compiler.errors import ArtifactError, VerificationError
 from llmc.runtimes.engine import Session
 from llmc.runtimes.padding import pad_prompts
 
@@ -107,7 +107,11 @@ def random_prompts(vocab_size: int) -> list[list[int]]:
 
 
 def record_golden(reference: Session, prompts: Sequence[Sequence[int]]) -> Golden:
-    """Let the reference continue ``prompts`` greedily, and keep what it said."""
+    """Let the reference continue ``prompts`` greedily, and keep what it said.
+
+    Raises:
+        VerificationError: its logits are not numbers.
+    """
     rows, ranges = [], []
     for prompt in prompts:
         rows.append(_continue(reference, list(prompt)))
@@ -138,6 +142,11 @@ def _continue(reference: Session, prompt: list[int]) -> tuple[Any, ...]:
         reference.reset(1, len(prompt) + STEPS)
         logits = reference.forward(np.asarray([[*prompt, *tokens]], np.int64))
         last = np.array(logits.host()[0, -1], np.float64)
+        if np.isnan(last).any():
+            raise VerificationError(
+                f"the model's own logits after {len(prompt) + len(tokens)} tokens are not numbers (NaN), so nothing "
+                "can be compared with them: look at the checkpoint's weights, or export with --verify off"
+            )
         top = np.argsort(-last, kind="stable")[:TOP]
         tokens.append(int(top[0]))
         ids.append(top)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import ArtifactError
+from llmc.compiler.errors import ArtifactError, VerificationError
 from llmc.compiler.golden import GOLDEN, STEPS, TOP, Golden, load_golden, log_sum_exp, random_prompts, record_golden
 
 VOCABULARY = 300
@@ -49,6 +49,21 @@ def logits_of(tokens: list[int], sign: float = 1.0) -> Any:
 def record() -> tuple[Golden, Reference]:
     reference: Any = Reference()
     return record_golden(reference, PROMPTS), reference
+
+
+def test_a_model_whose_own_logits_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one token that the model would never choose, after the second token of a continuation."""
+
+    def damaged(tokens: list[int], sign: float = 1.0) -> Any:
+        values = logits(tokens, sign)
+        if len(tokens) == 5:
+            values[values.argmin()] = np.nan
+        return values
+
+    logits = logits_of
+    monkeypatch.setitem(globals(), "logits_of", damaged)
+    with pytest.raises(VerificationError, match=r"the model's own logits after 5 tokens are not numbers \(NaN\)"):
+        record()
 
 
 def test_every_token_comes_from_all_before_it() -> None:

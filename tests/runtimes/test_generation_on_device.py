@@ -28,8 +28,8 @@ ALL = [
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
-    opened = open_tiny(tmp_path_factory)
+def session() -> Iterator[DeviceSession]:
+    opened = open_tiny()
     yield opened
     opened.close()
 
@@ -212,10 +212,8 @@ def test_the_penalty_is_applied_on_the_host(session: DeviceSession, monkeypatch:
         assert len({*prompt, *row}) == len(set(prompt)) + 12
 
 
-def test_an_engine_with_all_logits_generates_too(
-    session: DeviceSession, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_an_engine_with_all_logits_generates_too(session: DeviceSession) -> None:
     expected = generate(session).tokens
-    opened = open_tiny(tmp_path_factory, "all")
+    opened = open_tiny("all")
     assert generate(opened).tokens == generate(opened, prefill_chunk=3).tokens == expected
     opened.close()

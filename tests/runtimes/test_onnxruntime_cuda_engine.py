@@ -30,8 +30,8 @@ from .tiny_engine import PROMPTS, compiled
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory)
+def directory() -> Path:
+    return compiled()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from llmc.compiler.driver import compile_model
 from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
@@ -26,7 +25,7 @@ TOLERANCE = 0.02
 """Logits up to 4 in float16, whose kernels add in another order for other shapes."""
 
 
-def compiled(factory: pytest.TempPathFactory, logits: Logits = "last") -> Path:
+def compiled(logits: Logits = "last") -> Path:
     """The engine's directory, made once per test run."""
     shared = Shared.current()
     source = shared_model(shared)
@@ -34,11 +33,9 @@ def compiled(factory: pytest.TempPathFactory, logits: Logits = "last") -> Path:
     return shared.make(f"tiny-llama-cuda-{logits}", lambda path: compile_model(str(source), path, options))
 
 
-def open_tiny(
-    factory: pytest.TempPathFactory, logits: Logits = "last", device: HostDevice | None = None
-) -> DeviceSession:
+def open_tiny(logits: Logits = "last", device: HostDevice | None = None) -> DeviceSession:
     """A session on the host."""
-    session = onnxruntime_cuda_engine._open(compiled(factory, logits), "onnxruntime-cpu", device or HostDevice())
+    session = onnxruntime_cuda_engine._open(compiled(logits), "onnxruntime-cpu", device or HostDevice())
     assert isinstance(session, DeviceSession)
     return session
 

@@ -238,8 +238,8 @@ def test_a_device_s_steps_are_timed_by_its_events_and_their_window_by_the_host(f
 
 
 @pytest.fixture(scope="module")
-def device_target(tmp_path_factory):
-    session = open_tiny(tmp_path_factory)
+def device_target():
+    session = open_tiny()
     target = SessionTarget(lambda directory, threads: session)
     target.open("anything", None)
     yield target, session

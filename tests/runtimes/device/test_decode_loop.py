@@ -19,8 +19,8 @@ SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
-    opened = open_tiny(tmp_path_factory)
+def session() -> Iterator[DeviceSession]:
+    opened = open_tiny()
     yield opened
     opened.close()
 
@@ -83,9 +83,9 @@ def test_a_most_likely_token_is_found_where_a_loop_had_finished_a_row(session: D
 
 
 @pytest.fixture
-def lagging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
+def lagging() -> Iterator[DeviceSession]:
     """A session whose copies to the host arrive when somebody waits for them."""
-    opened = open_tiny(tmp_path_factory, device=LaggingDevice())
+    opened = open_tiny(device=LaggingDevice())
     yield opened
     opened.close()
 
@@ -236,9 +236,9 @@ def test_a_step_s_time_is_between_two_moments(session: DeviceSession) -> None:
     assert max(seconds) < 5
 
 
-def test_samplers_keep_their_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_samplers_keep_their_memory() -> None:
     """A session whose buffers move makes no new memory for what finds the most likely token."""
-    session = open_tiny(tmp_path_factory)
+    session = open_tiny()
     device = CountingDevice()
     session._device = session._samplers._device = device
     held = []

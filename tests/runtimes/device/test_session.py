@@ -34,15 +34,15 @@ from ..tiny_engine import (
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
-    opened = open_tiny(tmp_path_factory)
+def session() -> Iterator[DeviceSession]:
+    opened = open_tiny()
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
-def all_logits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSession]:
-    opened = open_tiny(tmp_path_factory, "all")
+def all_logits() -> Iterator[DeviceSession]:
+    opened = open_tiny("all")
     yield opened
     opened.close()
 
@@ -53,9 +53,9 @@ def device() -> CountingDevice:
 
 
 @pytest.fixture
-def counted(tmp_path_factory: pytest.TempPathFactory, device: CountingDevice) -> DeviceSession:
+def counted(device: CountingDevice) -> DeviceSession:
     """A session on a device that counts."""
-    return open_counted(compiled(tmp_path_factory), device)
+    return open_counted(compiled(), device)
 
 
 def open_counted(directory: Path, device: CountingDevice) -> DeviceSession:
@@ -117,10 +117,8 @@ def test_ragged_prompts_in_chunks_and_decode_steps(session: DeviceSession, width
             close_to(made, reference(session, text))
 
 
-def test_logits_are_read_after_they_have_arrived(
-    session: DeviceSession, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    lagging, made = open_tiny(tmp_path_factory, device=LaggingDevice()), []
+def test_logits_are_read_after_they_have_arrived(session: DeviceSession) -> None:
+    lagging, made = open_tiny(device=LaggingDevice()), []
     for opened in (session, lagging):
         opened.reset(3, 20)
         made.append(opened.forward(*rows_of(PROMPTS)).host().copy())
@@ -310,12 +308,10 @@ def test_a_recorded_step_is_the_step(session: DeviceSession) -> None:
     assert np.array_equal(*results)
 
 
-def test_without_memory_it_is_refused_before_it_is_allocated(
-    tmp_path_factory: pytest.TempPathFactory, device: CountingDevice
-) -> None:
+def test_without_memory_it_is_refused_before_it_is_allocated(device: CountingDevice) -> None:
     from llmc.runtimes.onnxruntime_cuda_engine import _fits
 
-    directory = compiled(tmp_path_factory)
+    directory = compiled()
     session = open_counted(directory, device)
     session._fits = _fits(directory, device)
     device.limit = 200_000
@@ -366,8 +362,8 @@ def test_close_frees_everything(counted: DeviceSession, device: CountingDevice) 
         counted.forward(column(5, 5))
 
 
-def test_a_graph_without_lengths_is_refused(tmp_path_factory: pytest.TempPathFactory, device: CountingDevice) -> None:
-    inference = load(str(compiled(tmp_path_factory) / "model.onnx"), device)
+def test_a_graph_without_lengths_is_refused(device: CountingDevice) -> None:
+    inference = load(str(compiled() / "model.onnx"), device)
     with pytest.raises(EngineError, match="no input total_sequence_length; build the engine again"):
         GraphIO(inference, device)
 

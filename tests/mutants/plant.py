@@ -38,6 +38,7 @@ _PRELOADED = [
 _SKIPPED = shutil.ignore_patterns(
     ".git", ".venv", ".typing", "artifacts", "build", "dist", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info"
 )
+_FAILURES = ("FAILED", "ERROR")
 _NOTICED = (1, 2)
 """pytest's exit codes: a test failed; the run was interrupted (a module or a conftest could not be imported)."""
 
@@ -124,18 +125,21 @@ def _try(fault: Fault, copy: Path, limit: float) -> Outcome:
         code, said = _run_tests(copy, fault.tests, limit)
     finally:
         (copy / fault.file).write_text(before, encoding="utf-8")
-    status: Status
+    return Outcome(fault, _status(code, said), time.monotonic() - begin, said)
+
+
+def _status(code: int | None, said: str) -> Status:
+    """What an exit code means; None: not finished. A failure is believed that names a test, or is a crash."""
     if code is None:
-        status = "timeout"
-    elif code == 0:
-        status = "survived"
-    else:
-        status = "killed" if code in _NOTICED else "broken"
-    return Outcome(fault, status, time.monotonic() - begin, said)
+        return "timeout"
+    if code == 0:
+        return "survived"
+    return "killed" if code < 0 or (code in _NOTICED and said.startswith(_FAILURES)) else "broken"
 
 
 def _run_tests(copy: Path, tests: Sequence[str], limit: float) -> tuple[int | None, str]:
     output = copy / ".output"
+    output.unlink(missing_ok=True)
     process = _SERVER.Process(target=_pytest, args=(copy, tuple(tests), output))
     process.start()
     process.join(limit)
@@ -143,10 +147,8 @@ def _run_tests(copy: Path, tests: Sequence[str], limit: float) -> tuple[int | No
     if code is None and process.pid:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    elif code is not None and code < 0:
-        code = 1  # a crash is a failure that a test brought about
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.exists() else []
-    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failures = [line for line in lines if line.startswith(_FAILURES)]
     return code, failures[0] if failures else "\n".join(lines[-15:])
 
 

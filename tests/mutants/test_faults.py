@@ -10,7 +10,7 @@ import pytest
 
 from .faults import ROOT, Fault, load_faults
 from .mechanical import Mutant, load_table
-from .plant import Outcome
+from .plant import Outcome, _status
 from .run import Results, chosen_faults
 
 FAULTS = load_faults()
@@ -102,6 +102,23 @@ def test_a_sample_is_the_same_each_time_and_a_name_takes_all() -> None:
     assert chosen_faults([], everything=True, per_list=1) == list(FAULTS)
     named = chosen_faults(["verification"], everything=False, per_list=1)
     assert [f for f in FAULTS if f.source == "verification"] == [f for f in named if f.source == "verification"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "status"),
+    [
+        (0, "3 passed", "survived"),
+        (1, "FAILED tests/test_a.py::test_b", "killed"),
+        (2, "ERROR tests/test_a.py", "killed"),
+        (-11, "", "killed"),
+        (None, "", "timeout"),
+        (1, "Traceback of what was to run the tests", "broken"),
+        (4, "ERROR: not found", "broken"),
+        (5, "no tests ran", "broken"),
+    ],
+)
+def test_what_an_exit_code_means(code: int | None, said: str, status: str) -> None:
+    assert _status(code, said) == status
 
 
 def fault(survives: str = "") -> Fault:

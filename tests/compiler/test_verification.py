@@ -252,5 +252,7 @@ def test_each_error_alone_fails(values: Measured, failed: list[str]) -> None:
 
 @pytest.mark.parametrize("accepted", [{}, {LOGIT_ERROR: 0.5, TOP1: 0.0}])
 def test_what_has_no_tolerance_is_only_reported(accepted: Mapping[str, float]) -> None:
-    checks = {check.name: check for check in report(Measured(0.4, 9.0, 0.0), accepted).checks}
+    made = report(Measured(0.4, 9.0, 0.0), accepted)
+    assert made.where == "", "the artifact itself"
+    checks = {check.name: check for check in made.checks}
     assert (checks[KL].measured, checks[KL].tolerance, checks[KL].passed) == (9.0, None, True)

@@ -243,3 +243,9 @@ def test_rows_are_quantized_alone(fmt: BlockFormat) -> None:
     rows = draw(6, 48)
     for part in (fmt.pack, fmt.scales, fmt.packed_zero_points):
         assert np.array_equal(np.concatenate([part(rows[:1]), part(rows[1:4]), part(rows[4:])]), part(rows))
+
+
+def test_a_format_without_offsets_has_zeros() -> None:
+    offsets = BlockFormat(4, 32, True).offsets(draw(3, 70))
+    assert offsets.dtype == np.float32
+    assert np.array_equal(offsets, np.zeros((3, 3)))

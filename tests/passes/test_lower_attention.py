@@ -101,6 +101,16 @@ def test_attributes() -> None:
     assert [value.name for value in node.outputs] == ["y", "present.0.key", "present.0.value"]
 
 
+def test_what_it_makes_is_named() -> None:
+    """The kernel's node as the operator's; casts after what they give. Reports name nodes."""
+    model = Call().model()
+    name = node_of(model, "CachedAttention").name = "layers.0/CachedAttention"
+    apply(LowerAttention(query_seqlens=True), model)
+    assert node_of(model, "GroupQueryAttention").name == name
+    casts = {node.name for node in model.graph if node.op_type == "Cast"}
+    assert {"total_sequence_length/Cast", "query_seqlens/Cast"} <= casts
+
+
 def test_the_kernels_own_norm() -> None:
     """No CPU kernel has it; the inputs and the epsilon are where the operator wants them."""
     model = Call(qk_norm=True).model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from llmc.runtimes.host_logits import HostLogits
 
@@ -40,6 +41,11 @@ def test_logits_of_one_position_are_read_there_whatever_the_chunk() -> None:
 
 def test_of_equal_logits_the_lowest_id_is_the_most_likely() -> None:
     assert best(np.array([[[1.0, 3.0, 3.0]], [[2.0, 2.0, 2.0]]], np.float32), 0, 0) == [1, 0]
+
+
+def test_every_row_has_a_last_position() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        best(LOGITS, 0, 1)
 
 
 def test_the_array_is_viewed() -> None:

@@ -224,6 +224,8 @@ def test_a_step_that_fits_into_the_cache() -> None:
     bandwidth = replace(WIDE, buffer_bytes=4096, cache_bytes=1436)
     (warning,) = told([result_of(QUIET)], bandwidth=bandwidth)
     assert warning.startswith("a decode step reads less than the last-level cache")
+    wide = replace(bandwidth, cache_bytes=32 << 20)
+    assert "machine reports (32 MiB):" in told([result_of(QUIET)], bandwidth=wide)[-1]
     assert told([result_of(QUIET)], bandwidth=replace(bandwidth, cache_bytes=1435)) == ()
     assert told([result_of(QUIET)], bandwidth=bandwidth, on_cuda=frozenset("a")) == ()
     assert told([result_of(QUIET)], bandwidth=bandwidth, on_cuda=frozenset("b")) == (warning,)
@@ -245,6 +247,6 @@ def test_a_busy_gpu_from_the_limit_on() -> None:
 def test_one_result_without_energy_needs_a_reason_where_energy_was_read() -> None:
     known, silent = result_of(RUNS), result_of([RUNS[2]])
     (warning,) = gpu_warnings(OPTIONS, [known, silent], None, counts=True)
-    assert "too short for the GPU's energy counter" in warning
+    assert warning == "some decode parts were too short for the GPU's energy counter: use a larger --gen"
     assert gpu_warnings(OPTIONS, [known, silent], None, counts=False) == ()
     assert gpu_warnings(OPTIONS, [known], None, counts=True) == ()

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.passes.convert_float import ConvertFloat
+from llmc.passes.graph_pass import GraphPassResult
 from llmc.passes.graph_query import dims
 from llmc.passes.use_standard_attention import OPSET, UseStandardAttention
 
@@ -303,3 +304,14 @@ def test_a_graph_without_attention_is_left_alone(cache: CacheKind) -> None:
     model = parse("m (float[n] x) => (y) { y = Neg(x) }")
     assert left_alone(UseStandardAttention(cache), model) == []
     assert model.graph.opset_imports[""] < OPSET
+
+
+@pytest.mark.parametrize("cache", ["concat", "scatter"])
+def test_the_caches_that_it_makes_are_none_of_its_sites(cache: CacheKind) -> None:
+    """What makes a cache in the place of an attention is one; after the pass that is the pass itself."""
+    model = Call().model()
+    tally = apply(UseStandardAttention(cache), model)
+    assert tally.fired == tally.expected == {"attention": 1}
+    again = UseStandardAttention(cache)(model)
+    assert isinstance(again, GraphPassResult)
+    assert again.tally.expected == {}

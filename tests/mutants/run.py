@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .faults import Fault, load_faults
@@ -28,6 +29,9 @@ from .plant import Outcome, plant_all, run_clean
 STYLES = {"killed": "green", "timeout": "green"}
 LEAST = 0.9
 """Share of mechanical mutants that must be noticed, those counted that may survive."""
+
+LOG_WIDTH = 160
+"""Columns of the table where nobody looks at a terminal."""
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Results:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plant the faults, run mutmut, say what survived."""
     options = parse(arguments)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     results = Results()
     with tempfile.TemporaryDirectory(prefix="llmc-mutants-") as folder:
         if options.only != "mechanical" and not plant_faults(options, Path(folder), results, console):
@@ -143,9 +147,9 @@ def summary(results: Results) -> Table:
         mutants = [mutant for mutant in results.mutants if mutant.file == file and mutant.status != "not checked"]
         left = [f"{o.fault.fault} ({o.status}): {o.fault.survives or 'LOOK AT IT'}" for o in faults if not o.noticed]
         left += [f"`{m.old}` -> `{m.new}`: {m.why or m.status}" for m in mutants if not m.noticed]
-        table.add_row(file, share(faults), share(mutants), *left[:1])
+        table.add_row(file, share(faults), share(mutants), *map(escape, left[:1]))
         for line in left[1:]:
-            table.add_row("", "", "", line)
+            table.add_row("", "", "", escape(line))
     checked = [mutant for mutant in results.mutants if mutant.status != "not checked"]
     table.add_row("all", share(results.faults), share(checked), style="bold")
     return table

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import io
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from .faults import ROOT, Fault, load_faults
 from .mechanical import Mutant, load_table
 from .plant import Outcome, _status
-from .run import Results, chosen_faults
+from .run import Results, chosen_faults, summary
 
 FAULTS = load_faults()
 STALE = 0.05
@@ -145,3 +147,15 @@ def mutants(noticed: int, survived: int, rest: str = "survived") -> list[Mutant]
 )
 def test_what_fails_a_run(results: Results, failed: bool) -> None:
     assert results.failed is failed
+
+
+def test_the_table_shows_code_as_it_is() -> None:
+    """Brackets are no markup; each that was not noticed has a line."""
+    left = [Mutant(f"m{n}", "f.py", "survived", "row[position]", f"row[{n}]", "equivalent") for n in range(2)]
+    console = Console(width=160, file=io.StringIO())
+    console.print(summary(Results([Outcome(fault(), "killed", 1.0)], [*mutants(3, 0), *left])))
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert lines[1] == ["f.py", "1/1", "3/5", "`row[position]`", "->", "`row[0]`:", "equivalent"]
+    assert lines[2] == ["`row[position]`", "->", "`row[1]`:", "equivalent"]
+    assert lines[3] == ["all", "1/1", "3/5"]

@@ -11,12 +11,17 @@ wrong (a direction, a bound that is one too wide, a check that is left out).
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
+FOLDERS = ("compiler", "passes", "runtimes")
+"""What is imported as parts of ``llmc``."""
+MARKERS = "not slow and not gpu and not gemma"
+"""The tests that may be asked, as pytest's ``-m`` takes them."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,7 @@ def load_faults(names: Sequence[str] = (), folder: Path = FAULTS) -> tuple[Fault
         ValueError: a table that is not a fault, or two of one name.
     """
     faults = [fault for path in sorted(folder.glob("*.toml")) for fault in _load(path)]
-    doubles = {fault.name for fault in faults if [f.name for f in faults].count(fault.name) > 1}
-    if doubles:
+    if doubles := [name for name, count in Counter(fault.name for fault in faults).items() if count > 1]:
         raise ValueError(f"two faults of one name: {', '.join(sorted(doubles))}")
     return tuple(
         f for f in faults if not names or any(name in (f.source, f.file) or name in f.name for name in names)

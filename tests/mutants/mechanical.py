@@ -21,9 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .faults import ROOT
+from .faults import FOLDERS, MARKERS, ROOT
 
 TABLE = Path(__file__).parent / "mechanical.toml"
+MUTMUT = (sys.executable, "-m", "mutmut")
 KILLED = ("killed", "timeout", "segfault", "suspicious")
 """mutmut's words for a mutant that a test noticed; suspicious is an exit code that it does not know."""
 LEFT_ALONE = [r"^\s*raise ", r"\blog\.", r"NearMiss\(", r"#: "]
@@ -99,7 +100,7 @@ def run_mutmut(
     log = folder / "mutmut.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*_command(), "run", "--max-children", str(jobs), *names],
+            [*MUTMUT, "run", "--max-children", str(jobs), *names],
             cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -125,7 +126,7 @@ def _lay_out(targets: Sequence[Target], folder: Path) -> None:
     """The checkout as it is imported, with mutmut's configuration."""
     folder.mkdir(parents=True)
     kept = shutil.ignore_patterns("__pycache__")
-    for name in ("compiler", "passes", "runtimes"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / "llmc" / name, ignore=kept)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=kept)
     settings = {
@@ -133,14 +134,7 @@ def _lay_out(targets: Sequence[Target], folder: Path) -> None:
         "only_mutate": [f"llmc/{target.file}" for target in targets],
         "do_not_mutate_patterns": LEFT_ALONE,
         "pytest_add_cli_args_test_selection": sorted({test for target in targets for test in target.tests}),
-        "pytest_add_cli_args": [
-            "-m",
-            "not slow and not gpu and not gemma",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-        ],
+        "pytest_add_cli_args": ["-m", MARKERS, "-p", "no:xdist", "-p", "no:cacheprovider"],
         "process_isolation": "forkserver",  # torch's and ONNX Runtime's threads do not survive a fork
         "use_git_change_detection": False,
         "track_dependencies": False,
@@ -162,19 +156,14 @@ def _sample(folder: Path, file: str, count: int) -> list[str]:
         "import sys; from mutmut.mutation.file_mutation import mutate_file_contents as f; p = sys.argv[1]\n"
         "print(*f(p, open(p).read()).mutant_names, sep='\\n')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, f"llmc/{file}"], cwd=folder, env=_environment(), check=True, capture_output=True
-    )
+    made = _output([sys.executable, "-c", code, f"llmc/{file}"], folder)
     module = f"llmc/{file}".removesuffix(".py").replace("/", ".")
-    names = [f"{module}.{name}" for name in done.stdout.decode().split()]
+    names = [f"{module}.{name}" for name in made.split()]
     return random.Random(file).sample(names, min(count, len(names)))
 
 
 def _statuses(folder: Path) -> Iterator[tuple[str, str]]:
-    done = subprocess.run(
-        [*_command(), "results", "--all", "true"], cwd=folder, env=_environment(), check=True, capture_output=True
-    )
-    for line in done.stdout.decode().splitlines():
+    for line in _output([*MUTMUT, "results", "--all", "true"], folder).splitlines():
         name, colon, status = line.strip().partition(": ")
         if colon:
             yield name, status
@@ -182,11 +171,8 @@ def _statuses(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _difference(name: str, folder: Path) -> tuple[str, str]:
     """Lines taken out and put in, each without surrounding blanks."""
-    done = subprocess.run(
-        [*_command(), "show", name], cwd=folder, env=_environment(), check=True, capture_output=True
-    )
     sides: dict[str, list[str]] = {"-": [], "+": []}
-    for line in done.stdout.decode().splitlines():
+    for line in _output([*MUTMUT, "show", name], folder).splitlines():
         if re.match(r"[-+](?![-+]{2} )", line):
             sides[line[0]].append(line[1:].strip())
     return "\n".join(sides["-"]), "\n".join(sides["+"])
@@ -200,8 +186,9 @@ def _library() -> Path:
     return library
 
 
-def _command() -> list[str]:
-    return [sys.executable, "-m", "mutmut"]
+def _output(command: Sequence[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=_environment(), check=True, capture_output=True)
+    return done.stdout.decode()
 
 
 def _environment() -> dict[str, str]:

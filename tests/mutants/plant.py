@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from .faults import ROOT, Fault
+from .faults import FOLDERS, MARKERS, ROOT, Fault
 
 _SERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = [
@@ -111,16 +111,17 @@ def copy_checkout(copy: Path) -> Path:
     """The checkout's files, and the folder from which ``llmc`` is imported."""
     shutil.copytree(ROOT, copy, ignore=_SKIPPED, symlinks=True)
     (copy / ".typing" / "llmc").mkdir(parents=True)
-    for name in ("compiler", "passes", "runtimes"):
+    for name in FOLDERS:
         (copy / ".typing" / "llmc" / name).symlink_to(copy / name)
     return copy
 
 
 def _try(fault: Fault, copy: Path, limit: float) -> Outcome:
     begin = time.monotonic()
-    if reason := fault.stale(copy):
-        return Outcome(fault, "stale", 0.0, reason)
-    before = fault.plant(copy)
+    try:
+        before = fault.plant(copy)
+    except ValueError as error:
+        return Outcome(fault, "stale", 0.0, str(error))
     try:
         code, said = _run_tests(copy, fault.tests, limit)
     finally:
@@ -165,6 +166,6 @@ def _pytest(copy: Path, tests: Sequence[str], output: Path) -> None:
     import pytest
 
     arguments = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    code = pytest.main([*arguments, "-m", "not slow and not gpu and not gemma", *tests])
+    code = pytest.main([*arguments, "-m", MARKERS, *tests])
     sys.stdout.flush()
     os._exit(int(code))

@@ -240,6 +240,18 @@ def test_chunks_need_query_lengths() -> None:
     assert reasons == ["it attends within chunks, whose mask needs the runtime to take query_seqlens"]
 
 
+def require_other_bias_in_the_middle(model: ir.Model) -> None:
+    """Of three layers the outer ones share a bias; the numbers are those of before."""
+    feeds: dict[str, Array] = draw_all({"q": (2, 7, 64), "k": (2, 7, 32), "pk": (2, 2, 0, 16), "pv": (2, 2, 0, 16)})
+    feeds |= {"input_ids": np.zeros((2, 7), np.int64), "attention_mask": np.ones((2, 7), np.int64)}
+    before = run(model, feeds)
+    apply(LowerAttention(query_seqlens=True), model)
+    biases = [bias_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
+    assert biases[0] is biases[2]
+    assert biases[0] is not biases[1]
+    close(run(model, feeds), before, atol=2e-5)
+
+
 @needs_query_seqlens
 def test_layers_with_other_slopes_have_biases_of_their_own() -> None:
     model = layers("", "", "")
@@ -250,14 +262,7 @@ def test_layers_with_other_slopes_have_biases_of_their_own() -> None:
     for node, slopes in zip(list(model.graph), (steep, flat, steep), strict=True):
         node.resize_inputs(13)
         node.replace_input_with(12, slopes)
-    feeds: dict[str, Array] = draw_all({"q": (2, 7, 64), "k": (2, 7, 32), "pk": (2, 2, 0, 16), "pv": (2, 2, 0, 16)})
-    feeds |= {"input_ids": np.zeros((2, 7), np.int64), "attention_mask": np.ones((2, 7), np.int64)}
-    before = run(model, feeds)
-    apply(LowerAttention(query_seqlens=True), model)
-    biases = [bias_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
-    assert biases[0] is biases[2]
-    assert biases[0] is not biases[1]
-    close(run(model, feeds), before, atol=2e-5)
+    require_other_bias_in_the_middle(model)
 
 
 @pytest.mark.parametrize(("limit", "biased"), [(0, True), (7, False), (8, False), (9, True), (15, True), (40, True)])
@@ -270,14 +275,7 @@ def test_only_a_chunk_that_holds_every_position_needs_no_bias(limit: int, biased
 @needs_query_seqlens
 def test_layers_with_other_chunks_have_biases_of_their_own() -> None:
     model = layers(", chunk=2", ", chunk=3", ", chunk=2")
-    feeds: dict[str, Array] = draw_all({"q": (2, 7, 64), "k": (2, 7, 32), "pk": (2, 2, 0, 16), "pv": (2, 2, 0, 16)})
-    feeds |= {"input_ids": np.zeros((2, 7), np.int64), "attention_mask": np.ones((2, 7), np.int64)}
-    before = run(model, feeds)
-    apply(LowerAttention(query_seqlens=True), model)
-    biases = [bias_of(node) for node in model.graph if node.op_type == "GroupQueryAttention"]
-    assert biases[0] is biases[2]
-    assert biases[0] is not biases[1]
-    close(run(model, feeds), before, atol=2e-5)
+    require_other_bias_in_the_middle(model)
 
 
 @needs_query_seqlens

@@ -134,25 +134,13 @@ def fill(x: torch.Tensor, cache: Any) -> None:
         cache.update(x[:, None], x[:, None], layer)
 
 
-def test_a_state_in_a_module_is_refused() -> None:
-    class Keeper(nn.Module):  # type: ignore[misc]
-        def forward(self, x: torch.Tensor) -> None:
-            self.state = x[:, -1]
-
-    def body(model: Any, x: torch.Tensor, cache: Any) -> Result:
-        model.keeper(x)
-        fill(x, cache)
-        return Result(cache)
-
-    with pytest.raises(UnsupportedModelError, match=r"Keeper keeps a state in itself \(state\)"):
-        discover(Toy(body, keeper=Keeper()))
-
-
-def test_a_state_in_a_module_s_buffer_is_refused() -> None:
+@pytest.mark.parametrize("is_buffer", [False, True], ids=["an attribute", "a buffer"])
+def test_a_state_in_a_module_is_refused(is_buffer: bool) -> None:
     class Keeper(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("state", None, persistent=False)
+            if is_buffer:
+                self.register_buffer("state", None, persistent=False)
 
         def forward(self, x: torch.Tensor) -> None:
             self.state = x[:, -1]

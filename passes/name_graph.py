@@ -39,6 +39,11 @@ class NameGraph(GraphPass):
             node.metadata_props.clear()
             node.doc_string = None
         _rename_folded(model.graph, tally)
+        for function in model.functions.values():
+            # A stack trace holds where the checkout lies: the same model would give other bytes elsewhere.
+            for node in ir.traversal.RecursiveGraphIterator(function.graph):
+                node.metadata_props.clear()
+                node.doc_string = None
 
 
 def _rename_dimensions(model: ir.Model, tally: Tally) -> None:

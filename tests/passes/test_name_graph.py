@@ -86,6 +86,16 @@ def test_nodes_are_named_after_their_modules() -> None:
     assert not any(node.metadata_props or node.doc_string for node in model.graph)
 
 
+def test_bodies_keep_no_trace_of_where_they_were_made() -> None:
+    model, body = make(), parse("m (float[n] x) => (y) { y = Add(x, x) }").graph
+    function = ir.Function("llmc", "Twice", graph=body, attributes=[])
+    model.functions[function.identifier()] = function
+    for node in function:
+        node.doc_string, node.metadata_props["pkg.torch.onnx.stack_trace"] = "here", "/home/someone/file.py, line 3"
+    apply(NameGraph(), model)
+    assert not any(node.metadata_props or node.doc_string for node in function)
+
+
 def test_nodes_without_a_name_get_one_each() -> None:
     model = make()
     apply(NameGraph(), model)

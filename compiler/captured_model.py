@@ -24,7 +24,7 @@ from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.errors import CheckpointError, UsageError
 from llmc.compiler.geometry import ModelGeometry
-from llmc.compiler.golden import PROMPTS, random_prompts, record_golden
+from llmc.compiler.golden_recording import PROMPTS, random_prompts, record_golden
 from llmc.compiler.manifest import FileRecord, Manifest, Source
 from llmc.compiler.options import ExportOptions
 from llmc.compiler.progress import Progress

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from llmc.compiler.atomic_rename import exchange, move_without_replacing
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 # A directory without a lock on it may be one whose writer is just about to take the lock, or to give it its name.
@@ -56,7 +56,7 @@ class Staging:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # A network file system without locks: the process id in the name then has to do.
-            logger.debug("no lock on %s: %s", self.path, error)
+            log.debug("no lock on %s: %s", self.path, error)
 
     def publish(self, *, replace: bool) -> None:
         """Write everything to the disk, then give the directory its name.
@@ -115,16 +115,16 @@ def remove_stale(output: Path) -> None:
         if match is None or not path.is_dir() or not _is_stale(path, int(match[1])):
             continue
         if match[2] == "old" and not os.path.lexists(output):
-            logger.warning("put back %s, which an interrupted run had moved aside as %s", output, path.name)
+            log.warning("put back %s, which an interrupted run had moved aside as %s", output, path.name)
             path.rename(output)
         else:
-            logger.warning("removing %s, left by an interrupted run", path)
+            log.warning("removing %s, left by an interrupted run", path)
             remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory; what cannot be removed stays, and a warning names it."""
-    shutil.rmtree(path, onerror=lambda _function, name, error: logger.warning("cannot remove %s: %s", name, error[1]))
+    shutil.rmtree(path, onerror=lambda _function, name, error: log.warning("cannot remove %s: %s", name, error[1]))
 
 
 def _is_stale(path: Path, pid: int) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.compiler.errors import VerificationError
-from llmc.compiler.golden import Golden, log_sum_exp
+from llmc.compiler.golden import Golden
+from llmc.compiler.golden_recording import log_sum_exp
 from llmc.compiler.reports import Check, VerifyReport
 from llmc.runtimes.engine import FloatArray, Session
 

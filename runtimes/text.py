@@ -21,7 +21,7 @@ from llmc.runtimes.chat import Message, render_chat
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ANSWER = "llmc-answer"
@@ -162,7 +162,7 @@ class TextTokenizer:
         try:
             rendered = self.render_chat(chat, add_generation_prompt=False)
         except UsageError as error:
-            logger.debug("no end-of-turn token read from the chat template: %s", error)
+            log.debug("no end-of-turn token read from the chat template: %s", error)
             return ()
         after = self.encode(rendered.rpartition(_ANSWER)[2].lstrip(), add_special_tokens=False)
         return tuple(after[:1]) if after and after[0] in self._special_ids else ()

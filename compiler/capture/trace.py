@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from llmc.compiler.capture.attention import AttentionCapture
-from llmc.compiler.capture.cache_layout import CacheLayout, discover_cache, model_inputs
+from llmc.compiler.capture.cache_layout import discover_cache, model_inputs
 from llmc.compiler.capture.complex_numbers import complex_as_pairs
 from llmc.compiler.capture.convert import quiet, refusal, to_onnx
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
+from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.positions import shifted_positions
 from llmc.compiler.capture.recurrence import RecurrenceCapture
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies

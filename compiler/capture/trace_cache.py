@@ -18,7 +18,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 if TYPE_CHECKING:
-    from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout
+    from llmc.compiler.capture.layout import CacheEntry, CacheLayout
 
 
 class TraceLayer(CacheLayerMixin):  # type: ignore[misc]

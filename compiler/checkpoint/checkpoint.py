@@ -29,7 +29,7 @@ from llmc.compiler.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

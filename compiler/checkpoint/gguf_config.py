@@ -20,7 +20,7 @@ from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 # Stands for the vocabulary in the small file; no model has one of this size, so it is recognised in the config. More
@@ -112,7 +112,7 @@ def _warn_of_lost_rope(header: GgufHeader) -> None:
     """transformers drops these, and the model then differs from the file's at long positions."""
     scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
     if scaling != "none" or any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
-        logger.warning(
+        log.warning(
             "%s scales its rotary frequencies (%s), which transformers does not read from GGUF: positions beyond the "
             "original context will differ; prefer the model's safetensors checkpoint",
             header.path.name,

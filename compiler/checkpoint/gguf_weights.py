@@ -29,7 +29,7 @@ from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -124,7 +124,7 @@ class GgufWeights:
             if not targets:
                 unused.append(tensor.name)
         if unused:
-            logger.info("transformers' model has no place for %s of %s", ", ".join(unused), self.header.path.name)
+            log.info("transformers' model has no place for %s of %s", ", ".join(unused), self.header.path.name)
         return {name: self._find_recipe(name, tuple(sources[name])) for name in sorted(sources)}
 
     def _targets(self, tensor: GgufTensor) -> list[str]:

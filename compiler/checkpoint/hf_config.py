@@ -18,7 +18,7 @@ from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -111,7 +111,7 @@ def _causal_config(config: PreTrainedConfig, directory: Path) -> PreTrainedConfi
         text = None
     causal = text is not None and causal_class(text) is not None and not config.is_encoder_decoder
     if causal and text is not config:
-        logger.info("%s is multimodal; compiling its text model (%s)", directory, text.model_type)
+        log.info("%s is multimodal; compiling its text model (%s)", directory, text.model_type)
     if not causal:
         stated = ", ".join(config.architectures or ()) or config.model_type
         raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmc.compiler.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _ALLOWED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "README.md")
 # Folders and Mistral's second copy of the weights would double the download.
@@ -66,7 +66,7 @@ def fetch_snapshot(repository: str, *, allow_download: bool = True, with_code: b
         raise CheckpointError(
             f"{repository} cannot be fetched from the Hugging Face hub ({_first_line(error)}); try again later."
         ) from error
-    logger.info("%s is in %s", repository, directory)
+    log.info("%s is in %s", repository, directory)
     return Path(directory)
 
 

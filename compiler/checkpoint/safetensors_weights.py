@@ -26,7 +26,7 @@ import onnx_ir as ir
 from llmc.compiler.checkpoint.weights import TensorInfo, read_bytes, row_bounds
 from llmc.compiler.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -185,7 +185,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     if size < expected:
         raise CheckpointError(f"{path} is truncated: {expected} bytes expected, {size} found; fetch it again.")
     if size > expected:
-        logger.warning("%s has %d bytes after its last tensor", path, size - expected)
+        log.warning("%s has %d bytes after its last tensor", path, size - expected)
     return tensors
 
 

@@ -24,7 +24,7 @@ from llmc.compiler.errors import ArtifactError, CheckpointError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Files of a Hugging Face directory that are copied as they are.
 ASSET_NAMES = (
@@ -116,11 +116,11 @@ def _without_version(settings: dict[str, Any]) -> dict[str, Any]:
 def _convert_slow_tokenizer(source: Path, directory: Path) -> None:
     if not any((source / name).is_file() for name in _SLOW_TOKENIZER_NAMES):
         names = ", ".join(("tokenizer.json", *_SLOW_TOKENIZER_NAMES))
-        logger.warning("%s has no tokenizer (%s): the artifact will take token ids only", source, names)
+        log.warning("%s has no tokenizer (%s): the artifact will take token ids only", source, names)
         return
     from transformers import AutoTokenizer
 
-    logger.info("converting the tokenizer of %s to tokenizer.json", source)
+    log.info("converting the tokenizer of %s to tokenizer.json", source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.save_pretrained(directory)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 BYTES = "bytes"
 
 
@@ -49,18 +49,18 @@ class LogDisplay:
         """Say that a stage begins, and how long the one before it took."""
         self._finish()
         self._stage, self._begin = stage, time.perf_counter()
-        logger.info("%s%s", stage, "" if total is None else f" ({amount(total, unit)})")
+        log.info("%s%s", stage, "" if total is None else f" ({amount(total, unit)})")
 
     def advance(self, done: int) -> None:
         """Nothing: a log is no place for every step."""
 
     def step(self, what: str, number: int, total: int) -> None:
         """Say what begins."""
-        logger.info("%d/%d: %s", number, total, what)
+        log.info("%d/%d: %s", number, total, what)
 
     def _finish(self) -> None:
         if self._stage:
-            logger.info("%s: done in %.1f s", self._stage, time.perf_counter() - self._begin)
+            log.info("%s: done in %.1f s", self._stage, time.perf_counter() - self._begin)
 
 
 class BarDisplay:

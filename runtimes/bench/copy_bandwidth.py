@@ -22,7 +22,7 @@ from typing import Any
 from llmc.compiler.errors import EngineError, LlmcError, MissingDependencyError
 from llmc.runtimes.bench.summary import Summary
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SMALLEST_BUFFER = 1 << 30
 CACHE_MULTIPLE = 8
@@ -119,11 +119,11 @@ def copy_bandwidth_of_device() -> CopyBandwidth | None:
     try:
         done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        logger.warning("the GPU's copy bandwidth was not measured: %s", error)
+        log.warning("the GPU's copy bandwidth was not measured: %s", error)
         return None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        logger.warning("the GPU's copy bandwidth was not measured: %s", last)
+        log.warning("the GPU's copy bandwidth was not measured: %s", last)
         return None
     return CopyBandwidth.from_json(json.loads(done.stdout))
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _answer_one(target: Target, requests: TextIO, answers: TextIO) -> bool:
         answer = _answer(target, request)
     except Exception as error:
         # The process's boundary: the benchmark raises it again on its side.
-        logger.exception("request failed: %s", request)
+        log.exception("request failed: %s", request)
         answer = {"error": str(error) or repr(error), "kind": type(error).__name__}
     answers.write(json.dumps(answer) + "\n")
     return bool(request["command"] != "close")

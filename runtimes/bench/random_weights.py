@@ -43,7 +43,7 @@ import onnx
 from llmc.compiler.atomic_rename import move_without_replacing
 from llmc.compiler.errors import ArtifactError, LlmcError, UsageError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Distribution = Literal["normal", "ones", "scale", "levels", "levels128", "bytes"]
 Progress = Callable[[int, int], None]

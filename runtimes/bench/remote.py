@@ -26,7 +26,7 @@ from llmc.compiler import errors
 from llmc.compiler.errors import EngineError, LlmcError
 from llmc.runtimes.bench.load import cpu_seconds
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LLMC_WORKER: tuple[str, ...] = (sys.executable, "-P", "-m", "llmc.runtimes.bench.worker")
 REQUEST_TIMEOUT_S = 1800.0
@@ -115,7 +115,7 @@ class WorkerProcess:
                 self._stdin.flush()
             process.wait(CLOSE_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired):
-            logger.warning("%s: the worker did not end when asked; killing it", self.label)
+            log.warning("%s: the worker did not end when asked; killing it", self.label)
             process.kill()
             process.wait()
         finally:

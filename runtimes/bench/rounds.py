@@ -27,7 +27,7 @@ from llmc.runtimes.bench.load import LoadMeter
 from llmc.runtimes.bench.remote import WorkerProcess
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called before each step with what it is, its number from 1, and how many there are."""
@@ -44,7 +44,7 @@ class Steps:
     def begin(self, what: str) -> None:
         """Say what comes next."""
         self.done += 1
-        logger.info("bench %d/%d: %s", self.done, self.total, what)
+        log.info("bench %d/%d: %s", self.done, self.total, what)
         if self.progress is not None:
             self.progress(what, self.done, self.total)
 

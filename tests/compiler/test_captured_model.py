@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import captured_model
-from llmc.compiler.capture.cache_layout import CacheLayout
+from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.captured_model import Captured, load_reference_model, model_weights, write_golden
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
@@ -21,7 +21,7 @@ from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pre
 from llmc.compiler.checkpoint.weights import TensorInfo
 from llmc.compiler.driver import export
 from llmc.compiler.errors import CheckpointError, UsageError
-from llmc.compiler.golden import PROMPTS
+from llmc.compiler.golden_recording import PROMPTS
 from llmc.compiler.manifest import Manifest
 from llmc.compiler.options import ExportOptions
 from llmc.compiler.progress import NoProgress

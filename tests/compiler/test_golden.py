@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import ArtifactError, VerificationError
-from llmc.compiler.golden import GOLDEN, STEPS, TOP, Golden, load_golden, log_sum_exp, random_prompts, record_golden
+from llmc.compiler.golden import GOLDEN, Golden, load_golden
+from llmc.compiler.golden_recording import STEPS, TOP, log_sum_exp, random_prompts, record_golden
 
 VOCABULARY = 300
 PROMPTS = [[5, 6, 7], [250], [1, 2, 3, 4, 5]]

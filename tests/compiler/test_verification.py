@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from llmc.compiler.errors import VerificationError
-from llmc.compiler.golden import STEPS, Golden, record_golden
+from llmc.compiler.golden import Golden
+from llmc.compiler.golden_recording import STEPS, record_golden
 from llmc.compiler.verification import KL, LOGIT_ERROR, TOP1, Measured, measure, report, tolerances
 
 VOCABULARY = 300

@@ -21,8 +21,9 @@ from torch import nn
 
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.bind_weights import bind_weights
-from llmc.compiler.capture.cache_layout import CacheLayout, discover_cache
+from llmc.compiler.capture.cache_layout import discover_cache
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
+from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules
 from llmc.compiler.capture.trace import Trace, trace_model
 from llmc.compiler.checkpoint.causal_class import make_causal_model

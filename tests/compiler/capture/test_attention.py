@@ -20,8 +20,8 @@ from transformers.masking_utils import (
 )
 
 from llmc.compiler.capture.attention import AttentionCapture, MaskFacts, identify_mask
-from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout
 from llmc.compiler.capture.convert import to_onnx
+from llmc.compiler.capture.layout import CacheEntry, CacheLayout
 from llmc.compiler.capture.trace_cache import TraceCache
 from llmc.compiler.errors import UnsupportedModelError
 from llmc.compiler.operators.cached_attention import INPUTS, get_input, is_cached_attention

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmc.compiler.capture.bind_weights import bind_weights
-from llmc.compiler.capture.cache_layout import CacheLayout
+from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.trace import Trace
 from llmc.compiler.checkpoint.weights import TensorInfo
 from llmc.compiler.errors import CaptureError

@@ -12,14 +12,13 @@ from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import (
     PROBE_BATCH,
     PROBE_SEQ,
-    CacheEntry,
-    CacheLayout,
     _layer_entries,
     cache_argument,
     discover_cache,
     model_inputs,
     run_probe,
 )
+from llmc.compiler.capture.layout import CacheEntry, CacheLayout
 from llmc.compiler.errors import UnsupportedModelError
 
 from .small_models import SMALL, Result, Toy, fake_model, found_cache, small_llama, table_config

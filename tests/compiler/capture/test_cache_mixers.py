@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmc.compiler.capture.cache_layout import CacheLayout, discover_cache
+from llmc.compiler.capture.cache_layout import discover_cache
+from llmc.compiler.capture.layout import CacheLayout
 
 from .small_models import Result, Toy
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.cache_utils import Cache
 
-from llmc.compiler.capture.cache_layout import CacheEntry, CacheLayout, Dim, Kind
+from llmc.compiler.capture.layout import CacheEntry, CacheLayout, Dim, Kind
 from llmc.compiler.capture.trace_cache import StateLayer, StepCache, TraceCache, TraceLayer
 
 BATCH, PAST, SEQ = 2, 5, 3

@@ -13,7 +13,7 @@ import pytest
 from llmc.compiler.artifact import write_manifest
 from llmc.compiler.driver import compile_model
 from llmc.compiler.errors import EngineError, MissingDependencyError
-from llmc.compiler.golden import random_prompts, record_golden
+from llmc.compiler.golden_recording import random_prompts, record_golden
 from llmc.compiler.manifest import EngineRecord, Manifest
 from llmc.compiler.options import CompileOptions, OptimizeOptions
 from llmc.compiler.verification import measure

@@ -81,7 +81,7 @@ demo: $(STAMP) ## compile SmolLM2-135M to an int4 CPU engine, verify it, generat
 # WITH names further files, as WITH="tests artifacts/engine"; BUNDLE further options, as BUNDLE="--part-size 1G".
 .PHONY: gpu-bundle
 gpu-bundle: $(STAMP) ## pack what a GPU machine without a network needs, in parts (WITH="tests artifacts/engine")
-	$(BIN)/python -m llmc.runtimes.gpu_bundle -o $(GPU_BUNDLE) $(if $(WITH),--with $(WITH)) $(BUNDLE)
+	$(BIN)/python -m llmc.runtimes.bundle.gpu_bundle -o $(GPU_BUNDLE) $(if $(WITH),--with $(WITH)) $(BUNDLE)
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -125,10 +125,10 @@ format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff format $(SOURCES)
 
 .PHONY: schema
-schema: $(STAMP) ## write compiler/manifest.schema.json from the dataclasses
-	$(BIN)/python -c 'import sys; from llmc.compiler.manifest import manifest_schema; sys.stdout.write(manifest_schema())' \
-	    > compiler/manifest.schema.tmp
-	mv compiler/manifest.schema.tmp compiler/manifest.schema.json
+schema: $(STAMP) ## write compiler/artifact/manifest.schema.json from the dataclasses
+	$(BIN)/python -c 'import sys; from llmc.compiler.artifact.manifest import manifest_schema; sys.stdout.write(manifest_schema())' \
+	    > compiler/artifact/manifest.schema.tmp
+	mv compiler/artifact/manifest.schema.tmp compiler/artifact/manifest.schema.json
 
 .PHONY: docs
 docs: $(STAMP) ## write docs/commands.md from the commands
@@ -145,7 +145,7 @@ gemma: setup ## install Gemma 3 270M (under the Gemma Terms of Use) and run its 
 
 .PHONY: memory
 memory: $(STAMP) ## peak memory of an int4 compile of 8B layer geometry with 8 and 16 layers
-	$(BIN)/python -m llmc.runtimes.bench.memory
+	$(BIN)/python -m llmc.runtimes.bench.tools.memory
 
 .PHONY: bench-llamacpp
 bench-llamacpp: $(VENV)/.stamp-llamacpp $(DEMO)/llmc.json ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)

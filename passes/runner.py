@@ -1,6 +1,6 @@
 """Runs passes and records what each did.
 
-In: a model and passes in order. Out: one :class:`~llmc.compiler.reports.PassOutcome` per pass, and, with a dump
+In: a model and passes in order. Out: one :class:`PassOutcome` per pass, and, with a dump
 directory, the graph after each (``03_pack_qkv.onnx``, without weights).
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from llmc.compiler.errors import LlmcError, PassError
-from llmc.compiler.json_record import encode
-from llmc.compiler.lazy_weight import LazyWeight
-from llmc.compiler.manifest import PassRecord
-from llmc.compiler.progress import NoProgress, Progress
-from llmc.compiler.reports import PassOutcome
+from llmc.compiler.artifact.manifest import PassRecord
+from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.errors import LlmcError, PassError
+from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.progress import NoProgress, Progress
+from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.passes.graph_pass import GraphPass, GraphPassResult
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.errors import EngineError
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import TENSORRT, EngineOptions
-from llmc.compiler.progress import Progress
-from llmc.runtimes.engine import Engine, Session
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import TENSORRT, EngineOptions
+from llmc.compiler.base.progress import Progress
+from llmc.runtimes.session.engine import Engine, Session
 
 ENGINE_OF_TARGET = {
     "cpu": "onnxruntime-cpu",
@@ -33,11 +33,11 @@ def get_engine(name: str) -> Engine:
         EngineError: there is none.
     """
     if name == "onnxruntime-cpu":
-        from llmc.runtimes.onnxruntime_engine import OnnxRuntimeCpu
+        from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu
 
         return OnnxRuntimeCpu()
     if name == "onnxruntime-cuda":
-        from llmc.runtimes.onnxruntime_cuda_engine import OnnxRuntimeCuda
+        from llmc.runtimes.onnxruntime.cuda_engine import OnnxRuntimeCuda
 
         return OnnxRuntimeCuda()
     if name in TENSORRT:
@@ -76,7 +76,7 @@ def make_builder(target: Manifest, options: EngineOptions, progress: Progress) -
     options.require_target(str(target.target))
     if target.target not in TENSORRT:
         return get_engine(ENGINE_OF_TARGET.get(str(target.target), str(target.target)))
-    from llmc.runtimes.tensorrt.capacity_plan import BuildOptions
+    from llmc.runtimes.memory.capacity_plan import BuildOptions
     from llmc.runtimes.tensorrt.engine import TensorRT, TensorRTRtx
 
     build = BuildOptions(options, target.max_context, target.precision)

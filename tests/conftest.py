@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import MissingDependencyError
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
-from llmc.compiler.errors import MissingDependencyError
 
 from .shared import VARIABLE, Shared
 

@@ -106,7 +106,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == sources()
     assert {"llmc/compiler/py.typed", "llmc/passes/py.typed", "llmc/runtimes/py.typed"} <= names
-    assert "llmc/compiler/manifest.schema.json" in names
+    assert "llmc/compiler/artifact/manifest.schema.json" in names
 
 
 def test_the_wheel_carries_command_licence_and_types(wheel: Path) -> None:
@@ -144,8 +144,8 @@ def test_the_wheel_imports_without_the_checkout(installed: Path) -> None:
         "        print(found.name)\n"
     )
     imported = run(sys.executable, "-c", code, installed, cwd=installed, path=installed).split()
-    assert "llmc.compiler.manifest" in imported
-    assert "llmc.runtimes.engine" in imported
+    assert "llmc.compiler.artifact.manifest" in imported
+    assert "llmc.runtimes.session.engine" in imported
 
 
 def test_the_command_starts(installed: Path) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.errors import UnsupportedModelError
-from llmc.compiler.operators import cached_attention
-from llmc.compiler.operators.domain import DOMAIN, VERSION
+from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.graph.operators import cached_attention
+from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import torch

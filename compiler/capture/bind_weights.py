@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CaptureError
 from llmc.compiler.capture.trace import Trace
 from llmc.compiler.checkpoint.weights import WeightSource
-from llmc.compiler.errors import CaptureError
-from llmc.compiler.lazy_weight import SourceWeight
+from llmc.compiler.graph.lazy_weight import SourceWeight
 
 PREFIX = "model."
 """What the traced wrapper puts before the model's own parameter names."""

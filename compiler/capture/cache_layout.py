@@ -14,8 +14,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout, Dim, Kind
-from llmc.compiler.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.capture.broadcasts import drop_batch_expands
 from llmc.compiler.capture.translations import translations
-from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
-from llmc.compiler.operators.domain import OPSET
+from llmc.compiler.graph.operators.domain import OPSET
 
 NOISY = ("torch.onnx", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
 """Loggers that tell of a failure before it is raised, with tracebacks."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.operators import moe
-from llmc.compiler.operators.domain import DOMAIN, VERSION
+from llmc.compiler.graph.operators import moe
+from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def _candidates(gated: bool, numbers: list[float]) -> list[GateFacts]:
 
 
 def _formula(x: torch.Tensor, facts: GateFacts) -> torch.Tensor:
-    """The operator's definition (:mod:`llmc.compiler.operators.moe`)."""
+    """The operator's definition (:mod:`llmc.compiler.graph.operators.moe`)."""
     if not facts.gated:
         return _activate(x, facts)
     gate, up = (x[..., 0::2], x[..., 1::2]) if facts.interleaved else x.chunk(2, dim=-1)

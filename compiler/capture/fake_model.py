@@ -11,8 +11,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.checkpoint.causal_class import make_causal_model
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch

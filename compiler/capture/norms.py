@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.operators.domain import OPSET
+from llmc.compiler.graph.operators.domain import OPSET
 
 if TYPE_CHECKING:
     import torch

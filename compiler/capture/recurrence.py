@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture.cache_layout import PROBE_SEQ, run_probe
 from llmc.compiler.capture.convert import quiet, root_cause, to_onnx
 from llmc.compiler.capture.fake_model import FakeModel
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
-from llmc.compiler.operators import recurrence
-from llmc.compiler.operators.domain import DOMAIN, VERSION
+from llmc.compiler.graph.operators import recurrence
+from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import torch

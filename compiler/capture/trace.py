@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import discover_cache, model_inputs
 from llmc.compiler.capture.complex_numbers import complex_as_pairs
@@ -28,8 +29,7 @@ from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.positions import shifted_positions
 from llmc.compiler.capture.recurrence import RecurrenceCapture
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
-from llmc.compiler.errors import CaptureError, LlmcError, UnsupportedModelError
-from llmc.compiler.operators.domain import OPSET
+from llmc.compiler.graph.operators.domain import OPSET
 
 if TYPE_CHECKING:
     import torch

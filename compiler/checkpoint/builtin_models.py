@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from llmc.compiler.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
+from llmc.compiler.base.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
 
 log = logging.getLogger(__name__)
 

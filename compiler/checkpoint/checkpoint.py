@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
@@ -24,7 +25,6 @@ from llmc.compiler.checkpoint.tokenizer_assets import (
     write_gguf_assets,
     write_hf_assets,
 )
-from llmc.compiler.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.conversion_loading import empty_model, quiet_transformers
 from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
-from llmc.compiler.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

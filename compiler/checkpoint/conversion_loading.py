@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.conversion_views import View
 from llmc.compiler.checkpoint.weights import WeightSource
-from llmc.compiler.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch

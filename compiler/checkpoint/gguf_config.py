@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

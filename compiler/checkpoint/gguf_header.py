@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from llmc.compiler.errors import CheckpointError, MissingDependencyError
+from llmc.compiler.base.errors import CheckpointError, MissingDependencyError
 
 # Metadata value types of the format with a fixed size, as struct codes: u8, i8, u16, i16, u32, i32, f32, bool, u64,
 # i64, f64.

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, import_gguf, read_gguf_header
 from llmc.compiler.checkpoint.weights import TensorInfo, read_bytes, row_bounds
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

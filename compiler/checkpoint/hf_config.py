@@ -12,8 +12,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.causal_class import causal_class
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig

@@ -9,7 +9,7 @@ import logging
 import re
 from pathlib import Path
 
-from llmc.compiler.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

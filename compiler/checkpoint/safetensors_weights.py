@@ -23,8 +23,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.weights import TensorInfo, read_bytes, row_bounds
-from llmc.compiler.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

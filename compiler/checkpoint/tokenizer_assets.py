@@ -17,9 +17,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.errors import ArtifactError, CheckpointError
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
 from llmc.compiler.checkpoint.gguf_tokenizer import build_gguf_tokenizer, read_token_facts
-from llmc.compiler.errors import ArtifactError, CheckpointError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
-from llmc.compiler.errors import CheckpointError
 
 # Named in a message before the rest is only counted.
 _SHOWN = 3

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError
 
 
 @dataclass(frozen=True)

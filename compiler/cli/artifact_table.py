@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.json_record import encode
-from llmc.compiler.options import GPU_TARGETS
+from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.options import GPU_TARGETS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llmc.compiler.artifact.manifest import EngineRecord, Manifest
     from llmc.compiler.cli.cost import Cost
-    from llmc.compiler.manifest import EngineRecord, Manifest
 
 
 def artifact_table(directory: Path, manifest: Manifest, cost: Cost | None = None) -> Table:

@@ -71,7 +71,7 @@ def bench(
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.report import render_report, write_json
         from llmc.runtimes.bench.results import BenchOptions
-        from llmc.runtimes.machine import physical_cores
+        from llmc.runtimes.machine.fingerprint import physical_cores
 
         cases = latency.make_cases(prompts, gen, batches)
         if peer and threads is None:
@@ -91,7 +91,7 @@ def subjects_of(directories: list[Path], peers: list[str]) -> list[Subject]:
         EngineError: a peer refused its model.
     """
     from llmc.runtimes.bench.latency import llmc_subject
-    from llmc.runtimes.bench.peers import PeerChoice, distinct_labels, peer_subjects
+    from llmc.runtimes.bench.workers.peers import PeerChoice, distinct_labels, peer_subjects
 
     labels = subject_labels(directories)
     engines = [llmc_subject(path, label) for path, label in zip(directories, labels, strict=True)]

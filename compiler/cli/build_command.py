@@ -56,7 +56,7 @@ def build(
     shown = Output(as_json, quiet, verbose)
     options = engine_options(max_batch, chunk, capacity, gpu, strip_weights, strict)
     with shown.working() as progress, measured() as cost:
-        from llmc.compiler import driver
+        from llmc.compiler.driver import driver
 
         manifest = driver.build(directory, output, options, threads=threads, overwrite=overwrite, progress=progress)
     shown.show(lambda: artifact_table(output, manifest, cost), manifest_json(output, manifest, cost))

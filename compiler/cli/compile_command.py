@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.cli.cost import measured
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
@@ -44,7 +45,6 @@ from llmc.compiler.cli.parameters import (
 )
 from llmc.compiler.cli.pass_tables import compile_tables
 from llmc.compiler.cli.verification_table import failure_of
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
 
 
 def compile_(
@@ -107,7 +107,7 @@ def compile_(
     engine = engine_options(max_batch, chunk, capacity, gpu, strip_weights, strict)
     options = CompileOptions(exporting, optimizing, threads, engine)
     with shown.working() as progress, measured() as cost:
-        from llmc.compiler import driver
+        from llmc.compiler.driver import driver
 
         report = driver.compile_model(model, output, options, overwrite=overwrite, progress=progress)
     shown.show(lambda: compile_tables(output, report, cost), {**report.to_json(), "cost": cost.to_json()})

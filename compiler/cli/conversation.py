@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 
 if TYPE_CHECKING:
     from llmc.compiler.cli.output import Output
     from llmc.compiler.cli.text_generation import Reply, TextEngine
-    from llmc.runtimes.chat import Message
+    from llmc.runtimes.generation.chat import Message
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it; Ctrl-C stops an answer"
 

@@ -35,7 +35,7 @@ def measured() -> Iterator[Cost]:
     """Measure what runs inside."""
     cost, begin = Cost(), time.perf_counter()
     yield cost
-    from llmc.runtimes.bench.process_memory import read_memory_fields
+    from llmc.runtimes.bench.tools.process_memory import read_memory_fields
 
     cost.seconds = time.perf_counter() - begin
     cost.peak_rss_bytes = read_memory_fields(os.getpid()).get("VmHWM")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.cli.doctor_tables import doctor_tables, fit_table
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose
-from llmc.compiler.errors import EngineError, UsageError
 
 MEMORY_PANEL = "Memory of an engine"
 
@@ -57,8 +57,8 @@ def doctor(
         raise UsageError("--context, --batch and --chunk describe an engine; name it with --model DIR")
     shown = Output(as_json, quiet, verbose)
     with shown.working():
-        from llmc.compiler.doctor import examine
-        from llmc.compiler.memory_fit import check_memory
+        from llmc.compiler.insight.doctor import examine
+        from llmc.compiler.insight.memory_fit import check_memory
 
         report = examine()
         fit = check_memory(model, report.gpus, context=context, batch=batch, chunk=chunk) if model else None

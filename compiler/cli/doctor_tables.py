@@ -1,6 +1,6 @@
 """What a machine can do, as tables.
 
-In: a :class:`~llmc.compiler.doctor.DoctorReport`. Out: rich renderables.
+In: a :class:`~llmc.compiler.insight.doctor.DoctorReport`. Out: rich renderables.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from llmc.compiler.doctor import DoctorReport
-    from llmc.compiler.memory_fit import MemoryFit
+    from llmc.compiler.insight.doctor import DoctorReport
+    from llmc.compiler.insight.memory_fit import MemoryFit
 
 
 def doctor_tables(report: DoctorReport) -> Group:

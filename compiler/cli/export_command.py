@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.cli.artifact_table import artifact_table, manifest_json
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
@@ -17,7 +18,6 @@ from llmc.compiler.cli.parameters import (
     Verbose,
     VerifyWhen,
 )
-from llmc.compiler.options import ExportOptions
 
 
 def export(
@@ -41,7 +41,7 @@ def export(
         dtype=dtype, verify=verify, trust_remote_code=trust_remote_code, search_path=tuple(model_path or ())
     )
     with shown.working() as progress:
-        from llmc.compiler import driver
+        from llmc.compiler.driver import driver
 
         manifest = driver.export(model, output, options, overwrite=overwrite, progress=progress)
     shown.show(lambda: artifact_table(output, manifest), manifest_json(output, manifest))

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.compiler.errors import LlmcError
+from llmc.compiler.base.errors import LlmcError
 
 DEBUG_VARIABLE = "LLMC_DEBUG"
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130

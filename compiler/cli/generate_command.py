@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmc.compiler.base.errors import UsageError
 from llmc.compiler.cli.conversation import Conversation, print_as_it_comes
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Quiet, Threads, Verbose
 from llmc.compiler.cli.text_generation import Reply, TextEngine
-from llmc.compiler.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from llmc.runtimes.sampling import SamplingParams
+    from llmc.runtimes.session.sampling import SamplingParams
 
 
 def generate(
@@ -64,7 +64,7 @@ def generate(
     chat = chat or system is not None
     prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
     with shown.working() as progress:
-        from llmc.runtimes.sampling import SamplingParams
+        from llmc.runtimes.session.sampling import SamplingParams
 
         sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         progress.start("Loading the engine")

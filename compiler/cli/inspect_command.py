@@ -48,11 +48,11 @@ def inspect(
     shown = Output(as_json, quiet, verbose)
     with shown.working():
         if diff is not None:
-            from llmc.compiler.inspection_diff import diff_paths
+            from llmc.compiler.insight.inspection_diff import diff_paths
 
             difference = diff_paths(path, diff, context=context)
         else:
-            from llmc.compiler.inspection import inspect_path
+            from llmc.compiler.insight.inspection import inspect_path
 
             batches = () if batch is None else number_list("--batch", batch)
             inspection = inspect_path(path, context=context, batches=batches, chunk=chunk)

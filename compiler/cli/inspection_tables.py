@@ -1,6 +1,6 @@
 """What is in a graph, and how two graphs differ, as tables.
 
-In: an :class:`~llmc.compiler.inspection.Inspection` or an :class:`~llmc.compiler.inspection_diff.InspectionDiff`.
+In: an :class:`Inspection` or an :class:`InspectionDiff`.
 Out: rich renderables.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from llmc.compiler.inspection import Inspection, Port
-    from llmc.compiler.inspection_diff import Change, InspectionDiff
-    from llmc.compiler.weight_census import WeightCensus
+    from llmc.compiler.insight.inspection import Inspection, Port
+    from llmc.compiler.insight.inspection_diff import Change, InspectionDiff
+    from llmc.compiler.insight.weight_census import WeightCensus
     from llmc.runtimes.memory.plan import MemoryPlan
 
 _TITLES = {
@@ -182,7 +182,7 @@ def _fill_groups(table: Table, rows: Sequence[tuple[str, int, int]], total: int)
 
 def _collapse(ports: Sequence[Port]) -> list[tuple[str, str]]:
     """``past_key_values.{0..29}.key`` for thirty inputs of one type; the first one's place in the order."""
-    from llmc.compiler.inspection_diff import port_text
+    from llmc.compiler.insight.inspection_diff import port_text
 
     groups: dict[tuple[str, str, str], list[str]] = {}
     for port in ports:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from llmc.compiler.base.errors import EngineError, VerificationError
 from llmc.compiler.cli.lint_table import lint_table
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Quiet, Verbose
-from llmc.compiler.errors import EngineError, VerificationError
 
 LintFormat: TypeAlias = Literal["table", "json", "sarif"]
 TARGETS = "tensorrt-11, tensorrt-rtx-1.7, ort-1.24, ort-1.32, openvino-2026"
@@ -33,8 +33,8 @@ def lint(
     """
     shown = Output(form != "table", quiet, verbose)
     with shown.working():
-        from llmc.compiler.lint import lint_file
-        from llmc.compiler.lint_sarif import to_sarif
+        from llmc.runtimes.lint.lint import lint_file
+        from llmc.runtimes.lint.lint_sarif import to_sarif
 
         report = lint_file(path, target)
     shown.show(lambda: lint_table(report), to_sarif(report) if form == "sarif" else report.to_json())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from llmc.compiler.lint import FindingGroup, LintReport
+    from llmc.runtimes.lint.lint import FindingGroup, LintReport
 
 LABELS = {"wrong": "silently wrong", "refused": "refused", "slow": "runs slowly"}
 STYLES = {"wrong": "bold red", "refused": "red", "slow": "yellow"}

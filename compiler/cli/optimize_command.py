@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import OptimizeOptions
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
     AUTO_BLOCK_SIZE,
@@ -32,8 +34,6 @@ from llmc.compiler.cli.parameters import (
     WeightPrecision,
 )
 from llmc.compiler.cli.pass_tables import optimize_tables, plan_table
-from llmc.compiler.errors import UsageError
-from llmc.compiler.options import OptimizeOptions
 
 
 def optimize(
@@ -82,7 +82,7 @@ def optimize(
     )
     if output is None and not dry_run:
         raise UsageError("no output directory; give one with -o DIR, or --dry-run to see the passes")
-    from llmc.compiler import driver
+    from llmc.compiler.driver import driver
 
     if output is None or dry_run:
         plan = driver.plan(directory, options)

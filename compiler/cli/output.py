@@ -21,7 +21,7 @@ from llmc.compiler.cli.progress_display import BarDisplay, Display, LogDisplay
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from llmc.compiler.errors import LlmcError
+    from llmc.compiler.base.errors import LlmcError
 
 PIPE_WIDTH = 140
 """Columns of a table that goes into a file or a pipe."""

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from llmc.compiler.errors import UsageError
-from llmc.compiler.options import (
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import (
     Activations,
     Cache,
     CachePrecision,

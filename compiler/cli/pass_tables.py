@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from llmc.compiler.artifact.manifest import PassRecord
+    from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass
     from llmc.compiler.cli.cost import Cost
-    from llmc.compiler.manifest import PassRecord
-    from llmc.compiler.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass
 
 SHORTFALL = "bold red"
 _MOST_SENTENCES = 10

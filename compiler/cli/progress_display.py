@@ -1,4 +1,4 @@
-"""Progress that people can see: :class:`~llmc.compiler.progress.Progress` as bars, or as lines in the log.
+"""Progress that people can see: :class:`~llmc.compiler.base.progress.Progress` as bars, or as lines in the log.
 
 In: stages and amounts, from the library. Out: on a terminal, one line per stage with a bar, its amount and, for
 bytes, their rate; elsewhere a line in the log when a stage begins.
@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from llmc.compiler.progress import Progress
+from llmc.compiler.base.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

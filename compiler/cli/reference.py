@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from llmc.compiler import errors
+from llmc.compiler.base import errors
+from llmc.compiler.base.errors import LlmcError
 from llmc.compiler.cli.app import COMMANDS, LICENCE_NOTE, Command
 from llmc.compiler.cli.failures import DEBUG_VARIABLE, INTERRUPTED, SOFTWARE
 from llmc.compiler.cli.parameters import MODEL_PATH_VARIABLE
-from llmc.compiler.errors import LlmcError
 
 _HEADER = """# Commands
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.errors import LlmcError, UsageError
+from llmc.compiler.base.errors import LlmcError, UsageError
 
 if TYPE_CHECKING:
-    from llmc.runtimes.chat import Message
-    from llmc.runtimes.engine import Session
-    from llmc.runtimes.generation import TokenStream
-    from llmc.runtimes.sampling import SamplingParams
-    from llmc.runtimes.text import TextTokenizer
+    from llmc.runtimes.generation.chat import Message
+    from llmc.runtimes.generation.text import TextTokenizer
+    from llmc.runtimes.generation.token_stream import TokenStream
+    from llmc.runtimes.session.engine import Session
+    from llmc.runtimes.session.sampling import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens unless the user asks for another number; fewer where the context leaves fewer."""
@@ -55,7 +55,7 @@ class Reply:
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         """Text that has become certain, row by row; :attr:`texts` has all of it so far."""
-        from llmc.runtimes.stream_decoder import stream_text
+        from llmc.runtimes.generation.stream_decoder import stream_text
 
         for step in stream_text(self._stream, self._tokenizer, self._stop):
             self.texts = [text + piece for text, piece in zip(self.texts, step.texts, strict=True)]
@@ -105,7 +105,7 @@ class TextEngine:
     def open(cls, directory: Path, threads: int | None) -> TextEngine:
         """Open an artifact's engine and tokenizer; errors are theirs."""
         from llmc.runtimes.engines import open_session
-        from llmc.runtimes.text import TextTokenizer
+        from llmc.runtimes.generation.text import TextTokenizer
 
         session = open_session(directory, threads=threads)
         try:
@@ -140,7 +140,7 @@ class TextEngine:
         Raises:
             UsageError: a prompt is empty or fills the context.
         """
-        from llmc.runtimes.generation import Generator
+        from llmc.runtimes.generation.token_stream import Generator
 
         longest, context = max(len(prompt) for prompt in prompts), self.session.info.max_context
         if longest >= context:

@@ -1,6 +1,6 @@
 """Checks of an engine against its model.
 
-In: a :class:`~llmc.compiler.reports.VerifyReport`. Out: a rich table, or the error of a report that did not pass.
+In: a :class:`VerifyReport`. Out: a rich table, or the error of a report that did not pass.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmc.compiler.errors import VerificationError
+from llmc.compiler.base.errors import VerificationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmc.compiler.reports import Check, VerifyReport
+    from llmc.compiler.artifact.reports import Check, VerifyReport
 
 
 def verification_table(report: VerifyReport) -> Table:

@@ -20,7 +20,7 @@ def verify(
     """
     shown = Output(as_json, quiet, verbose)
     with shown.working() as progress:
-        from llmc.compiler import driver
+        from llmc.compiler.driver import driver
 
         report = driver.verify(directory, threads=threads, progress=progress)
     shown.show(lambda: verification_table(report), report.to_json())

@@ -9,18 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import EnergyCurve, GpuLoad, is_on_cuda
-from llmc.runtimes.bench.results import (
-    BenchCase,
-    BenchOptions,
-    BenchResult,
-    Comparison,
-    Subject,
-    SubjectRecord,
-)
-from llmc.runtimes.bench.summary import Percentiles, Summary, paired_ratios
+from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchResult, Comparison, Subject, SubjectRecord
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad, is_on_cuda
+from llmc.runtimes.machine.summary import Percentiles, Summary, paired_ratios
 
 IDLE_WARNING = 0.05
 

@@ -18,16 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench.analysis import analyze, compare, gpu_warnings, warnings_of
-from llmc.runtimes.bench.bandwidth import Bandwidth, measure_read_bandwidth
-from llmc.runtimes.bench.copy_bandwidth import copy_bandwidth_of_device
-from llmc.runtimes.bench.gpu import GpuLoad, GpuSampler, open_gpu
-from llmc.runtimes.bench.load import other_load
-from llmc.runtimes.bench.remote import LLMC_WORKER
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
-from llmc.runtimes.machine import machine_fingerprint
+from llmc.runtimes.bench.workers.remote import LLMC_WORKER
+from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth
+from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
+from llmc.runtimes.machine.fingerprint import machine_fingerprint
+from llmc.runtimes.machine.gpu import GpuLoad, GpuSampler, open_gpu
+from llmc.runtimes.machine.load import other_load
 
 
 def llmc_subject(directory: Path, label: str | None = None) -> Subject:

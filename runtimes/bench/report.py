@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.summary import Summary
 
 
 def render_report(report: BenchReport) -> Group:

@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.errors import UsageError
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import GpuLoad
-from llmc.runtimes.bench.summary import Percentiles, Summary
-from llmc.runtimes.machine import MachineFingerprint
+from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.fingerprint import MachineFingerprint
+from llmc.runtimes.machine.gpu import GpuLoad
+from llmc.runtimes.machine.summary import Percentiles, Summary
 
 SCHEMA_VERSION = 1
 
@@ -125,7 +125,7 @@ class SubjectRecord:
     Attributes:
         label: Its name in this report.
         path: What was opened.
-        info: Fields of :class:`~llmc.runtimes.engine.EngineInfo`.
+        info: Fields of :class:`~llmc.runtimes.session.engine.EngineInfo`.
         load_s: Seconds to load, over the fresh processes.
         base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
     """

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmc.runtimes.bench.analysis import Opened, Peak, Sample, Samples, with_energy
-from llmc.runtimes.bench.gpu import GpuSampler, is_on_cuda
-from llmc.runtimes.bench.load import LoadMeter
-from llmc.runtimes.bench.remote import WorkerProcess
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+from llmc.runtimes.bench.workers.remote import WorkerProcess
+from llmc.runtimes.machine.gpu import GpuSampler, is_on_cuda
+from llmc.runtimes.machine.load import LoadMeter
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.runtimes.device.interface import Array, Buffer, Moment, Recording
 
 SUCCESS = 0

@@ -20,11 +20,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.interface import Buffer, Device, Moment, Recording
 from llmc.runtimes.device.sampler import build_sampler, uniforms
-from llmc.runtimes.engine import Int64Array
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.session.engine import Int64Array
+from llmc.runtimes.session.sampling import SamplingParams
 
 LOOKAHEAD = 4
 """Steps queued beyond the one whose tokens the host waits for: while it looks at a token the device has work."""

@@ -3,7 +3,7 @@
     top-k, top-p:       TopK (in groups, then of those) ─▶ candidates by id ─▶ filters ─▶ cumulative sum ─▶ token
     the vocabulary:     blocks ─▶ sums ─▶ which block ─▶ cumulative sum inside ─▶ token
 
-Both do what :mod:`llmc.runtimes.sampling` does, in its order: the cumulative sum runs over ascending token ids, and
+Both do what :mod:`sampling` does, in its order: the cumulative sum runs over ascending token ids, and
 the token is the first whose sum exceeds ``uniform x total``. The nodes are chosen for ONNX Runtime's CUDA provider
 and for a captured CUDA graph:
 
@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.session.sampling import SamplingParams
 
 OPSET = 18
 TIES = 64

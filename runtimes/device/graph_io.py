@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 

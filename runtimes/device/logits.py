@@ -1,6 +1,6 @@
 """Logits that stay on the device.
 
-In: a session's last forward call. Out: the :class:`~llmc.runtimes.engine.Logits` protocol over its buffer.
+In: a session's last forward call. Out: the :class:`~llmc.runtimes.session.engine.Logits` protocol over its buffer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llmc.runtimes.engine import FloatArray, Int64Array
+from llmc.runtimes.session.engine import FloatArray, Int64Array
 
 
 class LogitsHolder(Protocol):

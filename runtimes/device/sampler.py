@@ -12,7 +12,7 @@ the decoder's ``input_ids`` and of ``step``, ``seqlens_k`` and ``log``: one node
 elementwise one that writes its successor, and everything else reads what that node wrote. Merged into the decoder's
 own graph that would not be enough, since its nodes read ``seqlens_k`` too: keep this a session of its own.
 
-The semantics are those of :class:`~llmc.runtimes.sampling.Sampler`: for the same seed, row and step the same token,
+The semantics are those of :class:`Sampler`: for the same seed, row and step the same token,
 except where rounding decides. The bounds between tokens lie where they lie on the host to within about 1e-7 of the
 total (float32 weights, 24 bits of the uniform), so the more tokens can be drawn, the more draws differ. Measured on
 the CPU with normal random logits at temperature 0.8: at most 1 of 2,048 with any filter and without one (deviation 3,
@@ -38,7 +38,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.device.draw import (
     GraphWriter,
     draw_from_all,
@@ -47,7 +47,7 @@ from llmc.runtimes.device.draw import (
     sum_is_sound,
     uses_candidates,
 )
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.session.sampling import SamplingParams
 
 MAX_TOP_K = 1024
 GreedyKind = Literal["argmax", "topk"]
@@ -63,7 +63,7 @@ def supports(params: SamplingParams) -> bool:
 
 
 def uniforms(params: SamplingParams, row_ids: Sequence[int], max_steps: int) -> npt.NDArray[np.float32]:
-    """What :func:`~llmc.runtimes.sampling.random_uniform` gives, for all steps at once.
+    """What :func:`~llmc.runtimes.session.sampling.random_uniform` gives, for all steps at once.
 
     Args:
         params: Their seed is used.

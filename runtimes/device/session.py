@@ -1,7 +1,7 @@
 """A session whose KV cache, inputs and logits live on a device: ONNX Runtime's CUDA provider, TensorRT, or the host.
 
-In: a loaded decoder (lengths are inputs, see ``passes/take_lengths.py``) and a device. Out: the
-:class:`~llmc.runtimes.engine.Session` protocol, and :meth:`DeviceSession.decode_loop`, which decodes without the host
+In: a loaded decoder (lengths are inputs, see ``passes/engine/take_lengths.py``) and a device. Out: the
+:class:`Session` protocol, and :meth:`DeviceSession.decode_loop`, which decodes without the host
 between two steps.
 
 Every buffer is allocated by ``reset`` and stays where it is while it is large enough, so a decode step has fixed
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decode_loop import (
     MOST_RECORDINGS,
     RUNS_BEFORE_RECORDING,
@@ -39,8 +39,8 @@ from llmc.runtimes.device.decoder import Decoder
 from llmc.runtimes.device.interface import Array, Buffer, Device, Recording
 from llmc.runtimes.device.logits import DeviceLogits
 from llmc.runtimes.device.session_buffers import SessionBuffers, part
-from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array, require_room
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, require_room
+from llmc.runtimes.session.sampling import SamplingParams
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple, so that requests of similar length share buffers and recordings."""
@@ -211,7 +211,7 @@ class DeviceSession:
         self._loop = None
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> DeviceLogits:
-        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
+        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
         batch, chunk = input_ids.shape
         if batch != len(self._lengths):
             raise EngineError(f"the session holds {len(self._lengths)} rows, not {batch}; reset it first")

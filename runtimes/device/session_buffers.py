@@ -12,7 +12,7 @@ import numpy as np
 
 from llmc.runtimes.device.decoder import CACHE_INPUT, Decoder
 from llmc.runtimes.device.interface import Buffer, Device
-from llmc.runtimes.engine import Int64Array
+from llmc.runtimes.session.engine import Int64Array
 
 ALIGNMENT = 256
 """Bytes to which a layer's cache is aligned, as a device aligns an allocation."""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.errors import ArtifactError
-from llmc.compiler.manifest import MANIFEST_NAME, CacheKind, Manifest
-from llmc.runtimes.tensorrt.capacity_plan import CapacityPlan
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import MANIFEST_NAME, CacheKind, Manifest
+from llmc.compiler.base.errors import ArtifactError
+from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
 PAST, PRESENT = "past_key_values.", "present."
 _GRAPHS = ("engine.onnx", "model.onnx")

@@ -28,8 +28,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.errors import EngineError, UsageError
-from llmc.compiler.options import GPU_TARGETS, TENSORRT
+from llmc.compiler.base.errors import EngineError, UsageError
+from llmc.compiler.base.options import GPU_TARGETS, TENSORRT
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.errors import EngineError
-from llmc.compiler.manifest import Manifest
-from llmc.runtimes.engine import UNLIMITED, EngineInfo, Session
-from llmc.runtimes.machine import physical_cores
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.openvino.library import (
     DEVICE,
     KV_CACHE_PRECISION,
@@ -31,12 +30,13 @@ from llmc.runtimes.openvino.library import (
 )
 from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
+from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
 
 GRAPH, MODEL = "model.onnx", "openvino_model.xml"
 
 
 class OpenVino:
-    """The engine; see :class:`llmc.runtimes.engine.Engine`."""
+    """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "openvino-cpu"
 

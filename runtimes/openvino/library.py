@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 
 DEVICE = "CPU"
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"

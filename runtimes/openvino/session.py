@@ -1,6 +1,6 @@
 """A session on OpenVINO: one compiled model that keeps its own KV cache.
 
-In: a compiled model and what its manifest says. Out: the :class:`~llmc.runtimes.engine.Session` protocol.
+In: a compiled model and what its manifest says. Out: the :class:`~llmc.runtimes.session.engine.Session` protocol.
 
 Slots of the cache and columns of the attention mask correspond one to one. A chunk appends its columns to every row,
 valid or not, so a row's padding stays where it was and the mask has holes; positions count valid tokens only.
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
-from llmc.runtimes.host_logits import HostLogits
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.library import last_line
+from llmc.runtimes.session.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.host_logits import HostLogits
 
 IDS, MASK, POSITIONS, BEAM = "input_ids", "attention_mask", "position_ids", "beam_idx"
 
 
 class OpenVinoSession:
-    """One model and one cache; see :class:`llmc.runtimes.engine.Session`."""
+    """One model and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
     def __init__(self, compiled: Any, info: EngineInfo) -> None:
         """Wrap a compiled model."""
@@ -62,7 +62,7 @@ class OpenVinoSession:
         self._request.reset_state()
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
-        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.engine.Session.forward`."""
+        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
         chunk = input_ids.shape[1]
         valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         self._give(IDS, input_ids)

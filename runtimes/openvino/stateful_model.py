@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.library import last_line, version_of
 
 PAST, PRESENT, BEAM = "past_key_values.", "present.", "beam_idx"

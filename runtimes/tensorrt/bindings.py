@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.runtimes.tensorrt.messages import Messages, make_logger
 
 STRONGLY_TYPED = "STRONGLY_TYPED"

@@ -22,12 +22,12 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
+from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.bindings import Library
 from llmc.runtimes.tensorrt.builder import DECODE, PREFILL
-from llmc.runtimes.tensorrt.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.engine_graph import GRAPH, LENGTHS, PAST, PRESENT, SLOTS, read_engine_graph
 from llmc.runtimes.tensorrt.file_cache import FileCache
 

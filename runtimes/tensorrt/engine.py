@@ -20,20 +20,20 @@ from typing import Any, ClassVar
 
 from onnx import TensorProto
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.errors import EngineError
-from llmc.compiler.json_record import to_text
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.progress import NoProgress, Progress
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.json_record import to_text
+from llmc.compiler.base.progress import NoProgress, Progress
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.engine import EngineInfo, Session
-from llmc.runtimes.onnxruntime_cuda_engine import PROVIDER, load
+from llmc.runtimes.memory.capacity_plan import BuildOptions, CapacityPlan
+from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load
+from llmc.runtimes.session.engine import EngineInfo, Session
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Binding, Library, open_library
 from llmc.runtimes.tensorrt.builder import build_engines
-from llmc.runtimes.tensorrt.capacity_plan import BuildOptions, CapacityPlan
 from llmc.runtimes.tensorrt.decoder import TensorRTDecoder
 from llmc.runtimes.tensorrt.engine_graph import GRAPH, read_engine_graph
 from llmc.runtimes.tensorrt.file_cache import FileCache
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorRT:
-    """TensorRT; see :class:`llmc.runtimes.engine.Engine`."""
+    """TensorRT; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "tensorrt"
 
@@ -102,7 +102,7 @@ class TensorRT:
 
 
 class TensorRTRtx(TensorRT):
-    """TensorRT-RTX; see :class:`llmc.runtimes.engine.Engine`."""
+    """TensorRT-RTX; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "tensorrt-rtx"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 
 GRAPH = "engine.onnx"
 PAST, PRESENT = "past_key_values.", "present."

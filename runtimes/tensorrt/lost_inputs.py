@@ -25,7 +25,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 
 SHAPES = frozenset({"Shape", "Size"})
 """Operators that read no element of their input."""

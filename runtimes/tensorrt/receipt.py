@@ -25,7 +25,7 @@ ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\]")
 PRODUCTS = frozenset({"MATRIX_MULTIPLY", "EINSUM", "CONVOLUTION", "ATTENTION_INPUT"})
 """Layers that multiply matrices."""
 OFFSETS = "/offsets"
-"""Ends the name of a product that adds the offsets of blocks (see ``passes/block_offsets.py``), which are float."""
+"""Ends the name of a product that adds the offsets of blocks (see ``block_offsets.py``), which are float."""
 PASSED_THROUGH = frozenset({"SHUFFLE", "CAST", "DEQUANTIZE", "QUANTIZE", "DYNAMIC_QUANTIZE", "SQUEEZE", "UNSQUEEZE"})
 """Layers between a stored weight and what reads it."""
 NUMBERS_KEPT = PASSED_THROUGH - {"CAST"}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.geometry import ModelGeometry
-from llmc.compiler.manifest import EngineRecord, FileRecord, Manifest, PassRecord, Source
+from llmc.compiler.artifact.manifest import EngineRecord, FileRecord, Manifest, PassRecord, Source
+from llmc.compiler.base.geometry import ModelGeometry
 
 
 @pytest.fixture

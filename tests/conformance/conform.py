@@ -29,14 +29,14 @@ from unittest import mock
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.reports import OptimizeReport
+from llmc.compiler.base.errors import CheckpointError, LlmcError, UnsupportedModelError
+from llmc.compiler.base.options import ExportOptions, OptimizeOptions
 from llmc.compiler.capture import trace
-from llmc.compiler.driver import build, export, optimize
-from llmc.compiler.errors import CheckpointError, LlmcError, UnsupportedModelError
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.operators import cached_attention, moe
-from llmc.compiler.options import ExportOptions, OptimizeOptions
-from llmc.compiler.reports import OptimizeReport
-from llmc.passes.lower_attention import LowerAttention
+from llmc.compiler.driver.driver import build, export, optimize
+from llmc.compiler.graph.operators import cached_attention, moe
+from llmc.passes.lowering.lower_attention import LowerAttention
 from llmc.runtimes.engines import open_session
 
 from ..end_to_end.oracle import Agreement, PortableGraph, Row, lead_graph, lead_session, whole_logits

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from llmc.compiler.versions import tool_versions
+from llmc.compiler.base.versions import tool_versions
 
 from .conform import conform
 from .grades import GRADES, Result

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmc.compiler.versions import tool_versions
+from llmc.compiler.base.versions import tool_versions
 
 from .grades import Result
 

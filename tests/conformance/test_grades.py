@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import CaptureError, CheckpointError, EngineError, UnsupportedModelError
+from llmc.compiler.base.errors import CaptureError, CheckpointError, EngineError, UnsupportedModelError
 
 from ..end_to_end.oracle import whole_logits
 from . import conform as suite

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.driver import build, export, optimize
-from llmc.compiler.options import Cache, ExportOptions, Logits, OptimizeOptions
-from llmc.runtimes.text import TextTokenizer
+from llmc.compiler.base.options import Cache, ExportOptions, Logits, OptimizeOptions
+from llmc.compiler.driver.driver import build, export, optimize
+from llmc.runtimes.generation.text import TextTokenizer
 
 from ..shared import Shared
 from .oracle import Row, load_eager, reference_row

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.genai_config import GENAI_CONFIG
+from llmc.compiler.driver.genai_config import GENAI_CONFIG
 
 from .oracle import THREADS
 

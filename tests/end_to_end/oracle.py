@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from llmc.runtimes.engine import Session
-from llmc.runtimes.machine import physical_cores
-from llmc.runtimes.padding import to_right_padded
+from llmc.runtimes.machine.fingerprint import physical_cores
+from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.padding import to_right_padded
 
 Array = npt.NDArray[Any]
 THREADS = physical_cores()

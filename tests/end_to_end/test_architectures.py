@@ -9,11 +9,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import build, export, optimize
-from llmc.compiler.errors import UnsupportedModelError
-from llmc.compiler.options import Cache, ExportOptions, OptimizeOptions
+from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.base.options import Cache, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import build, export, optimize
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.operator_support import has_input
+from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ..shared import Shared
 from .oracle import Row, lead_session, load_eager, reference_row, whole_logits

@@ -12,9 +12,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.driver import build, compile_model, export, optimize, verify
-from llmc.compiler.options import PRECISIONS, CompileOptions, Dtype, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.base.options import PRECISIONS, CompileOptions, Dtype, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.driver.driver import build, compile_model, export, optimize, verify
 from llmc.runtimes.engines import open_session
 
 from .oracle import load_eager, whole_logits

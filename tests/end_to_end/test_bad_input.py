@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-c", "from llmc.compiler.cli.app import main; main()
 WRITE_SLOWLY = """
 import sys
 import time
-from llmc.compiler import write_model
+from llmc.compiler.graph import write_model
 write = write_model._write
 def slow(tensor, file):
     write(tensor, file)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import export
-from llmc.compiler.options import ExportOptions
-from llmc.runtimes.engine import Session
+from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.driver.driver import export
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.session.engine import Session
 
 from .conftest import BOTH, DECODED, Built
 from .oracle import THREADS, Agreement, PortableGraph, lead_graph, lead_session
@@ -150,8 +150,8 @@ def test_a_hugging_face_directory_gives_the_same_graph(smollm2: Built, tmp_path:
 
 @pytest.mark.parametrize("built", BOTH, indirect=True)
 def test_a_built_in_name_is_its_file(built: Built, model_packages: tuple[Path, ...]) -> None:
+    from llmc.compiler.base.errors import MissingDependencyError
     from llmc.compiler.checkpoint.checkpoint import open_checkpoint
-    from llmc.compiler.errors import MissingDependencyError
 
     try:
         named = open_checkpoint(built.name, search_path=model_packages)

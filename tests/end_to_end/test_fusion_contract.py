@@ -20,11 +20,11 @@ import pytest
 from onnx_ir.passes.common import InlinePass
 from typer.testing import CliRunner
 
-from llmc.compiler.artifact import open_artifact, write_manifest
+from llmc.compiler.artifact.artifact import open_artifact, write_manifest
+from llmc.compiler.base.errors import FusionContractError
+from llmc.compiler.base.options import ExportOptions, OptimizeOptions
 from llmc.compiler.cli.app import app
-from llmc.compiler.driver import export, optimize
-from llmc.compiler.errors import FusionContractError
-from llmc.compiler.options import ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import export, optimize
 from llmc.runtimes.engines import open_session
 
 from .conftest import BOTH, Built

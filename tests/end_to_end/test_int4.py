@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from llmc.runtimes.bench.quality import evaluate, make_windows
-from llmc.runtimes.engine import Session
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
-from llmc.runtimes.padding import pad_prompts
-from llmc.runtimes.text import TextTokenizer
+from llmc.runtimes.evaluation.quality import evaluate, make_windows
+from llmc.runtimes.generation.text import TextTokenizer
+from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.padding import pad_prompts
 
 from .conftest import BOTH, Built
 from .oracle import Array

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import compile_model, optimize
-from llmc.compiler.genai_config import GENAI_CONFIG
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
-from llmc.runtimes.cpu_kernels import KernelsUnavailable, kernel_library
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model, optimize
+from llmc.compiler.driver.genai_config import GENAI_CONFIG
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
-from llmc.runtimes.text import TextTokenizer
+from llmc.runtimes.generation.text import TextTokenizer
+from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 
 from ..shared import Shared
 from .conftest import Built

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import build, compile_model, optimize
-from llmc.compiler.errors import EngineError
-from llmc.compiler.golden import load_golden
-from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions, Precision
-from llmc.runtimes.engine import Session
+from llmc.compiler.artifact.golden import load_golden
+from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import CompileOptions, ExportOptions, Logits, OptimizeOptions, Precision
+from llmc.compiler.driver.driver import build, compile_model, optimize
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.openvino.session import OpenVinoSession
+from llmc.runtimes.session.engine import Session
 
 from ..shared import Shared
 from .conftest import Built
@@ -162,7 +162,7 @@ def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built) -> None:
 
 
 def test_smollm2_in_int4_is_as_near_as_on_onnx_runtime(smollm2: Built, tmp_path: Path) -> None:
-    from llmc.compiler.verification import measure
+    from llmc.compiler.driver.verification import measure
 
     output = tmp_path / "engine"
     options = CompileOptions(ExportOptions(verify="on"), OptimizeOptions(target="openvino", precision="int4"))

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import export
-from llmc.compiler.options import ExportOptions
+from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.driver.driver import export
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
 
 from .conftest import BOTH, Built
 from .tiny import SIZES, save_model

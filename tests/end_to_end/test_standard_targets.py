@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.driver import export, optimize
-from llmc.compiler.errors import UnsupportedModelError
-from llmc.compiler.options import CACHES, ExportOptions, OptimizeOptions, Precision, Target
+from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.base.options import CACHES, ExportOptions, OptimizeOptions, Precision, Target
+from llmc.compiler.driver.driver import export, optimize
 from llmc.runtimes.engines import open_session
 
 from ..shared import Shared

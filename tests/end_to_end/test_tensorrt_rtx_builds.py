@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.artifact import open_artifact
-from llmc.compiler.driver import build, optimize
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import EngineOptions, OptimizeOptions, Precision
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.options import EngineOptions, OptimizeOptions, Precision
+from llmc.compiler.driver.driver import build, optimize
 
 from ..shared import Shared
 from ..tensorrt_rtx import needs_tensorrt_rtx

@@ -54,8 +54,8 @@ def shared_model(shared: Shared, model_type: str = "llama", **config: Any) -> Pa
 
 def shared_portable(shared: Shared, model_type: str = "llama", **config: Any) -> Path:
     """The portable graph of such a model, without golden data, once for all tests."""
-    from llmc.compiler.driver import export
-    from llmc.compiler.options import ExportOptions
+    from llmc.compiler.base.options import ExportOptions
+    from llmc.compiler.driver.driver import export
 
     source = shared_model(shared, model_type, **config)
     return shared.make(

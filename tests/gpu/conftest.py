@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import MissingDependencyError
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.checkpoint.builtin_models import locate_builtin_model
-from llmc.compiler.driver import build, compile_model, export, optimize
-from llmc.compiler.errors import MissingDependencyError
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import build, compile_model, export, optimize
 from llmc.runtimes.device.cuda import cuda_devices
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.text import TextTokenizer
+from llmc.runtimes.generation.text import TextTokenizer
 
 from .reference import Row, load_reference, reference_rows
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.runtimes.engine import Int64Array, Session
-from llmc.runtimes.padding import to_right_padded
+from llmc.runtimes.session.engine import Int64Array, Session
+from llmc.runtimes.session.padding import to_right_padded
 
 Array = npt.NDArray[Any]
 PADDING = 11

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.generation import Generator
-from llmc.runtimes.onnxruntime_cuda_engine import nodes_elsewhere
-from llmc.runtimes.padding import pad_prompts
-from llmc.runtimes.sampling import Sampler, SamplingParams
+from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.onnxruntime.cuda_engine import nodes_elsewhere
+from llmc.runtimes.session.padding import pad_prompts
+from llmc.runtimes.session.sampling import Sampler, SamplingParams
 
 from .conftest import VARIANTS, Engines, Opened
 from .reference import Row

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
 
 from .conftest import STEPS, Engines, Opened
 from .reference import Led, Row, lead, mean_kl

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.cuda import CudaDevice
 from llmc.runtimes.memory.plan import plan_memory
 
@@ -22,7 +22,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
 
 session = open_session(Path(sys.argv[1]))
 batch, context, chunk = map(int, sys.argv[2:])

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.artifact import open_artifact, write_manifest
-from llmc.compiler.driver import build, compile_model, optimize, verify
-from llmc.compiler.errors import EngineError
-from llmc.compiler.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.artifact.artifact import open_artifact, write_manifest
+from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import build, compile_model, optimize, verify
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation import Generator
+from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.tensorrt.bindings import BINDINGS
 
 from .conftest import STEPS, Engines

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.driver import compile_model
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model
 
 from ..end_to_end.tiny import save_model
 from .conftest import open_watched

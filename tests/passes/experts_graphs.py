@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.attach_bodies import AttachBodies
+from llmc.passes.cleanup.attach_bodies import AttachBodies
 
 from .graphs import Array, draw, draw_all, parse
 

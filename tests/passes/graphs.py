@@ -12,11 +12,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from llmc.compiler.lazy_weight import TensorWeight
-from llmc.compiler.operators import cached_attention
-from llmc.compiler.operators.domain import DOMAIN, OPSET, VERSION
+from llmc.compiler.graph.lazy_weight import TensorWeight
+from llmc.compiler.graph.operators import cached_attention
+from llmc.compiler.graph.operators.domain import DOMAIN, OPSET, VERSION
 from llmc.passes.graph_pass import GraphPass, GraphPassResult, Tally
-from llmc.runtimes.operator_support import has_input
+from llmc.runtimes.onnxruntime.operator_support import has_input
 
 Array = npt.NDArray[Any]
 HEADER = f'<ir_version: 10, opset_import: ["" : {OPSET}, "llmc" : 1, "com.microsoft" : 1]>\n'

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from llmc.passes.lower_attention import LowerAttention
-from llmc.passes.set_cache_io import SetCacheIO
+from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.lowering.set_cache_io import SetCacheIO
 
 from .graphs import Array, apply, draw, draw_all, open_session, parse, run_shared
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from llmc.passes.attention.measure_attention import AttentionFacts, measure
 from llmc.passes.graph_pass import NearMiss
-from llmc.passes.measure_attention import AttentionFacts, measure
 
 from .graphs import Array
 

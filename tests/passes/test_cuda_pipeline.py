@@ -14,13 +14,13 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.driver import compile_model
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.options import CompileOptions, ExportOptions, OptimizeOptions
-from llmc.compiler.reports import CompileReport, PassOutcome
-from llmc.compiler.verification import KL, LOGIT_ERROR, TOP1
-from llmc.passes.graph_query import dims
-from llmc.runtimes.operator_support import has_input
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.reports import CompileReport, PassOutcome
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model
+from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1
+from llmc.passes.graph.graph_query import dims
+from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ..end_to_end.tiny import SIZES, save_model
 

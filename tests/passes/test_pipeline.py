@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from llmc.passes.convert_float import ConvertFloat
-from llmc.passes.fuse_rotary import FuseRotary
+from llmc.passes.fusion.fuse_rotary import FuseRotary
+from llmc.passes.fusion.pack_qkv import PackQKV
 from llmc.passes.graph_pass import GraphPass
-from llmc.passes.lower_attention import LowerAttention
-from llmc.passes.lower_moe import LowerMoE
-from llmc.passes.pack_qkv import PackQKV
+from llmc.passes.lowering.convert_float import ConvertFloat
+from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.lowering.lower_moe import LowerMoE
+from llmc.passes.lowering.set_cache_io import SetCacheIO
+from llmc.passes.lowering.use_standard_attention import UseStandardAttention
 from llmc.passes.pipeline import (
     CpuTarget,
     CudaTarget,
@@ -24,12 +26,10 @@ from llmc.passes.pipeline import (
     standard_passes,
     tensorrt_engine_passes,
 )
-from llmc.passes.quantize_cache import QuantizeCache
-from llmc.passes.quantize_fp8 import QuantizeFp8
-from llmc.passes.quantize_standard import QuantizeStandard
-from llmc.passes.quantize_weights import QuantizeWeights
-from llmc.passes.set_cache_io import SetCacheIO
-from llmc.passes.use_standard_attention import UseStandardAttention
+from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 CPU = cpu_passes(CpuTarget(64, quantization=QuantizeWeights()))
 CUDA = cuda_passes(CudaTarget(64, quantization=QuantizeFp8(), quantized_cache=QuantizeCache("fp8")))

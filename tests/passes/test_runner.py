@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.errors import PassError, UsageError
-from llmc.compiler.lazy_weight import TensorWeight
-from llmc.compiler.manifest import PassRecord
-from llmc.compiler.reports import PassOutcome
+from llmc.compiler.artifact.manifest import PassRecord
+from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.errors import PassError, UsageError
+from llmc.compiler.graph.lazy_weight import TensorWeight
 from llmc.passes import runner as module
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
 from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
-from llmc.passes.quantize_weights import QuantizeWeights
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import dump_graph, run_passes, snake_case, weight_bytes
 
 

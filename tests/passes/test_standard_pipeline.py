@@ -11,18 +11,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.reports import PassOutcome
+from llmc.compiler.artifact.reports import PassOutcome
+from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import GraphPass
-from llmc.passes.graph_query import dims
+from llmc.passes.lowering.residual_stream import residual_stream
+from llmc.passes.lowering.set_cache_io import cache_kind
 from llmc.passes.pipeline import StandardTarget, portable_passes, standard_passes, tensorrt_engine_passes
-from llmc.passes.quantize_standard import QuantizeStandard
-from llmc.passes.residual_stream import residual_stream
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.passes.runner import run_passes
-from llmc.passes.set_cache_io import cache_kind
 
 from .conftest import DIM, KV_HEADS, LAYERS, VOCABULARY
+from .formats.small_numbers import stood_for
 from .graphs import Array, open_session, require_order
-from .small_numbers import stood_for
 
 PAST = [f"past_key_values.{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 PRESENT = [name.replace("past_key_values", "present") for name in PAST]

@@ -9,13 +9,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
+from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
+
+from . import fake_worker
+from .fake_nvml import FakeNvml
 
 INFO = EngineInfo(
     runtime="fake",
@@ -115,6 +119,18 @@ def fake_session() -> Callable[..., FakeSession]:
         return FakeSession(replace(INFO, **fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The module fake_worker, for tests that use its session in this process."""
+    return fake_worker
+
+
+@pytest.fixture
+def nvml() -> FakeNvml:
+    """A stand-in for pynvml with one device."""
+    return FakeNvml()
 
 
 CORPUS = [

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from llmc.runtimes.engine import EngineInfo, Int64Array
-from llmc.runtimes.onnxruntime_session import OnnxRuntimeSession
+from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
+from llmc.runtimes.session.engine import EngineInfo, Int64Array
 
 WIDTH = 12
 """Width of the logits: the last slots of a row, or the digits of its state over again."""

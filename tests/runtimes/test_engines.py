@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.errors import EngineError, MissingDependencyError, UsageError
-from llmc.compiler.options import EngineOptions
-from llmc.compiler.progress import NoProgress
+from llmc.compiler.base.errors import EngineError, MissingDependencyError, UsageError
+from llmc.compiler.base.options import EngineOptions
+from llmc.compiler.base.progress import NoProgress
 from llmc.runtimes.engines import get_engine, make_builder, require_builder, runtime_of
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc.compiler.driver import compile_model
-from llmc.compiler.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
-from llmc.runtimes import onnxruntime_cuda_engine
+from llmc.compiler.base.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model
 from llmc.runtimes.device.interface import Array, Buffer, HostDevice, Moment
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.engine import FloatArray, Int64Array, Session
-from llmc.runtimes.padding import pad_prompts
+from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
+from llmc.runtimes.session.engine import FloatArray, Int64Array, Session
+from llmc.runtimes.session.padding import pad_prompts
 
 from ..end_to_end.tiny import shared_model
 from ..shared import Shared
@@ -71,7 +71,7 @@ class CountingDevice(HostDevice):
         self.events: list[str] = []
 
     def allocate(self, nbytes: int) -> Buffer:
-        from llmc.compiler.errors import EngineError
+        from llmc.compiler.base.errors import EngineError
 
         if nbytes > self.free_bytes():
             raise EngineError("no memory is left")

@@ -28,7 +28,7 @@ from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured
 from llmc.compiler.capture.trace import Trace, trace_model
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.weights import TensorInfo
-from llmc.compiler.write_model import write_model
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.pipeline import portable_passes
 from llmc.passes.runner import run_passes
 

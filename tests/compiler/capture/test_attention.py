@@ -19,12 +19,12 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.capture.attention import AttentionCapture, MaskFacts, identify_mask
 from llmc.compiler.capture.convert import to_onnx
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout
 from llmc.compiler.capture.trace_cache import TraceCache
-from llmc.compiler.errors import UnsupportedModelError
-from llmc.compiler.operators.cached_attention import INPUTS, get_input, is_cached_attention
+from llmc.compiler.graph.operators.cached_attention import INPUTS, get_input, is_cached_attention
 
 BATCH, HEADS, KV_HEADS, SEQ, PAST, DIM, VALUE_DIM = 2, 4, 2, 3, 5, 8, 6
 NONE = torch.zeros(1, dtype=torch.long)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llmc.compiler.base.errors import CaptureError
 from llmc.compiler.capture.bind_weights import bind_weights
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.trace import Trace
 from llmc.compiler.checkpoint.weights import TensorInfo
-from llmc.compiler.errors import CaptureError
-from llmc.compiler.lazy_weight import SourceWeight
+from llmc.compiler.graph.lazy_weight import SourceWeight
 
 TYPES = {
     torch.float32: ir.DataType.FLOAT,

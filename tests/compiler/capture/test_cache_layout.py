@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import (
     PROBE_BATCH,
@@ -19,7 +20,6 @@ from llmc.compiler.capture.cache_layout import (
     run_probe,
 )
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout
-from llmc.compiler.errors import UnsupportedModelError
 
 from .small_models import SMALL, Result, Toy, fake_model, found_cache, small_llama, table_config
 

@@ -14,10 +14,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture.convert import NOISY, quiet, refusal, root_cause, to_onnx
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.trace_cache import StateLayer, StepCache, TraceCache
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 MODELING = """
 def scale(x):

@@ -13,7 +13,7 @@ from torch import nn
 
 from llmc.compiler.capture.convert import to_onnx
 from llmc.compiler.capture.experts import GateFacts, captured_experts, identify_gate, is_experts
-from llmc.compiler.operators import moe
+from llmc.compiler.graph.operators import moe
 
 EXPERTS, HIDDEN, INNER = 4, 8, 6
 SILU = nn.functional.silu

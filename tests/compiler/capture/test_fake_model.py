@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.seams import ATTENTION, attention_interface
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 from .small_models import changed_models, random_model, small_llama, table_config
 

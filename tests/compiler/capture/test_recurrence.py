@@ -13,11 +13,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture.cache_layout import PROBE_SEQ, discover_cache
 from llmc.compiler.capture.fake_model import FakeModel
 from llmc.compiler.capture.recurrence import RecurrenceCapture, Step, _axis_of_tokens
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
-from llmc.compiler.operators import recurrence
+from llmc.compiler.graph.operators import recurrence
 
 from .small_models import SMALL, TOLERANCE, Array, Captured, Result, Toy, capture_small, random_model
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from llmc.compiler.base.errors import CaptureError
 from llmc.compiler.capture import seams, trace
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.fake_model import make_fake_model
 from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
-from llmc.compiler.errors import CaptureError
 
 from .small_models import changed_models, small_llama
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture import trace
 from llmc.compiler.capture.trace import trace_model
-from llmc.compiler.errors import CaptureError, UnsupportedModelError
 
 from .small_models import (
     TOLERANCE,

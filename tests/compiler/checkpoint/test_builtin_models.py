@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llmc.compiler.base.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
 from llmc.compiler.checkpoint import builtin_models
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, BuiltinModel, locate_builtin_model
-from llmc.compiler.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
 
 CONTENT = b"GGUF" + bytes(range(200))
 # Importing a package with a model must not happen: this one would fail.

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError, MissingDependencyError
 from llmc.compiler.checkpoint import checkpoint as module
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.validation import check_shapes
-from llmc.compiler.errors import CheckpointError, MissingDependencyError
 
 from .conftest import GgufWriter, tiny_llama_tensors, tiny_metadata
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.validation import check_shapes
-from llmc.compiler.errors import CheckpointError
-from llmc.compiler.lazy_weight import SourceWeight
+from llmc.compiler.graph.lazy_weight import SourceWeight
 
 from .counted_weights import CountedWeights
 

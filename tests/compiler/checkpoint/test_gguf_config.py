@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint import gguf_config
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 from .conftest import GgufWriter, tiny_metadata, tiny_tensors
 

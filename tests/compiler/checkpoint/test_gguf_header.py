@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError, MissingDependencyError
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
-from llmc.compiler.errors import CheckpointError, MissingDependencyError
 
 
 def test_metadata_and_tensors_are_the_gguf_package_s(tiny_llama_gguf: Path) -> None:

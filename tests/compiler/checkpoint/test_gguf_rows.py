@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.checkpoint import gguf_weights
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights, read_gguf_rows
-from llmc.compiler.errors import UnsupportedModelError
 
 from .conftest import GgufWriter, tiny_llama_tensors, tiny_metadata
 

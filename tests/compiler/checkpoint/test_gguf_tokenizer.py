@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from llmc.compiler.checkpoint.gguf_tokenizer import build_gguf_tokenizer, read_token_facts
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 SMOLLM2 = (
     ("", []),

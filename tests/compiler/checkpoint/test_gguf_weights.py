@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights, read_gguf_rows
-from llmc.compiler.errors import CheckpointError
 
 from .conftest import tiny_llama_tensors, tiny_metadata, tiny_tensors
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
-from llmc.compiler.errors import CheckpointError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 32}
 

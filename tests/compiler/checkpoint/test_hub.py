@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.hub import fetch_snapshot, is_hub_id
-from llmc.compiler.errors import CheckpointError
 
 
 @pytest.mark.parametrize("text", ["gpt2", "org/model", "Org-1/model.v2_x"])

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
-from llmc.compiler.errors import CheckpointError
 
 ROWS = 13
 TENSORS: dict[str, Any] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.errors import ArtifactError, CheckpointError
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.tokenizer_assets import gguf_generation_config, write_gguf_assets, write_hf_assets
-from llmc.compiler.errors import ArtifactError, CheckpointError
 
 
 def write_gguf_directory(path: Path, directory: Path) -> None:

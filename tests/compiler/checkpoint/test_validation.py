@@ -8,10 +8,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint import validation
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import TensorInfo
-from llmc.compiler.errors import CheckpointError
 
 from .counted_weights import CountedWeights
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.weights import read_bytes, row_bounds
-from llmc.compiler.errors import CheckpointError
 
 BOUND = st.integers(-12, 12)
 

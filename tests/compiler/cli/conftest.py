@@ -11,10 +11,10 @@ from unittest.mock import Mock, create_autospec
 import pytest
 from typer.testing import CliRunner, Result
 
-from llmc.compiler import driver
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.reports import Check, CompileReport, OptimizeReport, PassOutcome, VerifyReport
 from llmc.compiler.cli.app import app
-from llmc.compiler.manifest import Manifest
-from llmc.compiler.reports import Check, CompileReport, OptimizeReport, PassOutcome, VerifyReport
+from llmc.compiler.driver import driver
 
 Run = Callable[..., Result]
 

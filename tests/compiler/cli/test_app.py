@@ -13,10 +13,10 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import Result
 
-from llmc.compiler import errors
+from llmc.compiler.base import errors
+from llmc.compiler.base.errors import ArtifactError, LlmcError
 from llmc.compiler.cli.app import COMMANDS, Command
 from llmc.compiler.cli.failures import wants_json
-from llmc.compiler.errors import ArtifactError, LlmcError
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from llmc.compiler.artifact.manifest import FileRecord, Manifest
 from llmc.compiler.cli.artifact_table import artifact_table, size
-from llmc.compiler.manifest import FileRecord, Manifest
 
 MIB = 1 << 20
 

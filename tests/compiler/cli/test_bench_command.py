@@ -11,15 +11,16 @@ from unittest.mock import create_autospec
 import pytest
 from typer.testing import Result
 
+from llmc.compiler.base.errors import UsageError
 from llmc.compiler.cli.bench_command import subject_labels
-from llmc.compiler.errors import UsageError
-from llmc.runtimes.bench import latency, peers
+from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.peers import PEERS, PeerChoice
 from llmc.runtimes.bench.results import BenchCase, BenchReport, Subject
-from llmc.runtimes.bench.summary import Summary
-from llmc.runtimes.machine import machine_fingerprint, physical_cores
+from llmc.runtimes.bench.workers import peers
+from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.fingerprint import machine_fingerprint, physical_cores
+from llmc.runtimes.machine.summary import Summary
 
 Run = Callable[..., Result]
 INFO = {"weight_bytes": 10_000_000, "cache_bytes_per_token": 100}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler import errors
+from llmc.compiler.base import errors
+from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.cli.failures import Failure, InterruptError, report, wants_json
-from llmc.compiler.errors import LlmcError, PassError
 
 EXIT_CODES = {
     "LlmcError": 1,

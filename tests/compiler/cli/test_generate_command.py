@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from llmc.compiler.base.errors import EngineError, LlmcError
 from llmc.compiler.cli import text_generation
 from llmc.compiler.cli.text_generation import Reply, Speed, TextEngine
-from llmc.compiler.errors import EngineError, LlmcError
 from llmc.runtimes import engines
-from llmc.runtimes.engine import EngineInfo, FloatArray, Int64Array
-from llmc.runtimes.text import TextTokenizer
+from llmc.runtimes.generation.text import TextTokenizer
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
 
 Run = Callable[..., Result]
 

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.cli.lint_command import TARGETS
-from llmc.runtimes.lint_tables.table import load_table, targets
+from llmc.runtimes.lint.tables.table import load_table, targets
 
-from ..lint_models import LENGTHS, MASKED, gqa, save
+from ...runtimes.lint.lint_models import LENGTHS, MASKED, gqa, save
 
 Run = Callable[..., Result]
 

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import pytest
 from typer.testing import Result
 
-from llmc.compiler import doctor, memory_fit
-from llmc.compiler.artifact import write_manifest
+from llmc.compiler.artifact.artifact import write_manifest
+from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.cli.inspection_tables import _collapse
-from llmc.compiler.inspection import Port
-from llmc.compiler.manifest import Manifest
+from llmc.compiler.insight import doctor, memory_fit
+from llmc.compiler.insight.inspection import Port
 
 Run = Callable[..., Result]
 

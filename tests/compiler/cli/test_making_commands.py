@@ -11,12 +11,12 @@ from unittest.mock import Mock
 
 from typer.testing import Result
 
-from llmc.compiler.json_record import encode
-from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
-from llmc.compiler.progress import Progress
-from llmc.compiler.reports import CompileReport, PassOutcome, VerifyReport
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
+from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.artifact.reports import CompileReport, PassOutcome, VerifyReport
+from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.base.progress import Progress
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

@@ -12,10 +12,10 @@ import pytest
 from rich.text import Text
 from typer.testing import Result
 
+from llmc.compiler.artifact.reports import OptimizeReport, PassOutcome, PlannedPass
+from llmc.compiler.base.errors import FusionContractError
+from llmc.compiler.base.options import OptimizeOptions
 from llmc.compiler.cli.pass_tables import SHORTFALL, outcome_table, record_table
-from llmc.compiler.errors import FusionContractError
-from llmc.compiler.options import OptimizeOptions
-from llmc.compiler.reports import OptimizeReport, PassOutcome, PlannedPass
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

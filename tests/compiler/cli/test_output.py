@@ -12,8 +12,8 @@ import pytest
 import typer
 from rich.table import Table
 
+from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.cli.output import PIPE_WIDTH, Output, open_console
-from llmc.compiler.errors import VerificationError
 
 LOG = logging.getLogger("llmc.compiler.somewhere")
 

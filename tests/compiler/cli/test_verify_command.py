@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import Result
 
+from llmc.compiler.artifact.reports import Check, VerifyReport
 from llmc.compiler.cli.verification_table import number
-from llmc.compiler.reports import Check, VerifyReport
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import json
 import sys
@@ -8,33 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from llmc.runtimes.bench import rounds
-from llmc.runtimes.bench.bandwidth import Bandwidth
 from llmc.runtimes.bench.results import Subject
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.summary import Summary
 
 from .office import Office
 
-FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
-FAKE_NVML = Path(__file__).parent / "fake_nvml.py"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fake():
-    """The module fake_worker, for tests that use its session in this process."""
-    return load(FAKE_WORKER)
-
-
-@pytest.fixture
-def nvml():
-    """A stand-in for pynvml with one device."""
-    return load(FAKE_NVML).FakeNvml()
+FAKE_WORKER = Path(__file__).parents[1] / "fake_worker.py"
 
 
 @pytest.fixture

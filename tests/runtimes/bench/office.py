@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.errors import EngineError
-from llmc.runtimes.bench.gpu import EnergyCurve
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench.results import BenchCase, Subject
+from llmc.runtimes.machine.gpu import EnergyCurve
 
 A, B = (Subject(name, Path(name), ()) for name in "ab")
 ONE, TWO = BenchCase(4, 3), BenchCase(9, 5, 2)

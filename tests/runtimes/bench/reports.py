@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import GpuLoad
-from llmc.runtimes.bench.results import (
-    BenchCase,
-    BenchOptions,
-    BenchReport,
-    BenchResult,
-    Comparison,
-    SubjectRecord,
-)
-from llmc.runtimes.bench.summary import Percentiles, Summary
-from llmc.runtimes.machine import GpuDescription, MachineFingerprint
+from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Comparison, SubjectRecord
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint
+from llmc.runtimes.machine.gpu import GpuLoad
+from llmc.runtimes.machine.summary import Percentiles, Summary
 
 MACHINE = MachineFingerprint(
     cpu_model="Some CPU",

@@ -22,11 +22,11 @@ from llmc.runtimes.bench.analysis import (
     warnings_of,
     with_energy,
 )
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import EnergyCurve, GpuLoad
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchResult, Subject
-from llmc.runtimes.bench.summary import Percentiles, Summary
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
+from llmc.runtimes.machine.summary import Percentiles, Summary
 
 CASE = BenchCase(prompt=12, gen=5, batch=3)
 RUNS = [

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench import latency
-from llmc.runtimes.bench.bandwidth import Bandwidth
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import EnergyCurve, GpuLoad
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.results import BenchCase, BenchOptions
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.bandwidth import Bandwidth
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
+from llmc.runtimes.machine.summary import Summary
 
 from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
 from .reports import MACHINE

@@ -4,14 +4,14 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
-from llmc.compiler.errors import EngineError, UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Sample, compare, step_bytes, warnings_of
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
-from llmc.runtimes.bench.remote import WorkerProcess
 from llmc.runtimes.bench.report import render_report, spread, write_json
 from llmc.runtimes.bench.results import BenchCase, BenchOptions
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.bench.workers.remote import WorkerProcess
+from llmc.runtimes.machine.summary import Summary
 
 QUICK = BenchOptions(runs=3, load_window_s=0.05, warm_steps=1)
 

@@ -21,7 +21,7 @@ from llmc.runtimes.bench.report import (
     spread,
     write_json,
 )
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.summary import Summary
 
 from .reports import make_report
 

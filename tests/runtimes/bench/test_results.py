@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench.results import CONVENTIONS, BenchCase, BenchOptions, BenchReport
 
 from .reports import make_report

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Peak, Sample
-from llmc.runtimes.bench.gpu import EnergyCurve
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
 from llmc.runtimes.bench.rounds import Rounds, Steps, count_steps
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.gpu import EnergyCurve
+from llmc.runtimes.machine.summary import Summary
 
 from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
 

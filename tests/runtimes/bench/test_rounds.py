@@ -10,13 +10,13 @@ from rich.console import Console
 
 from llmc.runtimes.bench import latency, rounds
 from llmc.runtimes.bench.analysis import Sample, gpu_warnings, with_energy
-from llmc.runtimes.bench.copy_bandwidth import CopyBandwidth
-from llmc.runtimes.bench.gpu import EnergyCurve, Gpu, GpuLoad, GpuSampler
 from llmc.runtimes.bench.latency import make_cases, run_benchmark
 from llmc.runtimes.bench.report import render_report
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
 from llmc.runtimes.bench.rounds import Visit, plan_visits
-from llmc.runtimes.bench.summary import Summary
+from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
+from llmc.runtimes.machine.gpu import EnergyCurve, Gpu, GpuLoad, GpuSampler
+from llmc.runtimes.machine.summary import Summary
 
 A, B, C = (Subject(name, Path(name), ()) for name in "abc")
 COPIES = CopyBandwidth(Summary(2e12, 1e12, 3e12, 7), 1 << 30, 50 << 20)

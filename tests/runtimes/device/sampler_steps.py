@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from llmc.runtimes.device.sampler import build_sampler, uniforms
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.session.sampling import SamplingParams
 
 Array = np.ndarray[Any, Any]
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}

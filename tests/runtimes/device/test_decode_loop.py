@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decode_loop import LOOKAHEAD, DecodeLoop
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
-from llmc.runtimes.sampling import Sampler, SamplingParams
+from llmc.runtimes.session.sampling import Sampler, SamplingParams
 
 from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, LaggingDevice, open_tiny, reference, rows_of
 

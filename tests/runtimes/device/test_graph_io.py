@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import HostDevice
 

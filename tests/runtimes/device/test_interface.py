@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
 from llmc.runtimes.device.interface import Device, HostDevice
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from llmc.compiler.errors import UsageError
+from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.device.draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
 from llmc.runtimes.device.sampler import MAX_TOP_K, build_sampler, supports, uniforms
-from llmc.runtimes.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
+from llmc.runtimes.session.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
 
 from . import sampler_steps
 from .sampler_steps import FILTERS, GRAPHS, STATE, TYPES, Steps, random_logits

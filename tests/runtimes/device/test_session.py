@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decode_loop import MOST_RECORDINGS, MOST_SAMPLERS, SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
-from llmc.runtimes.engine import FloatArray, Int64Array
-from llmc.runtimes.onnxruntime_cuda_engine import load
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.onnxruntime.cuda_engine import load
+from llmc.runtimes.session.engine import FloatArray, Int64Array
+from llmc.runtimes.session.sampling import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
 from ...end_to_end.tiny import shared_model
@@ -71,7 +71,7 @@ def open_counted(directory: Path, device: CountingDevice) -> DeviceSession:
 
 
 def open_info(directory: Path):  # type: ignore[no-untyped-def]
-    from llmc.runtimes.onnxruntime_cuda_engine import open_on_host
+    from llmc.runtimes.onnxruntime.cuda_engine import open_on_host
 
     opened = open_on_host(directory)
     opened.close()
@@ -309,7 +309,7 @@ def test_a_recorded_step_is_the_step(session: DeviceSession) -> None:
 
 
 def test_without_memory_it_is_refused_before_it_is_allocated(device: CountingDevice) -> None:
-    from llmc.runtimes.onnxruntime_cuda_engine import _fits
+    from llmc.runtimes.onnxruntime.cuda_engine import _fits
 
     directory = compiled()
     session = open_counted(directory, device)

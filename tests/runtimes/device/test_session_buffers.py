@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decoder import CacheTensor, Traits
 from llmc.runtimes.device.interface import Buffer
 from llmc.runtimes.device.session_buffers import ALIGNMENT, SessionBuffers, part

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.runtimes.cpu_kernels import kernel_library
+from llmc.runtimes.kernels.library import kernel_library
 
 Array = npt.NDArray[Any]
 GUARD = 64

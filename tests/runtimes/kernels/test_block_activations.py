@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.runtimes.cpu_kernels import unsupported_reason
+from llmc.runtimes.kernels.library import unsupported_reason
 
 from .operators import identity, product
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmc.runtimes.cpu_kernels import unsupported_reason
+from llmc.runtimes.kernels.library import unsupported_reason
 
 from .attention import Cache, Geometry
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmc.runtimes.cpu_kernels import unsupported_reason
+from llmc.runtimes.kernels.library import unsupported_reason
 
 from .operators import exact_rows, identity, nothing, product, random_weight
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.artifact import write_manifest
-from llmc.compiler.errors import ArtifactError
-from llmc.compiler.geometry import ModelGeometry
-from llmc.compiler.manifest import MANIFEST_NAME, EngineRecord, Manifest, Source
+from llmc.compiler.artifact.artifact import write_manifest
+from llmc.compiler.artifact.manifest import MANIFEST_NAME, EngineRecord, Manifest, Source
+from llmc.compiler.base.errors import ArtifactError
+from llmc.compiler.base.geometry import ModelGeometry
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.memory.facts import CacheInput, MemoryFacts, read_facts, weight_bytes
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
 tiny (int64[batch, sequence] input_ids,

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.errors import ArtifactError, EngineError, UsageError
+from llmc.compiler.base.errors import ArtifactError, EngineError, UsageError
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import ARENA_FACTOR, CUDA_ALLOWANCE, MemoryPlan, check_fits, plan_memory
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
 FLOAT16, INT64 = ir.DataType.FLOAT16, ir.DataType.INT64
 LAYERS, KV_HEADS, DIM, WIDTH, VOCABULARY = 2, 2, 8, 32, 64

@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.errors import EngineError, UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.memory.facts import CacheInput, MemoryFacts
 from llmc.runtimes.memory.plan import CUDA_ALLOWANCE, MemoryPlan, check_fits, plan_memory, scratch_bytes
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 
 KEY = CacheInput("past_key_values.0.key", "FLOAT16", 2.0, (3, None, 8), batched=True, copies=1)
 STATE = CacheInput("past_key_values.1.state", "FLOAT", 4.0, (5,), batched=True, copies=2)

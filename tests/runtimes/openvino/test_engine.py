@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino import engine as engine_module
 from llmc.runtimes.openvino.engine import OpenVino
 

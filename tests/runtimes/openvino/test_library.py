@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from llmc.compiler.driver import compile_model
-from llmc.compiler.errors import EngineError, MissingDependencyError
-from llmc.compiler.options import CompileOptions, OptimizeOptions
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.options import CompileOptions, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model
 from llmc.runtimes.openvino.library import last_line, load_openvino, plugin_options, require_reads, version_of
 
 

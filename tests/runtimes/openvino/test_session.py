@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
-from llmc.runtimes.engine import EngineInfo
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.session import OpenVinoSession
+from llmc.runtimes.session.engine import EngineInfo
 
 VOCAB = 6
 INFO = EngineInfo("openvino-cpu", VOCAB, 1, 16, "all", "grow", 4, 4, "fp32", 1)

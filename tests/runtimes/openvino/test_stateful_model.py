@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.stateful_model import _refusal, read_stateful
 
 from .tiny_graph import HEADS, KV_HEADS, OUTPUTS, STATE, WIDTH, WINDOWS, attend, save

@@ -9,8 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from llmc.compiler.doctor import REQUIREMENTS
-from llmc.compiler.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.compiler.insight.doctor import REQUIREMENTS
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library, open_library
 
 from .fake_tensorrt import ILogger

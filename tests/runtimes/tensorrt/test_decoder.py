@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.interface import Buffer, HostDevice
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.decoder import DIAGNOSES, TensorRTDecoder, _diagnoses
 
 from ..tiny_engine import CountingDevice

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.artifact import write_manifest
-from llmc.compiler.driver import compile_model
-from llmc.compiler.errors import EngineError, MissingDependencyError
-from llmc.compiler.golden_recording import random_prompts, record_golden
-from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.options import CompileOptions, OptimizeOptions
-from llmc.compiler.verification import measure
+from llmc.compiler.artifact.artifact import write_manifest
+from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.options import CompileOptions, OptimizeOptions
+from llmc.compiler.driver.driver import compile_model
+from llmc.compiler.driver.golden_recording import random_prompts, record_golden
+from llmc.compiler.driver.verification import measure
 from llmc.runtimes.device import cuda
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.engines import get_engine, open_session
+from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt import engine as engine_module
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library
-from llmc.runtimes.tensorrt.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.engine import open_on, read_plan
 from llmc.runtimes.tensorrt.file_cache import FileCache
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from llmc.compiler.errors import EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.tensorrt.engine_graph import read_engine_graph
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23]>

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from llmc.compiler.errors import EngineError
-from llmc.passes.quantize_standard import QuantizeStandard
+from llmc.compiler.base.errors import EngineError
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.runtimes.tensorrt.bindings import Library, open_library
 from llmc.runtimes.tensorrt.engine_graph import read_engine_graph
 from llmc.runtimes.tensorrt.lost_inputs import lost_inputs, require_nothing_lost
@@ -212,8 +212,8 @@ def test_an_input_that_the_parser_drops_is_found(folder: Path, library: Library)
 
 @needs_tensorrt_rtx
 def test_a_build_with_a_lost_input_fails_with_the_nodes_name(folder: Path, tmp_path: Path) -> None:
-    from llmc.compiler.options import EngineOptions
-    from llmc.runtimes.tensorrt.capacity_plan import BuildOptions
+    from llmc.compiler.base.options import EngineOptions
+    from llmc.runtimes.memory.capacity_plan import BuildOptions
     from llmc.runtimes.tensorrt.engine import TensorRTRtx
 
     made = graph_directory(folder, "fp16")

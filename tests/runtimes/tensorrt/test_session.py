@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.errors import EngineError
-from llmc.runtimes.bench.protocol import RunRequest
-from llmc.runtimes.bench.worker import SessionTarget
+from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.bench.workers.protocol import RunRequest
+from llmc.runtimes.bench.workers.worker import SessionTarget
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.engine import FloatArray, Int64Array
-from llmc.runtimes.generation import Generator
-from llmc.runtimes.sampling import SamplingParams
+from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.session.engine import FloatArray, Int64Array
+from llmc.runtimes.session.sampling import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
 from ..tiny_engine import PROMPTS, CountingDevice, rows_of

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 
-from llmc.compiler.manifest import EngineRecord, Manifest
-from llmc.compiler.write_model import write_model
+from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.pipeline import StandardTarget, standard_passes, tensorrt_engine_passes
-from llmc.passes.quantize_standard import QuantizeStandard
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.passes.runner import run_passes
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library
-from llmc.runtimes.tensorrt.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.engine import open_on
 
 from ...end_to_end.tiny import shared_model, shared_portable
@@ -64,7 +64,7 @@ def graph_directory(
 
 def manifest_of(folder: Path, plan: CapacityPlan, logits: Literal["last", "all"] = "last") -> Manifest:
     """As a build would have written it."""
-    from llmc.compiler.artifact import open_artifact
+    from llmc.compiler.artifact.artifact import open_artifact
 
     portable = open_artifact(exported()[1]).manifest
     record = EngineRecord("tensorrt-rtx", None, (), {"version": "9.9", "plan": plan.to_json()})

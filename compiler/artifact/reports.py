@@ -1,0 +1,168 @@
+"""What the commands report: plain records that a table or JSON is made from.
+
+In: results of the driver. Out: frozen dataclasses, each with ``to_json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmc.compiler.artifact.manifest import Manifest, PassRecord
+from llmc.compiler.base.json_record import JsonValue, encode
+
+
+@dataclass(frozen=True)
+class PassOutcome:
+    """What one pass did.
+
+    Attributes:
+        record: What the manifest keeps.
+        rejections: (node, reason) of each place where a fusion did not fire.
+        milliseconds: Duration.
+    """
+
+    record: PassRecord
+    rejections: tuple[tuple[str, str], ...]
+    milliseconds: float
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """One sentence per place where the pass should have fired and did not."""
+        record = self.record
+        missing = {w: (record.counts.get(w, 0), n) for w, n in record.expected.items() if record.counts.get(w, 0) < n}
+        if not missing:
+            return ()
+        total = ", ".join(f"{what} fired {fired} of {n} times" for what, (fired, n) in missing.items())
+        reasons = [f"{node}: {reason}" for node, reason in self.rejections] or ["no place looked like it"]
+        return tuple(f"{record.name}: {total}; {reason}" for reason in reasons)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rejected = [{"node": node, "reason": reason} for node, reason in self.rejections]
+        return {**encode(self.record), "rejections": rejected, "milliseconds": self.milliseconds}
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass that ``optimize`` would run."""
+
+    name: str
+    fields: Mapping[str, JsonValue]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"name": self.name, "fields": dict(self.fields)}
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """What ``optimize`` made.
+
+    Attributes:
+        manifest: Of the target graph.
+        outcomes: What each pass did.
+        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
+    """
+
+    manifest: Manifest
+    outcomes: tuple[PassOutcome, ...]
+    genai_refusal: str | None = None
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """Of all passes."""
+        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        passes = [outcome.to_json() for outcome in self.outcomes]
+        return {
+            "manifest": encode(self.manifest),
+            "passes": passes,
+            "shortfalls": list(self.shortfalls),
+            "genai_refusal": self.genai_refusal,
+        }
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measured error against what is tolerated.
+
+    Attributes:
+        name: What was measured, as ``largest logit error``.
+        measured: The value.
+        tolerance: Largest (``at_most``) or smallest value that passes; None where the value is only reported.
+        at_most: Larger is worse.
+    """
+
+    name: str
+    measured: float
+    tolerance: float | None
+    at_most: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance."""
+        if self.tolerance is None:
+            return True
+        return self.measured <= self.tolerance if self.at_most else self.measured >= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` measured.
+
+    Attributes:
+        checks: Each error against what is tolerated.
+        where: What ran in the artifact's place, one clause; empty where it ran itself.
+    """
+
+    checks: tuple[Check, ...]
+    where: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {"passed": self.passed, "checks": checks, "where": self.where or None}
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What ``compile`` made.
+
+    Attributes:
+        manifest: Of the engine.
+        outcomes: What each pass did.
+        verification: What was measured; None when it was skipped.
+        skipped: Why verification was skipped.
+        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
+    """
+
+    manifest: Manifest
+    outcomes: tuple[PassOutcome, ...]
+    verification: VerifyReport | None
+    skipped: str | None
+    genai_refusal: str | None = None
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """Of all passes."""
+        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "manifest": encode(self.manifest),
+            "passes": [outcome.to_json() for outcome in self.outcomes],
+            "shortfalls": list(self.shortfalls),
+            "verification": self.verification.to_json() if self.verification else None,
+            "skipped_verification": self.skipped,
+            "genai_refusal": self.genai_refusal,
+        }

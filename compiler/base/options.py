@@ -1,0 +1,220 @@
+"""What a user asked for: made once at the command line, validated, and passed down unchanged.
+
+In: command-line values. Out: frozen dataclasses; a value that makes no sense is a :class:`UsageError`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from llmc.compiler.base.errors import UsageError
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+Activations = Literal["fp16", "bf16"]
+CachePrecision = Literal["auto", "int8", "fp8"]
+Weights = Literal["model", "none"]
+HeadPrecision = Literal["auto", "int8", "int4"]
+Cache = Literal["auto", "grow", "shared"]
+Logits = Literal["last", "all"]
+Target = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
+Verify = Literal["auto", "on", "off"]
+DEFAULT_CONTEXT = 8192
+"""Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "int8", "int4"),
+    "cuda": ("fp16", "bf16", "int8", "int4", "fp8"),
+    "tensorrt": ("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+    "tensorrt-rtx": ("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+    "openvino": ("fp32", "int8", "int4"),
+}
+"""Types of weights by target; the first is what ``auto`` stands for."""
+CACHES: dict[str, tuple[str, ...]] = {
+    "cpu": ("shared", "grow"),
+    "cuda": ("shared", "grow"),
+    "tensorrt": ("shared",),
+    "tensorrt-rtx": ("shared",),
+    "openvino": ("grow",),
+}
+"""How the KV cache may go in and out, by target; the first is what ``auto`` stands for."""
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+GPU_TARGETS = ("cuda", *TENSORRT)
+"""Targets whose engines compute on a GPU."""
+BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
+"""Input features that share a scale, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to capture a model.
+
+    Attributes:
+        dtype: Float type of the portable graph.
+        trust_remote_code: Run modeling code that comes with the checkpoint.
+        search_path: More directories in which built-in models' packages may lie.
+        weights: ``none``: the graph alone, its weights left out, for measuring with random ones elsewhere.
+        verify: ``on``: run transformers for golden data and compare; ``auto``: where the model fits into memory.
+    """
+
+    dtype: Dtype = "fp32"
+    verify: Verify = "auto"
+    trust_remote_code: bool = False
+    search_path: tuple[Path, ...] = ()
+    weights: Weights = "model"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown values, and a comparison of a graph that has no weights."""
+        _one_of("--dtype", self.dtype, get_args(Dtype))
+        _one_of("--weights", self.weights, get_args(Weights))
+        if self.weights == "none" and self.verify != "off":
+            raise UsageError("--weights none leaves nothing to compare with the model; give --verify off as well")
+        _one_of("--verify", self.verify, get_args(Verify))
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """What to make of a portable graph.
+
+    Attributes:
+        target: The runtime that the graph is for.
+        precision: Type of the weights; ``auto``: the target's plain float type.
+        activations: Float type of activations on a GPU; weights in ``fp16`` or ``bf16`` bring their own.
+        cache_precision: Type of the KV cache's elements; ``auto``: that of the activations.
+        cache: ``shared``: past and present are one buffer; ``grow``: present = past + new; ``auto``: by target.
+        logits: ``last``: logits of each row's last token; ``all``: of every token.
+        context: Longest context in tokens; None: the model's own, at most :data:`DEFAULT_CONTEXT`.
+        block_size: Input features that share a quantization scale; None: 32, and 128 for ``fp8``.
+        symmetric: Blocks without an offset; None: with one for int4 except on CUDA, else without.
+        head: Precision of the output projection and the embedding; ``auto``: int8.
+        strict: Fail when a fusion fires less often than it must.
+        dump: Directory that gets the graph after every pass, without weights.
+    """
+
+    target: Target = "cpu"
+    precision: Precision = "auto"
+    activations: Activations = "fp16"
+    cache_precision: CachePrecision = "auto"
+    cache: Cache = "auto"
+    logits: Logits = "last"
+    context: int | None = None
+    block_size: int | None = None
+    symmetric: bool | None = None
+    head: HeadPrecision = "auto"
+    strict: bool = False
+    dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown values and sizes that no kernel takes."""
+        _one_of("--target", self.target, get_args(Target))
+        _one_of("--precision", self.precision, get_args(Precision))
+        _one_of("--kv", self.cache, get_args(Cache))
+        _one_of("--logits", self.logits, get_args(Logits))
+        _one_of("--head", self.head, get_args(HeadPrecision))
+        if self.context is not None and self.context < 1:
+            raise UsageError(f"--context {self.context} leaves no room for a token")
+        _one_of("--activations", self.activations, get_args(Activations))
+        _one_of("--kv-precision", self.cache_precision, get_args(CachePrecision))
+        accepted = PRECISIONS[self.target]
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", accepted[0])
+        if self.precision not in accepted:
+            raise UsageError(f"--target {self.target} takes --precision {', '.join(accepted)}, not {self.precision}")
+        if self.cache == "auto":
+            object.__setattr__(self, "cache", CACHES[self.target][0])
+        if self.cache not in CACHES[self.target]:
+            raise UsageError(f"--target {self.target} takes --kv {', '.join(CACHES[self.target])}, not {self.cache}")
+        if self.precision in get_args(Activations):
+            object.__setattr__(self, "activations", self.precision)
+        if self.target != "cuda" and self.cache_precision != "auto":
+            raise UsageError(f"--kv-precision is for --target cuda; {self.target} keeps the cache as it computes")
+        if self.block_size is None:
+            object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
+        if self.blocks < 16 or self.blocks & (self.blocks - 1):
+            raise UsageError(f"--block-size {self.block_size} is not a power of two from 16 up")
+
+    @property
+    def blocks(self) -> int:
+        """Input features that share a quantization scale."""
+        return BLOCK_SIZE if self.block_size is None else self.block_size
+
+    @property
+    def cache_io(self) -> Literal["grow", "shared"]:
+        """How the KV cache goes in and out."""
+        return "grow" if self.cache == "grow" else "shared"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a TensorRT engine is built for.
+
+    Attributes:
+        max_batch: Most rows at once.
+        chunk: Most tokens of a row in one prefill run; longer prompts run in pieces.
+        capacities: Lengths of the KV cache in tokens, an engine each; empty: by the graph's context.
+        capabilities: Compute capabilities of the GPUs to build for, as ``8.9``; empty: what the builder chooses.
+        strip_weights: Leave the weights out of the engines; they are read from the graph where an engine is opened.
+        strict: A matrix product in another precision than asked is an error.
+    """
+
+    max_batch: int = 4
+    chunk: int = 512
+    capacities: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    strip_weights: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that hold nothing, and what is no compute capability."""
+        for option, size in (("--max-batch", self.max_batch), ("--chunk", self.chunk)):
+            if size < 1:
+                raise UsageError(f"{option} {size} leaves nothing to compute; give at least 1")
+        if any(size < 1 for size in self.capacities):
+            raise UsageError("a cache of less than 1 token holds nothing; give --capacity lengths of at least 1")
+        for capability in self.capabilities:
+            if not re.fullmatch(r"\d{1,2}\.\d", capability):
+                raise UsageError(f"--gpu {capability} is no compute capability; write it as 8.9, several as 8.9,12.0")
+
+    def require_target(self, target: str) -> None:
+        """Refuse what only TensorRT builds for, on another target.
+
+        Raises:
+            UsageError: one of the options is given, and ``target`` has no use for it.
+        """
+        if target not in TENSORRT and replace(self, strict=False) != EngineOptions():
+            raise UsageError(
+                "--max-batch, --chunk, --capacity, --gpu and --strip-weights are for --target tensorrt and "
+                f"tensorrt-rtx; an engine for {target} takes any batch and length"
+            )
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything that ``llmc compile`` needs.
+
+    Attributes:
+        export: How to capture.
+        optimize: What to make of it.
+        threads: Threads to build the engine for; None: chosen where it is opened.
+        engine: What to build a TensorRT engine for.
+    """
+
+    export: ExportOptions = field(default_factory=ExportOptions)
+    optimize: OptimizeOptions = field(default_factory=OptimizeOptions)
+    threads: int | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse what the target has no use for, and a CPU engine, which is opened, without weights."""
+        self.engine.require_target(self.optimize.target)
+        if self.export.weights == "none" and self.optimize.target == "cpu":
+            raise UsageError("--weights none is for --target cuda; an engine for the CPU is opened when it is built")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads} leaves nobody to compute")
+
+
+def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise UsageError(f"{option} {value} is none of {', '.join(accepted)}")

@@ -1,0 +1,203 @@
+"""A checkpoint as a captured model: the portable graph, what it came from, and its golden data.
+
+In: an open checkpoint. Out: :class:`Captured`, whose graph has lazy weights, and ``golden.npz``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from llmc.compiler.artifact.manifest import FileRecord, Manifest, Source
+from llmc.compiler.base.errors import CheckpointError, UsageError
+from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.versions import tool_versions
+from llmc.compiler.capture.bind_weights import bind_weights
+from llmc.compiler.checkpoint.causal_class import make_causal_model
+from llmc.compiler.checkpoint.checkpoint import Checkpoint
+from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
+from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
+from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
+from llmc.compiler.checkpoint.validation import check_shapes
+from llmc.compiler.checkpoint.weights import WeightSource
+from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, record_golden
+from llmc.passes.graph.weight_traffic import decode_weight_bytes
+from llmc.passes.pipeline import portable_passes
+from llmc.passes.runner import run_passes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+REFERENCE_OVERHEAD = 1.3
+"""Memory that the reference needs, in units of its float32 weights."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A portable graph and what is known about it.
+
+    Attributes:
+        checkpoint: Where it came from.
+        model: The graph, with lazy weights.
+        manifest: Of the portable artifact, without files.
+        weights: The checkpoint's tensors as the model has them.
+        names: Parameter name -> name in ``weights``.
+    """
+
+    checkpoint: Checkpoint
+    model: ir.Model
+    manifest: Manifest
+    weights: WeightSource
+    names: dict[str, str]
+
+
+def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Progress) -> Captured:
+    """Trace, bind the checkpoint's tensors, clean up.
+
+    Raises:
+        UnsupportedModelError, CheckpointError, CaptureError: as the parts do.
+    """
+    from llmc.compiler.capture.trace import trace_model
+
+    dtype = DTYPES[options.dtype]
+    progress.start("Tracing")
+    trace = trace_model(checkpoint.config, dtype)
+    # After the trace, which knows better what a configuration lacks.
+    geometry = ModelGeometry.from_config(checkpoint.config)
+    if trace.max_positions is not None:
+        geometry = replace(geometry, max_position_embeddings=trace.max_positions)
+    weights = model_weights(checkpoint)
+    names = check_shapes(weights, trace.parameter_shapes, trace.tied)
+    bind_weights(trace, weights, names, dtype)
+    outcomes = run_passes(trace.model, portable_passes(), progress=progress)
+    progress.start("Hashing checkpoint")
+    hashes = checkpoint.content_hashes()
+    files = {path.name: FileRecord(path.stat().st_size, hashes[path.name]) for path in checkpoint.files()}
+    manifest = Manifest(
+        kind="portable",
+        source=Source(checkpoint.name, checkpoint.format, files, checkpoint.licence),
+        model=geometry,
+        target=None,
+        precision=options.dtype,
+        cache="grow",
+        logits="all",
+        max_context=geometry.max_position_embeddings,
+        weight_bytes=decode_weight_bytes(trace.model),
+        engine=None,
+        passes=tuple(outcome.record for outcome in outcomes),
+        tolerances={},
+        measured={},
+        files={},
+        tools=tool_versions(),
+    )
+    return Captured(checkpoint, trace.model, manifest, weights, names)
+
+
+def model_weights(checkpoint: Checkpoint) -> WeightSource:
+    """The checkpoint's tensors as transformers' model has them: read on demand wherever that is possible.
+
+    Raises:
+        CheckpointError: the tensors cannot be converted, or not in the memory that there is.
+    """
+    if checkpoint.format == "gguf":
+        return checkpoint.weights
+    try:
+        return convert_weights(checkpoint.weights, checkpoint.config, checkpoint.path)
+    except LazyConversionError as error:
+        needed = REFERENCE_OVERHEAD * _float32_bytes(checkpoint.weights, checkpoint.weights.tensors())
+        available = _available_memory()
+        if needed > available:
+            raise CheckpointError(
+                f"{error}, for which the whole model must be loaded: that takes about {needed / 2**30:.0f} GiB of "
+                f"memory, and {available / 2**30:.0f} GiB are available; save the model with transformers, with "
+                "save_original_format=False, on a larger machine first."
+            ) from error
+        log.warning("%s; the whole model is loaded, about %.1f GiB", error, needed / 2**30)
+        return LoadedWeights(load_pretrained(checkpoint.path, checkpoint.config))
+
+
+def write_golden(captured: Captured, directory: Path, options: ExportOptions, progress: Progress) -> str | None:
+    """Run the reference on the golden prompts and write ``golden.npz``.
+
+    Returns:
+        Why it was skipped, or None.
+
+    Raises:
+        UsageError: it was asked for, but the model does not fit into memory.
+    """
+    if options.verify == "off":
+        return "--verify off"
+    needed = REFERENCE_OVERHEAD * _float32_bytes(captured.weights, captured.names.values())
+    available = _available_memory()
+    if needed > available:
+        reason = (
+            f"the float32 reference needs about {needed / 2**30:.0f} GiB of memory, "
+            f"{available / 2**30:.0f} GiB are available"
+        )
+        if options.verify == "on":
+            raise UsageError(f"{reason}; use --verify off")
+        return reason
+    progress.start("Running the reference")
+    from llmc.runtimes.reference.session import TransformersSession
+
+    reference = TransformersSession(load_reference_model(captured))
+    try:
+        golden = record_golden(reference, _prompts(captured, directory))
+    finally:
+        reference.close()
+    golden.save(directory)
+    return None
+
+
+def load_reference_model(captured: Captured) -> PreTrainedModel:
+    """transformers' own model with the checkpoint's weights, eager attention, float32.
+
+    transformers loads it wherever it can, so that the reference does not depend on how llmc reads the tensors.
+    """
+    import torch
+
+    checkpoint, weights = captured.checkpoint, captured.weights
+    if isinstance(weights, LoadedWeights):
+        return weights.model
+    if isinstance(weights, ConvertedWeights) and not weights.nested:
+        return load_pretrained(checkpoint.path, checkpoint.config)
+    model = make_causal_model(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in captured.names:
+                array = weights.read(captured.names[name])
+                values = torch.from_numpy(array.astype("float32") if array.dtype.kind not in "iub" else array)
+                tensor.copy_(values.reshape(tensor.shape))
+    model.tie_weights()
+    return model.eval()
+
+
+def _prompts(captured: Captured, directory: Path) -> list[list[int]]:
+    from llmc.runtimes.generation.text import TextTokenizer
+
+    if not (directory / "tokenizer.json").exists():
+        log.warning("the checkpoint has no tokenizer; golden prompts are random tokens")
+        return random_prompts(captured.manifest.model.vocab_size)
+    tokenizer = TextTokenizer.from_directory(directory)
+    return [list(tokenizer.encode(prompt)) for prompt in PROMPTS]
+
+
+def _float32_bytes(weights: WeightSource, names: Iterable[str]) -> int:
+    tensors = weights.tensors()
+    return sum(4 * math.prod(tensors[name].shape) for name in set(names))
+
+
+def _available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)

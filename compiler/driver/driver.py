@@ -1,0 +1,278 @@
+"""The commands as functions: checkpoint → portable graph → target graph → engine.
+
+In: a model or an artifact, an output directory, options. Out: a new artifact and a report.
+Every artifact appears whole or not at all; the weights of ``compile`` go from the checkpoint to the engine's file
+without an intermediate graph on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from llmc.compiler.artifact.artifact import new_artifact, open_artifact, write_manifest
+from llmc.compiler.artifact.golden import GOLDEN, load_golden
+from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
+from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
+from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
+from llmc.compiler.base.progress import NoProgress, Progress
+from llmc.compiler.base.versions import tool_versions
+from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.driver.captured_model import capture_model, write_golden
+from llmc.compiler.driver.genai_config import write_genai_config
+from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
+from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.compiler.driver.verification import report
+from llmc.compiler.graph.write_model import DATA, MODEL, write_model
+from llmc.passes.graph.weight_traffic import decode_weight_bytes
+from llmc.passes.lowering.set_cache_io import cache_kind
+from llmc.passes.runner import run_passes
+from llmc.runtimes.engines import make_builder, require_builder
+from llmc.runtimes.onnxruntime.cpu_engine import ENGINE
+
+log = logging.getLogger(__name__)
+ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def export(
+    model: str,
+    output: Path,
+    options: ExportOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Capture a model as a portable ONNX graph.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, CaptureError: the model cannot be read or captured.
+        ArtifactError: ``output`` exists, or the disk is full.
+        VerificationError: the graph does not compute what the model computes.
+    """
+    progress = progress or NoProgress()
+    progress.start("Reading checkpoint")
+    checkpoint = open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
+    with new_artifact(output, overwrite=overwrite) as staging:
+        captured = capture_model(checkpoint, options, progress)
+        _write(captured.model, staging, progress, weights=options.weights)
+        checkpoint.write_assets(staging)
+        write_golden(captured, staging, options, progress)
+        manifest = write_manifest(staging, captured.manifest)
+        if options.dtype == "bf16":
+            log.warning("ONNX Runtime's CPU provider runs no bfloat16 graph; optimize will verify what it makes")
+        else:
+            manifest, _ = measure_and_record(staging, manifest, progress)
+    return manifest
+
+
+def plan(directory: Path, options: OptimizeOptions) -> tuple[PlannedPass, ...]:
+    """The passes that ``optimize`` would run, in order."""
+    manifest = open_artifact(directory).manifest
+    passes = target_passes(manifest.model, options)
+    return tuple(PlannedPass(type(item).__name__, item.configuration()) for item in passes)
+
+
+def optimize(
+    directory: Path,
+    output: Path,
+    options: OptimizeOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> OptimizeReport:
+    """Rewrite a portable graph for a target.
+
+    Raises:
+        ArtifactError: ``directory`` holds no portable graph, or ``output`` cannot be written.
+        FusionContractError: ``options.strict`` is set and a fusion did not fire where it should have.
+        VerificationError: the result computes something else.
+    """
+    progress = progress or NoProgress()
+    source = open_artifact(directory)
+    if source.manifest.kind != "portable":
+        raise UsageError(f"{directory} holds a {source.manifest.kind} graph; optimize takes what export made")
+    _require_weights(directory)
+    with new_artifact(output, overwrite=overwrite) as staging:
+        model = ir.load(directory / MODEL)
+        outcomes = _optimize(model, source.manifest.model, options, directory, progress)
+        _write(model, staging, progress)
+        _copy_assets(directory, staging)
+        target = _target_manifest(source.manifest, model, options, outcomes)
+        refused = write_genai_config(staging, target)
+        manifest = write_manifest(staging, target)
+        manifest, _ = measure_and_record(staging, manifest, progress)
+    return OptimizeReport(manifest, tuple(outcomes), refused)
+
+
+def build(
+    directory: Path,
+    output: Path,
+    options: EngineOptions | None = None,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Build the engine of a target graph.
+
+    Args:
+        directory: What ``optimize`` made.
+        output: Directory to make.
+        options: What to build a TensorRT engine for.
+        threads: Threads to build the engine for; None: chosen where it is opened.
+        overwrite: Replace an artifact that is there.
+        progress: Told how far it is.
+
+    Raises:
+        UsageError: ``options`` are not for this target.
+        ArtifactError: ``directory`` holds no target graph, or ``output`` cannot be written.
+        EngineError: the runtime refuses the graph.
+        VerificationError: the engine computes something else.
+    """
+    progress = progress or NoProgress()
+    source = open_artifact(directory)
+    if source.manifest.kind != "target":
+        raise UsageError(f"{directory} holds a {source.manifest.kind} graph; build takes what optimize made")
+    _require_weights(directory)
+    with new_artifact(output, overwrite=overwrite) as staging:
+        progress.start("Copying weights")
+        for name in (MODEL, DATA):
+            shutil.copyfile(directory / name, staging / name)
+        _copy_assets(directory, staging)
+        write_genai_config(staging, source.manifest)
+        manifest = _build(staging, source.manifest, options or EngineOptions(), threads, progress)
+        manifest, _ = measure_and_record(staging, manifest, progress)
+    return manifest
+
+
+def compile_model(
+    model: str,
+    output: Path,
+    options: CompileOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> CompileReport:
+    """Checkpoint to engine in one go.
+
+    Raises:
+        LlmcError: as ``export``, ``optimize`` and ``build``.
+    """
+    progress = progress or NoProgress()
+    require_builder(options.optimize.target)
+    progress.start("Reading checkpoint")
+    exporting = options.export
+    checkpoint = open_checkpoint(
+        model, search_path=exporting.search_path, trust_remote_code=exporting.trust_remote_code
+    )
+    with new_artifact(output, overwrite=overwrite) as staging:
+        captured = capture_model(checkpoint, exporting, progress)
+        checkpoint.write_assets(staging)
+        skipped = write_golden(captured, staging, exporting, progress)
+        outcomes = _optimize(captured.model, captured.manifest.model, options.optimize, staging, progress)
+        _write(captured.model, staging, progress, weights=exporting.weights)
+        target = _target_manifest(captured.manifest, captured.model, options.optimize, outcomes)
+        refused = write_genai_config(staging, target)
+        manifest = _build(staging, target, options.engine, options.threads, progress)
+        manifest, verification = measure_and_record(staging, manifest, progress)
+    return CompileReport(manifest, tuple(outcomes), verification, skipped, refused)
+
+
+def verify(directory: Path, *, threads: int | None = None, progress: Progress | None = None) -> VerifyReport:
+    """Measure an artifact against its golden data.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or carries no golden data.
+    """
+    progress = progress or NoProgress()
+    artifact = open_artifact(directory)
+    progress.start("Checking files")
+    artifact.check_hashes()
+    golden = load_golden(directory)
+    if golden is None:
+        raise UsageError(f"{directory} carries no golden data; compile it again with --verify on")
+    progress.start("Verifying")
+    measured, where = measure_anywhere(directory, artifact.manifest, golden, threads=threads)
+    return report(measured, artifact.manifest.tolerances, where)
+
+
+def _require_weights(directory: Path) -> None:
+    if not (directory / DATA).exists():
+        raise ArtifactError(f"{directory} was made without weights ({DATA}); export the model again with them")
+
+
+def _optimize(
+    model: ir.Model, geometry: ModelGeometry, options: OptimizeOptions, directory: Path, progress: Progress
+) -> list[PassOutcome]:
+    """Run the target's passes; ``directory`` may hold golden data, whose ranges of keys and values are used."""
+    passes = target_passes(geometry, options, load_golden(directory))
+    outcomes = run_passes(model, passes, dump=options.dump, progress=progress)
+    shortfalls = [sentence for outcome in outcomes for sentence in outcome.shortfalls]
+    if options.strict and shortfalls:
+        more = f" (and {len(shortfalls) - 3} more)" if len(shortfalls) > 3 else ""
+        raise FusionContractError("; ".join(shortfalls[:3]) + more)
+    return outcomes
+
+
+def _target_manifest(
+    portable: Manifest, model: ir.Model, options: OptimizeOptions, outcomes: list[PassOutcome]
+) -> Manifest:
+    return replace(
+        portable,
+        kind="target",
+        target=options.target,
+        precision=options.precision,
+        cache=cache_kind(model),
+        logits=options.logits,
+        max_context=max_context(portable.model, options),
+        weight_bytes=decode_weight_bytes(model),
+        passes=(*portable.passes, *(outcome.record for outcome in outcomes)),
+        tolerances={},
+        measured={},
+        files={},
+        tools=tool_versions(),
+    )
+
+
+def _build(
+    staging: Path, target: Manifest, options: EngineOptions, threads: int | None, progress: Progress
+) -> Manifest:
+    progress.start("Building engine")
+    builder = make_builder(target, options, progress)
+    passes = engine_passes(target)
+    if passes:
+        model = ir.load(staging / MODEL)
+        outcomes = run_passes(model, passes)
+        target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
+        onnx.save_model(ir.to_proto(model), staging / ENGINE)
+    details = builder.build(staging, staging, threads=threads)
+    record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=dict(details))
+    return write_manifest(
+        staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
+    )
+
+
+def _write(model: ir.Model, staging: Path, progress: Progress, *, weights: Weights = "model") -> None:
+    started = False
+
+    def advance(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            progress.start("Writing weights", total=total, unit="bytes")
+            started = True
+        progress.advance(done)
+
+    write_model(model, staging, advance, weights=weights == "model")
+
+
+def _copy_assets(source: Path, staging: Path) -> None:
+    for name in (*ASSETS, GOLDEN):
+        if (source / name).exists():
+            shutil.copyfile(source / name, staging / name)

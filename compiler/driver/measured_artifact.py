@@ -1,0 +1,110 @@
+"""An artifact compared with its golden data, and what came out written into its manifest.
+
+In: a directory with its files written, and its manifest. Out: the manifest with measured errors and tolerances.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from llmc.compiler.artifact.artifact import write_manifest
+from llmc.compiler.artifact.golden import Golden, load_golden
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.reports import VerifyReport
+from llmc.compiler.base.errors import EngineError, MissingDependencyError, VerificationError
+from llmc.compiler.base.options import GPU_TARGETS, TENSORRT
+from llmc.compiler.base.progress import Progress
+from llmc.compiler.driver.verification import Measured, measure, report, tolerances
+from llmc.passes.lowering.convert_float import ConvertFloat
+from llmc.runtimes.device.cuda import cuda_devices
+from llmc.runtimes.engines import open_session
+from llmc.runtimes.session.engine import Session
+
+log = logging.getLogger(__name__)
+
+
+def measure_and_record(staging: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, VerifyReport | None]:
+    """Compare with golden data where there is some; what was measured and what is tolerated go into the manifest."""
+    golden = load_golden(staging)
+    # A GPU's graph takes lengths and device buffers when it is built, and is measured then.
+    if golden is None or (manifest.target == "cuda" and manifest.kind == "target"):
+        return manifest, None
+    progress.start("Verifying")
+    try:
+        measured, where = measure_anywhere(staging, manifest, golden)
+    except EngineError as error:
+        # Some of the CPU provider's kernels refuse an input only when they run.
+        if not _may_be_unmeasured(manifest):
+            raise
+        log.warning("not compared with the model: there is no GPU here, and the CPU does not run it (%s)", error)
+        return manifest, None
+    accepted = tolerances(_weight_precision(manifest), measured)
+    result = report(measured, accepted, where)
+    if not result.passed:
+        failed = next(check for check in result.checks if not check.passed)
+        raise VerificationError(
+            f"the {manifest.kind} does not say what the model says: {failed.name} is {failed.measured:.3g}, "
+            f"{failed.tolerance:.3g} is accepted; nothing was written"
+        )
+    final = replace(manifest, measured=measured.to_mapping(), tolerances=accepted, files={})
+    return write_manifest(staging, final), result
+
+
+def measure_anywhere(
+    directory: Path, manifest: Manifest, golden: Golden, *, threads: int | None = None
+) -> tuple[Measured, str]:
+    """Measure an artifact with its own runtime or, where that cannot run here, its graph on ONNX Runtime's CPU.
+
+    Returns:
+        What was measured, and one clause that says what ran where it was not the artifact itself; else empty.
+
+    Raises:
+        EngineError: neither runs.
+        VerificationError: the vocabulary is another one.
+    """
+    session, where = _open(directory, manifest, threads)
+    try:
+        return measure(session, golden), where
+    finally:
+        session.close()
+
+
+def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
+    if manifest.kind != "engine" or manifest.target not in GPU_TARGETS:
+        return open_session(directory, threads=threads), ""
+    gpu = bool(cuda_devices())
+    if manifest.target == "cuda":
+        if gpu:
+            return open_session(directory, threads=threads), ""
+        from llmc.runtimes.onnxruntime.cuda_engine import open_on_host
+
+        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
+    if gpu:
+        try:
+            return open_session(directory, threads=threads), ""
+        except (EngineError, MissingDependencyError) as error:
+            log.warning("the engine does not open here: %s", error)
+    from llmc.runtimes.onnxruntime.cpu_engine import open_graph
+
+    why = "no GPU here that it supports" if gpu else "there is no GPU here"
+    try:
+        session = open_graph(directory, threads=threads)
+    except EngineError as error:
+        said = str(error).partition(" Op with name")[0].removesuffix(".")
+        raise EngineError(
+            f"{why}, and the CPU does not run the graph that the engine was built of: {said}"
+        ) from error
+    return session, f"the graph it was built of, on ONNX Runtime's CPU provider: {why}"
+
+
+def _may_be_unmeasured(manifest: Manifest) -> bool:
+    """Whether the artifact is for a GPU that is not here, whose types the CPU may lack kernels for."""
+    return (manifest.target == "cuda" and not cuda_devices()) or manifest.target in TENSORRT
+
+
+def _weight_precision(manifest: Manifest) -> str:
+    """Weights that were rounded to half precision stay so, whatever they are computed with."""
+    rounded = any(record.name == ConvertFloat.__name__ and record.counts for record in manifest.passes)
+    return "fp16" if rounded and manifest.precision == "fp32" else manifest.precision

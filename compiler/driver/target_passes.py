@@ -1,0 +1,147 @@
+"""What a user asked for as passes: the one place that knows which options mean which passes on which target.
+
+In: options, the model's geometry, golden data where there are some. Out: passes in order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmc.compiler.artifact.golden import Golden
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.options import DEFAULT_CONTEXT, TENSORRT, OptimizeOptions
+from llmc.passes.graph_pass import GraphPass
+from llmc.passes.pipeline import (
+    CpuTarget,
+    CudaTarget,
+    StandardTarget,
+    cpu_engine_passes,
+    cpu_passes,
+    cuda_engine_passes,
+    cuda_passes,
+    standard_passes,
+    tensorrt_engine_passes,
+)
+from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
+from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
+
+KERNEL_PRECISIONS = ("int4", "int8")
+"""Weights in blocks of integers: llmc has CPU operators of its own for them, and a GPU reads them faster unpacked."""
+
+
+def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Golden | None = None) -> list[GraphPass]:
+    """Passes from a portable graph to the target's; golden data bring the ranges of an int8 cache.
+
+    Raises:
+        UsageError: the context is longer than the model's.
+    """
+    positions = max_context(geometry, options)
+    if options.target == "cuda":
+        return cuda_passes(_cuda_target(positions, options, golden))
+    if options.target != "cpu":
+        return standard_passes(_standard_target(positions, options))
+    target = CpuTarget(
+        max_positions=positions,
+        cache=options.cache_io,
+        logits=options.logits,
+        quantization=_quantization(options),
+        query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
+        expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
+    )
+    return cpu_passes(target)
+
+
+def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None) -> CudaTarget:
+    quantized_cache = None
+    if options.cache_precision != "auto":
+        ranges = golden.cache_ranges if golden is not None else None
+        quantized_cache = QuantizeCache.from_ranges(options.cache_precision, ranges)
+    weights = QuantizeFp8(options.blocks) if options.precision == "fp8" else _quantization(options)
+    return CudaTarget(
+        max_positions=positions,
+        activations=options.activations,
+        cache=options.cache_io,
+        logits=options.logits,
+        quantization=weights,
+        quantized_cache=quantized_cache,
+        pack_gate_up=options.precision not in KERNEL_PRECISIONS,
+    )
+
+
+def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget:
+    half = options.target != "openvino"
+    return StandardTarget(
+        max_positions=positions,
+        cache="scatter" if half else "concat",
+        activations=options.activations if half else "fp32",
+        logits=options.logits,
+        quantization=_standard_quantization(options),
+    )
+
+
+def _standard_quantization(options: OptimizeOptions) -> GraphPass | None:
+    """Numbers and scales that DequantizeLinear reads."""
+    if options.precision in {"int8", "int4", "fp8", "nvfp4"}:
+        head: Literal["int8", "int4"] = "int4" if options.head == "int4" else "int8"
+        offset = options.precision == "int4" and options.symmetric is not True
+        # OpenVINO takes any zero point into its product; TensorRT takes none.
+        return QuantizeStandard(
+            options.precision,
+            head,
+            options.blocks,
+            offset,
+            "zero_point" if options.target == "openvino" else "sums",
+        )
+    return None
+
+
+def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
+    bits = {"int4": 4, "int8": 8}.get(options.precision)
+    if bits is None:
+        return None
+    head = {"int4": 4, "int8": 8, "auto": 8}[options.head]
+    on_cpu = options.target == "cpu"
+    # Four bits need the offset, which the GPU's kernel has not; eight are near enough without.
+    plain = options.symmetric if options.symmetric is not None else bits == 8 or not on_cpu
+    return QuantizeWeights(
+        bits=4 if bits == 4 else 8,
+        block_size=options.blocks,
+        symmetric=plain or on_cpu,
+        offset=not plain and on_cpu,
+        head_bits=4 if head == 4 else 8,
+        accuracy_level=4 if on_cpu else 0,
+    )
+
+
+def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
+    """Longest context of the target graph.
+
+    Raises:
+        UsageError: more is asked for than the model was made for.
+    """
+    limit = geometry.max_position_embeddings
+    if options.context is None:
+        return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if limit is not None and options.context > limit:
+        raise UsageError(
+            f"--context {options.context} is more than the {limit} positions that the model was made for"
+        )
+    return options.context
+
+
+def engine_passes(target: Manifest) -> list[GraphPass]:
+    """Passes from a target's graph to the engine's; none where the engine opens the graph itself."""
+    if target.target == "cuda":
+        # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
+        lowered = any(record.name == "LowerAttention" and record.counts.get("attention") for record in target.passes)
+        return cuda_engine_passes() if lowered and target.cache == "shared" else []
+    if target.target in TENSORRT:
+        return tensorrt_engine_passes()
+    if target.target == "openvino":
+        return []
+    return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []

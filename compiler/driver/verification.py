@@ -1,0 +1,129 @@
+"""Does the engine say what the model says?
+
+In: a session and golden data. Out: measured errors, and whether they are within tolerances.
+
+The engine is led along the reference's own continuation (one batch of prompts of unequal length, then token by
+token), so that an early difference does not make all later positions incomparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmc.compiler.artifact.golden import Golden
+from llmc.compiler.artifact.reports import Check, VerifyReport
+from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.driver.golden_recording import log_sum_exp
+from llmc.runtimes.session.engine import FloatArray, Session
+
+LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
+EXACT_LOGIT_ERROR = 1e-3
+"""Largest error of a float32 engine's logits."""
+NEARLY_NOTHING = 1e-12
+"""Probability below which rounding decides."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Errors of an engine against the reference.
+
+    Attributes:
+        logit_error: Largest absolute difference over the reference's top logits.
+        kl: Mean over positions of KL(reference || engine), nats.
+        top1: Share of positions where both predict the same token.
+    """
+
+    logit_error: float
+    kl: float
+    top1: float
+
+    def to_mapping(self) -> dict[str, float]:
+        """By metric name, for the manifest."""
+        return {LOGIT_ERROR: self.logit_error, KL: self.kl, TOP1: self.top1}
+
+
+def measure(session: Session, golden: Golden) -> Measured:
+    """Run the golden prompts and continuations through ``session``.
+
+    Raises:
+        VerificationError: the engine's vocabulary is not the reference's.
+        EngineError: the engine failed.
+    """
+    if session.info.vocab_size != golden.vocab_size:
+        raise VerificationError(
+            f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
+        )
+    batch = len(golden.tokens)
+    most = session.info.max_batch or batch
+    compared = [
+        result
+        for begin in range(0, batch, most)
+        for result in _compare_rows(session, golden, range(begin, min(begin + most, batch)))
+    ]
+    errors, divergences, agreements = zip(*compared, strict=True)
+    return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
+
+
+def _compare_rows(session: Session, golden: Golden, rows: range) -> Iterator[tuple[float, float, bool]]:
+    """Error, divergence and agreement of each step and row."""
+    part, steps = slice(rows.start, rows.stop), golden.tokens.shape[1]
+    lengths = golden.lengths[part]
+    session.reset(len(rows), int(lengths.max()) + steps)
+    logits = session.forward(np.ascontiguousarray(golden.prompts[part, : lengths.max()]), lengths)
+    last = lengths - 1
+    for step in range(steps):
+        values = logits.host()
+        for index, row in enumerate(rows):
+            position = int(last[index]) if values.shape[1] > 1 else 0
+            yield _compare(values[index, position], golden, row, step)
+        if step + 1 < steps:
+            logits = session.forward(np.ascontiguousarray(golden.tokens[part, step : step + 1]))
+            last = np.zeros(len(rows), np.int64)
+
+
+def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:
+    ids = golden.top_ids[row, step]
+    reference = golden.top_logits[row, step].astype(np.float64)
+    engine = values[ids].astype(np.float64)
+    if not np.isfinite(values).all():
+        return float("inf"), float("inf"), False
+    log_p = reference - float(golden.log_sum_exp[row, step])
+    log_q = engine - log_sum_exp(values)
+    p = np.exp(log_p)
+    divergence = float((p * (log_p - log_q)).sum())
+    # What lies outside the kept logits is compared as one lump. An engine that leaves it nothing is charged as if it
+    # left it a little: without the lump its kept logits alone would look better than the reference's.
+    rest_p, rest_q = max(0.0, 1 - p.sum()), max(0.0, 1 - np.exp(log_q).sum())
+    if len(ids) < golden.vocab_size and rest_p > NEARLY_NOTHING:
+        divergence += rest_p * float(np.log(rest_p / max(rest_q, NEARLY_NOTHING)))
+    same = bool(int(values.argmax()) == int(golden.tokens[row, step]))
+    # Only rounding makes a divergence negative.
+    return float(np.abs(engine - reference).max()), max(0.0, divergence), same
+
+
+LARGEST_KL = {"int8": 0.1, "int4": 1.0}
+"""Divergence, in nats, beyond which quantized weights no longer say what the model says."""
+
+
+def tolerances(precision: str, measured: Measured) -> dict[str, float]:
+    """What ``verify`` will accept: fixed for float32; else a margin over what was measured, up to a fixed limit."""
+    if precision == "fp32":
+        return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0}
+    margin = 1.25
+    return {
+        LOGIT_ERROR: measured.logit_error * margin + EXACT_LOGIT_ERROR,
+        KL: min(measured.kl * margin + 1e-4, LARGEST_KL.get(precision, 0.1)),
+        TOP1: max(0.0, measured.top1 - 0.05),
+    }
+
+
+def report(measured: Measured, accepted: Mapping[str, float], where: str = "") -> VerifyReport:
+    """Measured values against tolerances; ``where`` says what ran, if it was not the artifact itself."""
+    checks = []
+    for name, value in measured.to_mapping().items():
+        finite = value if np.isfinite(value) else 1e30
+        checks.append(Check(name, finite, accepted.get(name), at_most=name != TOP1))
+    return VerifyReport(tuple(checks), where)

@@ -1,0 +1,1 @@
+"""llmc.compiler.graph.operators: the llmc operators, one file each, with bodies in standard ONNX."""

@@ -1,0 +1,1 @@
+"""What is in a graph, what it costs, and what this machine can do."""

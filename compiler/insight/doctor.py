@@ -1,0 +1,280 @@
+"""What this machine and this environment can do, and what each target still needs.
+
+In: installed packages' metadata, ONNX Runtime's provider list, ``nvidia-smi`` where there is one.
+Out: :class:`DoctorReport`. Nothing here fails because something is missing: that is what the report is for.
+
+A target may be able to build and unable to run: TensorRT-RTX's builder, for one, needs no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmc.runtimes.machine.fingerprint import MachineFingerprint, installed_versions, machine_fingerprint
+
+DISTRIBUTION = "llmc-toolchain"
+REPORTED_PACKAGES = (
+    DISTRIBUTION,
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "cuda-bindings",
+    "nvidia-ml-py",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "openvino",
+)
+INT8_DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a target needs beyond llmc's own dependencies.
+
+    Attributes:
+        target: Name as ``--target`` takes it.
+        extra: The pip extra that installs its packages.
+        modules: Any one of these importable modules will do.
+        companions: Each of these must be importable too.
+        provider: ONNX Runtime execution provider that must be there, or None.
+        gpu: Whether running needs an NVIDIA GPU.
+        capabilities: Compute capabilities that can run it; empty: all. ``12.`` stands for all 12.x.
+        builds_without_gpu: Whether engines can be built where they cannot run.
+        builds_with_modules: Whether building needs one of ``modules`` alone: no provider, no companions.
+        implemented: Whether this version of llmc compiles for it.
+    """
+
+    target: str
+    extra: str
+    modules: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+    provider: str | None = None
+    gpu: bool = False
+    capabilities: tuple[str, ...] = ()
+    builds_without_gpu: bool = False
+    builds_with_modules: bool = False
+    implemented: bool = False
+
+
+REQUIREMENTS = (
+    Requirement(
+        "cpu",
+        "cpu",
+        ("onnxruntime",),
+        provider="CPUExecutionProvider",
+        builds_without_gpu=True,
+        implemented=True,
+    ),
+    Requirement(
+        "cuda",
+        "cuda",
+        ("onnxruntime",),
+        companions=("cuda.bindings",),
+        provider="CUDAExecutionProvider",
+        gpu=True,
+        builds_without_gpu=True,
+        builds_with_modules=True,
+        implemented=True,
+    ),
+    Requirement("tensorrt", "tensorrt", ("tensorrt",), companions=("cuda.bindings",), gpu=True, implemented=True),
+    Requirement(
+        "tensorrt-rtx",
+        "tensorrt-rtx",
+        ("tensorrt_rtx_bindings",),
+        companions=("cuda.bindings",),
+        gpu=True,
+        capabilities=("7.5", "8.0", "8.6", "8.9", "12."),
+        builds_without_gpu=True,
+        builds_with_modules=True,
+        implemented=True,
+    ),
+    Requirement("openvino", "openvino", ("openvino",), implemented=True),
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as ``nvidia-smi`` reports it.
+
+    Attributes:
+        name: Its name.
+        compute_capability: As ``9.0``.
+        memory_bytes: All of its memory.
+        free_bytes: What is free now; None where it does not say.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class TargetStatus:
+    """What a target can do here.
+
+    Attributes:
+        target: Name as ``--target`` takes it.
+        can_build: Engines can be made here.
+        can_run: Engines can be run here.
+        needs: What is missing, one sentence each, with what to do about it; empty when it can run.
+    """
+
+    target: str
+    can_build: bool
+    can_run: bool
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """Everything ``llmc doctor`` shows.
+
+    Attributes:
+        machine: CPU, memory, system, Python.
+        packages: Distribution -> version, of those installed.
+        execution_providers: ONNX Runtime's, best first; empty when it is not installed or does not load.
+        gpus: NVIDIA GPUs.
+        targets: One entry per target.
+        notes: What else is worth knowing, one sentence each.
+    """
+
+    machine: MachineFingerprint
+    packages: Mapping[str, str]
+    execution_providers: tuple[str, ...]
+    gpus: tuple[Gpu, ...]
+    targets: tuple[TargetStatus, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dump``."""
+        return {
+            "schema_version": 1,
+            "machine": self.machine.to_json(),
+            "packages": dict(self.packages),
+            "execution_providers": list(self.execution_providers),
+            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "targets": [{**asdict(target), "needs": list(target.needs)} for target in self.targets],
+            "notes": list(self.notes),
+        }
+
+
+def examine() -> DoctorReport:
+    """Look at this machine and environment."""
+    machine = machine_fingerprint()
+    packages = installed_versions(REPORTED_PACKAGES)
+    providers, failure = execution_providers()
+    gpus = nvidia_gpus()
+    notes = [failure] if failure else []
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
+        notes.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "uninstall both, then install the one you need"
+        )
+    if not INT8_DOT_PRODUCT.intersection(machine.isa):
+        notes.append("this CPU has no int8 dot product (VNNI, AMX, i8mm): int4 and int8 engines will be slow on it")
+    return DoctorReport(
+        machine=machine,
+        packages=packages,
+        execution_providers=providers,
+        gpus=gpus,
+        targets=tuple(target_status(requirement, providers, gpus) for requirement in REQUIREMENTS),
+        notes=tuple(notes),
+    )
+
+
+def target_status(requirement: Requirement, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
+    """What one target can do, given ONNX Runtime's providers and the GPUs."""
+    needs = [] if requirement.implemented else [f"this version of llmc does not compile for {requirement.target} yet"]
+    installed = any(_importable(module) for module in requirement.modules)
+    has_basics = installed and not needs
+    if not installed:
+        needs.append(f"{requirement.modules[0]} is not installed: {_install(requirement.extra)}")
+    elif requirement.provider is not None and requirement.provider not in providers:
+        needs.append(
+            f"the installed ONNX Runtime has no {requirement.provider}: "
+            f"uninstall it (pip uninstall onnxruntime onnxruntime-gpu), then {_install(requirement.extra)}"
+        )
+    needs += [
+        f"{module} is not installed: {_install(requirement.extra)}"
+        for module in requirement.companions
+        if not _importable(module)
+    ]
+    prepared = has_basics if requirement.builds_with_modules else not needs
+    if requirement.gpu:
+        needs += _gpu_needs(requirement, gpus)
+    can_run = not needs
+    can_build = prepared and (can_run or requirement.builds_without_gpu)
+    return TargetStatus(requirement.target, can_build, can_run, tuple(needs))
+
+
+def _gpu_needs(requirement: Requirement, gpus: Sequence[Gpu]) -> list[str]:
+    if not gpus:
+        suffix = ": building needs none, running does" if requirement.builds_without_gpu else ""
+        return [f"nvidia-smi finds no NVIDIA GPU{suffix}"]
+    wanted = requirement.capabilities
+    if wanted and not any(gpu.compute_capability.startswith(wanted) for gpu in gpus):
+        have = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus)
+        accepted = ", ".join(f"{each}x" if each.endswith(".") else each for each in wanted)
+        return [f"{have} cannot run it: compute capability {accepted} is needed"]
+    return []
+
+
+def _install(extra: str) -> str:
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def _importable(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def execution_providers() -> tuple[tuple[str, ...], str | None]:
+    """ONNX Runtime's execution providers, best first, and why it does not load (None when it does or is absent)."""
+    if not _importable("onnxruntime"):
+        return (), None
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return (), f"onnxruntime is installed but does not load: {error}"
+    return tuple(onnxruntime.get_available_providers()), None
+
+
+def nvidia_gpus() -> tuple[Gpu, ...]:
+    """GPUs that ``nvidia-smi`` lists; none when it is missing, fails, or takes over 10 seconds."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_nvidia_smi(answer)
+
+
+def parse_nvidia_smi(answer: str) -> tuple[Gpu, ...]:
+    """GPUs from lines ``name, compute capability, memory, free memory`` (MiB); a line of another form is skipped."""
+    gpus = []
+    for line in answer.splitlines():
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) == 4 and parts[2].isdigit():
+            free = int(parts[3]) << 20 if parts[3].isdigit() else None
+            gpus.append(Gpu(parts[0], parts[1], int(parts[2]) << 20, free))
+    return tuple(gpus)

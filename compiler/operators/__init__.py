@@ -1,1 +1,0 @@
-"""llmc.compiler.operators: the llmc operators, one file each, with bodies in standard ONNX."""

@@ -1,0 +1,38 @@
+"""Bodies of stateful layers into the graph.
+
+    y, states = llmc::Recurrence(x, states, valid, W_in, …, W_out)
+        →   MatMul(x, W_in) ─▶ Scan(states, …) ─▶ MatMul(…, W_out)
+
+A body's projections run over the whole chunk, outside its scan. In the graph they are like any other projection: what
+is constant about them is folded, and they are quantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from llmc.compiler.graph.operators import recurrence
+from llmc.compiler.graph.operators.domain import DOMAIN
+from llmc.passes.graph_pass import GraphPass, Tally
+
+
+@dataclass(frozen=True)
+class InlineRecurrence(GraphPass):
+    """Replace each call of a recurrence by the nodes of its body."""
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        """All at once; the bodies are gone afterwards."""
+        calls = [node for node in model.graph if recurrence.is_recurrence(node)]
+        if not calls:
+            return
+        InlinePass(criteria=_is_body)(model)
+        for key in [key for key, function in model.functions.items() if _is_body(function)]:
+            del model.functions[key]
+        tally.count("layers", len(calls))
+
+
+def _is_body(function: ir.Function) -> bool:
+    return function.domain == DOMAIN and function.name == recurrence.NAME

@@ -1,0 +1,1 @@
+"""Passes from a target graph to the one that an engine opens."""

@@ -1,0 +1,1 @@
+"""What passes know of experts: their weights and their routing."""

@@ -1,0 +1,72 @@
+"""A gated activation into one node.
+
+    g' = QuickGelu(g, alpha = 1)
+    y  = Mul(g', u)               →   y = com.microsoft::GatedRMSNorm(u, scale, g, epsilon)
+
+GatedRMSNorm computes ``u / sqrt(mean(u²) + epsilon) * scale * silu(g)``. With an epsilon of 2^30, beside which the
+mean vanishes, and a scale of 2^15 = sqrt(epsilon) what is left is ``u * silu(g)``, computed in float32 in one kernel.
+The mean of squares over 128 features changes the result by mean / 2^31, relatively: less than half a unit of
+float16's last place while the root of that mean stays below 700.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.passes.graph.graph_query import dims, only_consumer, producer, replace_node, small_initializer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+EPSILON, SCALE = 2.0**30, 2.0**15
+WIDTHS = (128, 64, 32)
+"""Features over which the kernel takes its mean: the first of these that divides the layer's width."""
+
+
+@dataclass(frozen=True)
+class FuseGatedSilu(FusionPass):
+    """Replace ``silu(gate) * up``."""
+
+    what: ClassVar[str] = "gated_silu"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every product with a SiLU."""
+        return [node for node in model.graph if node.op_type == "Mul" and not node.domain and _silu(node) is not None]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Replace one product."""
+        index = _silu(node)
+        assert index is not None
+        silu, up = producer(node.inputs[index], "QuickGelu", "com.microsoft"), node.inputs[1 - index]
+        assert silu is not None
+        gate = silu.inputs[0]
+        if only_consumer(silu.outputs[0]) is not node:
+            raise NearMiss("its activation is used elsewhere, too")
+        shape = dims(gate)
+        if shape is None or None in shape or shape != dims(up):
+            raise NearMiss("gate and up differ in shape, or it is not known")
+        if not isinstance(shape[-1], int):
+            raise NearMiss("its width is not known")
+        width = next((width for width in WIDTHS if shape[-1] % width == 0), None)
+        if width is None:
+            raise NearMiss(f"its width {shape[-1]} is no multiple of {WIDTHS[-1]}")
+        scale = small_initializer(model.graph, f"gate_scale_{width}", np.full(width, SCALE, np.float32))
+        options: dict[str, float | str] = {"epsilon": EPSILON, "activation": "silu"}
+        new = ir.node("GatedRMSNorm", [up, scale, gate], options, domain="com.microsoft", name=node.name)
+        replace_node(node, [new], new.outputs)
+        model.graph.remove(silu, safe=True)
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the operator's domain."""
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _silu(node: ir.Node) -> int | None:
+    """Which input of a product is a SiLU."""
+    for index in (0, 1):
+        maker = producer(node.inputs[index], "QuickGelu", "com.microsoft")
+        if maker is not None and maker.attributes.get_float("alpha", 1.702) == 1.0:
+            return index
+    return None

@@ -1,0 +1,75 @@
+"""RMSNorm of each query and key head into attention.
+
+    q = RMSNormalization(q₀ by head, w_q)
+    k = RMSNormalization(k₀ by head, w_k)      →      CachedAttention(q₀, k₀, …, w_q, w_k)
+    CachedAttention(q, k, …)
+
+It runs after the rotary embedding has moved inside, because attention normalizes first and rotates then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from llmc.compiler.graph.operators import cached_attention
+from llmc.passes.attention.attention_paths import rms_norm, to_merged, walk_to_core
+from llmc.passes.graph.graph_query import insert_before
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+
+@dataclass(frozen=True)
+class FuseQKNorm(FusionPass):
+    """Move the norms of queries and keys inside attention."""
+
+    what: ClassVar[str] = "qk_norm"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention, in a graph that normalizes heads."""
+        nodes = list(model.graph)
+        if not any(node.op_type == "RMSNormalization" and _is_by_head(node) for node in nodes):
+            return []
+        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        return [n for n in attentions if not (v := cached_attention.variant_of(n)).qk_norm and not v.packed]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Move the two norms of one attention inside."""
+        _fuse(model.graph, node)
+
+
+def _is_by_head(norm: ir.Node) -> bool:
+    shape = norm.outputs[0].shape
+    return shape is not None and len(shape) == 4
+
+
+def _fuse(graph: ir.Graph, node: ir.Node) -> None:
+    norms: list[ir.Node | None] = []
+    heads_first: list[bool] = []
+    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
+        value = cached_attention.get_input(node, name)
+        if value is None:
+            raise NearMiss("its query is packed already")
+        path = walk_to_core(value, node.attributes.get_int(count, 0))
+        norms.append(None if path.merged else rms_norm(path.value))
+        heads_first.append(path.heads_first)
+    q_norm, k_norm = norms
+    if q_norm is None and k_norm is None:
+        raise NearMiss("neither its query nor its key is normalized, as those of other layers are")
+    if q_norm is None or k_norm is None:
+        raise NearMiss("only one of its query and key is normalized")
+    epsilons = [norm.attributes.get_float("epsilon", 1e-5) for norm in (q_norm, k_norm)]
+    if epsilons[0] != epsilons[1]:
+        raise NearMiss(f"its query and key are normalized with different epsilons, {epsilons[0]} and {epsilons[1]}")
+    merged: list[ir.Value] = []
+    for norm, first in zip((q_norm, k_norm), heads_first, strict=True):
+        source = norm.inputs[0]
+        assert source is not None
+        value, nodes = to_merged(source, first, graph)
+        insert_before(node, nodes)
+        merged.append(value)
+    inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
+    inputs.update(query=merged[0], key=merged[1], q_norm_weight=q_norm.inputs[1], k_norm_weight=k_norm.inputs[1])
+    options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
+    cached_attention.replace_call(node, inputs, {**options, "norm_epsilon": epsilons[0]})

@@ -1,0 +1,207 @@
+"""Rotary embedding into attention.
+
+    q = RotaryEmbedding(q₀, cos(position_ids), sin(position_ids))                q₀, k₀
+    k = RotaryEmbedding(k₀, cos(position_ids), sin(position_ids))       →          │
+    CachedAttention(q, k, …)                                             CachedAttention(q₀, k₀, …,
+                                                                             cos_table, sin_table, position_ids)
+
+cos and sin are whatever the model computes from the positions (plain, scaled, YaRN, Llama 3): the pass computes that
+part of the graph for every position up to ``max_positions`` and stores the two tables. It fires only where they
+depend on nothing but the token's own position, which it checks by computing them for other sequences as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from llmc.compiler.graph.operators import cached_attention
+from llmc.compiler.graph.operators.domain import OPSET
+from llmc.passes.attention.attention_paths import to_merged, walk_to_core
+from llmc.passes.graph.graph_query import add_initializer, dims, graph_input, insert_before, is_weight
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+FloatArray = npt.NDArray[np.float32]
+SAME_ANGLE = 1e-6
+"""Largest difference of two cosines that are computed twice; a dependence on the sequence shows far above it."""
+
+
+@dataclass(frozen=True)
+class FuseRotary(FusionPass):
+    """Move rotary embeddings inside attention.
+
+    Attributes:
+        max_positions: Rows of the tables; the longest context that the fused graph can run.
+    """
+
+    what: ClassVar[str] = "rotary"
+    max_positions: int
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every attention, in a graph that has rotary embeddings."""
+        nodes = list(model.graph)
+        if not any(node.op_type == "RotaryEmbedding" and not node.domain for node in nodes):
+            return []
+        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        return [node for node in attentions if not cached_attention.variant_of(node).rotary]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Move the rotation of one attention inside."""
+        rotaries, positions = _rotaries_of(model, node)
+        tables = _tables(model, rotaries[0], positions, self.max_positions)
+        _rewire(model.graph, node, rotaries, tables, positions)
+
+
+def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Value]:
+    """The rotary embeddings of query and key, and the positions that they depend on."""
+    if cached_attention.variant_of(node).qk_norm:
+        raise NearMiss("it normalizes its query and key itself, and would do so before the rotation")
+    sides = []
+    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
+        value = cached_attention.get_input(node, name)
+        if value is None:
+            raise NearMiss("its query is packed already")
+        path = walk_to_core(value, node.attributes.get_int(count, 0))
+        rotary = path.value.producer()
+        if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
+            made_by = rotary.op_type if rotary is not None else "the graph's input"
+            raise NearMiss(f"its {name} comes from {made_by}, not from a rotary embedding")
+        if not path.heads_first:
+            raise NearMiss(f"the rotary embedding of its {name} is not laid out [batch, heads, seq, dim]")
+        sides.append(rotary)
+    q_rotary, k_rotary = sides
+    cos, sin = q_rotary.inputs[1], q_rotary.inputs[2]
+    if [*q_rotary.inputs[1:]] != [*k_rotary.inputs[1:]] or len(q_rotary.inputs) != 3 or cos is None or sin is None:
+        raise NearMiss("its query and key are rotated by different angles")
+    q_options, k_options = ({k: v.value for k, v in r.attributes.items()} for r in sides)
+    if q_options != k_options:
+        raise NearMiss("its query and key are rotated in different ways")
+    positions = graph_input(model, "position_ids")
+    if positions is None:
+        raise NearMiss("the graph has no position_ids")
+    return sides, positions
+
+
+def _rewire(
+    graph: ir.Graph, node: ir.Node, rotaries: list[ir.Node], tables: tuple[ir.Value, ir.Value], positions: ir.Value
+) -> None:
+    merged: list[ir.Value] = []
+    made: list[ir.Node] = []
+    for rotary in rotaries:
+        source = rotary.inputs[0]
+        assert source is not None
+        value, nodes = to_merged(source, True, graph)
+        made += nodes
+        merged.append(value)
+    insert_before(node, made)
+    inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
+    inputs.update(query=merged[0], key=merged[1], cos_cache=tables[0], sin_cache=tables[1], position_ids=positions)
+    first = rotaries[0].attributes
+    options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
+    options["interleaved"] = first.get_int("interleaved", 0)
+    options["rotary_embedding_dim"] = first.get_int("rotary_embedding_dim", 0)
+    cached_attention.replace_call(node, inputs, options)
+
+
+def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) -> tuple[ir.Value, ir.Value]:
+    """The tables for a rotary embedding's angles; those of an earlier layer when the angles are the same values."""
+    cos, sin = rotary.inputs[1], rotary.inputs[2]
+    assert cos is not None
+    assert sin is not None
+    names = f"rotary.cos.{cos.name}", f"rotary.sin.{sin.name}"
+    known = [model.graph.initializers.get(name) for name in names]
+    if known[0] is not None and known[1] is not None:
+        return known[0], known[1]
+    forward = np.arange(rows, dtype=np.int64)
+    made = tabulate([cos, sin], positions, forward)
+    # Another order, a short sequence of low positions, a single high one: a threshold or an extreme then moves.
+    for sample in (forward[:: max(1, rows // 64)][::-1].copy(), forward[:2], forward[-1:]):
+        again = tabulate([cos, sin], positions, sample)
+        for table, other in zip(made, again, strict=True):
+            if not np.allclose(table[sample], other, rtol=0, atol=SAME_ANGLE):
+                raise NearMiss("its angles depend on more than each token's own position")
+    return (
+        add_initializer(model.graph, names[0], ir.tensor(made[0])),
+        add_initializer(model.graph, names[1], ir.tensor(made[1])),
+    )
+
+
+def tabulate(values: list[ir.Value], positions: ir.Value, at: npt.NDArray[np.int64]) -> list[FloatArray]:
+    """Compute ``values`` ([batch, seq, n], functions of ``positions``) at the given positions.
+
+    Returns:
+        One float array [len(at), n] per value.
+
+    Raises:
+        NearMiss: they depend on another input, or on an operator that cannot be computed here.
+    """
+    nodes = _ancestors(values, positions)
+    feed = {"position_ids": at[None, :]}
+    graph = _copy_subgraph(nodes, values, positions)
+    try:
+        from onnx.reference import ReferenceEvaluator
+
+        results = ReferenceEvaluator(graph).run(None, feed)
+    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, IndexError) as error:
+        raise NearMiss(f"its angles cannot be computed ahead of time: {error}") from error
+    for result in results:
+        if result.ndim != 3 or result.shape[:2] != (1, len(at)):
+            raise NearMiss(f"its angles have the shape {result.shape}, not one row per position")
+    return [np.ascontiguousarray(result[0]) for result in results]
+
+
+def _ancestors(values: list[ir.Value], positions: ir.Value) -> list[ir.Node]:
+    """Nodes between ``positions`` and ``values``, in graph order."""
+    found: set[ir.Node] = set()
+    stack: list[ir.Value | None] = list(values)
+    while stack:
+        value = stack.pop()
+        if value is None or value is positions or is_weight(value):
+            continue
+        node = value.producer()
+        if node is None:
+            raise NearMiss(f"its angles depend on the input {value.name}")
+        if node not in found:
+            found.add(node)
+            # Shapes of inputs are known to be [1, positions]; only position_ids may be asked for its shape.
+            stack.extend(node.inputs)
+    makers = [value.producer() for value in values]
+    if None in makers or makers[0] is None or makers[0].graph is None:
+        raise NearMiss("its angles are constants, not computed from the position")
+    return [node for node in makers[0].graph if node in found]
+
+
+def _copy_subgraph(nodes: list[ir.Node], values: list[ir.Value], positions: ir.Value) -> onnx.ModelProto:
+    mapping: dict[ir.Value, ir.Value] = {positions: ir.val("position_ids", ir.DataType.INT64, ["batch", "seq"])}
+    initializers: list[ir.Value] = []
+    copies: list[ir.Node] = []
+    for node in nodes:
+        inputs: list[ir.Value | None] = []
+        for value in node.inputs:
+            if value is not None and value not in mapping and is_weight(value):
+                assert value.const_value is not None
+                mapping[value] = ir.val(value.name, const_value=ir.tensor(value.const_value.numpy(), name=value.name))
+                initializers.append(mapping[value])
+            inputs.append(mapping[value] if value is not None else None)
+        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+            mapping[old] = new
+        copies.append(copy)
+    for value in values:
+        if dims(value) is None:
+            raise NearMiss(f"{value.name} has no known shape")
+    graph = ir.Graph(
+        [mapping[positions]],
+        [mapping[v] for v in values],
+        nodes=copies,
+        initializers=initializers,
+        opset_imports={"": OPSET},
+        name="angles",
+    )
+    return ir.to_proto(ir.Model(graph, ir_version=10))

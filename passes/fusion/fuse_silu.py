@@ -1,0 +1,47 @@
+"""SiLU into one node.
+
+Mul(x, Sigmoid(x))   →   com.microsoft::QuickGelu(x, alpha = 1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from llmc.passes.graph.graph_query import only_consumer, producer, replace_node
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+
+@dataclass(frozen=True)
+class FuseSilu(FusionPass):
+    """Replace ``x * sigmoid(x)`` by QuickGelu, which computes ``x * sigmoid(alpha * x)``."""
+
+    what: ClassVar[str] = "silu"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every product of something with its own sigmoid."""
+        return [node for node in model.graph if node.op_type == "Mul" and not node.domain and _sigmoid(node)]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Replace one product."""
+        sigmoid = _sigmoid(node)
+        assert sigmoid is not None
+        if only_consumer(sigmoid.outputs[0]) is not node:
+            raise NearMiss("its sigmoid is used elsewhere, too")
+        new = ir.node("QuickGelu", [sigmoid.inputs[0]], {"alpha": 1.0}, domain="com.microsoft", name=node.name)
+        replace_node(node, [new], new.outputs)
+        model.graph.remove(sigmoid, safe=True)
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the operator's domain."""
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _sigmoid(node: ir.Node) -> ir.Node | None:
+    for index in (0, 1):
+        sigmoid = producer(node.inputs[index], "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is node.inputs[1 - index]:
+            return sigmoid
+    return None

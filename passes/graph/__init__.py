@@ -1,0 +1,1 @@
+"""Helpers for every pass: asking a graph, making nodes, evaluating parts of it."""

@@ -1,0 +1,156 @@
+"""Experts to ONNX Runtime.
+
+    llmc::MoE(hidden, indices, weights, fc1, fc2)
+        →  com.microsoft::MoE(hidden, log of the weights by expert, fc1, fc2) * (sum of the weights)
+
+The runtime's operator routes by itself: it takes the k largest of its ``router_probs`` and weighs them by the softmax
+over these. The logarithm of the weights, spread over all experts and very negative where none was chosen, makes it
+choose what the router chose and weigh it by weight / sum of weights, whatever the router was. A row of zeros stays
+right, too: its sum is 0. Weights below 0 have no logarithm, so the graph must show that there are none.
+
+Accepted is what the CPU kernel of ONNX Runtime 1.32 was measured to compute within 1e-6 of the largest output: the
+activations of :data:`PLAIN`, and silu gates of any alpha, beta and limit whose rows alternate in ``fc1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph.operators import moe
+from llmc.passes.experts.expert_weights import rearranged
+from llmc.passes.experts.routing_weights import is_nonnegative, sums_to_one
+from llmc.passes.graph.graph_query import copy_dtype, dims, is_weight, replace_node, small_initializer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+DOMAIN, KERNEL = "com.microsoft", "MoE"
+PLAIN = {"relu": "relu", "silu": "silu", "gelu_tanh": "gelu", "identity": "identity"}
+"""Activation without a gate -> the kernel's name for it; its gelu is the one by tanh."""
+NOT_CHOSEN = -1e30
+"""Logit of an expert that was not chosen: its exponential is 0 beside any weight's."""
+
+
+@dataclass(frozen=True)
+class LowerMoE(FusionPass):
+    """Replace each ``llmc::MoE``.
+
+    Attributes:
+        kernel: The runtime's CPU provider has the operators as they were measured.
+    """
+
+    kernel: bool = True
+
+    what: ClassVar[str] = "experts"
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every layer's experts."""
+        return [node for node in model.graph if moe.is_moe(node)]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Lower one layer's experts; their weights are rearranged where the kernel has another layout."""
+        given = dict(zip(moe.INPUTS, node.inputs, strict=False))
+        variant = moe.variant_of(node)
+        chosen = self._require_kernel(given, variant, node)
+        graph, transpose = model.graph, variant.transposed
+        halves = variant.gated and not variant.interleaved
+        fc1, fc2 = given["fc1"], given["fc2"]
+        assert fc1 is not None
+        assert fc2 is not None
+        fc1_bias, fc2_bias = (given.get(name) for name in ("fc1_bias", "fc2_bias"))
+        inputs = [
+            given["hidden"],
+            None,
+            rearranged(graph, fc1, transpose=transpose, interleave=halves),
+            rearranged(graph, fc1_bias, transpose=False, interleave=halves) if fc1_bias is not None else None,
+            rearranged(graph, fc2, transpose=transpose, interleave=False),
+            fc2_bias,
+        ]
+        nodes, inputs[1], total = _routing(graph, node, given)
+        while inputs[-1] is None:
+            inputs.pop()
+        new = ir.node(KERNEL, inputs, _attributes(node, variant, chosen), domain=DOMAIN, name=node.name)
+        nodes.append(new)
+        if total is not None:
+            nodes.append(ir.node("Mul", [new.outputs[0], total], name=f"{node.name}/Mul"))
+            copy_dtype(node.outputs[0], new.outputs[0])
+            new.outputs[0].shape = node.outputs[0].shape
+        replace_node(node, nodes, nodes[-1].outputs)
+
+    def finish(self, model: ir.Model) -> None:
+        """Declare the domain."""
+        model.graph.opset_imports.setdefault(DOMAIN, 1)
+
+    def _require_kernel(self, given: Mapping[str, ir.Value | None], variant: moe.Variant, node: ir.Node) -> int:
+        """How many experts a token has; raises NearMiss where the kernel cannot compute what the call asks for."""
+        if not self.kernel:
+            raise NearMiss("the installed ONNX Runtime does not have the operator as it was measured")
+        if variant.gated and variant.activation != "silu":
+            raise NearMiss(f"the kernel has no gate with {variant.activation}")
+        if not variant.gated and variant.activation not in PLAIN:
+            raise NearMiss(f"the kernel has no activation {variant.activation}")
+        if not variant.gated and node.attributes.get_float("alpha", 1.0) != 1.0:
+            raise NearMiss("the kernel's silu without a gate has no alpha")
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            raise NearMiss("its activations are not float32")
+        weights = [given.get(name) for name in ("fc1", "fc2", *(("fc1_bias", "fc2_bias") if variant.biases else ()))]
+        if not all(value is not None and is_weight(value) and _is_static(value) for value in weights):
+            raise NearMiss("its weights are no constants of a known shape")
+        chosen = (dims(given["indices"]) or [None])[-1]
+        if not isinstance(chosen, int):
+            raise NearMiss("how many experts a token has is not known")
+        if not is_nonnegative(given["weights"]):
+            raise NearMiss("its routing weights may be negative, and then have no logarithm")
+        return chosen
+
+
+def _is_static(value: ir.Value) -> bool:
+    shape = dims(value)
+    return shape is not None and all(isinstance(dim, int) for dim in shape)
+
+
+def _attributes(node: ir.Node, variant: moe.Variant, chosen: int) -> dict[str, int | float | str]:
+    attributes: dict[str, int | float | str] = {"k": chosen, "normalize_routing_weights": 1}
+    if not variant.gated:
+        return {**attributes, "activation_type": PLAIN[variant.activation]}
+    given = node.attributes
+    attributes |= {
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": given.get_float("alpha", 1.0),
+        "activation_beta": given.get_float("beta", 0.0),
+    }
+    if variant.limited:
+        attributes["swiglu_limit"] = given.get_float("limit", 0.0)
+    return attributes
+
+
+def _routing(
+    graph: ir.Graph, node: ir.Node, given: Mapping[str, ir.Value | None]
+) -> tuple[list[ir.Node], ir.Value, ir.Value | None]:
+    """The nodes that make router_probs [tokens, experts] and, unless it is known to be 1, each row's sum [tokens, 1].
+
+    An expert that is chosen twice gets the sum of its weights, as in the operator's definition.
+    """
+    weights, fc1 = given["weights"], given["fc1"]
+    experts = (dims(fc1) or [None])[0]
+    assert isinstance(experts, int)
+
+    def make(op_type: str, *inputs: ir.Value | None, **attributes: int | str | ir.TensorProtocol) -> ir.Value:
+        nodes.append(ir.node(op_type, list(inputs), attributes, name=f"{node.name}/{op_type}"))
+        return nodes[-1].outputs[0]
+
+    nodes: list[ir.Node] = []
+    count = small_initializer(graph, f"size_{experts}", np.asarray([experts], np.int64))
+    lowest = small_initializer(graph, "not_chosen", np.asarray(NOT_CHOSEN, np.float32))
+    shape = make("Concat", make("Shape", given["hidden"], start=0, end=1), count, axis=0)
+    zeros = make("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, np.float32)))
+    by_expert = make("ScatterElements", zeros, given["indices"], weights, axis=1, reduction="add")
+    logits = make("Max", make("Log", by_expert), lowest)
+    if sums_to_one(weights):
+        return nodes, logits, None
+    axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
+    return nodes, logits, make("ReduceSum", weights, axis, keepdims=1)

@@ -1,0 +1,1 @@
+"""Passes from a trace to the portable graph."""

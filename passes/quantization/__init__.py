@@ -1,0 +1,1 @@
+"""Passes that make weights and caches small."""

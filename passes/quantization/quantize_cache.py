@@ -1,0 +1,112 @@
+"""The KV cache in 8 bits.
+
+    GroupQueryAttention(…, past half, …)  →  GroupQueryAttention(…, past int8 or float8e4m3, …, k_scale, v_scale)
+
+Elements are ``x / scale``, rounded. float8 has a range of ±448 at any magnitude's relative precision, so a scale of 1
+suits keys and values as they are; int8 divides its range evenly and wants a scale for each channel of each head, from
+the largest magnitudes that the model reached on a few texts, with headroom.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llmc.passes.graph.graph_query import dims, small_initializer
+from llmc.passes.graph_pass import FusionPass, NearMiss
+
+Array = npt.NDArray[Any]
+TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
+LARGEST_INT8 = 127.0
+HEADROOM = 1.25
+"""Texts reach further than the few that were recorded; what lies beyond is cut off."""
+SMALLEST_SHARE = 0.02
+"""Of a layer's largest magnitude: a channel that was quieter gets this range."""
+PAST = re.compile(r"past_key_values\.(\d+)\.key")
+K_SCALE, Q_NORM, BIAS, SINK = 12, 14, 10, 11
+"""Positions among GroupQueryAttention's inputs: of k_scale (v_scale follows), q_norm_weight and others."""
+
+Scales = tuple[tuple[float, ...], tuple[float, ...]]
+"""Of a layer's keys and values: one each, or one per channel, [kv_heads * head_dim]."""
+
+
+@dataclass(frozen=True)
+class QuantizeCache(FusionPass):
+    """Store keys and values in 8 bits.
+
+    Attributes:
+        kind: ``int8`` or ``fp8``.
+        scales: By layer of the cache; empty: 1 for every layer, for ``fp8`` alone. They become weights of the graph,
+            so the pass's record leaves them out.
+    """
+
+    kind: Literal["int8", "fp8"]
+    scales: ClassVar[tuple[Scales, ...]] = ()
+
+    what: ClassVar[str] = "quantized_cache"
+
+    @classmethod
+    def from_ranges(cls, kind: Literal["int8", "fp8"], ranges: tuple[Array, Array] | None) -> QuantizeCache:
+        """With scales from the largest magnitudes of keys and values, each [layers, kv_heads * head_dim]."""
+        if kind == "fp8" or ranges is None:
+            return cls(kind)
+        keys, values = (_int8_scales(part) for part in ranges)
+        made = cls(kind)
+        object.__setattr__(made, "scales", tuple(zip(keys, values, strict=True)))
+        return made
+
+    def sites(self, model: ir.Model) -> list[ir.Node]:
+        """Every GroupQueryAttention whose cache is not quantized."""
+        nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention" and len(node.inputs) > 4]
+        return [node for node in nodes if node.attributes.get_string("k_quant_type", "NONE") == "NONE"]
+
+    def fuse(self, model: ir.Model, node: ir.Node) -> None:
+        """Quantize one layer's cache."""
+        pasts, presents = node.inputs[3:5], node.outputs[1:3]
+        layer = PAST.fullmatch(pasts[0].name or "") if pasts[0] is not None else None
+        if layer is None:
+            raise NearMiss("its cache is no input of the graph")
+        given = [*node.inputs, *[None] * (K_SCALE + 2 - len(node.inputs))]
+        if given[BIAS] is not None:
+            raise NearMiss("it has a bias, with which the kernel takes no quantized cache")
+        keys, values = self._scales(int(layer[1]))
+        shape = dims(pasts[0])
+        assert shape is not None
+        by_channel = len(keys) > 1
+        if by_channel and len(keys) != shape[1] * shape[3]:  # type: ignore[operator]
+            raise NearMiss(f"it has {shape[1]} x {shape[3]} channels and {len(keys)} scales")
+        for index, (name, scale) in enumerate((("k", keys), ("v", values))):
+            array = np.asarray(scale, np.float32)
+            if by_channel:
+                array = array.reshape(shape[1], 1, shape[3])  # type: ignore[arg-type]
+            given[K_SCALE + index] = small_initializer(model.graph, f"cache.{layer[1]}.{name}_scale", array)
+            kind = "PER_CHANNEL" if by_channel else "PER_TENSOR"
+            node.attributes[f"{name}_quant_type"] = ir.AttrString(f"{name}_quant_type", kind)
+        node.resize_inputs(len(given))
+        for index in (K_SCALE, K_SCALE + 1):
+            node.replace_input_with(index, given[index])
+        node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+        for value in (*pasts, *presents):
+            assert value is not None
+            value.dtype = TYPES[self.kind]
+
+    def _scales(self, layer: int) -> Scales:
+        if self.scales:
+            if layer >= len(self.scales):
+                raise NearMiss(f"ranges of {len(self.scales)} layers were recorded, and it is layer {layer}")
+            return self.scales[layer]
+        if self.kind == "int8":
+            raise NearMiss("an int8 cache needs scales, and no ranges of keys and values were recorded")
+        return (1.0,), (1.0,)
+
+
+def _int8_scales(ranges: Array) -> list[tuple[float, ...]]:
+    """Scales by layer, one per channel."""
+    least = SMALLEST_SHARE * ranges.max(axis=1, keepdims=True)
+    scales = np.maximum(np.maximum(ranges, least), 1e-6) * HEADROOM / LARGEST_INT8
+    return [tuple(float(x) for x in layer) for layer in scales.astype(np.float32)]

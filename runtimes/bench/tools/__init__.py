@@ -1,0 +1,1 @@
+"""Models of random weights, memory and arguments for measurements."""

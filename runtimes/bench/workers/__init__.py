@@ -1,0 +1,1 @@
+"""Processes that are measured: the protocol with them, ours and the peers."""

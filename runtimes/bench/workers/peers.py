@@ -1,0 +1,144 @@
+"""Other runtimes to measure beside llmc's engines: ``llmc bench ENGINE --peer NAME=PYTHON:SOURCE``.
+
+In: for each peer its name, the interpreter that has it installed, and what it opens. Out: subjects of a benchmark.
+
+Each peer runs in its own interpreter (its packages often contradict llmc's) and speaks the workers' protocol. A
+further peer is one file with a :class:`~.protocol.Target` and ``serve``, and one entry in :data:`PEERS`.
+
+A peer whose best setting depends on the case is measured in each of its variants: a fair ratio is the one against the
+better variant. llama.cpp with flash attention was a third faster in prefill and half as fast in decode at 512 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.bench.results import Subject
+from llmc.runtimes.bench.workers.remote import WorkerProcess, peer_command
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime to compare with.
+
+    Attributes:
+        module: Of its worker, in this folder.
+        variants: Name -> arguments of the worker; each is a subject of its own. A peer with one way to run has one
+            variant without a name. Where only some fit what was prepared, its details list them as ``variants``.
+        source: What it opens.
+    """
+
+    module: str
+    variants: Mapping[str, tuple[str, ...]]
+    source: str
+
+
+PEERS: Mapping[str, Peer] = {
+    "llamacpp-python": Peer(
+        "llmc.runtimes.bench.workers.peer_llamacpp",
+        {"flash attention": ("on",), "no flash attention": ("off",)},
+        "a GGUF file, from which Q4_0 is made",
+    ),
+    "transformers": Peer(
+        "llmc.runtimes.bench.workers.peer_transformers",
+        {name: (name,) for name in ("eager", "compile", "loop", "generate")},
+        "a directory with config.json; without weights they are random",
+    ),
+    "genai": Peer(
+        "llmc.runtimes.bench.workers.peer_genai",
+        {"graph": ("cuda",), "launches": ("cuda", "launches"), "cpu": ("cpu",)},
+        "a directory with genai_config.json",
+    ),
+    "openvino-genai": Peer(
+        "llmc.runtimes.bench.workers.peer_openvino_genai",
+        {"stateful": ("stateful",), "paged": ("paged",)},
+        "a directory with openvino_model.xml",
+    ),
+}
+"""Peer's name on the command line -> how it is run."""
+
+DEFAULT_CACHE = Path.home() / ".cache" / "llmc" / "peers"
+"""Where peers keep the models that they make."""
+
+
+@dataclass(frozen=True)
+class PeerChoice:
+    """What ``--peer NAME[/VARIANT]=PYTHON:SOURCE`` says.
+
+    Attributes:
+        name: One of :data:`PEERS`.
+        python: The interpreter that has it installed.
+        source: What it opens.
+        variant: The only one to measure; None: all.
+    """
+
+    name: str
+    python: Path
+    source: Path
+    variant: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in PEERS:
+            raise UsageError(f"unknown peer {self.name!r}; known: {', '.join(PEERS)}")
+        variants = PEERS[self.name].variants
+        if self.variant is not None and self.variant not in variants:
+            raise UsageError(f"peer {self.name} has no variant {self.variant!r}; it has: {', '.join(variants)}")
+
+    @classmethod
+    def parse(cls, text: str) -> PeerChoice:
+        """Read the option's value.
+
+        Raises:
+            UsageError: it has another form, or names a peer or a variant that there is not.
+        """
+        subject, _, rest = text.partition("=")
+        python, _, source = rest.partition(":")
+        name, slash, variant = subject.partition("/")
+        if name in PEERS and python and not source:
+            raise UsageError(
+                f"--peer {text}: add what {name} opens ({PEERS[name].source}): {subject}={python}:SOURCE"
+            )
+        if not (name and python and source):
+            raise UsageError(f"--peer {text!r} is not NAME=PYTHON:SOURCE, as transformers=/venv/bin/python:MODEL_DIR")
+        return cls(name, Path(python), Path(source), variant if slash else None)
+
+
+def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subject]:
+    """Have a peer make its model in ``cache``, where it makes one, and return its variants as subjects.
+
+    Raises:
+        UsageError: a file that is not there.
+        EngineError: the peer's interpreter cannot run it, or the peer refused the model.
+    """
+    name, peer = choice.name, PEERS[choice.name]
+    for path in (choice.python, choice.source):
+        if not path.exists():
+            raise UsageError(f"peer {name}: {path} does not exist")
+    interpreter = choice.python.absolute()  # not resolved: a venv's python is a link
+    with WorkerProcess(name, peer_command(interpreter, peer.module)) as worker:
+        prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(cache.resolve()))
+    label = f"{name} {prepared['details'].get('ftype', '')}".strip()
+    fitting = prepared["details"].get("variants", peer.variants) if choice.variant is None else (choice.variant,)
+    return [
+        Subject(
+            f"{label}, {variant}" if variant else label,
+            Path(prepared["path"]),
+            peer_command(interpreter, peer.module, *arguments),
+        )
+        for variant, arguments in peer.variants.items()
+        if variant in fitting
+    ]
+
+
+def distinct_labels(subjects: Sequence[Subject]) -> list[Subject]:
+    """The subjects; those with the same label get the name of what they open behind it."""
+    labels = [subject.label for subject in subjects]
+    return [
+        subject
+        if labels.count(subject.label) == 1
+        else replace(subject, label=f"{subject.label}, {subject.path.name}")
+        for subject in subjects
+    ]

@@ -1,0 +1,157 @@
+"""The worker for llmc's own engines: ``python -m llmc.runtimes.bench.workers.worker``.
+
+In: requests on stdin (protocol.py). Out: answers on stdout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.base.errors import EngineError, UsageError
+from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
+from llmc.runtimes.device.decode_loop import DecodeLoop
+from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.session.engine import Int64Array, Session
+from llmc.runtimes.session.sampling import SamplingParams
+
+Opener = Callable[[Path, int | None], Session]
+
+
+def open_engine(directory: Path, threads: int | None) -> Session:
+    """Open an engine directory with the runtime its manifest names."""
+    from llmc.runtimes.engines import open_session
+
+    return open_session(directory, threads=threads)
+
+
+class SessionTarget:
+    """Measures a :class:`~llmc.runtimes.session.engine.Session`.
+
+    A step is timed from the call of ``forward`` until ``argmax`` has answered, so a runtime that only queues its work
+    cannot look fast. The arg-max is the only sampling; the token it finds is not fed back: prompts and steps get
+    seeded random tokens (as llama-bench does), the same for every engine.
+
+    A session that decodes on its device runs its own loop instead: greedy, each token fed back there and copied to
+    the host. Its steps are timed by the device's events, so they include sampling and the gaps between launches, and
+    none of the host's work that the device does not wait for.
+    """
+
+    def __init__(self, opener: Opener = open_engine) -> None:
+        self._opener = opener
+        self._session: Session | None = None
+
+    def prepare(self, source: str, cache: str) -> Prepared:
+        """Engines are made by ``llmc compile``: there is nothing to prepare."""
+        return Prepared(source)
+
+    def open(self, path: str, threads: int | None) -> dict[str, Any]:
+        """Open the engine directory ``path``; returns its info as plain values."""
+        self._session = self._opener(Path(path), threads)
+        info = asdict(self._session.info)
+        return {**info, "details": {name: str(value) for name, value in self._session.info.details.items()}}
+
+    def run(self, request: RunRequest) -> RunTimes:
+        """Prefill and decode one case on an empty cache.
+
+        Raises:
+            EngineError: nothing is open, or the engine failed.
+            UsageError: the case is longer than the engine's context.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError("run before open")
+        if request.capacity > session.info.max_context:
+            raise UsageError(
+                f"prompt {request.prompt} + gen {request.gen} needs {request.capacity} slots, the engine has "
+                f"{session.info.max_context}: use shorter cases, or compile with a longer context"
+            )
+        vocab = session.info.vocab_size
+        prompt = np.array(request.prompt_tokens(vocab), dtype=np.int64)
+        steps = [np.array(tokens, dtype=np.int64)[:, None] for tokens in request.step_tokens(vocab)]
+        chunks = _chunks(prompt, session.info.profiles)
+        self._warm(session, request, prompt)
+        session.reset(request.batch, request.capacity)
+        if isinstance(session, DeviceSession) and session.chooses_tokens:
+            return _timed_loop(session, chunks, request)
+        return _timed_run(session, chunks, steps)
+
+    def device_bytes(self) -> int | None:
+        """Most bytes of the device's memory in use while the session was open; None on the host."""
+        return self._session.device_bytes() if isinstance(self._session, DeviceSession) else None
+
+    @staticmethod
+    def _warm(session: Session, request: RunRequest, prompt: Int64Array) -> None:
+        count = min(request.warm_steps, request.capacity)
+        session.reset(request.batch, request.capacity)
+        if isinstance(session, DeviceSession) and session.chooses_tokens:
+            # The prompt's kernels are chosen, and the decode step recorded, before anything is timed.
+            first = session.forward(prompt).argmax()
+            loop = _loop(session, first, request)
+            loop.tokens(min(max(count, 1), request.gen - 1))
+            loop.close()
+            return
+        if isinstance(session, DeviceSession):
+            session.forward(prompt).argmax()
+            count = min(count, request.gen - 1)
+        for step in range(count):
+            session.forward(prompt[:, step % request.prompt, None]).argmax()
+
+    def close(self) -> None:
+        """Close the session, if one is open."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _chunks(prompt: Int64Array, profiles: tuple[tuple[int, int], ...]) -> list[Int64Array]:
+    """The prompt in one piece, or in the longest pieces that the engine was built for."""
+    longest = max((most for _, most in profiles), default=prompt.shape[1])
+    return [np.ascontiguousarray(prompt[:, at : at + longest]) for at in range(0, prompt.shape[1], longest)]
+
+
+def _timed_run(session: Session, chunks: list[Int64Array], steps: list[Int64Array]) -> RunTimes:
+    """One prefill and all decode steps, the clock read once a step."""
+    clock = time.perf_counter
+    ticks = [clock()]
+    for chunk in chunks:
+        logits = session.forward(chunk)
+    logits.argmax()
+    ticks.append(clock())
+    for tokens in steps:
+        session.forward(tokens).argmax()
+        ticks.append(clock())
+    gaps = [after - before for before, after in itertools.pairwise(ticks)]
+    return RunTimes(gaps[0], tuple(gaps[1:]))
+
+
+def _timed_loop(session: DeviceSession, chunks: list[Int64Array], request: RunRequest) -> RunTimes:
+    """One prefill by the host's clock, until its token is there, and the decode loop by the device's."""
+    begin = time.perf_counter()
+    for chunk in chunks:
+        logits = session.forward(chunk)
+    first = logits.argmax()
+    first_token_s = time.perf_counter() - begin
+    loop = _loop(session, first, request)
+    window = time.time()
+    for step in range(1, request.gen):
+        loop.tokens(step)
+    seconds = tuple(loop.step_seconds(step) for step in range(1, request.gen))
+    ended = time.time()
+    loop.close()
+    return RunTimes(first_token_s, seconds, decode_window=(window, ended))
+
+
+def _loop(session: DeviceSession, first: Int64Array, request: RunRequest) -> DecodeLoop:
+    rows = range(request.batch)
+    return session.decode_loop(first, [True for _ in rows], SamplingParams(), list(rows), request.gen)
+
+
+if __name__ == "__main__":
+    serve(SessionTarget())

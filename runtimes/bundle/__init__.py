@@ -1,0 +1,1 @@
+"""Wheels and an install script for a machine without a network."""

@@ -1,0 +1,1 @@
+"""How much worse an engine is than the model: perplexity and divergence on texts."""

@@ -1,0 +1,146 @@
+"""Drives sessions over windows of text and compares what they say.
+
+In: a reference and a candidate :class:`~llmc.runtimes.session.engine.Session`, windows of token ids.
+Out: :class:`~.perplexity.Quality`, or one session's perplexity.
+
+A window is run on an empty cache. Only positions from ``first`` on are scored, so that each has some context; the
+default is half a window, as llama-perplexity does. Both sessions see the same chunks, and the logits of no more than
+one chunk exist at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.evaluation.perplexity import Estimate, LogitsComparison, PerplexityMeter, Quality, Tokens
+from llmc.runtimes.session.engine import FloatArray, Session
+
+DEFAULT_CHUNK = 128
+
+
+def make_windows(tokens: Sequence[int] | Tokens, length: int, *, limit: int | None = None) -> list[Tokens]:
+    """Cut a text into windows of ``length`` tokens, one after the other; what is left over is dropped.
+
+    Args:
+        tokens: Token ids of the whole text, a beginning-of-text token included where the model wants one.
+        length: Tokens of a window, at least 2.
+        limit: Most windows.
+
+    Raises:
+        UsageError: the text is shorter than one window.
+    """
+    ids = np.asarray(tokens, dtype=np.int64)
+    count = len(ids) // length if length >= 2 else 0
+    if not count:
+        raise UsageError(f"{len(ids)} tokens make no window of {length}: give more text or a shorter window")
+    count = count if limit is None else min(count, limit)
+    return [ids[index * length : (index + 1) * length] for index in range(count)]
+
+
+def evaluate(
+    reference: Session,
+    candidate: Session,
+    windows: Iterable[Tokens],
+    *,
+    first: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    stepping: bool = False,
+) -> Quality:
+    """Compare two sessions on the same windows.
+
+    Args:
+        reference: Whose distribution counts as right.
+        candidate: Whose quality is asked for.
+        windows: Token ids, [length] integers each; position ``i`` is scored on token ``i + 1``.
+        first: First scored position of a window; None: half its length.
+        chunk: Tokens per ``forward``; bounds the memory: chunk * vocab * 4 bytes for each session.
+        stepping: Whether a session with last-position logits may be run token by token, which is slow.
+
+    Raises:
+        UsageError: different vocabularies, windows too short, or a session with last-position logits and no
+            ``stepping``.
+        EngineError: a session failed.
+    """
+    if reference.info.vocab_size != candidate.info.vocab_size:
+        raise UsageError(
+            f"the reference has {reference.info.vocab_size} tokens, the candidate {candidate.info.vocab_size}: "
+            "they are not the same model"
+        )
+    comparison = LogitsComparison()
+    for window in windows:
+        start = _first_scored(window, first)
+        pairs = zip(
+            window_logits(reference, window, chunk=chunk, stepping=stepping),
+            window_logits(candidate, window, chunk=chunk, stepping=stepping),
+            strict=True,
+        )
+        for (position, left), (_, right) in pairs:
+            skip = max(0, start - position)
+            count = min(len(left), len(window) - 1 - position)
+            if skip < count:
+                targets = window[position + skip + 1 : position + count + 1]
+                comparison.update(left[skip:count], right[skip:count], targets)
+    return comparison.result()
+
+
+def perplexity(
+    session: Session,
+    windows: Iterable[Tokens],
+    *,
+    first: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    stepping: bool = False,
+) -> Estimate:
+    """Perplexity of one session, llama-perplexity's definition; arguments and errors as :func:`evaluate`."""
+    meter = PerplexityMeter()
+    for window in windows:
+        start = _first_scored(window, first)
+        for position, logits in window_logits(session, window, chunk=chunk, stepping=stepping):
+            skip = max(0, start - position)
+            count = min(len(logits), len(window) - 1 - position)
+            if skip < count:
+                meter.update(logits[skip:count], window[position + skip + 1 : position + count + 1])
+    return meter.result()
+
+
+def window_logits(
+    session: Session, window: Tokens, *, chunk: int = DEFAULT_CHUNK, stepping: bool = False
+) -> Iterator[tuple[int, FloatArray]]:
+    """Logits of a window on an empty cache, as (position of the first row, [rows, vocab] float32).
+
+    The array is the session's: it is overwritten by the next step of the iterator.
+
+    Raises:
+        UsageError: the session gives last-position logits only, and ``stepping`` is off.
+    """
+    step_by_step = session.info.logits != "all"
+    if step_by_step and not stepping:
+        raise UsageError(
+            f"the {session.info.runtime} engine gives logits of the last position only: compile it with "
+            "--logits all, or allow stepping token by token, which is slow"
+        )
+    ids = np.asarray(window, dtype=np.int64)[None, :]
+    length = ids.shape[1]
+    session.reset(1, length)
+    for position in range(0, length, chunk):
+        part = ids[:, position : position + chunk]
+        yield position, _stepped(session, part) if step_by_step else session.forward(part).host()[0]
+
+
+def _stepped(session: Session, part: npt.NDArray[np.int64]) -> FloatArray:
+    """The logits of each token of ``part``, [tokens, vocab] float32, one ``forward`` a token."""
+    rows = np.empty((part.shape[1], session.info.vocab_size), dtype=np.float32)
+    for index in range(part.shape[1]):
+        rows[index] = session.forward(part[:, index : index + 1]).host()[0, -1]
+    return rows
+
+
+def _first_scored(window: Tokens, first: int | None) -> int:
+    start = len(window) // 2 if first is None else first
+    if not 0 <= start < len(window) - 1:
+        raise UsageError(f"window of {len(window)} tokens: no position from {start} on has a token that follows")
+    return start

@@ -1,0 +1,1 @@
+"""The decode loop, and text in and out of it."""

@@ -1,0 +1,1 @@
+"""The CPU operators of llmc: C sources, compiled where they run."""

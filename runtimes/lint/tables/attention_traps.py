@@ -1,0 +1,135 @@
+"""Traps of ONNX's own attention operators: Attention, TensorScatter, and a cache that grows.
+
+Out: :data:`ATTENTION_TRAPS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from llmc.runtimes.lint.tables.probe import Array, Probe, Trap, make_probe, random
+
+FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 16, 8
+EVERY = ("tensorrt-rtx", "onnxruntime", "openvino")
+TENSORRT = ("tensorrt-rtx",)
+
+
+def attention(
+    *,
+    sequence: int = 2,
+    dtype: Any = np.float16,
+    lengths: bool = False,
+    mask: bool = False,
+    value_width: int = WIDTH,
+    past: int = 0,
+    opset: int = 24,
+    **attributes: Any,
+) -> Probe:
+    """Attention-24 of ``sequence`` tokens over a buffer of 8 slots, or over a past and themselves."""
+    slots = sequence if past else SLOTS
+    inputs = {
+        "q": random(1, HEADS, sequence, WIDTH, dtype=dtype),
+        "k": random(1, KV_HEADS, slots, WIDTH, seed=1, dtype=dtype),
+        "v": random(1, KV_HEADS, slots, value_width, seed=2, dtype=dtype),
+    }
+    names = ["q", "k", "v", "", "", "", ""]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    outputs: dict[str, tuple[int, list[int | str]]] = {"y": (kind, [1, HEADS, sequence, value_width])}
+    if mask:
+        inputs["mask"] = np.arange(SLOTS)[None, None, None, :] < np.full((1, 1, sequence, 1), 5)
+        names[3] = "mask"
+    if past:
+        inputs["past_key"] = random(1, KV_HEADS, past, WIDTH, seed=3, dtype=dtype)
+        inputs["past_value"] = random(1, KV_HEADS, past, value_width, seed=4, dtype=dtype)
+        names[4:6] = ["past_key", "past_value"]
+        outputs |= {
+            "present_key": (kind, [1, KV_HEADS, past + sequence, WIDTH]),
+            "present_value": (kind, [1, KV_HEADS, past + sequence, value_width]),
+        }
+    if lengths:
+        inputs["lengths"] = np.array([5], np.int64)
+        names[6] = "lengths"
+    while not names[-1]:
+        names.pop()
+    node = helper.make_node("Attention", names, list(outputs), name="attention", **attributes)
+    return make_probe([node], inputs, outputs, opset=opset)
+
+
+def tensor_scatter(*, circular: bool = False, rank: int = 4, symbolic: bool = False, inner: bool = False) -> Probe:
+    """A token written into a cache of 8 slots that comes in and goes out."""
+    middle = (KV_HEADS,) if rank == 4 else ()
+    cache = random(1, *middle, SLOTS, WIDTH, dtype=np.float16)
+    inputs = {
+        "cache": cache,
+        "new": random(1, *middle, 1, WIDTH, seed=1, dtype=np.float16),
+        "at": np.array([3], np.int64),
+    }
+    attributes = {"mode": "circular"} if circular else {}
+    source = "moved" if inner else "cache"
+    nodes = [helper.make_node("Neg", ["cache"], ["moved"])] if inner else []
+    node = helper.make_node(
+        "TensorScatter", [source, "new", "at"], ["present"], name="scatter", axis=-2, **attributes
+    )
+    shape: list[int | str] = [1, *middle, "slots" if symbolic else SLOTS, WIDTH]
+    return make_probe([*nodes, node], inputs, {"present": (FLOAT16, shape)}, names={"cache": shape})
+
+
+def growing_cache(*, grows: bool) -> Probe:
+    """A cache that leaves the graph longer than it came, or written in place."""
+    past = random(1, KV_HEADS, SLOTS, WIDTH)
+    inputs: dict[str, Array] = {"past": past, "new": random(1, KV_HEADS, 1, WIDTH, seed=1)}
+    if grows:
+        node = helper.make_node("Concat", ["past", "new"], ["present"], name="append", axis=2)
+        shapes: dict[str, list[int | str]] = {"past": [1, KV_HEADS, "past", WIDTH]}
+        return make_probe([node], inputs, {"present": (FLOAT, [1, KV_HEADS, "total", WIDTH])}, names=shapes)
+    inputs["at"] = np.array([3], np.int64)
+    node = helper.make_node("TensorScatter", ["past", "new", "at"], ["present"], name="append", axis=2)
+    return make_probe([node], inputs, {"present": (FLOAT, [1, KV_HEADS, SLOTS, WIDTH])})
+
+
+ATTENTION_TRAPS = (
+    Trap("attention-lengths", attention(lengths=True), attention(mask=True), EVERY),
+    Trap(
+        "attention-causal-lengths",
+        attention(dtype=np.float32, lengths=True, is_causal=1),
+        attention(dtype=np.float32, lengths=True),
+        ("onnxruntime", "openvino"),
+    ),
+    Trap("attention-mask-and-causal", attention(mask=True, is_causal=1), attention(mask=True), EVERY),
+    Trap(
+        "attention-float32",
+        attention(dtype=np.float32, mask=True),
+        attention(dtype=np.float32, mask=True, TRT_decomposable=1),
+        TENSORRT,
+    ),
+    Trap(
+        "attention-window",
+        attention(sequence=SLOTS, dtype=np.float32, opset=28, is_causal=1, left_window_size=2),
+        attention(sequence=SLOTS, dtype=np.float32, opset=28, is_causal=1),
+        ("onnxruntime", "openvino"),
+    ),
+    Trap("attention-past", attention(past=3), attention(mask=True), EVERY),
+    Trap("attention-softcap", attention(softcap=5.0), attention(), EVERY),
+    Trap("attention-value-width", attention(value_width=8), attention(), EVERY),
+    Trap(
+        "attention-softcap-mask",
+        attention(dtype=np.float32, softcap=5.0, mask=True),
+        attention(dtype=np.float32, mask=True),
+        ("onnxruntime", "openvino"),
+    ),
+    Trap("tensor-scatter-circular", tensor_scatter(circular=True), tensor_scatter(), EVERY),
+    Trap("tensor-scatter-rank", tensor_scatter(rank=3), tensor_scatter(), TENSORRT),
+    Trap("tensor-scatter-symbolic", tensor_scatter(symbolic=True), tensor_scatter(), TENSORRT),
+    Trap("tensor-scatter-inner", tensor_scatter(inner=True), tensor_scatter(), TENSORRT),
+    Trap(
+        "cache-grows",
+        growing_cache(grows=True),
+        growing_cache(grows=False),
+        ("tensorrt-rtx", "onnxruntime"),  # OpenVINO keeps such a cache in a state of its own
+        cost="every step copies the whole past into a new tensor",
+    ),
+)

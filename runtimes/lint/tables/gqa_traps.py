@@ -1,0 +1,118 @@
+"""Traps of com.microsoft::GroupQueryAttention outside of ONNX Runtime.
+
+Out: :data:`GQA_TRAPS`. Past lengths, buffers and batches are static or symbolic: that is what decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from llmc.runtimes.lint.tables.probe import MICROSOFT, Array, Probe, Trap, make_probe, random
+
+HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 16, 12
+OPENVINO = ("openvino",)
+SEQLENS_INPUT = 16
+
+
+def gqa(
+    *,
+    batch: int = 1,
+    sequence: int = 3,
+    past: int = 5,
+    buffer: bool = False,
+    symbolic: bool = True,
+    symbolic_batch: bool = False,
+    rotary: bool = True,
+    chunks: bool = False,
+    **attributes: Any,
+) -> Probe:
+    """A chunk of tokens after a past, queries, keys and values packed.
+
+    Args:
+        batch: Rows.
+        sequence: New tokens in each.
+        past: Tokens before them.
+        buffer: Past and present are one buffer of 12 slots; else the present is the past and the new tokens.
+        symbolic: Lengths have names in the file, not sizes.
+        symbolic_batch: So has the batch.
+        rotary: The operator rotates queries and keys.
+        chunks: Lengths of the new tokens come by row.
+    """
+    slots = SLOTS if buffer else past
+    total = past + sequence
+    inputs: dict[str, Array] = {}
+    names = [""] * 17
+    names[0] = "query"
+    inputs["query"] = random(batch, sequence, (HEADS + 2 * KV_HEADS) * WIDTH)
+    for index, name in ((3, "past_key"), (4, "past_value")):
+        names[index] = name
+        inputs[name] = random(batch, KV_HEADS, slots, WIDTH, seed=index)
+    names[5:7] = ["seqlens_k", "total"]
+    inputs |= {"seqlens_k": np.full((batch,), total - 1, np.int32), "total": np.array(total, np.int32)}
+    weights: dict[str, Array] = {}
+    if rotary:
+        angles = np.outer(np.arange(64), 10000.0 ** (-np.arange(WIDTH // 2) / (WIDTH // 2)))
+        weights = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+        names[7:9] = ["cos", "sin"]
+        attributes["do_rotary"] = 1
+    if chunks:
+        inputs["chunks"], names[SEQLENS_INPUT] = np.full((batch,), sequence, np.int32), "chunks"
+    while not names[-1]:
+        names.pop()
+    node = helper.make_node(
+        "GroupQueryAttention",
+        names,
+        ["y", "present_key", "present_value"],
+        name="gqa",
+        domain=MICROSOFT,
+        num_heads=HEADS,
+        kv_num_heads=KV_HEADS,
+        **attributes,
+    )
+    shapes = _shapes(batch, sequence, slots, SLOTS if buffer else total, symbolic, symbolic_batch, buffer)
+    outputs = {
+        name: (TensorProto.FLOAT, shapes.pop(name) if name != "y" else [*shapes["query"][:2], HEADS * WIDTH])
+        for name in ("y", "present_key", "present_value")
+    }
+    shapes["query"][2] = inputs["query"].shape[2]
+    valid = {"present_key": total, "present_value": total}
+    return make_probe([node], inputs, outputs, weights=weights, names=shapes, valid=valid)
+
+
+def _shapes(
+    batch: int, sequence: int, slots: int, present: int, symbolic: bool, symbolic_batch: bool, buffer: bool
+) -> dict[str, list[int | str]]:
+    rows: int | str = "batch" if symbolic_batch else batch
+    past_name, present_name = ("capacity", "capacity") if buffer else ("past", "total_length")
+    before: int | str = past_name if symbolic else slots
+    after: int | str = present_name if symbolic else present
+    shapes: dict[str, list[int | str]] = {
+        "query": [rows, "sequence" if symbolic else sequence, 0],
+        "seqlens_k": [rows],
+    }
+    shapes |= {name: [rows, KV_HEADS, before, WIDTH] for name in ("past_key", "past_value")}
+    return shapes | {name: [rows, KV_HEADS, after, WIDTH] for name in ("present_key", "present_value")}
+
+
+GQA_TRAPS = (
+    Trap("gqa-batch", gqa(batch=2, sequence=1, symbolic_batch=True), gqa(sequence=1), OPENVINO),
+    Trap(
+        "gqa-static-batch",
+        gqa(batch=2, sequence=1, symbolic=False, buffer=True, rotary=False),
+        gqa(sequence=1, symbolic=False, buffer=True, rotary=False),
+        OPENVINO,
+    ),
+    Trap("gqa-static-past", gqa(symbolic=False, sequence=1), gqa(sequence=1), OPENVINO),
+    Trap("gqa-symbolic-buffer", gqa(buffer=True), gqa(), OPENVINO),
+    Trap(
+        "gqa-static-buffer-rotary",
+        gqa(symbolic=False, buffer=True, past=0, sequence=4),
+        gqa(symbolic=False, buffer=True, past=0, sequence=4, rotary=False),
+        OPENVINO,
+    ),
+    Trap("gqa-softcap", gqa(softcap=2.0), gqa(), OPENVINO),
+    Trap("gqa-query-lengths", gqa(chunks=True), gqa(), OPENVINO),
+)

@@ -1,0 +1,150 @@
+"""Which engine runs with which length of the KV cache.
+
+In: options of a build. Out: :class:`CapacityPlan`, which the manifest keeps: an engine's cache has one length, and a
+decode step pays for all of it, so there is one engine per length (bucket) and the smallest that holds a request runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmc.compiler.base.errors import ArtifactError, UsageError
+from llmc.compiler.base.options import DEFAULT_CONTEXT, EngineOptions
+
+SHORTEST, FACTOR = 1024, 8
+"""The first bucket by default, and how much longer the next one is."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for.
+
+    Attributes:
+        engine: What was asked for.
+        context: Longest row that the graph computes; None: :data:`~llmc.compiler.base.options.DEFAULT_CONTEXT`.
+        precision: Type of weights that was asked for, with which the engine is compared; None: it is not.
+    """
+
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    context: int | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a cache that is longer than the graph's context.
+
+        Raises:
+            UsageError: it is.
+        """
+        longest = max(self.engine.capacities, default=0)
+        if self.context is not None and longest > self.context:
+            raise UsageError(
+                f"--capacity {longest} is more than the {self.context} tokens that the graph was made for; "
+                "optimize the model again with a longer --context"
+            )
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Lengths of the cache, ascending."""
+        if self.engine.capacities:
+            return tuple(sorted(set(self.engine.capacities)))
+        context = self.context or DEFAULT_CONTEXT
+        sizes = [context]
+        size = SHORTEST
+        while size < context:
+            sizes.append(size)
+            size *= FACTOR
+        return tuple(sorted(sizes))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One engine.
+
+    Attributes:
+        capacity: Slots of its cache.
+        file: Its name in the artifact.
+        nbytes: Its size.
+    """
+
+    capacity: int
+    file: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class CapacityPlan:
+    """The engines of one artifact.
+
+    Attributes:
+        buckets: By capacity, ascending.
+        max_batch: Most rows.
+        chunk: Most tokens of a row in one run.
+        max_context: Longest row.
+        stripped: The engine files hold no weights; these are read from the graph.
+    """
+
+    buckets: tuple[Bucket, ...]
+    max_batch: int
+    chunk: int
+    max_context: int
+    stripped: bool = False
+    _by_capacity: Mapping[int, Bucket] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a plan without buckets or with unordered ones.
+
+        Raises:
+            ArtifactError: it is no plan.
+        """
+        capacities = self.capacities
+        if not capacities or list(capacities) != sorted(set(capacities)) or capacities[-1] < self.max_context:
+            raise ArtifactError(f"engines for {list(capacities)} slots do not hold {self.max_context} tokens")
+        object.__setattr__(self, "_by_capacity", {bucket.capacity: bucket for bucket in self.buckets})
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Of the buckets."""
+        return tuple(bucket.capacity for bucket in self.buckets)
+
+    def bucket(self, capacity: int) -> Bucket:
+        """The one of exactly this capacity."""
+        return self._by_capacity[capacity]
+
+    def bucket_for(self, tokens: int) -> Bucket:
+        """The smallest that holds a row of prompt and new tokens.
+
+        Raises:
+            UsageError: none does.
+        """
+        for bucket in self.buckets:
+            if bucket.capacity >= tokens:
+                return bucket
+        raise UsageError(f"{tokens} tokens are more than this engine's longest cache of {self.capacities[-1]}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rule": "the smallest bucket that holds prompt and new tokens; a longer one takes a copy of the cache",
+            "buckets": [{"capacity": b.capacity, "file": b.file, "bytes": b.nbytes} for b in self.buckets],
+            "max_batch": self.max_batch,
+            "chunk": self.chunk,
+            "max_context": self.max_context,
+            "stripped": self.stripped,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> CapacityPlan:
+        """Read what :meth:`to_json` gives.
+
+        Raises:
+            ArtifactError: it is something else.
+        """
+        try:
+            assert isinstance(value, Mapping)
+            buckets = tuple(Bucket(int(b["capacity"]), str(b["file"]), int(b["bytes"])) for b in value["buckets"])
+            sizes = (int(value["max_batch"]), int(value["chunk"]), int(value["max_context"]))
+            return cls(buckets, *sizes, stripped=bool(value["stripped"]))
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the engine's plan is damaged ({error!r}); build it again") from error

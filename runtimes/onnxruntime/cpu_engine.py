@@ -1,0 +1,184 @@
+"""ONNX Runtime on the CPU.
+
+In (build): a target graph's directory. Out: ``engine.onnx`` over the same weights file. Where llmc's own operators
+are in it already, it runs with the kernel library of the machine that opens it; else it becomes the graph as ONNX
+Runtime optimizes it, so that a start does not optimize again.
+In (open): an engine's or a graph's directory. Out: a session.
+
+``model.onnx`` needs nothing but ONNX Runtime. It is opened, with a warning that says why, where the machine cannot
+run the kernels or the optimized graph belongs to another ONNX Runtime version.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
+from llmc.runtimes.machine.fingerprint import physical_cores
+from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
+from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
+
+log = logging.getLogger(__name__)
+GRAPH, ENGINE, DATA = "model.onnx", "engine.onnx", "model.onnx.data"
+PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OnnxRuntimeCpu:
+    """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
+
+    name = "onnxruntime-cpu"
+
+    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+        """Make ``engine.onnx``, unless a pass already made it of llmc's own operators.
+
+        Raises:
+            EngineError: the runtime refused the graph.
+        """
+        import onnxruntime
+
+        options = _session_options(threads)
+        if (output / ENGINE).exists():
+            _make_inference(graph_directory / GRAPH, _without_weights(options))
+            return {"graph": ENGINE, "kernels": "llmc.cpu"}
+        # Level 3 would add layouts of this very processor; level 2 is every fusion that any x86 or Arm CPU can run.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(output / ENGINE)
+        _make_inference(graph_directory / GRAPH, _without_weights(options))
+        return {"graph": ENGINE, "onnxruntime": onnxruntime.__version__}
+
+    def open(self, directory: Path, *, threads: int | None = None) -> Session:
+        """Load an engine or a graph.
+
+        Raises:
+            EngineError: the runtime refuses it.
+            ArtifactError: the directory is not what its manifest says.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        manifest = open_artifact(directory).manifest
+        count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
+        options = _session_options(count)
+        graph = self._graph(directory, manifest, options)
+        inference = _make_inference(graph, options)
+        info = engine_info(manifest, self.name, count, inference)
+        return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+
+    def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
+        import onnxruntime
+
+        details = manifest.engine.details if manifest.engine else {}
+        if "kernels" in details:
+            try:
+                options.register_custom_ops_library(str(kernel_library()))
+            except KernelsUnavailable as reason:
+                log.warning("running without llmc's CPU kernels, slower: %s", reason)
+                return directory / GRAPH
+            return directory / ENGINE
+        if (built_by := details.get("onnxruntime")) == onnxruntime.__version__:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return directory / ENGINE
+        if built_by is not None:
+            log.warning("built by onnxruntime %s, opened by %s: optimizing again", built_by, onnxruntime.__version__)
+        return directory / GRAPH
+
+
+def open_graph(directory: Path, *, threads: int | None = None) -> Session:
+    """The graph of an artifact, ``model.onnx``, whatever engine was built of it.
+
+    Raises:
+        EngineError: ONNX Runtime has no kernel for one of its operators.
+        ArtifactError: the directory is not what its manifest says.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    manifest = open_artifact(directory).manifest
+    count = threads or physical_cores()
+    inference = _make_inference(directory / GRAPH, _session_options(count))
+    info = engine_info(manifest, OnnxRuntimeCpu.name, count, inference)
+    return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+
+
+def _without_weights(options: Any) -> Any:
+    """Check or optimize a graph without packing its weights."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def engine_info(
+    manifest: Manifest, runtime: str, threads: int, inference: Any, *, device: str | None = None
+) -> EngineInfo:
+    """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host."""
+    past = [item for item in inference.get_inputs() if item.name.startswith("past_key_values.")]
+    growing = [item for item in past if not all(isinstance(dim, int) for dim in item.shape[1:])]
+    per_token = sum(
+        math.prod(dim for dim in item.shape if isinstance(dim, int)) * _item_bytes(item.type) for item in growing
+    )
+    return EngineInfo(
+        runtime=runtime,
+        vocab_size=inference.get_outputs()[0].shape[2],
+        num_layers=sum(item.name.endswith(".key") for item in past),
+        max_context=manifest.max_context or UNLIMITED,
+        logits=manifest.logits,
+        cache=manifest.cache,
+        cache_bytes_per_token=per_token,
+        weight_bytes=manifest.weight_bytes,
+        precision=manifest.precision,
+        threads=threads,
+        details={
+            **(manifest.engine.details if manifest.engine else {}),
+            RAGGED_CHUNKS: _takes_ragged_chunks(manifest),
+            **({} if device is None else {"device": device}),
+        },
+    )
+
+
+def _item_bytes(element_type: str) -> int:
+    """Bytes of an element of one of ONNX Runtime's tensor types."""
+    return 2 if "16" in element_type else 1 if "8" in element_type else 4
+
+
+def is_fused(manifest: Manifest) -> bool:
+    """Whether each row's tokens lie from slot 0 of its cache on; else slots are columns of the attention mask."""
+    lowered = [record for record in manifest.passes if record.counts.get("attention")]
+    return any(
+        record.name == "LowerAttention"
+        or (record.name == "UseStandardAttention" and record.fields.get("cache") == "scatter")
+        for record in lowered
+    )
+
+
+def _takes_ragged_chunks(manifest: Manifest) -> bool:
+    """Whether rows of one chunk may differ in length when the cache is not empty."""
+    lowered = [record for record in manifest.passes if record.name == "LowerAttention"]
+    return all(record.fields.get("query_seqlens", True) for record in lowered)
+
+
+def _session_options(threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        hint = "onnxruntime is not installed; pip install 'llmc-toolchain[cpu]'"
+        raise MissingDependencyError(hint) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Else products with dequantized weights round their activations to 8 bits, which the graph does not ask for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return options
+
+
+def _make_inference(graph: Path, options: Any) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {graph.name}: {first}") from error

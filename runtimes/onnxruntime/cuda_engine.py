@@ -1,0 +1,192 @@
+"""ONNX Runtime's CUDA provider.
+
+In (build): a target graph's directory, where a pass has made ``engine.onnx``. Out: what the manifest records; a
+machine without a GPU builds as well. In (open): an engine's directory and a GPU. Out: a session whose cache, inputs
+and logits live on the GPU, and whose decode steps are recorded as CUDA graphs.
+
+Where a graph has no ``engine.onnx`` (its attention was not lowered, so rows follow the mask), ``model.onnx`` runs on
+the GPU through host memory, with a warning. Nodes for which the provider has no kernel are named in another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError
+from llmc.runtimes.device.cuda import CudaDevice, require_gpu
+from llmc.runtimes.device.decode_loop import SamplerCache
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
+from llmc.runtimes.device.interface import Device, HostDevice
+from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.memory.facts import read_facts
+from llmc.runtimes.memory.plan import check_fits, plan_memory
+from llmc.runtimes.onnxruntime.cpu_engine import DATA, ENGINE, GRAPH, engine_info, is_fused
+from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
+from llmc.runtimes.session.engine import Session
+
+log = logging.getLogger(__name__)
+PROVIDER = "CUDAExecutionProvider"
+LIBRARIES = ("cudart", "cublasLt", "cublas", "cudnn", "curand", "cufft", "nvrtc")
+SHAPE_OPERATORS = frozenset(
+    {"Shape", "Size", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Sub", "Add", "Concat", "Slice"}
+)
+"""What may run on the CPU where it only computes shapes."""
+PREFILL = 1024
+"""Tokens per row of one forward call whose activations are counted before the cache is allocated."""
+KERNEL_CHOICES: Mapping[str, str] = {"ORT_ENABLE_XQA": "0"}
+"""Environment in which the graph is loaded: the runtime reads these choices of kernels from nowhere else."""
+
+
+class OnnxRuntimeCuda:
+    """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
+
+    name = "onnxruntime-cuda"
+
+    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+        """Say which graph is opened; that a GPU takes it shows when it is verified."""
+        graph = ENGINE if (output / ENGINE).exists() else GRAPH
+        return {"graph": graph, "device": "cuda"}
+
+    def open(self, directory: Path, *, threads: int | None = None) -> Session:
+        """Load an engine on the GPU.
+
+        Raises:
+            EngineError: there is no GPU, it has too little memory, or ONNX Runtime refuses the graph.
+            ArtifactError: the directory is not what its manifest says, or carries no weights.
+            MissingDependencyError: onnxruntime-gpu or cuda-bindings is not installed.
+        """
+        require_gpu(directory)
+        return _open(directory, self.name, CudaDevice())
+
+
+def open_on_host(directory: Path) -> Session:
+    """The same graph on ONNX Runtime's CPU provider, through the same session: slow, but the same arithmetic.
+
+    Raises:
+        EngineError: the CPU provider lacks a kernel that the graph needs.
+    """
+    return _open(directory, "onnxruntime-cpu", HostDevice())
+
+
+def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Session:
+    manifest = open_artifact(directory).manifest
+    if not (directory / DATA).exists():
+        raise ArtifactError(
+            f"{directory} was made without weights; `python -m llmc.runtimes.bench.tools.random_weights {directory}` "
+            "draws random ones, for measuring"
+        )
+    if manifest.kind == "target":
+        raise EngineError(
+            f"{directory} holds a graph for a GPU and no engine yet; make one: llmc build {directory} -o DIR"
+        )
+    graph = directory / (ENGINE if (directory / ENGINE).exists() else GRAPH)
+    inference = load(str(graph), device)
+    info = engine_info(manifest, runtime, 0, inference, device=device.description)
+    if graph.name == GRAPH:
+        log.warning("attention runs outside the runtime's own operator: inputs and cache go through host memory")
+        return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+    logits = next(item for item in inference.get_outputs() if item.name == "logits")
+    samplers = SamplerCache(device, lambda model: load(model, device), info.vocab_size, ELEMENT_TYPES[logits.type][0])
+    return DeviceSession(GraphIO(inference, device), info, device, samplers, _fits(directory, device))
+
+
+def _fits(directory: Path, device: Device) -> Callable[[int, int], None]:
+    """Checks that cache, logits and activations fit beside the weights, which are loaded when it is asked."""
+
+    def check(batch: int, capacity: int) -> None:
+        plan = plan_memory(read_facts(directory), capacity, batch, min(capacity, PREFILL))
+        check_fits(plan.once_loaded, device.free_bytes(), "the GPU" if device.ort_name == "cuda" else "memory")
+
+    return check
+
+
+def load(model: str | bytes, device: CudaDevice | HostDevice) -> Any:
+    """Load a graph for a device; warns of nodes that run elsewhere.
+
+    Raises:
+        EngineError: ONNX Runtime refuses it.
+        MissingDependencyError: onnxruntime-gpu is not installed.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if isinstance(device, CudaDevice):
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise MissingDependencyError(
+                f"ONNX Runtime {onnxruntime.__version__} has no CUDA provider; pip install 'llmc-toolchain[cuda]', "
+                "which replaces the CPU package"
+            )
+        _load_libraries()
+        providers = [(PROVIDER, _provider_options(device))]
+    try:
+        with _environment(KERNEL_CHOICES):
+            inference = onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {first}") from error
+    if isinstance(device, CudaDevice):
+        if PROVIDER not in inference.get_providers():
+            raise EngineError(
+                "ONNX Runtime could not start its CUDA provider; `llmc doctor` says which library is missing"
+            )
+        if elsewhere := nodes_elsewhere(inference):
+            more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
+            log.warning("not on the GPU: %s%s", ", ".join(elsewhere[:5]), more)
+    return inference
+
+
+def nodes_elsewhere(inference: Any) -> list[str]:
+    """Nodes that the runtime placed on the CPU, less those that compute shapes; empty where it does not tell."""
+    if not hasattr(inference, "get_provider_graph_assignment_info"):
+        return []
+    return [
+        f"{node.op_type} {node.name}".strip()
+        for part in inference.get_provider_graph_assignment_info()
+        if part.ep_name != PROVIDER
+        for node in part.get_nodes()
+        if node.op_type not in SHAPE_OPERATORS
+    ]
+
+
+def _provider_options(device: CudaDevice) -> dict[str, str]:
+    return {
+        "device_id": str(device.index),
+        "user_compute_stream": str(device.stream),
+        "has_user_compute_stream": "1",
+        # The default doubles the arena, which leaves too little for the cache.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def _load_libraries() -> None:
+    """CUDA's libraries from their wheels, wherever these are, so that the provider's own search finds them loaded."""
+    try:
+        from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+    except ImportError:
+        return
+    for name in LIBRARIES:
+        try:
+            load_nvidia_dynamic_lib(name)
+        except (DynamicLibNotFoundError, RuntimeError) as error:
+            log.info("%s is not where it is looked for: %s", name, str(error).splitlines()[0])
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that are not set, and take them away again."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

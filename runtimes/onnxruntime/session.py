@@ -1,0 +1,267 @@
+"""A session on ONNX Runtime: one loaded graph, one KV cache, no allocation per token.
+
+In: an ``InferenceSession`` and what its manifest says. Out: the :class:`Session` protocol.
+
+Two kinds of graph run behind it:
+
+* fused: rows start at slot 0 of the cache; the mask only says how many tokens each row holds and how many of this
+  chunk are valid. ``shared`` caches are one buffer bound once as past and present; ``grow`` caches go round.
+* unfused (portable, or a target that kept the attention's body): slots and columns of the mask correspond one to one.
+  The cache is kept left-padded: after a chunk in which rows differ, each row's tokens move to the end.
+
+Whether a graph asks for ``position_ids`` does not tell the two apart: a fused one does where it rotates outside.
+
+Beside keys and values a cache may hold states (of convolutions, of recurrences), whose shape is fixed. They start as
+zeros; each has two buffers, and what one step writes the next one reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.session.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.host_logits import HostLogits
+
+PAST, PRESENT = "past_key_values.", "present."
+RAGGED_CHUNKS = "ragged_chunks"
+"""Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
+
+
+class OnnxRuntimeSession:
+    """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
+
+    def __init__(self, inference: Any, info: EngineInfo, *, fused: bool) -> None:
+        """Wrap a loaded graph; ``fused`` says which of the two kinds it is."""
+        self._inference = inference
+        self._fused = fused
+        self._info = info
+        inputs = {item.name: item for item in inference.get_inputs()}
+        self._positions = "position_ids" in inputs
+        past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
+        self._growing = [tensor for tensor in past if tensor.axis is not None]
+        self._states = [tensor for tensor in past if tensor.axis is None]
+        self._state_buffers: list[tuple[_Buffer, _Buffer]] = []
+        self._logits_type = _element_type(inference.get_outputs()[0])
+        self._lengths: Int64Array = np.zeros(0, np.int64)
+        self._capacity = 0
+        self._binding: Any = None
+        self._chunk = (0, 0)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this session can do."""
+        return self._info
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens that each row holds, [batch] int64."""
+        return self._lengths.copy()
+
+    def reset(self, batch: int, capacity: int) -> None:
+        """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
+
+        Raises:
+            EngineError: the capacity is beyond what the engine can run, or memory does not suffice.
+        """
+        require_room(self._info, batch, capacity)
+        self._lengths = np.zeros(batch, np.int64)
+        if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
+            self._allocate(batch, capacity)
+            return
+        if self._info.cache == "grow":
+            self._bind_empty_cache(batch)
+        self._bind_empty_states(batch)
+
+    def _allocate(self, batch: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._binding = self._inference.io_binding()
+        self._chunk = (0, 0)
+        try:
+            self._mask = np.ones((batch, capacity), np.int64)
+            self._mask_flat = np.ones(batch * capacity, np.int64)
+            if self._info.cache == "grow":
+                self._bind_empty_cache(batch)
+            else:
+                self._bind_shared_cache(batch, capacity)
+            self._bind_empty_states(batch)
+        except MemoryError as error:
+            size = batch * capacity * self._info.cache_bytes_per_token
+            raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
+
+    def _bind_shared_cache(self, batch: int, capacity: int) -> None:
+        for tensor in self._growing:
+            buffer = _ort_value(tensor.zeros(batch, capacity))
+            self._binding.bind_ortvalue_input(tensor.past, buffer)
+            self._binding.bind_ortvalue_output(tensor.present, buffer)
+
+    def _bind_empty_cache(self, batch: int) -> None:
+        for tensor in self._growing:
+            self._binding.bind_ortvalue_input(tensor.past, _ort_value(tensor.zeros(batch, 0)))
+            self._binding.bind_output(tensor.present, "cpu")
+
+    def _bind_empty_states(self, batch: int) -> None:
+        self._state_buffers = [
+            (_Buffer(tensor.zeros(batch, 0)), _Buffer(tensor.zeros(batch, 0))) for tensor in self._states
+        ]
+        self._bind_states()
+
+    def _bind_states(self) -> None:
+        for tensor, (read, written) in zip(self._states, self._state_buffers, strict=True):
+            self._binding.bind_ortvalue_input(tensor.past, read.value)
+            self._binding.bind_ortvalue_output(tensor.present, written.value)
+
+    def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
+        """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
+        chunk = input_ids.shape[1]
+        valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
+        full = lengths is None
+        ragged = chunk > 1 and not full and bool((valid != chunk).any())
+        if ragged and self._lengths.any() and not self._info.details.get(RAGGED_CHUNKS, True):
+            raise EngineError(
+                "rows of unequal length can only be continued in chunks by a graph made with ONNX Runtime 1.32 or "
+                "newer; optimize again with it, or prefill each prompt whole"
+            )
+        self._bind_chunk(input_ids)
+        mask = self._fused_mask(valid, chunk, full) if self._fused else self._slot_mask(valid, chunk)
+        self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))
+        if self._positions:
+            positions = chunk_positions(self._lengths, valid, chunk)
+            self._binding.bind_ortvalue_input("position_ids", _ort_value(positions))
+        try:
+            self._inference.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+        before = self._lengths.copy()
+        self._lengths += valid
+        if self._info.cache == "grow":
+            self._carry_cache(before, valid, chunk)
+        self._turn_states()
+        return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
+
+    def _turn_states(self) -> None:
+        """What this step wrote the next one reads."""
+        self._state_buffers = [(written, read) for read, written in self._state_buffers]
+        # A fused graph's mask gives an empty row a token (see _fused_mask), which must not stay in its state.
+        if self._fused and (empty := self._lengths == 0).any():
+            for read, _ in self._state_buffers:
+                read.array[empty] = 0
+        self._bind_states()
+
+    def _bind_chunk(self, input_ids: Int64Array) -> None:
+        """Bind buffers of the chunk's shape; the decode step finds them bound."""
+        if input_ids.shape != self._chunk:
+            batch, chunk = self._chunk = input_ids.shape
+            self._ids = np.empty((batch, chunk), np.int64)
+            rows = chunk if self._info.logits == "all" else 1
+            self._logits: npt.NDArray[Any] = np.empty((batch, rows, self._info.vocab_size), self._logits_type)
+            self._binding.bind_ortvalue_input("input_ids", _ort_value(self._ids))
+            self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
+        np.copyto(self._ids, input_ids)
+
+    def _fused_mask(self, valid: Int64Array, chunk: int, full: bool) -> Int64Array:
+        """Row sums are the tokens held, sums over the last ``chunk`` columns the valid ones of this chunk."""
+        batch, before = len(valid), int(self._lengths.max())
+        width = before + chunk
+        if width > self._capacity and self._info.cache == "shared":
+            # The kernel wants room for the chunk's columns after the longest row, be they valid or not.
+            raise EngineError(
+                f"a row holds {before} tokens and the chunk has {chunk} columns, more than the cache's "
+                f"{self._capacity}; reset the session with a larger capacity"
+            )
+        if batch == 1 and full:
+            return self._mask[:, :width]
+        if self._mask_flat.size < batch * width:
+            self._mask_flat = np.ones(batch * width, np.int64)
+        mask = self._mask_flat[: batch * width].reshape(batch, width)
+        columns = np.arange(width)
+        np.less(columns[None, :before], self._lengths[:, None], out=mask[:, :before], casting="unsafe")
+        # The kernel takes no row without a token; an empty one is given one, which its first own token overwrites.
+        counted = np.maximum(valid, self._lengths == 0)
+        np.less(columns[None, :chunk], counted[:, None], out=mask[:, before:], casting="unsafe")
+        return mask
+
+    def _slot_mask(self, valid: Int64Array, chunk: int) -> Int64Array:
+        """Ones for a left-padded past, then ones for the valid tokens of the chunk."""
+        past = int(self._lengths.max())
+        before = np.arange(past) >= past - self._lengths[:, None]
+        return np.concatenate([before, np.arange(chunk) < valid[:, None]], axis=1).astype(np.int64)
+
+    def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
+        """This step's present is the next step's past."""
+        # A binding gives its outputs in the order in which they were bound, not in that of the graph: logits last.
+        values = self._binding.get_outputs()[: len(self._growing)]
+        ragged = not self._fused and bool((valid != chunk).any())
+        for tensor, value in zip(self._growing, values, strict=True):
+            if ragged:
+                value = _ort_value(_left_padded(value.numpy(), before, valid, tensor.axis or 0))
+            self._binding.bind_ortvalue_input(tensor.past, value)
+            self._binding.bind_output(tensor.present, "cpu")
+
+    def close(self) -> None:
+        """Free the graph and the cache."""
+        self._binding = None
+        self._inference = None
+
+
+class _CacheTensor:
+    """One input of the cache and the output that becomes it.
+
+    Attributes:
+        past, present: Names of the input and the output.
+        axis: The axis with a slot per token; None for a state.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self.past, self.present = item.name, PRESENT + item.name.removeprefix(PAST)
+        self._shape, self._type = item.shape, _element_type(item)
+        growing = [index for index, dim in enumerate(item.shape) if index and not isinstance(dim, int)]
+        self.axis = growing[0] if growing else None
+
+    def zeros(self, batch: int, length: int) -> npt.NDArray[Any]:
+        """An empty one, with room for ``length`` tokens."""
+        sizes = [dim if isinstance(dim, int) else length for dim in self._shape]
+        return np.zeros([batch, *sizes[1:]], self._type)
+
+
+class _Buffer:
+    """Memory of a state, as NumPy and as ONNX Runtime see it."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array, self.value = array, _ort_value(array)
+
+
+def _element_type(item: Any) -> type[np.generic]:
+    types: dict[str, type[np.generic]] = {"tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    return types.get(item.type, np.float32)
+
+
+def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array, axis: int) -> npt.NDArray[Any]:
+    """Move each row's tokens, which lie before and after a gap, to the end of the shortest cache that holds them all.
+
+    Args:
+        cache: [batch, …, total, …]: a left-padded past, then a right-padded chunk.
+        before: Tokens of each row in the past.
+        valid: Tokens of each row in the chunk.
+        axis: Of the tokens.
+    """
+    past, total = int(before.max()), int((before + valid).max())
+    shape = list(cache.shape)
+    shape[axis] = total
+    packed = np.zeros(shape, cache.dtype)
+    # Views with the tokens first after the batch.
+    source, target = np.moveaxis(cache, axis, 1), np.moveaxis(packed, axis, 1)
+    for row, (old, new) in enumerate(zip(before, valid, strict=True)):
+        target[row, total - new - old : total - new] = source[row, past - old : past]
+        target[row, total - new : total] = source[row, past : past + new]
+    return packed
+
+
+def _ort_value(array: npt.NDArray[Any]) -> Any:
+    """A view of ``array`` for ONNX Runtime; it keeps the array alive and copies nothing."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,1 @@
+"""transformers as the reference that engines are compared with."""

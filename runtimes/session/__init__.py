@@ -1,0 +1,1 @@
+"""What every runtime offers, and what every session shares: the protocol, sampling, padding, times."""

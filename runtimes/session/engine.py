@@ -1,0 +1,198 @@
+"""What every runtime offers: an engine that builds and opens, and a session that keeps the KV cache.
+
+In: a target graph's directory (build) or an engine's directory (open).
+Out: a :class:`Session`, which the decode loop, ``llmc bench``, ``llmc eval`` and ``llmc verify`` drive without
+knowing what runs behind it.
+
+The contract is made for four runtimes, ONNX Runtime on CPU and CUDA, TensorRT and OpenVINO:
+
+* Buffers may live on a device. :meth:`Session.forward` therefore returns :class:`Logits`, a handle: ``host()``
+  copies (or views) them as NumPy, ``argmax()`` may run where the logits are.
+* Addresses may be fixed. :meth:`Session.reset` allocates everything for a batch and a capacity once; no later call
+  allocates, so a runtime can capture its launches.
+* A runtime may need one profile per shape range. An engine's :class:`EngineInfo` says which capacities and chunk
+  lengths it was built for, and ``reset`` refuses what lies outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.compiler.base.errors import EngineError
+
+Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+LogitsKind = Literal["last", "all"]
+CacheKind = Literal["grow", "shared"]
+UNLIMITED = 1 << 30
+"""Context of a graph that computes its positions: only memory ends it."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a session can do, read from an engine's directory.
+
+    Attributes:
+        runtime: The runtime's name, as ``onnxruntime-cpu``.
+        vocab_size: Width of the logits.
+        num_layers: Layers that keep a KV cache.
+        max_context: Most tokens (prompt and generated) that one row may hold.
+        logits: ``last``: one row of logits per sequence; ``all``: one per position of the chunk.
+        cache: ``shared``: past and present are one fixed buffer; ``grow``: present = past + new.
+        cache_bytes_per_token: Bytes of KV cache that one token of one row takes, all layers.
+        weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
+        precision: ``fp32``, ``int8``, ``int4``, …
+        threads: Threads that the runtime computes with; 0 when it has no such notion.
+        profiles: Chunk lengths (min, max) that the engine was built for; empty when any will do.
+        max_batch: Most rows that the engine was built for; None: any.
+    """
+
+    runtime: str
+    vocab_size: int
+    num_layers: int
+    max_context: int
+    logits: LogitsKind
+    cache: CacheKind
+    cache_bytes_per_token: int
+    weight_bytes: int
+    precision: str
+    threads: int
+    profiles: tuple[tuple[int, int], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int | None = None
+
+
+def require_room(info: EngineInfo, batch: int, capacity: int) -> None:
+    """Check what a cache is asked to hold.
+
+    Raises:
+        EngineError: no row or no token, or more rows or tokens than the engine holds.
+    """
+    if batch < 1 or capacity < 1:
+        raise EngineError(f"a cache of {batch} rows and {capacity} tokens holds nothing")
+    if capacity > info.max_context:
+        raise EngineError(
+            f"{capacity} tokens are more than this engine's context of {info.max_context}; "
+            "shorten the prompt, generate fewer tokens or optimize again with a larger --context"
+        )
+    if info.max_batch is not None and batch > info.max_batch:
+        raise EngineError(
+            f"{batch} rows are more than the {info.max_batch} that this engine was built for; "
+            "run fewer at once, or build it again for more"
+        )
+
+
+def valid_tokens(held: Int64Array, capacity: int, input_ids: Int64Array, lengths: Int64Array | None) -> Int64Array:
+    """Tokens that a chunk [batch, seq] adds to each row, [batch] int64.
+
+    Raises:
+        EngineError: the chunk has another number of rows, or a row has no room for it.
+    """
+    batch, chunk = input_ids.shape
+    if batch != len(held):
+        raise EngineError(f"the session holds {len(held)} rows, not {batch}; reset it first")
+    valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
+    needed = int((held + valid).max())
+    if needed > capacity:
+        raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {capacity}")
+    return valid
+
+
+def chunk_positions(held: Int64Array, valid: Int64Array, chunk: int) -> Int64Array:
+    """Positions of a right-padded chunk, [batch, chunk] int64; padding repeats those of the last valid token."""
+    return held[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])
+
+
+class Logits(Protocol):
+    """The logits of one forward call, wherever they are.
+
+    They are overwritten by the next ``forward``: copy what must outlive it.
+    """
+
+    def host(self) -> FloatArray:
+        """Float32 array in host memory, [batch, 1 or chunk, vocab_size]; a view where the runtime allows it."""
+        ...
+
+    def argmax(self) -> Int64Array:
+        """Most likely token after each row's last valid position, [batch] int64."""
+        ...
+
+
+class Session(Protocol):
+    """One loaded engine and one KV cache for a batch of rows.
+
+    A chunk is right-padded: row ``b``'s valid tokens are ``input_ids[b, :lengths[b]]``. Rows may differ in length,
+    in every chunk; a row with length 0 in a chunk keeps its state and its logits are unspecified. Callers who hold
+    left-padded batches use :func:`llmc.runtimes.session.padding.to_right_padded`.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this session can do."""
+        ...
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Tokens each row holds now, [batch] int64."""
+        ...
+
+    def reset(self, batch: int, capacity: int) -> None:
+        """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
+
+        Raises:
+            EngineError: ``capacity`` is beyond :attr:`EngineInfo.max_context`, or memory does not suffice.
+        """
+        ...
+
+    def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> Logits:
+        """Append a right-padded chunk to every row and compute its logits.
+
+        Args:
+            input_ids: [batch, chunk] int64.
+            lengths: Valid tokens per row in this chunk, [batch] int64; None: all ``chunk``.
+
+        Raises:
+            EngineError: a row would exceed the capacity, or (on some runtimes) the longest row and the chunk's
+                columns together do; or the runtime failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; the session cannot be used afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """A runtime: makes an engine directory from a target graph's directory, and opens it."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's name, as ``onnxruntime-cpu``."""
+        ...
+
+    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+        """Write the engine's files into ``output`` (which exists and is empty); return what the manifest records.
+
+        Raises:
+            EngineError: the runtime refused the graph.
+        """
+        ...
+
+    def open(self, directory: Path, *, threads: int | None = None) -> Session:
+        """Load an engine (or a graph, where the runtime runs graphs as they are).
+
+        Args:
+            directory: An llmc artifact with ``llmc.json``.
+            threads: Threads to compute with; None: what the manifest says, else one per physical core.
+
+        Raises:
+            EngineError: the runtime is missing or refuses the engine.
+            ArtifactError: the directory is not what its manifest says.
+        """
+        ...

@@ -1,0 +1,247 @@
+"""Which options mean which passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.artifact.manifest import Manifest, PassRecord
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
+from llmc.compiler.driver import target_passes as module
+from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.passes.graph_pass import GraphPass
+from llmc.passes.lowering.convert_float import ConvertFloat
+from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.lowering.lower_moe import LowerMoE
+from llmc.passes.lowering.use_standard_attention import UseStandardAttention
+from llmc.passes.pipeline import (
+    CpuTarget,
+    CudaTarget,
+    StandardTarget,
+    cpu_engine_passes,
+    cpu_passes,
+    cuda_engine_passes,
+    cuda_passes,
+    standard_passes,
+    tensorrt_engine_passes,
+)
+from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
+from llmc.passes.quantization.quantize_standard import QuantizeStandard
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
+from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
+
+TENSORRT: list[Any] = ["tensorrt", "tensorrt-rtx"]
+
+
+def only(passes: list[GraphPass], kind: type[Any]) -> Any:
+    [found] = [item for item in passes if isinstance(item, kind)]
+    return found
+
+
+def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeStandard:
+    made = only(target_passes(geometry, OptimizeOptions(**options)), QuantizeStandard)
+    assert isinstance(made, QuantizeStandard)
+    return made
+
+
+@pytest.mark.parametrize("target", TENSORRT)
+@pytest.mark.parametrize(("given", "activations"), [({}, "fp16"), ({"precision": "bf16"}, "bf16")])
+def test_tensorrt(geometry: ModelGeometry, target: Any, given: dict[str, Any], activations: Any) -> None:
+    passes = target_passes(geometry, OptimizeOptions(target=target, context=512, logits="all", **given))
+    assert passes == standard_passes(StandardTarget(512, "scatter", activations, "all"))
+    assert only(passes, UseStandardAttention) == UseStandardAttention("scatter", 512)
+
+
+@pytest.mark.parametrize("target", TENSORRT)
+def test_float16_alone_needs_a_wide_residual_stream(geometry: ModelGeometry, target: Any) -> None:
+    for activations, wide in (("fp16", True), ("bf16", False)):
+        options = OptimizeOptions(target=target, precision="int8", activations=activations)
+        _, to_half = [item for item in target_passes(geometry, options) if isinstance(item, ConvertFloat)]
+        assert to_half == ConvertFloat(activations, wide_residual=wide)
+
+
+def test_openvino_keeps_float32_and_a_growing_cache(geometry: ModelGeometry) -> None:
+    passes = target_passes(geometry, OptimizeOptions(target="openvino", activations="bf16"))
+    assert passes == standard_passes(StandardTarget(DEFAULT_CONTEXT, "concat"))
+    assert only(passes, ConvertFloat) == ConvertFloat("fp32")
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"precision": "int8"}, QuantizeStandard("int8")),
+        ({"precision": "fp8"}, QuantizeStandard("fp8", block_size=128)),
+        ({"precision": "nvfp4"}, QuantizeStandard("nvfp4")),
+        ({"precision": "int4"}, QuantizeStandard("int4", offset=True)),
+        ({"precision": "int4", "symmetric": False}, QuantizeStandard("int4", offset=True)),
+        ({"precision": "int4", "symmetric": True, "block_size": 64}, QuantizeStandard("int4", block_size=64)),
+        ({"precision": "int4", "head": "int4"}, QuantizeStandard("int4", "int4", offset=True)),
+        ({"precision": "int8", "head": "int8"}, QuantizeStandard("int8", "int8")),
+    ],
+)
+@pytest.mark.parametrize("target", TENSORRT)
+def test_weights_for_tensorrt(
+    geometry: ModelGeometry, target: Any, options: dict[str, Any], made: QuantizeStandard
+) -> None:
+    assert quantization(geometry, target=target, **options) == made
+
+
+def test_openvino_takes_offsets_as_zero_points(geometry: ModelGeometry) -> None:
+    assert quantization(geometry, target="openvino", precision="int4") == QuantizeStandard(
+        "int4", offset=True, offset_form="zero_point"
+    )
+    assert not quantization(geometry, target="openvino", precision="int4", symmetric=True).offset
+    assert quantization(geometry, target="openvino", precision="int8").weights == "int8"
+
+
+@pytest.mark.parametrize("target", [*TENSORRT, "openvino"])
+def test_floats_are_not_quantized(geometry: ModelGeometry, target: Any) -> None:
+    kinds = {type(item) for item in target_passes(geometry, OptimizeOptions(target=target))}
+    assert not kinds & {QuantizeStandard, QuantizeWeights}
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", *TENSORRT, "openvino"])
+def test_a_context_beyond_the_models(geometry: ModelGeometry, target: Any) -> None:
+    with pytest.raises(UsageError, match="--context 9000 is more than the 8192 positions"):
+        target_passes(geometry, OptimizeOptions(target=target, context=9000))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "asked", "context"),
+    [
+        (None, None, DEFAULT_CONTEXT), (2048, None, 2048), (131072, None, DEFAULT_CONTEXT), (2048, 2048, 2048),
+        (131072, 131072, 131072), (None, 40000, 40000), (2048, 1, 1),
+    ],
+)  # fmt: skip
+def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, asked: int | None, context: int) -> None:
+    """The model's own, at most the default, unless the user asks for another that the model was made for."""
+    model = replace(geometry, max_position_embeddings=made_for)
+    assert max_context(model, OptimizeOptions(context=asked)) == context
+    assert only(target_passes(model, OptimizeOptions(context=asked)), LowerAttention).max_positions == context
+
+
+# --- ONNX Runtime ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"precision": "fp32"}, None),
+        ({"precision": "int4"}, {"bits": 4, "offset": True}),
+        ({"precision": "int8"}, {"bits": 8}),
+        ({"precision": "int8", "symmetric": False}, {"bits": 8, "offset": True}),
+        ({"precision": "int4", "symmetric": True}, {"bits": 4}),
+        ({"precision": "int4", "head": "int4", "block_size": 64}, {"offset": True, "head_bits": 4, "block_size": 64}),
+        ({"precision": "int8", "head": "int8"}, {"bits": 8}),
+    ],
+)
+def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any] | None) -> None:
+    """Offsets where four bits need them, never zero points; products with activations of 8 bits."""
+    defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 4}
+    quantization = None if made is None else QuantizeWeights(**defaults | made)
+    passes = target_passes(geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options))
+    assert passes == cpu_passes(
+        CpuTarget(
+            max_positions=64,
+            cache="grow",
+            logits="all",
+            quantization=quantization,
+            query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
+            expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
+        )
+    )
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_cpus_kernels_are_those_of_the_runtime(
+    geometry: ModelGeometry, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = set()
+    monkeypatch.setattr(module, "has_input", lambda *names: asked.add(names) or has)
+    monkeypatch.setattr(module, "has_attribute", lambda *names: asked.add(names) or not has)
+    passes = target_passes(geometry, OptimizeOptions())
+    assert only(passes, LowerAttention).query_seqlens is has
+    assert only(passes, LowerMoE).kernel is not has
+    assert asked == {
+        ("com.microsoft", "GroupQueryAttention", "query_seqlens"), ("com.microsoft", "QMoE", "accuracy_level")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({}, {}),
+        ({"precision": "bf16"}, {"activations": "bf16"}),
+        ({"cache": "grow", "logits": "all"}, {"cache": "grow", "logits": "all"}),
+        ({"precision": "fp8"}, {"quantization": QuantizeFp8(128)}),
+        ({"precision": "fp8", "block_size": 64}, {"quantization": QuantizeFp8(64)}),
+        ({"precision": "int4"}, {"quantization": {"bits": 4}, "pack_gate_up": False}),
+        ({"precision": "int4", "symmetric": False},
+         {"quantization": {"bits": 4, "symmetric": False}, "pack_gate_up": False}),
+        ({"precision": "int8", "activations": "bf16"},
+         {"quantization": {"bits": 8}, "pack_gate_up": False, "activations": "bf16"}),
+        ({"precision": "int8", "head": "int4", "block_size": 16},
+         {"quantization": {"bits": 8, "head_bits": 4, "block_size": 16}, "pack_gate_up": False}),
+        ({"cache_precision": "fp8"}, {"quantized_cache": QuantizeCache("fp8")}),
+        ({"cache_precision": "int8"}, {"quantized_cache": QuantizeCache("int8")}),
+    ],
+)  # fmt: skip
+def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any]) -> None:
+    """Zero points or none, never offsets; activations are not rounded to 8 bits."""
+    defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 0}
+    if isinstance(made.get("quantization"), dict):
+        made = made | {"quantization": QuantizeWeights(**defaults | made["quantization"])}
+    passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options))
+    assert passes == cuda_passes(CudaTarget(max_positions=512, **made))
+
+
+def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry) -> None:
+    golden: Any = SimpleNamespace(cache_ranges=(np.full((3, 4), 12.7), np.full((3, 4), 25.4)))
+    passes = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), golden)
+    scales = only(passes, QuantizeCache).scales
+    assert len(scales) == 3
+    np.testing.assert_allclose(scales[2][0], 0.125, rtol=1e-6)
+    np.testing.assert_allclose(scales[2][1], 0.25, rtol=1e-6)
+    without = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"))
+    assert only(without, QuantizeCache).scales == ()
+
+
+def lowered(count: int) -> PassRecord:
+    return PassRecord("LowerAttention", {}, bool(count), {"attention": count} if count else {}, {}, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("records", "cache", "takes_lengths"),
+    [
+        ((lowered(3),), "shared", True),
+        ((lowered(3),), "grow", False),
+        ((lowered(0),), "shared", False),
+        ((), "shared", False),
+        ((replace(lowered(3), name="UseStandardAttention"),), "shared", False),
+    ],
+)
+def test_a_cuda_engine_takes_lengths_where_attention_does(
+    manifest: Manifest, records: tuple[PassRecord, ...], cache: Any, takes_lengths: bool
+) -> None:
+    target = replace(manifest, target="cuda", passes=records, cache=cache)
+    assert engine_passes(target) == (cuda_engine_passes() if takes_lengths else [])
+
+
+@pytest.mark.parametrize(("precision", "kernels"), [("int4", True), ("int8", True), ("fp32", False)])
+def test_a_cpu_engine_has_kernels_for_integers(manifest: Manifest, precision: Any, kernels: bool) -> None:
+    made = engine_passes(replace(manifest, target="cpu", precision=precision))
+    assert made == (cpu_engine_passes() if kernels else [])
+
+
+def test_what_engines_are_built_of(manifest: Manifest) -> None:
+    """TensorRT takes lengths instead of a mask; OpenVINO opens the graph as it is."""
+    for target in TENSORRT:
+        assert engine_passes(replace(manifest, target=target)) == tensorrt_engine_passes()
+    assert engine_passes(replace(manifest, target="openvino")) == []

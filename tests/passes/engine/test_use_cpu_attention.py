@@ -1,0 +1,137 @@
+"""GroupQueryAttention over a shared cache into llmc's own CPU operator, input by input; and what is left alone."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from llmc.passes.engine.use_cpu_attention import UseCpuAttention
+from llmc.passes.graph_pass import GraphPassResult
+
+from ..graphs import apply, left_alone, node_of, parse
+
+GIVEN = ["q", "k", "v", "pk", "pv", "seqlens", "total", "cos", "sin"]
+LENGTHS = {"seqlens": "int32[b]", "total": "int32", "chunk": "int32[b]"}
+
+
+def graph(inputs=(*GIVEN, *[""] * 7, "chunk"), attributes="scale=0.5", head="64", past="c", present="c"):
+    """One attention; what is "" in ``inputs`` is absent."""
+    types = {**LENGTHS, **dict.fromkeys(("pk", "pv"), f"float[b, 2, {past}, {head}]")}
+    declared = ", ".join(f"{types.get(name, 'float[b, s, 128]')} {name}" for name in inputs if name)
+    given = ", ".join(name or '""' for name in inputs)
+    model = parse(f"""main_graph ({declared}) => (float[b, s, 384] y, float[b, 2, {present}, {head}] ok,
+        float[b, 2, {present}, {head}] ov)
+    {{
+        y, ok, ov = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=2, {attributes}>({given})
+    }}""")
+    node_of(model, "GroupQueryAttention").name = "attention"
+    return model
+
+
+def handed_over(model):
+    """Inputs and attributes of the new node."""
+    tally = apply(UseCpuAttention(), model)
+    assert tally.fired == tally.expected == {"attention": 1}
+    node = node_of(model, "GroupQueryAttention")
+    assert (node.domain, node.name) == ("llmc.cpu", "attention")
+    assert model.graph.opset_imports["llmc.cpu"] == 1
+    assert [value.name for value in node.outputs] == ["y", "ok", "ov"]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return [value.name if value else "" for value in node.inputs], attributes
+
+
+def test_inputs_find_their_places_and_attributes_are_kept():
+    inputs, attributes = handed_over(graph(attributes="scale=0.3, local_window_size=17, do_rotary=1"))
+    assert inputs == ["q", "k", "v", "pk", "pv", "seqlens", "chunk", "cos", "sin"]
+    assert attributes == {
+        "num_heads": 6,
+        "kv_num_heads": 2,
+        "local_window_size": 17,
+        "scale": pytest.approx(0.3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["q", "", "", *GIVEN[3:], *[""] * 7, "chunk"], ["q", "", "", "pk", "pv", "seqlens", "chunk", "cos", "sin"]),
+        ([*GIVEN[:7], *[""] * 9, "chunk"], ["q", "k", "v", "pk", "pv", "seqlens", "chunk"]),
+        (GIVEN, ["q", "k", "v", "pk", "pv", "seqlens", "", "cos", "sin"]),
+        (GIVEN[:7], ["q", "k", "v", "pk", "pv", "seqlens"]),
+    ],
+    ids=["packed", "not rotated", "no lengths", "neither"],
+)
+def test_optional_inputs_may_be_absent(given, expected):
+    assert handed_over(graph(given))[0] == expected
+
+
+@pytest.mark.parametrize("head", [32, 64, 96, 256])
+@pytest.mark.parametrize("attributes", ["do_rotary=0", "scale=0.0"])
+def test_without_a_scale_it_is_that_of_the_head(attributes, head):
+    assert handed_over(graph(attributes=attributes, head=str(head)))[1]["scale"] == pytest.approx(head**-0.5)
+
+
+@pytest.mark.parametrize(("given", "window"), [("", 0), (", local_window_size=-1", 0), (", local_window_size=1", 1)])
+def test_a_window_of_minus_one_is_none(given, window):
+    assert handed_over(graph(attributes=f"scale=0.5{given}"))[1]["local_window_size"] == window
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"attributes": "softcap=50.0"}, "the kernel has no softcap"),
+        ({"attributes": "rotary_interleaved=1"}, "the kernel rotates halves, not neighbours"),
+        *(
+            ({"head": head}, f"the kernel takes head sizes that are multiples of 32 up to 256, not {head}")
+            for head in ("16", "48", "80", "257", "288", "d")
+        ),
+    ],
+)
+def test_each_condition_refuses_alone(options, reason):
+    model = graph(**options)
+    assert left_alone(UseCpuAttention(), model) == [reason]
+    assert UseCpuAttention()(model).tally.expected == {"attention": 1}
+    assert "llmc.cpu" not in model.graph.opset_imports
+
+
+@pytest.mark.parametrize("place", [9, 10, 11, 12, 13, 14, 15, 17, 18])
+def test_an_input_that_the_kernel_does_not_take_refuses_wherever_it_stands(place):
+    given = [*GIVEN, *[""] * 7, "chunk", "", ""][: max(place + 1, 17)]
+    given[place] = "more"
+    assert left_alone(UseCpuAttention(), graph(given)) == ["the kernel does not take more"]
+
+
+def test_all_inputs_that_the_kernel_does_not_take_are_named():
+    given = [*GIVEN, "", "bias", "sinks", *[""] * 4, "chunk"]
+    assert left_alone(UseCpuAttention(), graph(given)) == ["the kernel does not take bias, sinks"]
+
+
+@pytest.mark.parametrize(("past", "present"), [("past", "total"), ("8", "9")])
+def test_a_cache_that_grows_is_none_of_its_sites(past, present):
+    model = graph(past=past, present=present)
+    assert left_alone(UseCpuAttention(), model) == []
+    assert UseCpuAttention()(model).tally.expected == {}
+
+
+@pytest.mark.parametrize("which", ["past", "present"])
+def test_a_cache_of_unknown_shape_is_none_of_its_sites(which):
+    model = graph()
+    node = node_of(model, "GroupQueryAttention")
+    (node.inputs[3] if which == "past" else node.outputs[1]).shape = None
+    assert left_alone(UseCpuAttention(), model) == []
+
+
+def test_of_two_attentions_one_may_be_left():
+    model = graph(attributes="scale=0.5, softcap=2.0")
+    node = node_of(model, "GroupQueryAttention")
+    more = ir.node(node.op_type, node.inputs, {"num_heads": 6, "kv_num_heads": 2}, domain=node.domain, num_outputs=3)
+    for value, name, old in zip(more.outputs, ("y2", "ok2", "ov2"), node.outputs, strict=True):
+        value.name, value.shape, value.dtype = name, old.shape, old.dtype
+    model.graph.append(more)
+    model.graph.outputs.extend(more.outputs)
+    result = UseCpuAttention()(model)
+    assert isinstance(result, GraphPassResult)
+    assert (result.tally.fired, result.tally.expected) == ({"attention": 1}, {"attention": 2})
+    misses = [(miss.node, miss.reason) for miss in result.tally.rejections]
+    assert misses == [("attention", "the kernel has no softcap")]
+    assert [node.domain for node in model.graph] == ["com.microsoft", "llmc.cpu"]

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.passes.graph.graph_query import dims
+from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.quantization.quantize_cache import HEADROOM, K_SCALE, LARGEST_INT8, SMALLEST_SHARE, QuantizeCache
+
+from ..graphs import Array, apply, draw, draw_all, left_alone, node_of, open_session, parse
+
+HEADS, KV_HEADS, DIM, POSITIONS, LAYERS = 4, 2, 16, 40, 2
+CHANNELS = KV_HEADS * DIM
+CACHE = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
+LAYER = """
+    {q}, "present.{i}.key", "present.{i}.value" = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.25>(
+        {x}, k, v, "past_key_values.{i}.key", "past_key_values.{i}.value", attention_mask, cos, sin, position_ids,
+        {norms}, sink)"""
+
+
+def make(norms: str = ", ") -> ir.Model:
+    """Two layers of lowered attention, one after the other, over the same keys and values."""
+    pasts = ", ".join(f'float[batch, 2, past, 16] "past_key_values.{name}"' for name in CACHE)
+    presents = ", ".join(f'float[batch, 2, total, 16] "present.{name}"' for name in CACHE)
+    calls = LAYER.format(q="h", x="q", i=0, norms=norms) + LAYER.format(q="y", x="h", i=1, norms=norms)
+    text = f"""m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, int64[batch, seq] position_ids,
+        float[batch, seq, 64] q, float[batch, seq, 32] k, float[batch, seq, 32] v, {pasts}) => (y, {presents})
+        <float[batch, seq, 64] h> {{ {calls} }}"""
+    angles = draw(POSITIONS, DIM // 2, scale=2)
+    weights: dict[str, Array] = {"cos": np.cos(angles), "sin": np.sin(angles), "sink": draw(HEADS, seed=3)}
+    model = parse(text, weights | {"q_norm": draw(DIM, seed=4), "k_norm": draw(DIM, seed=5)})
+    apply(LowerAttention(query_seqlens=False, qk_norm=True), model)
+    for number, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return model
+
+
+def attentions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+
+
+def tokens(length: int) -> dict[str, Array]:
+    """Channels of very different magnitude, as keys have them."""
+    made: dict[str, Array] = draw_all({"q": (1, length, 64), "k": (1, length, 32), "v": (1, length, 32)}, seed=7)
+    spread = np.geomspace(0.2, 8, CHANNELS).astype(np.float32)
+    return {"q": 0.4 * made["q"], "k": made["k"] * spread[::-1], "v": made["v"] * spread}
+
+
+def generate(model: ir.Model, chunks: Sequence[int], dtype: Any) -> tuple[Array, dict[str, Array]]:
+    """Outputs of all tokens, and the cache at last."""
+    session, data, outputs, done = open_session(model), tokens(sum(chunks)), [], 0
+    past = {f"past_key_values.{name}": np.zeros((1, KV_HEADS, 0, DIM), dtype) for name in CACHE}
+    for length in chunks:
+        feeds = {name: array[:, done : done + length] for name, array in data.items()} | past
+        done += length
+        feeds |= {"attention_mask": np.ones((1, done), np.int64), "input_ids": np.zeros((1, length), np.int64)}
+        # Not read: the kernel rotates by the lengths.
+        feeds["position_ids"] = np.zeros((1, length), np.int64)
+        y, *present = session.run(None, feeds)
+        past = dict(zip(past, present, strict=True))
+        outputs.append(y)
+    return np.concatenate(outputs, axis=1), past
+
+
+def ranges(past: Mapping[str, Array]) -> tuple[Array, Array]:
+    """As a reference records them: [layers, channels] of keys and of values."""
+    found = {name: np.abs(array).max(axis=(0, 2)).reshape(-1) for name, array in past.items()}
+    keys, values = ([found[f"past_key_values.{i}.{kind}"] for i in range(LAYERS)] for kind in ("key", "value"))
+    return np.stack(keys), np.stack(values)
+
+
+def test_int8_matches() -> None:
+    model = make()
+    recorded = (np.full((LAYERS, CHANNELS), 3.0), np.arange(1, LAYERS * CHANNELS + 1).reshape(LAYERS, -1) / 10)
+    graph_pass = QuantizeCache.from_ranges("int8", recorded)
+    tally = apply(graph_pass, model)
+    assert tally.fired == tally.expected == {"quantized_cache": LAYERS}
+    cache = [
+        value for value in (*model.graph.inputs, *model.graph.outputs) if (value.name or "")[-3:] in {"key", "lue"}
+    ]
+    assert len(cache) == 4 * LAYERS
+    assert {value.dtype for value in cache} == {ir.DataType.INT8}
+    for layer, node in enumerate(attentions(model)):
+        assert (
+            node.attributes.get_string("k_quant_type") == node.attributes.get_string("v_quant_type") == "PER_CHANNEL"
+        )
+        assert node.attributes.get_int("kv_cache_bit_width") == 8
+        for index, kind, part in ((K_SCALE, "k", recorded[0]), (K_SCALE + 1, "v", recorded[1])):
+            scale = node.inputs[index]
+            assert scale is model.graph.initializers[f"cache.{layer}.{kind}_scale"]
+            assert (scale.dtype, dims(scale)) == (ir.DataType.FLOAT, [KV_HEADS, 1, DIM])
+            assert scale.const_value is not None
+            wanted = np.maximum(part[layer], SMALLEST_SHARE * part[layer].max()) * HEADROOM / LARGEST_INT8
+            np.testing.assert_allclose(scale.const_value.numpy().reshape(-1), wanted, rtol=1e-6)
+        assert node.inputs[11] is model.graph.initializers["sink"]
+
+
+def test_int8_numbers_are_near_those_of_a_float_cache() -> None:
+    chunks = [9, 1, 1, 5]
+    exact, past = generate(make(), chunks, np.float32)
+    keys, values = ranges(past)
+    model = make()
+    apply(QuantizeCache.from_ranges("int8", (keys, values)), model)
+    quantized, cache = generate(model, chunks, np.int8)
+    assert {array.dtype for array in cache.values()} == {np.dtype(np.int8)}
+    assert np.abs(quantized - exact).max() < 0.02 * np.abs(exact).max()
+    for layer in range(LAYERS):
+        for kind, part in (("key", keys), ("value", values)):
+            scale = (part[layer] * HEADROOM / LARGEST_INT8).reshape(KV_HEADS, 1, DIM)
+            stored = cache[f"past_key_values.{layer}.{kind}"].astype(np.float32) * scale
+            off = np.abs(stored - past[f"past_key_values.{layer}.{kind}"])
+            # The second layer's keys are the first's: both read the same.
+            assert (off <= scale * 0.51).all(), (layer, kind)
+
+
+def test_a_range_that_is_exceeded_is_cut_off() -> None:
+    _, past = generate(make(), [9], np.float32)
+    keys, values = ranges(past)
+    model = make()
+    apply(QuantizeCache.from_ranges("int8", (keys / 2, values / 2)), model)
+    _, cache = generate(model, [9], np.int8)
+    largest = max(int(np.abs(array.astype(np.int32)).max()) for array in cache.values())
+    assert largest in {127, 128}
+
+
+@pytest.mark.parametrize("recorded", [None, (np.ones((LAYERS, CHANNELS)), np.ones((LAYERS, CHANNELS)))])
+def test_fp8_has_one_scale_of_1(recorded: tuple[Array, Array] | None) -> None:
+    model = make(norms="q_norm, k_norm")
+    tally = apply(QuantizeCache.from_ranges("fp8", recorded), model)
+    assert tally.fired == {"quantized_cache": LAYERS}
+    for layer, node in enumerate(attentions(model)):
+        assert (
+            node.attributes.get_string("k_quant_type") == node.attributes.get_string("v_quant_type") == "PER_TENSOR"
+        )
+        names = [value.name if value is not None else None for value in node.inputs[10:16]]
+        scales = [f"cache.{layer}.k_scale", f"cache.{layer}.v_scale"]
+        assert names == [None, "sink", *scales, "q_norm", "k_norm"], "what stood behind the scales stays there"
+        for name in scales:
+            tensor = model.graph.initializers[name].const_value
+            assert tensor is not None
+            assert tensor.numpy().tolist() == [1.0]
+        for value in (*node.inputs[3:5], *node.outputs[1:3]):
+            assert value is not None
+            assert value.dtype == ir.DataType.FLOAT8E4M3FN
+
+
+def test_a_quiet_channel_gets_a_share_of_the_loudest() -> None:
+    recorded = np.zeros((1, CHANNELS), np.float32)
+    recorded[0, 5] = 10
+    keys, _ = QuantizeCache.from_ranges("int8", (recorded, recorded)).scales[0]
+    assert keys[5] == pytest.approx(10 * HEADROOM / LARGEST_INT8)
+    np.testing.assert_allclose(keys[:5] + keys[6:], SMALLEST_SHARE * 10 * HEADROOM / LARGEST_INT8, rtol=1e-6)
+    silent, _ = QuantizeCache.from_ranges("int8", (0 * recorded, recorded)).scales[0]
+    assert min(silent) == max(silent) == pytest.approx(1e-6 * HEADROOM / LARGEST_INT8)
+
+
+def test_scales_by_hand() -> None:
+    """A quarter more than was seen, in 127 steps; 2 % of the layer's loudest channel where one was quieter."""
+    keys, values = np.asarray([[12.7, 0.0, 6.35], [127.0, 2.0, 5.08]]), np.full((2, 3), 2.54)
+    made = QuantizeCache.from_ranges("int8", (keys, values)).scales
+    np.testing.assert_allclose(made[0][0], [0.125, 0.0025, 0.0625], rtol=1e-6)
+    np.testing.assert_allclose(made[1][0], [1.25, 0.025, 0.05], rtol=1e-6)
+    np.testing.assert_allclose([made[0][1], made[1][1]], 0.025, rtol=1e-6)
+
+
+def test_scales_are_no_part_of_the_record() -> None:
+    recorded = np.ones((LAYERS, CHANNELS))
+    graph_pass = QuantizeCache.from_ranges("int8", (recorded, recorded))
+    assert graph_pass.configuration() == {"kind": "int8"}
+    assert QuantizeCache("int8").scales == (), "they belong to the one that was made with them"
+
+
+def test_int8_needs_ranges() -> None:
+    model = make()
+    reason = "an int8 cache needs scales, and no ranges of keys and values were recorded"
+    assert left_alone(QuantizeCache.from_ranges("int8", None), model) == [reason] * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("layers", "channels", "reasons"),
+    [
+        (LAYERS, 24, ["it has 2 x 16 channels and 24 scales"] * LAYERS),
+        (0, CHANNELS, ["an int8 cache needs scales, and no ranges of keys and values were recorded"] * LAYERS),
+    ],
+)
+def test_ranges_of_another_cache(layers: int, channels: int, reasons: list[str]) -> None:
+    recorded = np.ones((layers, channels))
+    graph_pass = QuantizeCache.from_ranges("int8", (recorded, recorded))
+    assert left_alone(graph_pass, make()) == reasons
+
+
+def test_a_layer_without_ranges_keeps_its_type() -> None:
+    recorded = np.ones((1, CHANNELS))
+    model = make()
+    tally = apply(QuantizeCache.from_ranges("int8", (recorded, recorded)), model)
+    assert tally.fired == {"quantized_cache": 1}
+    assert [r.reason for r in tally.rejections] == ["ranges of 1 layers were recorded, and it is layer 1"]
+    types = [value.dtype for value in model.graph.inputs if (value.name or "").startswith("past")]
+    assert types == [ir.DataType.INT8] * 2 + [ir.DataType.FLOAT] * 2
+
+
+def test_a_layer_is_known_by_the_number_in_its_caches_name() -> None:
+    """Not by its place among those that have a cache: layers with a state of their own lie between."""
+    model = make()
+    for value in model.graph.inputs:
+        value.name = (value.name or "").replace("values.1.", "values.11.").replace("values.0.", "values.3.")
+    recorded = np.arange(1.0, 13.0)[:, None].repeat(CHANNELS, axis=1)
+    apply(QuantizeCache.from_ranges("int8", (recorded, recorded / 2)), model)
+    names = [f"cache.{layer}.{kind}_scale" for layer in (3, 11) for kind in "kv"]
+    tensors = [model.graph.initializers[name].const_value for name in names]
+    scales = [float(tensor.numpy().max()) for tensor in tensors if tensor is not None]
+    np.testing.assert_allclose(scales, np.asarray([4, 2, 12, 6]) * 1.25 / 127, rtol=1e-6)
+
+
+def test_a_bias_is_a_near_miss() -> None:
+    model = make()
+    bias = ir.Value(name="bias", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 1, "seq", "total"]))
+    model.graph.inputs.append(bias)
+    attentions(model)[0].replace_input_with(10, bias)
+    tally = apply(QuantizeCache("fp8"), model)
+    assert [r.reason for r in tally.rejections] == ["it has a bias, with which the kernel takes no quantized cache"]
+    assert tally.fired == {"quantized_cache": 1}
+
+
+def test_a_cache_that_is_no_input_is_a_near_miss() -> None:
+    model = make()
+    for node in attentions(model):
+        inner = ir.node("Identity", [node.inputs[3]], name=f"{node.name}/copy")
+        model.graph.insert_before(node, inner)
+        node.replace_input_with(3, inner.outputs[0])
+    assert left_alone(QuantizeCache("fp8"), model) == ["its cache is no input of the graph"] * LAYERS
+
+
+def test_attention_without_a_cache_is_no_site() -> None:
+    text = """m (float[b, s, 64] q, float[b, s, 32] k, float[b, s, 32] v) => (y) {
+        y = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, k, v)
+    }"""
+    model = parse(text)
+    assert left_alone(QuantizeCache("fp8"), model) == []
+    assert node_of(model, "GroupQueryAttention").attributes.get_string("k_quant_type", "") == ""

@@ -1,0 +1,212 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.machine import bandwidth as bandwidth_module
+from llmc.runtimes.machine import fingerprint as machine
+from llmc.runtimes.machine import load as load_module
+from llmc.runtimes.machine.bandwidth import measure_read_bandwidth
+from llmc.runtimes.machine.load import LoadMeter, other_load
+
+from ..fake_nvml import FakeNvml
+
+X86 = (
+    "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
+)
+SERVER = (
+    "processor\t: 0\nmodel name\t: Big CPU\nflags\t: avx avx2 avx512f avx512_bf16 avx_vnni amx_tile amx_bf16 "
+    "amx_int8 avx512_vnni\n"
+)
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_fingerprint_is_plain_json_and_plausible():
+    fingerprint = machine.machine_fingerprint()
+    again = json.loads(json.dumps(fingerprint.to_json()))
+    assert 1 <= again["physical_cores"] <= again["logical_cpus"]
+    assert again["memory_bytes"] > 1 << 28
+    assert "numpy" in again["packages"]
+    assert isinstance(again["gpus"], list)
+
+
+def test_fingerprint_imports_no_runtime():
+    code = (
+        "import sys; from llmc.runtimes.machine.fingerprint import machine_fingerprint as f; f(); "
+        "sys.exit(any(name in sys.modules for name in ('onnxruntime', 'torch', 'transformers', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "isa"),
+    [
+        (X86, "Some CPU", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
+        (ARM, None, ("neon", "dotprod", "i8mm", "bf16")),
+        (SERVER, "Big CPU", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")),
+        ("processor\t: 0\nflags\t: avx512_vnni\nModel\t: Board\n", "Board", ("avx512_vnni",)),
+        ("Features\t: fp asimd sve\n", None, ("neon", "sve")),
+    ],
+)
+def test_cpuinfo(tmp_path, text, model, isa):
+    write(tmp_path / "cpuinfo", text)
+    info = machine.read_cpuinfo(tmp_path / "cpuinfo")
+    assert machine.isa_features(info) == isa
+    assert model is None or machine.cpu_model(info) == model
+
+
+def test_physical_cores_count_hardware_threads_once(tmp_path):
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
+    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == min(2, machine.physical_cores([0, 1], tmp_path))
+    assert machine.physical_cores([0, 2], tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 4), (9.0, 4), (4.0, 4), (3.0, 3), (2.9, 2), (1.5, 1), (0.5, 1)]
+)
+def test_physical_cores_respect_the_quota(tmp_path, monkeypatch, quota, expected):
+    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: quota)
+    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == expected
+
+
+def test_hardware_threads_of_a_core_count_once_whatever_the_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: None)
+    for cpu, siblings in enumerate(["0,3", "1,4", "2,5", "0,3", "1,4", "2,5"]):
+        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
+    assert machine.physical_cores(range(6), tmp_path) == 3
+    assert machine.physical_cores([0, 3, 4], tmp_path) == 2
+
+
+def test_cgroup_quota_of_a_parent_binds_version_2(tmp_path):
+    write(tmp_path / "cgroup", "0::/parent/child\n")
+    write(tmp_path / "root" / "parent" / "child" / "cpu.max", "max 100000\n")
+    write(tmp_path / "root" / "parent" / "cpu.max", "250000 100000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 2.5
+
+
+def test_cgroup_quota_version_1(tmp_path):
+    write(tmp_path / "cgroup", "3:memory:/other\n2:cpu,cpuacct:/job\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_quota_us", "300000\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_period_us", "100000\n")
+    write(tmp_path / "root" / "cpu,cpuacct" / "cpu.cfs_quota_us", "-1\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
+
+
+def test_the_narrowest_of_a_group_and_its_parents_binds(tmp_path):
+    write(tmp_path / "cgroup", "0::/a/b\n")
+    for folder, cpus in (("a/b", 4), ("a", 3), ("", 6)):
+        write(tmp_path / "root" / folder / "cpu.max", f"{cpus}00000 100000\n")
+        write(tmp_path / "root" / folder / "memory.max", f"{cpus}000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 3000
+    write(tmp_path / "root" / "cpu.max", "150000 100000\n")
+    write(tmp_path / "root" / "memory.max", "1500\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 1.5
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 1500
+
+
+def test_memory_limits_of_both_versions(tmp_path):
+    assert machine._cgroup_memory_limit(tmp_path, tmp_path / "none") is None
+    write(tmp_path / "cgroup", "4:memory:/job\n2:cpu:/other\n0::/x\n")
+    write(tmp_path / "root" / "x" / "memory.max", "max\n")
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") is None
+    write(tmp_path / "root" / "cpu" / "other" / "memory.limit_in_bytes", "5\n")
+    write(tmp_path / "root" / "memory" / "job" / "memory.limit_in_bytes", "123456\n")
+    assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 123456
+
+
+def test_another_controller_whose_name_begins_alike_is_not_asked(tmp_path):
+    write(tmp_path / "cgroup", "3:cpuset:/job\n2:cpuacct:/job\n")
+    for name in ("cpuset", "cpuacct"):
+        write(tmp_path / "root" / name / "job" / "cpu.cfs_quota_us", "100000\n")
+        write(tmp_path / "root" / name / "job" / "cpu.cfs_period_us", "100000\n")
+    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") is None
+
+
+def test_the_fingerprint_keeps_to_the_control_group_s_memory(monkeypatch):
+    total = machine.machine_fingerprint().memory_bytes
+    for limit, expected in ((total // 3, total // 3), (None, None), (1 << 60, None)):
+        monkeypatch.setattr(machine, "_cgroup_memory_limit", lambda limit=limit: limit)
+        assert machine.machine_fingerprint().memory_bytes == (expected or machine.psutil.virtual_memory().total)
+
+
+def test_no_cgroup_means_no_quota(tmp_path):
+    assert machine.cgroup_cpu_quota(tmp_path, tmp_path / "none") is None
+
+
+def test_last_level_cache(tmp_path):
+    for index, size in enumerate(["48K", "2048K", "30M"]):
+        write(tmp_path / "cpu0" / "cache" / f"index{index}" / "size", size + "\n")
+    assert machine.last_level_cache_bytes(0, tmp_path) == 30 << 20
+    assert machine.last_level_cache_bytes(5, tmp_path) == 0
+    write(tmp_path / "cpu1" / "cache" / "index0" / "size", "512K\n")
+    assert machine.last_level_cache_bytes(1, tmp_path) == 512 << 10
+
+
+@pytest.mark.parametrize("refused", ["nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetMaxClockInfo"])
+def test_a_question_that_a_gpu_does_not_answer_is_0(monkeypatch, refused):
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    whole = machine.describe_gpus()[0]
+    assert (whole.sm_clock_mhz, whole.memory_clock_mhz, whole.power_limit_w) == (1980, 2619, 700)
+    monkeypatch.setattr(nvml, refused, lambda *arguments: nvml._answer(None))
+    (gpu,) = machine.describe_gpus()
+    assert (gpu.name, gpu.memory_bytes, gpu.driver) == (whole.name, whole.memory_bytes, whole.driver)
+    clocks, power = (0, 700) if "Clock" in refused else (1980, 0)
+    assert (gpu.sm_clock_mhz, gpu.power_limit_w) == (clocks, power)
+
+
+def test_load_is_what_is_busy_and_not_ours(monkeypatch):
+    samples = iter([(0.0, 10.0, 1.0), (2.0, 13.0, 2.5)])
+    monkeypatch.setattr(load_module, "usable_cpus", lambda: frozenset({0, 1}))
+    meter = LoadMeter()
+    monkeypatch.setattr(meter, "_sample", lambda: next(samples))
+    meter.start()
+    assert meter.stop() == pytest.approx((3.0 - 1.5) / (2.0 * 2))
+
+
+def test_own_children_are_not_other_load(monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"])
+    before = load_module._own_cpu_seconds()
+    child.wait()  # its time must not be lost when it ends
+    assert load_module._own_cpu_seconds() - before > 0.1
+
+
+def test_load_meter_needs_a_start():
+    with pytest.raises(RuntimeError):
+        LoadMeter().stop()
+
+
+def test_other_load_is_a_share():
+    assert 0.0 <= other_load(0.1) <= 1.0
+
+
+def test_bandwidth_is_bytes_over_time_without_the_first_pass(monkeypatch):
+    seconds = iter([100.0, 0.5, 0.25, 0.5])
+    monkeypatch.setattr(bandwidth_module, "_timed_pass", lambda parts: next(seconds))
+    measured = measure_read_bandwidth(2, buffer_bytes=1 << 20, passes=3)
+    assert measured.buffer_bytes == 1 << 20
+    assert measured.bytes_per_second.median == (1 << 20) / 0.5
+    assert measured.bytes_per_second.maximum == (1 << 20) / 0.25
+
+
+def test_bandwidth_of_this_machine_is_plausible():
+    measured = measure_read_bandwidth(1, buffer_bytes=64 << 20, passes=3)
+    assert 1e8 < measured.bytes_per_second.median < 2e12
+    assert json.loads(json.dumps(measured.to_json()))["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"threads": 0}, {"threads": 1, "passes": 0}, {"threads": 4, "buffer_bytes": 8}]
+)
+def test_bandwidth_refuses_nothing(arguments):
+    with pytest.raises(UsageError):
+        measure_read_bandwidth(**{"buffer_bytes": 1 << 20, **arguments})

@@ -1,0 +1,233 @@
+"""The engine for the CPU: which graph is opened, with which options, and what kind of graph it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.kernels.library import KernelsUnavailable
+from llmc.runtimes.onnxruntime import cpu_engine as onnxruntime_engine
+from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info, is_fused, open_graph
+from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS
+
+from ..session_graphs import GROWING, load
+
+Level = onnxruntime.GraphOptimizationLevel
+
+
+def manifest(
+    *passes: Any, details: dict[str, Any] | None = None, threads: int | None = None, **fields: Any
+) -> SimpleNamespace:
+    """Of an engine where there are details, else of a graph."""
+    engine = None if details is None else SimpleNamespace(details=details, threads=threads)
+    known = {"max_context": None, "logits": "all", "cache": "grow", "weight_bytes": 1, "precision": "fp32"}
+    return SimpleNamespace(engine=engine, passes=passes, **{**known, **fields})
+
+
+def lowered(name: str, count: int = 1, **fields: Any) -> SimpleNamespace:
+    return SimpleNamespace(name=name, counts={"attention": count} if count else {}, fields=fields)
+
+
+@pytest.fixture
+def inferences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Any]]:
+    """Graphs that were loaded, with their options."""
+    made: list[tuple[Path, Any]] = []
+    inference = load(GROWING)
+    monkeypatch.setattr(onnxruntime_engine, "_make_inference", lambda *arguments: made.append(arguments) or inference)
+    return made
+
+
+@pytest.fixture
+def opened(
+    inferences: list[tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str, Any, Any]]:
+    """Opens an engine of a manifest; the graph's name, the options, the session."""
+
+    def open_it(*passes: Any, asked: int | None = None, **fields: Any) -> tuple[str, Any, Any]:
+        made = manifest(*passes, **fields)
+        monkeypatch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
+        session = OnnxRuntimeCpu().open(Path("engine"), threads=asked)
+        graph, options = inferences[-1]
+        return graph.name, options, session
+
+    return open_it
+
+
+# --- which graph ----------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_of_this_version_is_not_optimized_again(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+    graph, options, _ = opened(details={"onnxruntime": onnxruntime.__version__})
+    assert (graph, options.graph_optimization_level) == ("engine.onnx", Level.ORT_DISABLE_ALL)
+    assert caplog.messages == []
+
+
+def test_a_graph_of_another_version_is_left_for_the_plain_one(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+    graph, options, _ = opened(details={"onnxruntime": "1.0"})
+    assert (graph, options.graph_optimization_level) == ("model.onnx", Level.ORT_ENABLE_ALL)
+    assert caplog.messages == [f"built by onnxruntime 1.0, opened by {onnxruntime.__version__}: optimizing again"]
+
+
+@pytest.mark.parametrize("details", [None, {}])
+def test_a_graph_that_nothing_was_built_of(
+    opened: Any, details: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph, options, _ = opened(details=details)
+    assert (graph, options.graph_optimization_level) == ("model.onnx", Level.ORT_ENABLE_ALL)
+    assert caplog.messages == []
+
+
+def test_an_engine_of_own_operators_gets_their_library(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[str] = []
+    monkeypatch.setattr(onnxruntime_engine, "kernel_library", lambda: Path("kernels.so"))
+    make = onnxruntime_engine._session_options
+
+    class Options:
+        """ONNX Runtime's own, which would load the library."""
+
+        def __init__(self, threads: int | None) -> None:
+            self.inner = make(threads)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def register_custom_ops_library(self, path: str) -> None:
+            registered.append(path)
+
+    monkeypatch.setattr(onnxruntime_engine, "_session_options", Options)
+    graph, options, _ = opened(details={"kernels": "llmc.cpu"})
+    assert (graph, options.graph_optimization_level) == ("engine.onnx", Level.ORT_ENABLE_ALL)
+    assert registered == ["kernels.so"]
+
+
+def test_without_kernels_the_plain_graph_runs_and_says_why(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none() -> Path:
+        raise KernelsUnavailable("no C compiler is installed")
+
+    monkeypatch.setattr(onnxruntime_engine, "kernel_library", none)
+    assert opened(details={"kernels": "llmc.cpu"})[0] == "model.onnx"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "running without llmc's CPU kernels, slower: no C compiler is installed")
+    ]
+
+
+def test_the_plain_graph_can_be_opened_whatever_was_built(
+    inferences: list[tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = manifest(details={"onnxruntime": onnxruntime.__version__}, threads=3)
+    monkeypatch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
+    session = open_graph(Path("engine"), threads=2)
+    ((graph, options),) = inferences
+    assert (graph, options.graph_optimization_level) == (Path("engine/model.onnx"), Level.ORT_ENABLE_ALL)
+    assert options.intra_op_num_threads == session.info.threads == 2
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "recorded", "expected"), [(5, 3, 5), (None, 3, 3), (None, None, 7), (5, None, 5)])
+def test_threads(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, asked: int | None, recorded: int | None, expected: int
+) -> None:
+    """Those that are asked for, else the manifest's, else one per core."""
+    monkeypatch.setattr(onnxruntime_engine, "physical_cores", lambda: 7)
+    _, options, session = opened(details={}, threads=recorded, asked=asked)
+    assert options.intra_op_num_threads == session.info.threads == expected
+    assert options.inter_op_num_threads == 1
+
+
+def test_activations_are_not_rounded(opened: Any) -> None:
+    _, options, _ = opened(details={})
+    assert options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "1"  # float32
+
+
+def test_a_build_optimizes_for_any_processor(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
+    graphs = tmp_path / "graph"
+    built = OnnxRuntimeCpu().build(graphs, tmp_path)
+    ((graph, options),) = inferences
+    assert built == {"graph": "engine.onnx", "onnxruntime": onnxruntime.__version__}
+    assert graph == graphs / "model.onnx"
+    assert options.optimized_model_filepath == str(tmp_path / "engine.onnx")
+    assert options.graph_optimization_level == Level.ORT_ENABLE_EXTENDED
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+
+
+def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
+    (tmp_path / "engine.onnx").touch()
+    assert OnnxRuntimeCpu().build(tmp_path, tmp_path) == {"graph": "engine.onnx", "kernels": "llmc.cpu"}
+    ((graph, options),) = inferences
+    assert (graph.name, options.optimized_model_filepath) == ("model.onnx", "")
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses model\.onnx: .+") as raised:
+        OnnxRuntimeCpu().build(tmp_path, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+
+
+# --- what kind of graph ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passes", "fused"),
+    [
+        ([], False),
+        ([lowered("LowerAttention")], True),
+        ([lowered("LowerAttention", 0)], False),
+        ([lowered("UseStandardAttention", cache="scatter")], True),
+        ([lowered("UseStandardAttention", cache="concat")], False),
+        ([lowered("UseStandardAttention", 0, cache="scatter")], False),
+        ([lowered("PackQkv")], False),
+        ([lowered("UseStandardAttention", cache="concat"), lowered("LowerAttention")], True),
+    ],
+)
+def test_rows_begin_at_slot_0_where_attention_was_lowered(passes: list[Any], fused: bool) -> None:
+    assert is_fused(manifest(*passes)) is fused  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("passes", "ragged"),
+    [
+        ([], True),
+        ([lowered("LowerAttention")], True),
+        ([lowered("LowerAttention", query_seqlens=True)], True),
+        ([lowered("LowerAttention", query_seqlens=False)], False),
+        ([lowered("LowerAttention", query_seqlens=True), lowered("LowerAttention", query_seqlens=False)], False),
+        ([lowered("UseStandardAttention", query_seqlens=False)], True),
+    ],
+)
+def test_rows_of_a_later_chunk_may_differ_where_the_kernel_knows_their_lengths(
+    passes: list[Any], ragged: bool
+) -> None:
+    info = engine_info(manifest(*passes), "test", 1, load(GROWING))  # type: ignore[arg-type]
+    assert info.details[RAGGED_CHUNKS] is ragged
+
+
+def test_the_session_knows_what_kind_it_runs(opened: Any) -> None:
+    """Rows of two lengths: a graph that concatenates wants its cache padded on the left, by an unfused session."""
+    for passes in ((), (lowered("UseStandardAttention", cache="concat"),)):
+        _, _, session = opened(*passes, details={})
+        session.reset(2, 8)
+        session.forward(np.array([[1, 2], [3, 0]]), np.array([2, 1]))
+        last = session.forward(np.array([[1], [2]])).host()[1, 0].tolist()
+        assert last[-2:] == [1010 * 3, 1010 * 2 + 101]
+
+
+def test_what_is_said_of_an_engine() -> None:
+    made = manifest(details={"onnxruntime": "1"}, max_context=77)
+    info = engine_info(made, "onnxruntime-cpu", 3, load(GROWING))  # type: ignore[arg-type]
+    assert (info.runtime, info.threads, info.max_context) == ("onnxruntime-cpu", 3, 77)
+    assert info.details == {"onnxruntime": "1", RAGGED_CHUNKS: True}
+    on_gpu = engine_info(manifest(), "x", 0, load(GROWING), device="cuda:0 H")  # type: ignore[arg-type]
+    assert (on_gpu.max_context, on_gpu.details["device"]) == (1 << 30, "cuda:0 H")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 
-class NearMiss(Exception):  # noqa: N818 - it is a finding, not an error
+class NearMiss(Exception):
     """Raised inside a match: the place looks right, but one condition fails; its text is the reason."""
 
 

@@ -18,6 +18,7 @@ Out: an exception that the command line prints as that one sentence and turns in
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -83,3 +84,9 @@ class MissingDependencyError(LlmcError):
     """A package that this command needs is not installed."""
 
     exit_code = 10
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, to quote in a sentence: no colours, no full stop; its type without one."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

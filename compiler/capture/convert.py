@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError
+from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError, first_line
 from llmc.compiler.capture.broadcasts import drop_batch_expands
 from llmc.compiler.capture.translations import translations
 from llmc.compiler.graph.operators.domain import OPSET
@@ -124,5 +124,4 @@ def root_cause(error: BaseException) -> str:
     """First line of the error that all others were made from, without terminal colours."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return first_line(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.conversion_loading import empty_model, quiet_transformers
 from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
 
@@ -42,9 +42,9 @@ def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedMode
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"transformers cannot load {directory}: {reason}; check that config.json and the weights belong together."
+            f"transformers cannot load {directory}: {first_line(error)}; check that config.json and the "
+            "weights belong together."
         ) from error
     # What transformers does not find it makes up, from random numbers.
     missing = sorted(set(report["missing_keys"]) - {name for name, _ in model.named_buffers()})

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
         except ValueError as error:
             raise UnsupportedModelError(
                 f"the GGUF architecture {header.architecture} of {header.path} is not read by the installed "
-                f"transformers {transformers.__version__} ({_first_sentence(error)}); use the model's safetensors "
+                f"transformers {transformers.__version__} ({first_line(error)}); use the model's safetensors "
                 "checkpoint."
             ) from error
         except KeyError as error:
@@ -61,10 +61,6 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     config.name_or_path = str(header.metadata.get("general.name", header.path.stem))
     _warn_of_lost_rope(header)
     return config
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _write_skeleton(path: Path, header: GgufHeader) -> None:

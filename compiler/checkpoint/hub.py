@@ -9,7 +9,7 @@ import logging
 import re
 from pathlib import Path
 
-from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,7 @@ def fetch_snapshot(repository: str, *, allow_download: bool = True, with_code: b
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repository} cannot be fetched from the Hugging Face hub ({_first_line(error)}); try again later."
+            f"{repository} cannot be fetched from the Hugging Face hub ({first_line(error)}); try again later."
         ) from error
     log.info("%s is in %s", repository, directory)
     return Path(directory)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.base.errors import ArtifactError, CheckpointError
+from llmc.compiler.base.errors import ArtifactError, CheckpointError, first_line
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
 from llmc.compiler.checkpoint.gguf_tokenizer import build_gguf_tokenizer, read_token_facts
 
@@ -127,7 +127,7 @@ def _convert_slow_tokenizer(source: Path, directory: Path) -> None:
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
             f"{source} has a tokenizer without tokenizer.json, and converting it failed "
-            f"({str(error).strip().splitlines()[0]}); add the model's tokenizer.json."
+            f"({first_line(error)}); add the model's tokenizer.json."
         ) from error
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(

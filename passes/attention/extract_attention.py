@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import first_line
 from llmc.compiler.graph.operators.domain import OPSET
 from llmc.passes.attention.attention_site import AttentionSite, Heads
 from llmc.passes.graph.graph_query import dims
@@ -260,7 +261,7 @@ def open_graph(graph: ir.Graph, functions: Sequence[ir.Function] = ()) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise NearMiss(f"ONNX Runtime does not take it: {_first_line(error)}") from error
+        raise NearMiss(f"ONNX Runtime does not take it: {first_line(error)[:200]}") from error
 
 
 def run_session(session: Any, feeds: Mapping[str, Array]) -> list[Array]:
@@ -272,9 +273,5 @@ def run_session(session: Any, feeds: Mapping[str, Array]) -> list[Array]:
     try:
         results: list[Array] = session.run(None, dict(feeds))
     except Exception as error:
-        raise NearMiss(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        raise NearMiss(f"ONNX Runtime cannot run it: {first_line(error)[:200]}") from error
     return results
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -19,7 +19,7 @@ SAMPLES = ((0, 4), (3, 5), (7, 1))
 """Past and chunk lengths at which a value is computed to see how it depends on them."""
 
 
-class NotConstant(Exception):  # noqa: N818 - it is a finding, not an error
+class NotConstant(Exception):
     """The value depends on what the graph's inputs hold, or on an operator that cannot be computed here."""
 
 

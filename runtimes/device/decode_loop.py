@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.device.interface import Buffer, Device, Moment, Recording
 from llmc.runtimes.device.sampler import build_sampler, uniforms
 from llmc.runtimes.session.engine import Int64Array
@@ -302,8 +302,7 @@ def run(inference: Any, binding: Any) -> None:
     try:
         inference.run_with_iobinding(binding, _no_waiting())
     except Exception as error:
-        first = (str(error).splitlines() or ["?"])[0]
-        raise EngineError(f"ONNX Runtime failed to choose a token: {first}") from error
+        raise EngineError(f"ONNX Runtime failed to choose a token: {first_line(error)}") from error
 
 
 @cache

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 
@@ -95,7 +95,7 @@ class GraphIO:
         try:
             self._inference.run_with_iobinding(binding, self._options)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {(str(error).splitlines() or ['?'])[0]}") from error
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def close(self) -> None:
         """Let go of the graph."""

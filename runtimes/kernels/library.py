@@ -29,7 +29,7 @@ FLAGS = (
 COMPILE_SECONDS = 120
 
 
-class KernelsUnavailable(Exception):  # noqa: N818 - a condition that callers handle, not a failure
+class KernelsUnavailable(Exception):
     """There is no kernel library for this machine; the text says why."""
 
 

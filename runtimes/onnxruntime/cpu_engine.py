@@ -19,7 +19,7 @@ from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
@@ -180,5 +180,6 @@ def _make_inference(graph: Path, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {graph.name}: {first}") from error
+        raise EngineError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses {graph.name}: {first_line(error)}"
+        ) from error

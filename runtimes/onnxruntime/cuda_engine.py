@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError
+from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
@@ -131,8 +131,7 @@ def load(model: str | bytes, device: CudaDevice | HostDevice) -> Any:
         with _environment(KERNEL_CHOICES):
             inference = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {first}") from error
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {first_line(error)}") from error
     if isinstance(device, CudaDevice):
         if PROVIDER not in inference.get_providers():
             raise EngineError(
@@ -177,7 +176,7 @@ def _load_libraries() -> None:
         try:
             load_nvidia_dynamic_lib(name)
         except (DynamicLibNotFoundError, RuntimeError) as error:
-            log.info("%s is not where it is looked for: %s", name, str(error).splitlines()[0])
+            log.info("%s is not where it is looked for: %s", name, first_line(error))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.session.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
 from llmc.runtimes.session.host_logits import HostLogits
 
@@ -134,7 +134,7 @@ class OnnxRuntimeSession:
         try:
             self._inference.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
         before = self._lengths.copy()
         self._lengths += valid
         if self._info.cache == "grow":

@@ -13,17 +13,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from llmc.compiler.cli.bench_command import bench
-from llmc.compiler.cli.build_command import build
-from llmc.compiler.cli.compile_command import compile_
-from llmc.compiler.cli.doctor_command import doctor
-from llmc.compiler.cli.export_command import export
+from llmc.compiler.cli.commands.bench_command import bench
+from llmc.compiler.cli.commands.build_command import build
+from llmc.compiler.cli.commands.compile_command import compile_
+from llmc.compiler.cli.commands.doctor_command import doctor
+from llmc.compiler.cli.commands.export_command import export
+from llmc.compiler.cli.commands.generate_command import generate
+from llmc.compiler.cli.commands.inspect_command import inspect
+from llmc.compiler.cli.commands.lint_command import lint
+from llmc.compiler.cli.commands.optimize_command import optimize
+from llmc.compiler.cli.commands.verify_command import verify
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
-from llmc.compiler.cli.generate_command import generate
-from llmc.compiler.cli.inspect_command import inspect
-from llmc.compiler.cli.lint_command import lint
-from llmc.compiler.cli.optimize_command import optimize
-from llmc.compiler.cli.verify_command import verify
 
 LICENCE_NOTE = (
     "Licence: the built-in model gemma3-270m comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "

@@ -19,7 +19,7 @@ from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import CompileReport
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
-from llmc.compiler.cli.pass_tables import compile_tables
+from llmc.compiler.cli.tables.pass_tables import compile_tables
 from llmc.compiler.driver.driver import build, compile_model, export, optimize
 from llmc.compiler.driver.genai_config import GENAI_CONFIG, genai_config, refusal, write_genai_config
 from llmc.runtimes.bench.workers.peer_genai import read_geometry

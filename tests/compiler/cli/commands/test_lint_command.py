@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from llmc.compiler.cli.lint_command import TARGETS
+from llmc.compiler.cli.commands.lint_command import TARGETS
 from llmc.runtimes.lint.tables.table import load_table, targets
 
-from ...runtimes.lint.lint_models import LENGTHS, MASKED, gqa, save
+from ....runtimes.lint.lint_models import LENGTHS, MASKED, gqa, save
 
 Run = Callable[..., Result]
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from llmc.compiler.base.errors import EngineError, VerificationError
-from llmc.compiler.cli.lint_table import lint_table
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Quiet, Verbose
+from llmc.compiler.cli.tables.lint_table import lint_table
 
 LintFormat: TypeAlias = Literal["table", "json", "sarif"]
 TARGETS = "tensorrt-11, tensorrt-rtx-1.7, ort-1.24, ort-1.32, openvino-2026"

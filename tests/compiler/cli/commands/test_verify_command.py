@@ -11,7 +11,7 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.artifact.reports import Check, VerifyReport
-from llmc.compiler.cli.verification_table import number
+from llmc.compiler.cli.tables.verification_table import number
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

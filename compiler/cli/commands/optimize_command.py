@@ -33,7 +33,7 @@ from llmc.compiler.cli.parameters import (
     Verbose,
     WeightPrecision,
 )
-from llmc.compiler.cli.pass_tables import optimize_tables, plan_table
+from llmc.compiler.cli.tables.pass_tables import optimize_tables, plan_table
 
 
 def optimize(

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.cli.bench_command import subject_labels
+from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
 from llmc.runtimes.bench.results import BenchCase, BenchReport, Subject

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llmc.compiler.artifact.manifest import FileRecord, Manifest
-from llmc.compiler.cli.artifact_table import artifact_table, size
+from llmc.compiler.cli.tables.artifact_table import artifact_table, size
 
 MIB = 1 << 20
 

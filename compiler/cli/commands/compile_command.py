@@ -43,8 +43,8 @@ from llmc.compiler.cli.parameters import (
     WeightSource,
     engine_options,
 )
-from llmc.compiler.cli.pass_tables import compile_tables
-from llmc.compiler.cli.verification_table import failure_of
+from llmc.compiler.cli.tables.pass_tables import compile_tables
+from llmc.compiler.cli.tables.verification_table import failure_of
 
 
 def compile_(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import AsJson, Directory, Quiet, Threads, Verbose
-from llmc.compiler.cli.verification_table import failure_of, verification_table
+from llmc.compiler.cli.tables.verification_table import failure_of, verification_table
 
 
 def verify(

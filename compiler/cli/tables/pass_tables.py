@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.cli.artifact_table import artifact_table, size
-from llmc.compiler.cli.verification_table import verification_table
+from llmc.compiler.cli.tables.artifact_table import artifact_table, size
+from llmc.compiler.cli.tables.verification_table import verification_table
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

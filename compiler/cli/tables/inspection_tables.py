@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmc.compiler.cli.artifact_table import artifact_table, size
-from llmc.compiler.cli.pass_tables import record_table
+from llmc.compiler.cli.tables.artifact_table import artifact_table, size
+from llmc.compiler.cli.tables.pass_tables import record_table
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.compiler.cli.doctor_tables import doctor_tables, fit_table
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose
+from llmc.compiler.cli.tables.doctor_tables import doctor_tables, fit_table
 
 MEMORY_PANEL = "Memory of an engine"
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from llmc.compiler.cli.inspection_tables import diff_tables, inspection_tables
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose, number_list
+from llmc.compiler.cli.tables.inspection_tables import diff_tables, inspection_tables
 
 
 def inspect(

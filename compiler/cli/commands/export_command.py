@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from llmc.compiler.base.options import ExportOptions
-from llmc.compiler.cli.artifact_table import artifact_table, manifest_json
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
     EXPORT,
@@ -18,6 +17,7 @@ from llmc.compiler.cli.parameters import (
     Verbose,
     VerifyWhen,
 )
+from llmc.compiler.cli.tables.artifact_table import artifact_table, manifest_json
 
 
 def export(

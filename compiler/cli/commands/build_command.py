@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from llmc.compiler.cli.artifact_table import artifact_table, manifest_json
 from llmc.compiler.cli.cost import measured
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import (
@@ -26,6 +25,7 @@ from llmc.compiler.cli.parameters import (
     Verbose,
     engine_options,
 )
+from llmc.compiler.cli.tables.artifact_table import artifact_table, manifest_json
 
 
 def build(

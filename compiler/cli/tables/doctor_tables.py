@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmc.compiler.cli.artifact_table import size
+from llmc.compiler.cli.tables.artifact_table import size
 
 if TYPE_CHECKING:
     from rich.console import Group

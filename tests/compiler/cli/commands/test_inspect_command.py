@@ -1,22 +1,17 @@
-"""inspect and doctor."""
+"""inspect: what is in an artifact or a file."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from typer.testing import Result
 
-from llmc.compiler.artifact.artifact import write_manifest
-from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.cli.inspection_tables import _collapse
-from llmc.compiler.insight import doctor, memory_fit
+from llmc.compiler.cli.tables.inspection_tables import _collapse
 from llmc.compiler.insight.inspection import Port
 
 Run = Callable[..., Result]
@@ -99,20 +94,6 @@ def test_inspect_context(llmc: Run, model_file: Path) -> None:
     assert llmc("inspect", model_file, "--context", 0).exit_code == 2
 
 
-ENGINE = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
-tiny (int64[batch, sequence] input_ids, float16[batch, 2, capacity, 8] "past_key_values.0.key")
- => (float16[batch, 1, 64] logits, float16[batch, 2, capacity, 8] "present.0.key")
-{ logits, "present.0.key" = test.Decoder(input_ids, "past_key_values.0.key") }"""
-
-
-@pytest.fixture
-def engine(tmp_path: Path, manifest: Manifest) -> Path:
-    """A CPU engine with a shared cache and a context of 128."""
-    ir.save(ir.from_onnx_text(ENGINE), tmp_path / "model.onnx")
-    write_manifest(tmp_path, manifest)
-    return tmp_path
-
-
 def test_inspect_memory(llmc: Run, engine: Path) -> None:
     result = llmc("inspect", engine, "--context", 100, "--batch", "1,32", "--chunk", 10)
     assert result.exit_code == 0, result.stderr
@@ -135,33 +116,6 @@ def test_inspect_refuses_plans_that_cannot_be(llmc: Run, engine: Path, options: 
     assert llmc("inspect", engine, *options).exit_code == 2
 
 
-@pytest.mark.parametrize(("free", "code"), [(1 << 30, 0), (1000, 9)])
-def test_doctor_says_whether_an_engine_fits(
-    llmc: Run, engine: Path, monkeypatch: pytest.MonkeyPatch, free: int, code: int
-) -> None:
-    monkeypatch.setattr(memory_fit.psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=1 << 40))
-    shown = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2)
-    assert shown.exit_code == code
-    rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
-    assert f"│ free on this machine │ {'1000 bytes' if code else '1.00 GiB'} │" in rows
-    assert f"│ fits │ {'no' if code else 'yes'} │" in rows
-    as_json = llmc("doctor", "--model", engine, "--context", 100, "--batch", 2, "--json")
-    assert as_json.exit_code == code
-    value = json.loads(as_json.stdout)["model"]
-    assert value["fits"] == (code == 0)
-    assert value["plan"]["kv_cache"] == 2 * 100 * 32
-    if code:
-        assert shown.stderr.count("\n") == 1
-        assert value["problem"] in shown.stderr
-
-
-@pytest.mark.parametrize("option", ["--context", "--batch", "--chunk"])
-def test_doctor_needs_an_engine_for_a_plan(llmc: Run, option: str) -> None:
-    result = llmc("doctor", option, 10)
-    assert result.exit_code == 2
-    assert "--model DIR" in result.stderr
-
-
 def test_layers_share_a_row() -> None:
     """Of one type; a gap of one layer ends a range."""
     ports = [Port(f"past.{i}.key", "FLOAT", (1, "t")) for i in (0, 1, 2, 4)] + [Port("past.3.key", "FLOAT", (2,))]
@@ -170,46 +124,3 @@ def test_layers_share_a_row() -> None:
         ("past.{0..2, 4}.key", "FLOAT[1, t]"),
         ("past.3.key", "FLOAT[2]"),
     ]
-
-
-def test_doctor(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = doctor.examine()
-    monkeypatch.setattr(doctor, "examine", lambda: report)
-    shown = llmc("doctor")
-    assert shown.exit_code == 0
-    assert report.machine.cpu_model in shown.stdout
-    for target in report.targets:
-        assert target.target in shown.stdout
-    value = json.loads(llmc("doctor", "--json").stdout)
-    assert value == json.loads(json.dumps(report.to_json()))
-
-
-def test_what_builds_is_not_said_to_run(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = doctor.examine()
-    status = doctor.TargetStatus("cuda", True, False, ("a GPU",))
-    monkeypatch.setattr(doctor, "examine", lambda: dataclasses.replace(report, targets=(status,)))
-    shown = [" ".join(line.split()) for line in llmc("doctor").stdout.splitlines()]
-    assert "│ cuda │ yes │ no │ a GPU │" in shown
-
-
-def test_doctor_shows_free_device_memory(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = (doctor.Gpu("H100", "9.0", 80 << 30, 79 << 30), doctor.Gpu("Other", "8.9", 8 << 30))
-    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: gpus)
-    text = llmc("doctor").stdout
-    assert "H100, 80.00 GiB, 79.00 GiB free, compute capability 9.0" in text
-    assert "Other, 8.00 GiB, free memory not told" in text
-    assert json.loads(llmc("doctor", "--json").stdout)["gpus"][0]["free_bytes"] == 79 << 30
-
-
-def test_doctor_keeps_brackets(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``pip install 'llmc-toolchain[cuda]'`` must not lose its extra to markup."""
-    status = doctor.TargetStatus("cuda", False, False, ("pip install 'llmc-toolchain[cuda]'",))
-    report = doctor.examine()
-    monkeypatch.setattr(
-        doctor,
-        "examine",
-        lambda: doctor.DoctorReport(report.machine, report.packages, (), (), (status,), ("a [note]",)),
-    )
-    text = llmc("doctor").stdout
-    assert "llmc-toolchain[cuda]" in text
-    assert "note: a [note]" in text

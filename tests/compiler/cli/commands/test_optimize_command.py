@@ -15,7 +15,7 @@ from typer.testing import Result
 from llmc.compiler.artifact.reports import OptimizeReport, PassOutcome, PlannedPass
 from llmc.compiler.base.errors import FusionContractError
 from llmc.compiler.base.options import OptimizeOptions
-from llmc.compiler.cli.pass_tables import SHORTFALL, outcome_table, record_table
+from llmc.compiler.cli.tables.pass_tables import SHORTFALL, outcome_table, record_table
 
 Run = Callable[..., Result]
 Replace = Callable[..., Mock]

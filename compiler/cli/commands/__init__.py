@@ -1,0 +1,1 @@
+"""The commands, one a file: parse, one library call, render."""

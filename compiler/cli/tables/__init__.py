@@ -1,0 +1,1 @@
+"""What commands show of a result: tables for a terminal."""

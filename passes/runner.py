@@ -19,7 +19,7 @@ from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.base.json_record import encode
-from llmc.compiler.base.progress import NoProgress, Progress
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.passes.graph_pass import GraphPass, GraphPassResult
 
@@ -27,14 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def run_passes(
-    model: ir.Model, passes: Sequence[GraphPass], *, dump: Path | None = None, progress: Progress | None = None
+    model: ir.Model, passes: Sequence[GraphPass], *, dump: Path | None = None, progress: Progress = NO_PROGRESS
 ) -> list[PassOutcome]:
     """Run ``passes`` on ``model`` in place.
 
     Raises:
         PassError: a pass failed; the message names it and those that had run.
     """
-    progress = progress or NoProgress()
     outcomes: list[PassOutcome] = []
     progress.start("Optimizing", total=len(passes), unit="passes")
     for number, graph_pass in enumerate(passes):

@@ -34,3 +34,7 @@ class NoProgress:
 
     def advance(self, done: int) -> None:
         """Nothing."""
+
+
+NO_PROGRESS = NoProgress()
+"""For callers who do not ask."""

@@ -22,7 +22,7 @@ from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOu
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
-from llmc.compiler.base.progress import NoProgress, Progress
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.driver.captured_model import capture_model, write_golden
@@ -47,7 +47,7 @@ def export(
     options: ExportOptions,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Manifest:
     """Capture a model as a portable ONNX graph.
 
@@ -56,7 +56,6 @@ def export(
         ArtifactError: ``output`` exists, or the disk is full.
         VerificationError: the graph does not compute what the model computes.
     """
-    progress = progress or NoProgress()
     progress.start("Reading checkpoint")
     checkpoint = open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
     with new_artifact(output, overwrite=overwrite) as staging:
@@ -85,7 +84,7 @@ def optimize(
     options: OptimizeOptions,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> OptimizeReport:
     """Rewrite a portable graph for a target.
 
@@ -94,7 +93,6 @@ def optimize(
         FusionContractError: ``options.strict`` is set and a fusion did not fire where it should have.
         VerificationError: the result computes something else.
     """
-    progress = progress or NoProgress()
     source = open_artifact(directory)
     if source.manifest.kind != "portable":
         raise UsageError(f"{directory} holds a {source.manifest.kind} graph; optimize takes what export made")
@@ -118,7 +116,7 @@ def build(
     *,
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Manifest:
     """Build the engine of a target graph.
 
@@ -136,7 +134,6 @@ def build(
         EngineError: the runtime refuses the graph.
         VerificationError: the engine computes something else.
     """
-    progress = progress or NoProgress()
     source = open_artifact(directory)
     if source.manifest.kind != "target":
         raise UsageError(f"{directory} holds a {source.manifest.kind} graph; build takes what optimize made")
@@ -158,14 +155,13 @@ def compile_model(
     options: CompileOptions,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> CompileReport:
     """Checkpoint to engine in one go.
 
     Raises:
         LlmcError: as ``export``, ``optimize`` and ``build``.
     """
-    progress = progress or NoProgress()
     require_builder(options.optimize.target)
     progress.start("Reading checkpoint")
     exporting = options.export
@@ -185,13 +181,12 @@ def compile_model(
     return CompileReport(manifest, tuple(outcomes), verification, skipped, refused)
 
 
-def verify(directory: Path, *, threads: int | None = None, progress: Progress | None = None) -> VerifyReport:
+def verify(directory: Path, *, threads: int | None = None, progress: Progress = NO_PROGRESS) -> VerifyReport:
     """Measure an artifact against its golden data.
 
     Raises:
         ArtifactError: the artifact is damaged, or carries no golden data.
     """
-    progress = progress or NoProgress()
     artifact = open_artifact(directory)
     progress.start("Checking files")
     artifact.check_hashes()

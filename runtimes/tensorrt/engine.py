@@ -24,7 +24,7 @@ from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.json_record import to_text
-from llmc.compiler.base.progress import NoProgress, Progress
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.interface import HostDevice
@@ -47,9 +47,9 @@ class TensorRT:
 
     name: ClassVar[str] = "tensorrt"
 
-    def __init__(self, options: BuildOptions | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, options: BuildOptions | None = None, progress: Progress = NO_PROGRESS) -> None:
         """Options are for :meth:`build` alone."""
-        self._options, self._progress = options or BuildOptions(), progress or NoProgress()
+        self._options, self._progress = options or BuildOptions(), progress
 
     @property
     def binding(self) -> Binding:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.cli.conversation import Conversation, print_as_it_comes
+from llmc.compiler.cli.conversation import converse, print_as_it_comes
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Quiet, Threads, Verbose
-from llmc.compiler.cli.text_generation import Reply, TextEngine
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from llmc.runtimes.generation.text_engine import Reply, TextEngine
     from llmc.runtimes.session.sampling import SamplingParams
 
 
@@ -64,6 +64,7 @@ def generate(
     chat = chat or system is not None
     prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
     with shown.working() as progress:
+        from llmc.runtimes.generation.text_engine import Conversation, TextEngine
         from llmc.runtimes.session.sampling import SamplingParams
 
         sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -72,7 +73,7 @@ def generate(
     with contextlib.closing(engine):
         writer = Writer(engine, sampling, tuple(stop or ()), max_tokens, shown)
         if not prompts:
-            Conversation(engine, writer.begin, system).run(shown)
+            converse(Conversation(engine, writer.begin, system), shown)
         else:
             writer.write(prompts, [writer.encode(text, chat, system) for text in prompts])
 

@@ -13,10 +13,9 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.base.errors import EngineError, LlmcError
-from llmc.compiler.cli import text_generation
-from llmc.compiler.cli.text_generation import Reply, Speed, TextEngine
-from llmc.runtimes import engines
+from llmc.runtimes.generation import text_engine
 from llmc.runtimes.generation.text import TextTokenizer
+from llmc.runtimes.generation.text_engine import Reply, Speed, TextEngine
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
 
 Run = Callable[..., Result]
@@ -155,7 +154,7 @@ def test_sampling_options(llmc: Run, session: CountingSession, monkeypatch: pyte
         given.append(sampling)
         return reply(self, prompts, sampling, stop, max_tokens)
 
-    monkeypatch.setattr(text_generation.TextEngine, "reply", spy)
+    monkeypatch.setattr(TextEngine, "reply", spy)
     options = ("--temperature", 0.7, "--top-k", 5, "--top-p", 0.9, "--min-p", 0.1, "--repetition-penalty", 1.2)
     llmc("generate", "dir", "-p", "w4", "--max-tokens", 1, *options, "--seed", 3)
     llmc("generate", "dir", "-p", "w4", "--max-tokens", 1)
@@ -260,7 +259,7 @@ def test_an_engine_without_a_tokenizer_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
     session = CountingSession()
-    monkeypatch.setattr(engines, "open_session", lambda directory, threads: session)
+    monkeypatch.setattr(text_engine, "open_session", lambda directory, threads: session)
     with pytest.raises(LlmcError):
         TextEngine.open(tmp_path, None)
     assert session.closed

@@ -1,23 +1,24 @@
 """Text from an engine: prompts in, text out as it comes, and how fast it came.
 
-In: an engine's directory, prompts, how to choose tokens. Out: :class:`Reply`, which is iterated while it is made.
+In: an engine's directory, prompts, how to choose tokens. Out: :class:`Reply`, which is iterated while it is made;
+:class:`Conversation` keeps what was said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmc.compiler.base.errors import LlmcError, UsageError
-
-if TYPE_CHECKING:
-    from llmc.runtimes.generation.chat import Message
-    from llmc.runtimes.generation.text import TextTokenizer
-    from llmc.runtimes.generation.token_stream import TokenStream
-    from llmc.runtimes.session.engine import Session
-    from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.engines import open_session
+from llmc.runtimes.generation.chat import Message
+from llmc.runtimes.generation.stream_decoder import stream_text
+from llmc.runtimes.generation.text import TextTokenizer
+from llmc.runtimes.generation.token_stream import Generator, TokenStream
+from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.sampling import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens unless the user asks for another number; fewer where the context leaves fewer."""
@@ -55,8 +56,6 @@ class Reply:
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         """Text that has become certain, row by row; :attr:`texts` has all of it so far."""
-        from llmc.runtimes.generation.stream_decoder import stream_text
-
         for step in stream_text(self._stream, self._tokenizer, self._stop):
             self.texts = [text + piece for text, piece in zip(self.texts, step.texts, strict=True)]
             yield step.texts
@@ -104,9 +103,6 @@ class TextEngine:
     @classmethod
     def open(cls, directory: Path, threads: int | None) -> TextEngine:
         """Open an artifact's engine and tokenizer; errors are theirs."""
-        from llmc.runtimes.engines import open_session
-        from llmc.runtimes.generation.text import TextTokenizer
-
         session = open_session(directory, threads=threads)
         try:
             return cls(session, TextTokenizer.from_directory(directory))
@@ -140,8 +136,6 @@ class TextEngine:
         Raises:
             UsageError: a prompt is empty or fills the context.
         """
-        from llmc.runtimes.generation.token_stream import Generator
-
         longest, context = max(len(prompt) for prompt in prompts), self.session.info.max_context
         if longest >= context:
             raise UsageError(
@@ -151,3 +145,40 @@ class TextEngine:
         count = min(DEFAULT_MAX_TOKENS, context - longest) if max_tokens is None else max_tokens
         stream = Generator(self.session).stream(prompts, sampling, max_tokens=count, eos_ids=self.tokenizer.eos_ids)
         return Reply(stream, self.tokenizer, stop)
+
+
+@dataclass
+class Conversation:
+    """What was said so far.
+
+    Attributes:
+        engine: Encodes what is said.
+        begin: Begins a generation from token ids.
+        system: System message, or None.
+        messages: Everything said, the system message first.
+    """
+
+    engine: TextEngine
+    begin: Callable[[list[list[int]]], Reply]
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system message."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def ask(self, text: str) -> Reply:
+        """Begin the answer to a new turn; nothing is remembered before :meth:`remember`.
+
+        Raises:
+            UsageError: the model has no chat template, or the conversation fills the context.
+        """
+        turn: Message = {"role": "user", "content": text}
+        return self.begin([self.engine.encode_chat([*self.messages, turn])])
+
+    def remember(self, text: str, answer: str) -> None:
+        """Keep a turn and its answer."""
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]

@@ -18,7 +18,6 @@ per position and a handful of sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -216,37 +215,6 @@ class LogitsComparison:
         square = self._delta_p_squared.mean
         root = math.sqrt(square.value)
         return Estimate(root, square.error / (2 * root) if root > 0 else 0.0)
-
-
-def compare_logits(
-    reference: FloatLogits | Iterable[FloatLogits],
-    candidate: FloatLogits | Iterable[FloatLogits],
-    targets: Tokens | None = None,
-) -> Quality:
-    """Compare logits, given whole, [positions, vocab], or as chunks in step.
-
-    Args:
-        reference: One array, or its chunks.
-        candidate: The same.
-        targets: The token that follows each position, [all positions] integers, or None.
-
-    Raises:
-        UsageError: shapes or chunks that disagree.
-    """
-    comparison = LogitsComparison()
-    left = [reference] if isinstance(reference, np.ndarray) else reference
-    right = [candidate] if isinstance(candidate, np.ndarray) else candidate
-    done = 0
-    try:
-        for one, other in zip(left, right, strict=True):
-            count = len(one)
-            comparison.update(one, other, None if targets is None else targets[done : done + count])
-            done += count
-    except ValueError as error:
-        raise UsageError(f"reference and candidate have different numbers of chunks: {error}") from error
-    if targets is not None and done != len(targets):
-        raise UsageError(f"{len(targets)} following tokens for {done} positions")
-    return comparison.result()
 
 
 def log_softmax(logits: FloatLogits) -> Float64:

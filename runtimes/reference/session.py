@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.compiler.base.errors import CheckpointError, EngineError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, LogitsKind
 from llmc.runtimes.session.host_logits import HostLogits
 
@@ -172,45 +170,6 @@ class TransformersSession:
             output = self._model(input_ids=ids, use_cache=True, **options)
             values: FloatArray = output.logits.float().numpy()
         return values[:, -1:] if self._info.logits == "last" else values
-
-
-def open_reference(
-    source: str | Path | Callable[[], PreTrainedModel],
-    *,
-    dtype: str = "float32",
-    attn_implementation: str = "eager",
-    threads: int | None = None,
-    logits: LogitsKind = "all",
-) -> TransformersSession:
-    """Load a checkpoint as the reference.
-
-    Args:
-        source: A Hugging Face directory, a ``.gguf`` file, or a function that returns the loaded model.
-        dtype: Torch's name of the type to compute in.
-        attn_implementation: transformers' name of the attention to compute with.
-        threads: As for :class:`TransformersSession`.
-        logits: As for :class:`TransformersSession`.
-
-    Raises:
-        CheckpointError: transformers cannot load the checkpoint.
-    """
-    import torch
-
-    if callable(source):
-        model = source().to(getattr(torch, dtype))
-        model.set_attn_implementation(attn_implementation)
-        return TransformersSession(model, threads=threads, logits=logits)
-    from transformers import AutoModelForCausalLM
-
-    path = Path(source)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
-    if path.suffix == ".gguf":
-        path, options = path.parent, {**options, "gguf_file": path.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"transformers cannot load {source} as the reference: {error}") from error
-    return TransformersSession(model, threads=threads, logits=logits)
 
 
 def _split(group: _Group, chunk: Int64Array) -> list[_Group]:

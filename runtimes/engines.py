@@ -10,20 +10,10 @@ from pathlib import Path
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import TENSORRT, EngineOptions
+from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.targets import TARGETS, get_target
 from llmc.runtimes.session.engine import Engine, Session
-
-ENGINE_OF_TARGET = {
-    "cpu": "onnxruntime-cpu",
-    "cuda": "onnxruntime-cuda",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-    "openvino": "openvino-cpu",
-}
-"""Runtime that builds and opens a target's engines."""
-GRAPHS_ELSEWHERE = frozenset({*TENSORRT, "openvino"})
-"""Targets whose graphs are operators of the ONNX standard alone, so ONNX Runtime runs them as they are."""
 
 
 def get_engine(name: str) -> Engine:
@@ -40,7 +30,7 @@ def get_engine(name: str) -> Engine:
         from llmc.runtimes.onnxruntime.cuda_engine import OnnxRuntimeCuda
 
         return OnnxRuntimeCuda()
-    if name in TENSORRT:
+    if name in {"tensorrt", "tensorrt-rtx"}:
         from llmc.runtimes.tensorrt.engine import TensorRT, TensorRTRtx
 
         return TensorRT() if name == "tensorrt" else TensorRTRtx()
@@ -48,7 +38,7 @@ def get_engine(name: str) -> Engine:
         from llmc.runtimes.openvino.engine import OpenVino
 
         return OpenVino()
-    raise EngineError(f"no engine is called {name}; there are {', '.join(ENGINE_OF_TARGET.values())}")
+    raise EngineError(f"no engine is called {name}; there are {', '.join(row.runtime for row in TARGETS)}")
 
 
 def require_builder(target: str) -> None:
@@ -57,7 +47,7 @@ def require_builder(target: str) -> None:
     Raises:
         MissingDependencyError: it is not.
     """
-    if target in TENSORRT:
+    if target in {"tensorrt", "tensorrt-rtx"}:
         from llmc.runtimes.tensorrt.bindings import require_installed
 
         require_installed(target)
@@ -74,8 +64,9 @@ def make_builder(target: Manifest, options: EngineOptions, progress: Progress) -
         UsageError: the options are not for this target, or do not fit its graph.
     """
     options.require_target(str(target.target))
-    if target.target not in TENSORRT:
-        return get_engine(ENGINE_OF_TARGET.get(str(target.target), str(target.target)))
+    row = get_target(str(target.target))
+    if not row.takes_sizes:
+        return get_engine(row.runtime)
     from llmc.runtimes.memory.capacity_plan import BuildOptions
     from llmc.runtimes.tensorrt.engine import TensorRT, TensorRTRtx
 
@@ -97,6 +88,5 @@ def runtime_of(manifest: Manifest) -> str:
     """The runtime that opens an artifact: the engine's own, the target's, or ONNX Runtime on the CPU."""
     if manifest.engine is not None:
         return manifest.engine.runtime
-    if manifest.target is None or manifest.target in GRAPHS_ELSEWHERE:
-        return "onnxruntime-cpu"
-    return ENGINE_OF_TARGET.get(manifest.target, manifest.target)
+    target = get_target(manifest.target or "cpu")
+    return "onnxruntime-cpu" if target.runs_on_ort_cpu else target.runtime

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 
+from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.json_record import JsonValue, decode, encode, from_text, schema, to_text
+from llmc.compiler.base.targets import TargetName
 
 MANIFEST_NAME = "llmc.json"
 SCHEMA_VERSION: Literal[1] = 1
 
 ArtifactKind = Literal["portable", "target", "engine"]
 SourceFormat = Literal["safetensors", "gguf"]
-CacheKind = Literal["grow", "shared"]
-LogitsKind = Literal["last", "all"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -173,7 +173,7 @@ class Manifest:
     kind: ArtifactKind
     source: Source
     model: ModelGeometry
-    target: str | None
+    target: TargetName | None
     precision: str
     cache: CacheKind
     logits: LogitsKind

@@ -10,39 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from llmc.compiler.base.contract import CacheKind, FloatType, LogitsKind
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.targets import TARGETS, TargetName, WeightType, get_target
 
-Dtype = Literal["fp32", "fp16", "bf16"]
-Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+Precision = Literal["auto", WeightType]
 Activations = Literal["fp16", "bf16"]
 CachePrecision = Literal["auto", "int8", "fp8"]
 Weights = Literal["model", "none"]
 HeadPrecision = Literal["auto", "int8", "int4"]
-Cache = Literal["auto", "grow", "shared"]
-Logits = Literal["last", "all"]
-Target = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
+Cache = Literal["auto", CacheKind]
 Verify = Literal["auto", "on", "off"]
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
-PRECISIONS: dict[str, tuple[str, ...]] = {
-    "cpu": ("fp32", "int8", "int4"),
-    "cuda": ("fp16", "bf16", "int8", "int4", "fp8"),
-    "tensorrt": ("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
-    "tensorrt-rtx": ("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
-    "openvino": ("fp32", "int8", "int4"),
-}
-"""Types of weights by target; the first is what ``auto`` stands for."""
-CACHES: dict[str, tuple[str, ...]] = {
-    "cpu": ("shared", "grow"),
-    "cuda": ("shared", "grow"),
-    "tensorrt": ("shared",),
-    "tensorrt-rtx": ("shared",),
-    "openvino": ("grow",),
-}
-"""How the KV cache may go in and out, by target; the first is what ``auto`` stands for."""
-TENSORRT = ("tensorrt", "tensorrt-rtx")
-GPU_TARGETS = ("cuda", *TENSORRT)
-"""Targets whose engines compute on a GPU."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
 """Input features that share a scale, unless the user says otherwise."""
 
@@ -59,7 +39,7 @@ class ExportOptions:
         verify: ``on``: run transformers for golden data and compare; ``auto``: where the model fits into memory.
     """
 
-    dtype: Dtype = "fp32"
+    dtype: FloatType = "fp32"
     verify: Verify = "auto"
     trust_remote_code: bool = False
     search_path: tuple[Path, ...] = ()
@@ -67,7 +47,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         """Refuse unknown values, and a comparison of a graph that has no weights."""
-        _one_of("--dtype", self.dtype, get_args(Dtype))
+        _one_of("--dtype", self.dtype, get_args(FloatType))
         _one_of("--weights", self.weights, get_args(Weights))
         if self.weights == "none" and self.verify != "off":
             raise UsageError("--weights none leaves nothing to compare with the model; give --verify off as well")
@@ -93,12 +73,12 @@ class OptimizeOptions:
         dump: Directory that gets the graph after every pass, without weights.
     """
 
-    target: Target = "cpu"
+    target: TargetName = "cpu"
     precision: Precision = "auto"
     activations: Activations = "fp16"
     cache_precision: CachePrecision = "auto"
     cache: Cache = "auto"
-    logits: Logits = "last"
+    logits: LogitsKind = "last"
     context: int | None = None
     block_size: int | None = None
     symmetric: bool | None = None
@@ -108,28 +88,30 @@ class OptimizeOptions:
 
     def __post_init__(self) -> None:
         """Refuse unknown values and sizes that no kernel takes."""
-        _one_of("--target", self.target, get_args(Target))
+        target = get_target(self.target)
         _one_of("--precision", self.precision, get_args(Precision))
         _one_of("--kv", self.cache, get_args(Cache))
-        _one_of("--logits", self.logits, get_args(Logits))
+        _one_of("--logits", self.logits, get_args(LogitsKind))
         _one_of("--head", self.head, get_args(HeadPrecision))
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
         _one_of("--activations", self.activations, get_args(Activations))
         _one_of("--kv-precision", self.cache_precision, get_args(CachePrecision))
-        accepted = PRECISIONS[self.target]
         if self.precision == "auto":
-            object.__setattr__(self, "precision", accepted[0])
-        if self.precision not in accepted:
-            raise UsageError(f"--target {self.target} takes --precision {', '.join(accepted)}, not {self.precision}")
+            object.__setattr__(self, "precision", target.precisions[0])
         if self.cache == "auto":
-            object.__setattr__(self, "cache", CACHES[self.target][0])
-        if self.cache not in CACHES[self.target]:
-            raise UsageError(f"--target {self.target} takes --kv {', '.join(CACHES[self.target])}, not {self.cache}")
+            object.__setattr__(self, "cache", target.caches[0])
+        for option, value, accepted in (
+            ("--precision", self.precision, target.precisions),
+            ("--kv", self.cache, target.caches),
+        ):
+            if value not in accepted:
+                raise UsageError(f"--target {self.target} takes {option} {', '.join(accepted)}, not {value}")
         if self.precision in get_args(Activations):
             object.__setattr__(self, "activations", self.precision)
-        if self.target != "cuda" and self.cache_precision != "auto":
-            raise UsageError(f"--kv-precision is for --target cuda; {self.target} keeps the cache as it computes")
+        if self.cache_precision not in {"auto", *target.cache_precisions}:
+            others = " and ".join(row.name for row in TARGETS if self.cache_precision in row.cache_precisions)
+            raise UsageError(f"--kv-precision is for --target {others}; {self.target} keeps the cache as it computes")
         if self.block_size is None:
             object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
         if self.blocks < 16 or self.blocks & (self.blocks - 1):
@@ -141,7 +123,7 @@ class OptimizeOptions:
         return BLOCK_SIZE if self.block_size is None else self.block_size
 
     @property
-    def cache_io(self) -> Literal["grow", "shared"]:
+    def cache_io(self) -> CacheKind:
         """How the KV cache goes in and out."""
         return "grow" if self.cache == "grow" else "shared"
 
@@ -183,10 +165,11 @@ class EngineOptions:
         Raises:
             UsageError: one of the options is given, and ``target`` has no use for it.
         """
-        if target not in TENSORRT and replace(self, strict=False) != EngineOptions():
+        if not get_target(target).takes_sizes and replace(self, strict=False) != EngineOptions():
+            others = " and ".join(row.name for row in TARGETS if row.takes_sizes)
             raise UsageError(
-                "--max-batch, --chunk, --capacity, --gpu and --strip-weights are for --target tensorrt and "
-                f"tensorrt-rtx; an engine for {target} takes any batch and length"
+                f"--max-batch, --chunk, --capacity, --gpu and --strip-weights are for --target {others}; an engine "
+                f"for {target} takes any batch and length"
             )
 
 
@@ -209,8 +192,10 @@ class CompileOptions:
     def __post_init__(self) -> None:
         """Refuse what the target has no use for, and a CPU engine, which is opened, without weights."""
         self.engine.require_target(self.optimize.target)
-        if self.export.weights == "none" and self.optimize.target == "cpu":
-            raise UsageError("--weights none is for --target cuda; an engine for the CPU is opened when it is built")
+        target = get_target(self.optimize.target)
+        if self.export.weights == "none" and not target.builds_without_weights:
+            others = " and ".join(row.name for row in TARGETS if row.builds_without_weights)
+            raise UsageError(f"--weights none is for --target {others}; {target.name} reads them to build an engine")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} leaves nobody to compute")
 

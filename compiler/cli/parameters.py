@@ -10,19 +10,18 @@ from typing import Annotated
 
 import typer
 
+from llmc.compiler.base import targets
+from llmc.compiler.base.contract import FloatType, LogitsKind
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import (
     Activations,
     Cache,
     CachePrecision,
-    Dtype,
     EngineOptions,
     ExportOptions,
     HeadPrecision,
-    Logits,
     OptimizeOptions,
     Precision,
-    Target,
     Verify,
     Weights,
 )
@@ -55,7 +54,7 @@ OutputDirectory = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an artifact that is there, once the new one is complete.")
 ]
-ExportDtype = Annotated[Dtype, typer.Option("--dtype", help="Float type of the portable graph.")]
+ExportDtype = Annotated[FloatType, typer.Option("--dtype", help="Float type of the portable graph.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modeling code that comes with the checkpoint.")
 ]
@@ -69,7 +68,9 @@ ModelPath = Annotated[
         show_default=False,
     ),
 ]
-TargetName = Annotated[Target, typer.Option("--target", help="Runtime to optimize for.", rich_help_panel=GRAPH_PANEL)]
+TargetName = Annotated[
+    targets.TargetName, typer.Option("--target", help="Runtime to optimize for.", rich_help_panel=GRAPH_PANEL)
+]
 WeightPrecision = Annotated[
     Precision,
     typer.Option(
@@ -85,7 +86,7 @@ CacheIo = Annotated[
     ),
 ]
 LogitsRows = Annotated[
-    Logits,
+    LogitsKind,
     typer.Option(
         "--logits", help="Logits of each row's last token only, or of every token.", rich_help_panel=GRAPH_PANEL
     ),

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.json_record import JsonValue, read_object, to_text
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.graph.write_model import MODEL
 from llmc.runtimes.generation.text import TextTokenizer
 
@@ -33,12 +34,6 @@ GENAI_CONFIG = "genai_config.json"
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 CACHE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 PAST, PRESENT, LOGITS = "past_key_values", "present", "logits"
-PROVIDERS: Mapping[str, Sequence[Mapping[str, Mapping[str, str]]]] = {
-    "cpu": (),
-    # Under a CUDA graph GenAI's mask is as wide as the cache, and a prompt would pass for a later chunk.
-    "cuda": ({"cuda": {"enable_cuda_graph": "0"}},),
-}
-"""Target -> GenAI's ``provider_options``, which also choose the provider; none is the CPU."""
 SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 """Settings that mean the same in ``generation_config.json`` and in GenAI's ``search``."""
 
@@ -66,7 +61,7 @@ def write_genai_config(directory: Path, manifest: Manifest) -> str | None:
 
 def refusal(graph: ir.Graph, manifest: Manifest) -> str | None:
     """Why GenAI's decoder loop cannot run this graph; None where it can."""
-    if manifest.target not in PROVIDERS:
+    if get_target(manifest.target or "cpu").genai_providers is None:
         return f"it has no provider for the target {manifest.target}"
     inputs = {str(value.name): value for value in graph.inputs}
     if missing := [name for name in INPUTS[:2] if name not in inputs]:
@@ -115,7 +110,7 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
     settings = _Settings(directory, vocab_size)
     decoder: dict[str, JsonValue] = {
         "filename": MODEL,
-        "session_options": {"provider_options": PROVIDERS[str(manifest.target)]},
+        "session_options": {"provider_options": get_target(manifest.target or "cpu").genai_providers},
         "hidden_size": manifest.model.hidden_size,
         "num_attention_heads": manifest.model.num_heads,
         "num_hidden_layers": manifest.model.num_layers,

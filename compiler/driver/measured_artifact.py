@@ -14,8 +14,8 @@ from llmc.compiler.artifact.golden import Golden, load_golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import VerifyReport
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, VerificationError
-from llmc.compiler.base.options import GPU_TARGETS, TENSORRT
 from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.verification import Measured, measure, report, tolerances
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.runtimes.device.cuda import cuda_devices
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def measure_and_record(staging: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, VerifyReport | None]:
     """Compare with golden data where there is some; what was measured and what is tolerated go into the manifest."""
     golden = load_golden(staging)
-    # A GPU's graph takes lengths and device buffers when it is built, and is measured then.
-    if golden is None or (manifest.target == "cuda" and manifest.kind == "target"):
+    # A graph that only its own runtime runs is measured when it is built.
+    if golden is None or (manifest.kind == "target" and not get_target(str(manifest.target)).runs_on_ort_cpu):
         return manifest, None
     progress.start("Verifying")
     try:
@@ -72,10 +72,11 @@ def measure_anywhere(
 
 
 def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
-    if manifest.kind != "engine" or manifest.target not in GPU_TARGETS:
+    target = get_target(manifest.target or "cpu")
+    if manifest.kind != "engine" or target.device == "cpu":
         return open_session(directory, threads=threads), ""
     gpu = bool(cuda_devices())
-    if manifest.target == "cuda":
+    if not target.runs_on_ort_cpu:
         if gpu:
             return open_session(directory, threads=threads), ""
         from llmc.runtimes.onnxruntime.cuda_engine import open_on_host
@@ -100,8 +101,9 @@ def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Ses
 
 
 def _may_be_unmeasured(manifest: Manifest) -> bool:
-    """Whether the artifact is for a GPU that is not here, whose types the CPU may lack kernels for."""
-    return (manifest.target == "cuda" and not cuda_devices()) or manifest.target in TENSORRT
+    """Whether the artifact is for a GPU that may not be here, whose types the CPU may lack kernels for."""
+    target = get_target(manifest.target or "cpu")
+    return target.device == "gpu" and (target.runs_on_ort_cpu or not cuda_devices())
 
 
 def _weight_precision(manifest: Manifest) -> str:

@@ -11,7 +11,8 @@ from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
-from llmc.compiler.base.options import DEFAULT_CONTEXT, TENSORRT, OptimizeOptions
+from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
+from llmc.compiler.base.targets import get_target
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
     CpuTarget,
@@ -41,9 +42,10 @@ def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Gol
         UsageError: the context is longer than the model's.
     """
     positions = max_context(geometry, options)
-    if options.target == "cuda":
+    family = get_target(options.target).family
+    if family == "ort-cuda":
         return cuda_passes(_cuda_target(positions, options, golden))
-    if options.target != "cpu":
+    if family == "standard":
         return standard_passes(_standard_target(positions, options))
     target = CpuTarget(
         max_positions=positions,
@@ -74,11 +76,10 @@ def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None
 
 
 def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget:
-    half = options.target != "openvino"
     return StandardTarget(
         max_positions=positions,
-        cache="scatter" if half else "concat",
-        activations=options.activations if half else "fp32",
+        cache="scatter" if options.cache_io == "shared" else "concat",
+        activations=options.activations if get_target(options.target).device == "gpu" else "fp32",
         logits=options.logits,
         quantization=_standard_quantization(options),
     )
@@ -136,12 +137,11 @@ def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
 
 def engine_passes(target: Manifest) -> list[GraphPass]:
     """Passes from a target's graph to the engine's; none where the engine opens the graph itself."""
-    if target.target == "cuda":
+    row = get_target(str(target.target))
+    if row.family == "ort-cuda":
         # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
         lowered = any(record.name == "LowerAttention" and record.counts.get("attention") for record in target.passes)
         return cuda_engine_passes() if lowered and target.cache == "shared" else []
-    if target.target in TENSORRT:
-        return tensorrt_engine_passes()
-    if target.target == "openvino":
-        return []
+    if row.family == "standard":
+        return tensorrt_engine_passes() if row.takes_sizes else []
     return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmc.compiler.base.targets import TARGETS, Requirement, Target
 from llmc.runtimes.machine.fingerprint import MachineFingerprint, installed_versions, machine_fingerprint
 
 DISTRIBUTION = "llmc-toolchain"
@@ -38,71 +39,6 @@ REPORTED_PACKAGES = (
     "openvino",
 )
 INT8_DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """What a target needs beyond llmc's own dependencies.
-
-    Attributes:
-        target: Name as ``--target`` takes it.
-        extra: The pip extra that installs its packages.
-        modules: Any one of these importable modules will do.
-        companions: Each of these must be importable too.
-        provider: ONNX Runtime execution provider that must be there, or None.
-        gpu: Whether running needs an NVIDIA GPU.
-        capabilities: Compute capabilities that can run it; empty: all. ``12.`` stands for all 12.x.
-        builds_without_gpu: Whether engines can be built where they cannot run.
-        builds_with_modules: Whether building needs one of ``modules`` alone: no provider, no companions.
-        implemented: Whether this version of llmc compiles for it.
-    """
-
-    target: str
-    extra: str
-    modules: tuple[str, ...]
-    companions: tuple[str, ...] = ()
-    provider: str | None = None
-    gpu: bool = False
-    capabilities: tuple[str, ...] = ()
-    builds_without_gpu: bool = False
-    builds_with_modules: bool = False
-    implemented: bool = False
-
-
-REQUIREMENTS = (
-    Requirement(
-        "cpu",
-        "cpu",
-        ("onnxruntime",),
-        provider="CPUExecutionProvider",
-        builds_without_gpu=True,
-        implemented=True,
-    ),
-    Requirement(
-        "cuda",
-        "cuda",
-        ("onnxruntime",),
-        companions=("cuda.bindings",),
-        provider="CUDAExecutionProvider",
-        gpu=True,
-        builds_without_gpu=True,
-        builds_with_modules=True,
-        implemented=True,
-    ),
-    Requirement("tensorrt", "tensorrt", ("tensorrt",), companions=("cuda.bindings",), gpu=True, implemented=True),
-    Requirement(
-        "tensorrt-rtx",
-        "tensorrt-rtx",
-        ("tensorrt_rtx_bindings",),
-        companions=("cuda.bindings",),
-        gpu=True,
-        capabilities=("7.5", "8.0", "8.6", "8.9", "12."),
-        builds_without_gpu=True,
-        builds_with_modules=True,
-        implemented=True,
-    ),
-    Requirement("openvino", "openvino", ("openvino",), implemented=True),
-)
 
 
 @dataclass(frozen=True)
@@ -191,34 +127,30 @@ def examine() -> DoctorReport:
         packages=packages,
         execution_providers=providers,
         gpus=gpus,
-        targets=tuple(target_status(requirement, providers, gpus) for requirement in REQUIREMENTS),
+        targets=tuple(target_status(target, providers, gpus) for target in TARGETS),
         notes=tuple(notes),
     )
 
 
-def target_status(requirement: Requirement, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
+def target_status(target: Target, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
     """What one target can do, given ONNX Runtime's providers and the GPUs."""
-    needs = [] if requirement.implemented else [f"this version of llmc does not compile for {requirement.target} yet"]
+    requirement, needs = target.requirement, []
+    install = f"pip install '{DISTRIBUTION}[{target.name}]'"
     installed = any(_importable(module) for module in requirement.modules)
-    has_basics = installed and not needs
     if not installed:
-        needs.append(f"{requirement.modules[0]} is not installed: {_install(requirement.extra)}")
+        needs.append(f"{requirement.modules[0]} is not installed: {install}")
     elif requirement.provider is not None and requirement.provider not in providers:
         needs.append(
             f"the installed ONNX Runtime has no {requirement.provider}: "
-            f"uninstall it (pip uninstall onnxruntime onnxruntime-gpu), then {_install(requirement.extra)}"
+            f"uninstall it (pip uninstall onnxruntime onnxruntime-gpu), then {install}"
         )
-    needs += [
-        f"{module} is not installed: {_install(requirement.extra)}"
-        for module in requirement.companions
-        if not _importable(module)
-    ]
-    prepared = has_basics if requirement.builds_with_modules else not needs
-    if requirement.gpu:
+    needs += [f"{module} is not installed: {install}" for module in requirement.companions if not _importable(module)]
+    prepared = installed if requirement.builds_with_modules else not needs
+    if target.device == "gpu":
         needs += _gpu_needs(requirement, gpus)
     can_run = not needs
     can_build = prepared and (can_run or requirement.builds_without_gpu)
-    return TargetStatus(requirement.target, can_build, can_run, tuple(needs))
+    return TargetStatus(target.name, can_build, can_run, tuple(needs))
 
 
 def _gpu_needs(requirement: Requirement, gpus: Sequence[Gpu]) -> list[str]:
@@ -231,10 +163,6 @@ def _gpu_needs(requirement: Requirement, gpus: Sequence[Gpu]) -> list[str]:
         accepted = ", ".join(f"{each}x" if each.endswith(".") else each for each in wanted)
         return [f"{have} cannot run it: compute capability {accepted} is needed"]
     return []
-
-
-def _install(extra: str) -> str:
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def _importable(module: str) -> bool:

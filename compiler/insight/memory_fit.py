@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import DEFAULT_CONTEXT, GPU_TARGETS
+from llmc.compiler.base.options import DEFAULT_CONTEXT
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.insight.doctor import Gpu
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.memory.facts import read_facts
@@ -66,7 +67,7 @@ def check_memory(
     """
     facts = read_facts(directory)
     plan = plan_memory(facts, facts.max_context or DEFAULT_CONTEXT if context is None else context, batch, chunk)
-    if facts.target in GPU_TARGETS:
+    if get_target(facts.target or "cpu").device == "gpu":
         if not gpus:
             return MemoryFit(
                 plan, "no GPU", None, f"{directory} runs on a GPU, and nvidia-smi finds no NVIDIA GPU here"

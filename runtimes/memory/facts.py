@@ -14,8 +14,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import MANIFEST_NAME, CacheKind, Manifest
+from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
+from llmc.compiler.base.contract import CacheKind
 from llmc.compiler.base.errors import ArtifactError
+from llmc.compiler.base.targets import TargetName
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -69,7 +71,7 @@ class MemoryFacts:
 
     graph_file: Path
     graph: ir.Graph
-    target: str | None
+    target: TargetName | None
     max_context: int | None
     weight_bytes: int
     cache: tuple[CacheInput, ...]

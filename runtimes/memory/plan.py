@@ -7,8 +7,8 @@ Out: :class:`MemoryPlan`, in bytes; :func:`check_fits` compares it with what is 
     KV cache      every input ``past_key_values.…`` with ``context`` slots; a growing cache twice (past and present),
                   a state twice (what a step reads and what it writes)
     logits        one row per sequence, or one per position of the chunk, as the graph says
-    activations   the most intermediate values that are alive at once while a chunk is computed, times
-                  :data:`ARENA_FACTOR`
+    activations   the most intermediate values that are alive at once while a chunk is computed, times the target's
+                  :attr:`~llmc.compiler.base.targets.Target.arena_factor`
     workspace     on CUDA: what the largest operator needs beside its inputs and outputs, and :data:`CUDA_ALLOWANCE`
 
 A TensorRT engine is counted as it was built: its file in the place of the weights, the cache of the engine that holds
@@ -29,17 +29,13 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.compiler.base.options import GPU_TARGETS, TENSORRT
+from llmc.compiler.base.targets import get_target
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
 
 CUDA_ALLOWANCE = 832 << 20
 """Bytes set aside on a GPU for what no graph tells: the CUDA context, kernels, workspaces of cuBLAS and cuDNN. On an
 H100 an engine of SmolLM2-135M held 769 MiB beside weights, cache and activations, 640 MiB before its first run."""
-
-ARENA_FACTOR = 2
-"""What ONNX Runtime's arena holds for each byte that is alive. SmolLM2-135M in float32 on the CPU provider: resident
-memory rose by 2.0 to 2.1 times the live set in chunks of 1,024 to 4,096 tokens. Not measured on a GPU."""
 
 _EXPERTS = frozenset({"MoE", "QMoE"})
 
@@ -149,13 +145,14 @@ def plan_memory(
     logits = facts.graph.outputs[0]
     elsewhere = {*_cache_names(facts.graph), logits.name or ""}
     live = largest_live_set(facts.graph, _dimensions(facts, slots, *largest), elsewhere)
-    scratch = scratch_bytes(facts.graph, dimensions) if facts.target == "cuda" else 0
+    target = get_target(facts.target or "cpu")
+    scratch = scratch_bytes(facts.graph, dimensions) if target.family == "ort-cuda" else 0
     return MemoryPlan(
         weights=weights,
         kv_cache=sum(entry.bytes(batch, slots) for entry in facts.cache),
         logits=ValueSizes(dimensions).bytes(logits),
-        activations=live.bytes * (1 if facts.target in TENSORRT else ARENA_FACTOR),
-        workspace=CUDA_ALLOWANCE + scratch if facts.target in GPU_TARGETS else 0,
+        activations=live.bytes * target.arena_factor,
+        workspace=CUDA_ALLOWANCE + scratch if target.device == "gpu" else 0,
         context=context,
         batch=batch,
         chunk=chunk,
@@ -231,10 +228,8 @@ def _not_counted(facts: MemoryFacts, live: LiveSet) -> Iterator[str]:
     experts = sum(node.op_type in _EXPERTS for node in facts.graph.all_nodes())
     if experts:
         yield f"what {experts} operators of experts need while they run"
-    if facts.target in TENSORRT:
-        yield "kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU"
-    elif facts.target != "cuda":
-        yield "weights that ONNX Runtime copies into another layout when it opens the engine"
+    if outside := get_target(facts.target or "cpu").not_counted:
+        yield outside
 
 
 def _advice(plan: MemoryPlan, free: int) -> str:
@@ -248,7 +243,7 @@ def _advice(plan: MemoryPlan, free: int) -> str:
         cures.append("a smaller batch")
     if plan.chunk > 1 and plan.activations + plan.logits > plan.kv_cache:
         cures.insert(0, "a smaller prefill chunk")
-    if plan.cache_bits > 8 and plan.target == "cuda":
+    if plan.cache_bits > 8 and get_target(plan.target or "cpu").cache_precisions:
         cures.append("an int8 KV cache")
     *others, last = cures or ["a larger device"]
     return f"use {', '.join(others)} or {last}" if others else f"use {last}"

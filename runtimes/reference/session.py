@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, LogitsKind
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
 from llmc.runtimes.session.host_logits import HostLogits
 
 if TYPE_CHECKING:

@@ -19,17 +19,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.compiler.base.errors import EngineError
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-LogitsKind = Literal["last", "all"]
-CacheKind = Literal["grow", "shared"]
 UNLIMITED = 1 << 30
 """Context of a graph that computes its positions: only memory ends it."""
 

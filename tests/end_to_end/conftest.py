@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.base.options import Cache, ExportOptions, Logits, OptimizeOptions
+from llmc.compiler.base.contract import LogitsKind
+from llmc.compiler.base.options import Cache, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import build, export, optimize
 from llmc.runtimes.generation.text import TextTokenizer
 
@@ -42,7 +43,7 @@ class Built:
     def portable(self) -> Path:
         return self._make("portable", lambda path: export(str(self.source), path, ExportOptions(verify="off")))
 
-    def target(self, cache: Cache = "shared", logits: Logits = "last", **options: Any) -> Path:
+    def target(self, cache: Cache = "shared", logits: LogitsKind = "last", **options: Any) -> Path:
         """Optimized strictly for the CPU."""
         portable, all_options = self.portable, OptimizeOptions(cache=cache, logits=logits, strict=True, **options)
         name = "-".join([cache, logits, *map(str, options.values())])

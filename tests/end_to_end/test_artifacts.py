@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.base.options import PRECISIONS, CompileOptions, Dtype, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.base.contract import FloatType
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.driver import build, compile_model, export, optimize, verify
 from llmc.runtimes.engines import open_session
 
 from .oracle import load_eager, whole_logits
 from .tiny import SIZES, save_model
 
-CPU_PRECISIONS = PRECISIONS["cpu"]
+CPU_PRECISIONS = get_target("cpu").precisions
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def portable(source: Path) -> Callable[[Dtype], Path]:
+def portable(source: Path) -> Callable[[FloatType], Path]:
     """The exported model, by dtype."""
 
-    def make(dtype: Dtype) -> Path:
+    def make(dtype: FloatType) -> Path:
         path = source.parent / f"portable-{dtype}"
         if not path.exists():
             export(str(source), path, ExportOptions(dtype=dtype))
@@ -92,7 +94,7 @@ def test_another_process_gives_the_same_bytes(
 
 @pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_the_long_way_gives_the_same_engine(
-    portable: Callable[[Dtype], Path], compiled: Callable[[Precision], Path], tmp_path: Path, precision: Precision
+    portable: Callable[[FloatType], Path], compiled: Callable[[Precision], Path], tmp_path: Path, precision: Precision
 ) -> None:
     """export, optimize, build against compile: the same weights, byte for byte, and the same logits."""
     optimize(portable("fp32"), tmp_path / "target", OptimizeOptions(precision=precision))
@@ -106,7 +108,7 @@ def test_the_long_way_gives_the_same_engine(
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_half_precision_goes_on_to_the_cpu(
-    portable: Callable[[Dtype], Path], tmp_path: Path, dtype: Dtype, precision: Precision
+    portable: Callable[[FloatType], Path], tmp_path: Path, dtype: FloatType, precision: Precision
 ) -> None:
     optimize(portable(dtype), tmp_path / "target", OptimizeOptions(precision=precision, strict=True))
     build(tmp_path / "target", tmp_path / "engine")
@@ -119,12 +121,12 @@ def test_half_precision_goes_on_to_the_cpu(
     assert float(np.abs(logits_of(tmp_path / "engine") - exact).max()) < bound * largest
 
 
-def test_half_the_bytes(portable: Callable[[Dtype], Path]) -> None:
-    sizes = {dtype: (portable(dtype) / "model.onnx.data").stat().st_size for dtype in get_args(Dtype)}
+def test_half_the_bytes(portable: Callable[[FloatType], Path]) -> None:
+    sizes = {dtype: (portable(dtype) / "model.onnx.data").stat().st_size for dtype in get_args(FloatType)}
     assert sizes["fp16"] == sizes["bf16"] < 0.7 * sizes["fp32"]
 
 
-def test_a_float16_graph_runs_as_it_is(source: Path, portable: Callable[[Dtype], Path]) -> None:
+def test_a_float16_graph_runs_as_it_is(source: Path, portable: Callable[[FloatType], Path]) -> None:
     ids = np.random.default_rng(0).integers(3, SIZES["vocab_size"], 40).tolist()
     expected = whole_logits(load_eager(source), ids)
     error = float(np.abs(logits_of(portable("fp16")) - expected).max())

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from llmc.compiler.artifact.golden import load_golden
+from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import CompileOptions, ExportOptions, Logits, OptimizeOptions, Precision
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions, Precision
 from llmc.compiler.driver.driver import build, compile_model, optimize
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation.token_stream import Generator
@@ -42,7 +43,7 @@ GOLDEN_KL = 0.0043
 """Of SmolLM2 in int4 from a Q4_1 file: 1.1 of what ONNX Runtime's engine of the same blocks had, 0.0039."""
 
 
-def compiled(portable: Path, output: Path, logits: Logits = "last", precision: Precision = "auto") -> Path:
+def compiled(portable: Path, output: Path, logits: LogitsKind = "last", precision: Precision = "auto") -> Path:
     """The engine of a portable graph, beside the target graph that it is built from."""
     target = output.with_name(f"{output.name}-target")
     optimize(portable, target, OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True))
@@ -69,7 +70,7 @@ def test_architectures(shared: Shared, tmp_path: Path, model_type: str, config: 
     random, eager = np.random.default_rng(0), load_eager(shared_model(shared, model_type, **config))
     prompts = [random.integers(3, SIZES["vocab_size"], length).tolist() for length in (33, 5, 20)]
     rows = [reference_row(eager, prompt, 6) for prompt in prompts]
-    logits: Logits = "all" if model_type == "llama" else "last"
+    logits: LogitsKind = "all" if model_type == "llama" else "last"
     portable = shared_portable(shared, model_type, **config)
     assert error_of(compiled(portable, tmp_path / "engine", logits), rows, 0, 7, 1) < BOUND
 

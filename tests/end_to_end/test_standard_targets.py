@@ -13,7 +13,8 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.base.errors import UnsupportedModelError
-from llmc.compiler.base.options import CACHES, ExportOptions, OptimizeOptions, Precision, Target
+from llmc.compiler.base.options import ExportOptions, OptimizeOptions, Precision
+from llmc.compiler.base.targets import TargetName, get_target
 from llmc.compiler.driver.driver import export, optimize
 from llmc.runtimes.engines import open_session
 
@@ -148,7 +149,7 @@ def test_four_bits_of_weights_that_fit_into_them(tmp_path: Path, name: str) -> N
     source = save_rounded(tmp_path / "hf", architecture.model_type, **architecture.config)
     export(str(source), tmp_path / "portable", ExportOptions(verify="off"))
     rows = reference_rows(source)
-    targets: list[tuple[Target, float]] = [("openvino", FP32), ("tensorrt-rtx", FP16)]
+    targets: list[tuple[TargetName, float]] = [("openvino", FP32), ("tensorrt-rtx", FP16)]
     for target, limit in targets:
         path = tmp_path / target
         report = optimize(tmp_path / "portable", path, OptimizeOptions(target=target, precision="int4"))
@@ -173,10 +174,11 @@ def test_experts(shared: Shared, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("target", "precision", "bound"), [("tensorrt-rtx", "fp16", FP16), ("openvino", "fp32", FP32)]
 )
-def test_a_real_model(built: Built, target: Target, precision: Precision, bound: float) -> None:
+def test_a_real_model(built: Built, target: TargetName, precision: Precision, bound: float) -> None:
     """Three rows of 23 to 57 tokens; ``pytest -s`` shows the errors."""
     rows = built.rows("ragged")
-    session = open_session(built.target(CACHES[target][0], target=target, precision=precision), threads=THREADS)
+    directory = built.target(get_target(target).caches[0], target=target, precision=precision)
+    session = open_session(directory, threads=THREADS)
     for chunk in CHUNKS:
         result = lead_session(session, rows, chunk=chunk, steps=DECODED)
         relative = largest_error(rows, [result.error])

@@ -32,7 +32,6 @@ def manifest(target: str | None, runtime: str | None = None, **fields: Any) -> A
         ("tensorrt-rtx", "tensorrt-rtx", "tensorrt-rtx"),
         ("openvino", "openvino-cpu", "openvino-cpu"),
         ("cuda", "onnxruntime-cpu", "onnxruntime-cpu"),
-        ("of tomorrow", None, "of tomorrow"),
     ],
 )
 def test_what_opens_an_artifact(target: str | None, runtime: str | None, expected: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmc.compiler.base.options import CompileOptions, ExportOptions, Logits, OptimizeOptions
+from llmc.compiler.base.contract import LogitsKind
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model
 from llmc.runtimes.device.interface import Array, Buffer, HostDevice, Moment
 from llmc.runtimes.device.session import DeviceSession
@@ -25,7 +26,7 @@ TOLERANCE = 0.02
 """Logits up to 4 in float16, whose kernels add in another order for other shapes."""
 
 
-def compiled(logits: Logits = "last") -> Path:
+def compiled(logits: LogitsKind = "last") -> Path:
     """The engine's directory, made once per test run."""
     shared = Shared.current()
     source = shared_model(shared)
@@ -33,7 +34,7 @@ def compiled(logits: Logits = "last") -> Path:
     return shared.make(f"tiny-llama-cuda-{logits}", lambda path: compile_model(str(source), path, options))
 
 
-def open_tiny(logits: Logits = "last", device: HostDevice | None = None) -> DeviceSession:
+def open_tiny(logits: LogitsKind = "last", device: HostDevice | None = None) -> DeviceSession:
     """A session on the host."""
     session = onnxruntime_cuda_engine._open(compiled(logits), "onnxruntime-cpu", device or HostDevice())
     assert isinstance(session, DeviceSession)

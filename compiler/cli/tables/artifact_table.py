@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.json_record import encode
-from llmc.compiler.base.options import GPU_TARGETS
+from llmc.compiler.base.targets import get_target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if engine is not None:
         rows.append(("runtime", engine.runtime))
-        if manifest.target not in GPU_TARGETS:
+        if get_target(manifest.target or "cpu").device == "cpu":
             rows.append(("threads", "chosen when opened" if engine.threads is None else str(engine.threads)))
     return rows
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.cli.tables.artifact_table import artifact_table, size
 from llmc.compiler.cli.tables.verification_table import verification_table
 
@@ -109,7 +110,7 @@ def _genai_line(report: OptimizeReport | CompileReport) -> list[Text]:
     from rich.text import Text
 
     refusal = report.genai_refusal
-    if refusal is None or report.manifest.target not in {"cpu", "cuda"}:
+    if refusal is None or get_target(report.manifest.target or "cpu").genai_providers is None:
         return []
     return [Text(f"no genai_config.json: ONNX Runtime GenAI cannot run this graph, because {refusal}", style="dim")]
 

@@ -10,25 +10,23 @@ import pytest
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import (
     BLOCK_SIZE,
-    CACHES,
     DEFAULT_CONTEXT,
     FP8_BLOCK_SIZE,
-    PRECISIONS,
     Cache,
     CompileOptions,
     EngineOptions,
     ExportOptions,
     OptimizeOptions,
     Precision,
-    Target,
 )
+from llmc.compiler.base.targets import TARGETS, TargetName, get_target
 
 
 @pytest.mark.parametrize(
     ("target", "precision"),
     [("cpu", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("openvino", "fp32")],
 )
-def test_auto_is_the_targets_plain_float_type(target: Target, precision: str) -> None:
+def test_auto_is_the_targets_plain_float_type(target: TargetName, precision: str) -> None:
     assert OptimizeOptions(target=target).precision == precision
 
 
@@ -36,13 +34,13 @@ def test_the_default_is_the_cpu() -> None:
     assert (OptimizeOptions().target, OptimizeOptions().precision) == ("cpu", "fp32")
 
 
-@pytest.mark.parametrize("target", PRECISIONS)
+@pytest.mark.parametrize("target", [row.name for row in TARGETS])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"])
-def test_each_target_takes_its_precisions(target: Target, precision: Precision) -> None:
-    if precision in PRECISIONS[target]:
+def test_each_target_takes_its_precisions(target: TargetName, precision: Precision) -> None:
+    if precision in get_target(target).precisions:
         assert OptimizeOptions(target=target, precision=precision).precision == precision
         return
-    accepted = ", ".join(PRECISIONS[target])
+    accepted = ", ".join(get_target(target).precisions)
     with pytest.raises(UsageError, match=f"--target {target} takes --precision {accepted}, not {precision}"):
         OptimizeOptions(target=target, precision=precision)
 
@@ -54,9 +52,8 @@ def test_each_target_takes_its_precisions(target: Target, precision: Precision) 
         ("tensorrt-rtx", ["shared"]), ("openvino", ["grow"]),
     ],
 )  # fmt: skip
-def test_each_target_takes_its_caches(target: Target, caches: list[Cache]) -> None:
+def test_each_target_takes_its_caches(target: TargetName, caches: list[Cache]) -> None:
     """``auto`` is the first."""
-    assert set(CACHES) == set(PRECISIONS)
     assert OptimizeOptions(target=target).cache == OptimizeOptions(target=target).cache_io == caches[0]
     every: list[Cache] = ["shared", "grow"]
     for cache in every:
@@ -100,7 +97,7 @@ def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> No
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
     assert OptimizeOptions(target="cuda", cache_precision=kind).cache_precision == kind
-    others: list[Target] = ["cpu", "tensorrt", "tensorrt-rtx", "openvino"]
+    others: list[TargetName] = ["cpu", "tensorrt", "tensorrt-rtx", "openvino"]
     for target in others:
         message = f"--kv-precision is for --target cuda; {target} keeps the cache as it computes"
         with pytest.raises(UsageError, match=message):

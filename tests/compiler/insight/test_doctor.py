@@ -5,15 +5,21 @@ from dataclasses import replace
 
 import pytest
 
+from llmc.compiler.base.targets import TARGETS, Requirement, Target, get_target
 from llmc.compiler.insight import doctor
-from llmc.compiler.insight.doctor import Gpu, Requirement, examine, parse_nvidia_smi, target_status
+from llmc.compiler.insight.doctor import Gpu, examine, parse_nvidia_smi, target_status
 
 H100 = Gpu("NVIDIA H100", "9.0", 80 << 30)
 BLACKWELL = Gpu("NVIDIA RTX 5090", "12.0", 32 << 30)
-READY = Requirement("one", "extra", ("json",), implemented=True)
-RTX = Requirement(
-    "rtx", "rtx", ("json",), gpu=True, capabilities=("8.9", "12."), builds_without_gpu=True, implemented=True
-)
+
+
+def target(*modules: str, name: str = "cpu", **fields) -> Target:
+    """A row of the table with other needs."""
+    return replace(get_target(name), requirement=Requirement(modules, **fields))
+
+
+READY = target("json")
+RTX = target("json", name="tensorrt-rtx", capabilities=("8.9", "12."), builds_without_gpu=True)
 
 
 def test_report_of_this_machine_is_json():
@@ -35,21 +41,14 @@ def test_a_target_with_everything_can_run():
     assert status.needs == ()
 
 
-def test_a_target_that_is_not_implemented_says_so():
-    status = target_status(Requirement("later", "extra", ("json",)), (), ())
-    assert not status.can_build
-    assert not status.can_run
-    assert "does not compile for later yet" in status.needs[0]
-
-
 def test_a_missing_package_names_the_extra():
-    status = target_status(Requirement("t", "openvino", ("no_such_module",), implemented=True), (), ())
+    status = target_status(target("no_such_module", name="openvino"), (), ())
     assert status.needs == ("no_such_module is not installed: pip install 'llmc-toolchain[openvino]'",)
     assert not status.can_build
 
 
 def test_a_missing_provider_is_not_a_missing_package():
-    requirement = Requirement("cuda", "cuda", ("json",), provider="CUDAExecutionProvider", implemented=True)
+    requirement = target("json", name="cuda", provider="CUDAExecutionProvider")
     (need,) = target_status(requirement, ("CPUExecutionProvider",), (H100,)).needs
     assert "no CUDAExecutionProvider" in need
     assert "[cuda]" in need
@@ -58,14 +57,14 @@ def test_a_missing_provider_is_not_a_missing_package():
 
 
 def test_every_companion_must_be_there():
-    requirement = Requirement("t", "cuda", ("json",), companions=("json", "no_such.module"), implemented=True)
+    requirement = target("json", companions=("json", "no_such.module"))
     status = target_status(requirement, (), ())
-    assert status.needs == ("no_such.module is not installed: pip install 'llmc-toolchain[cuda]'",)
+    assert status.needs == ("no_such.module is not installed: pip install 'llmc-toolchain[cpu]'",)
     assert not status.can_build
 
 
 def test_cuda_needs_its_provider_and_its_bindings(monkeypatch):
-    (cuda,) = (each for each in doctor.REQUIREMENTS if each.target == "cuda")
+    cuda = get_target("cuda")
     installed = {"onnxruntime", "cuda.bindings"}
     monkeypatch.setattr(doctor, "_importable", lambda module: module in installed)
     assert target_status(cuda, ("CUDAExecutionProvider",), (H100,)).can_run
@@ -81,36 +80,36 @@ def test_building_without_a_gpu():
     assert status.can_build
     assert not status.can_run
     assert "no NVIDIA GPU" in status.needs[0]
-    assert not target_status(Requirement("trt", "x", ("json",), gpu=True, implemented=True), (), ()).can_build
+    assert not target_status(target("json", name="tensorrt"), (), ()).can_build
 
 
 def test_any_one_module_will_do():
-    either = Requirement("t", "extra", ("no_such_module", "json"), implemented=True)
+    either = target("no_such_module", "json")
     assert target_status(either, (), ()).can_run
 
 
 def test_building_may_need_the_modules_alone():
     """Neither the provider nor the companions, which are for running."""
-    full = Requirement(
-        "t",
-        "extra",
+    needs = Requirement(
         ("json",),
         companions=("no_such_module", "no_such_other"),
         provider="P",
         builds_without_gpu=True,
         builds_with_modules=True,
-        implemented=True,
     )
+    full = replace(READY, requirement=needs)
     status = target_status(full, ("Q",), ())
     assert (status.can_build, status.can_run) == (True, False)
     assert [need.split()[0] for need in status.needs] == ["the", "no_such_module", "no_such_other"]
-    assert not target_status(replace(full, builds_with_modules=False), ("Q",), ()).can_build
-    assert not target_status(replace(full, implemented=False), ("Q",), ()).can_build
-    assert not target_status(replace(full, modules=("no_such_module",)), ("P",), ()).can_build
+    assert not target_status(
+        replace(full, requirement=replace(needs, builds_with_modules=False)), ("Q",), ()
+    ).can_build
+    absent = replace(full, requirement=replace(needs, modules=("no_such_module",)))
+    assert not target_status(absent, ("P",), ()).can_build
 
 
 def test_without_a_list_of_capabilities_every_gpu_will_do():
-    assert target_status(replace(RTX, capabilities=()), (), (H100,)).can_run
+    assert target_status(target("json", name="tensorrt-rtx"), (), (H100,)).can_run
 
 
 @pytest.mark.parametrize(
@@ -122,15 +121,14 @@ def test_without_a_list_of_capabilities_every_gpu_will_do():
 )
 def test_gpus_of_tensorrt_rtx(monkeypatch, capability, supported):
     monkeypatch.setattr(doctor, "_importable", lambda module: True)
-    rtx = next(each for each in doctor.REQUIREMENTS if each.target == "tensorrt-rtx")
-    status = target_status(rtx, (), (replace(H100, compute_capability=capability),))
+    status = target_status(get_target("tensorrt-rtx"), (), (replace(H100, compute_capability=capability),))
     assert (status.can_build, status.can_run) == (True, supported)
 
 
 def test_what_builds_without_a_gpu(monkeypatch):
     monkeypatch.setattr(doctor, "_importable", lambda module: True)
     providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    status = {each.target: target_status(each, providers, ()) for each in doctor.REQUIREMENTS}
+    status = {each.name: target_status(each, providers, ()) for each in TARGETS}
     assert {name: (item.can_build, item.can_run) for name, item in status.items()} == {
         "cpu": (True, True),
         "cuda": (True, False),
@@ -224,7 +222,7 @@ def test_import_is_light():
 
 def test_engines_for_cuda_are_built_with_any_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass makes them; the provider and cuda-bindings are for running."""
-    cuda = next(each for each in doctor.REQUIREMENTS if each.target == "cuda")
+    cuda = get_target("cuda")
     monkeypatch.setattr(doctor, "_importable", lambda module: module == "onnxruntime")
     status = doctor.target_status(cuda, ["CPUExecutionProvider"], [])
     assert (status.can_build, status.can_run) == (True, False)

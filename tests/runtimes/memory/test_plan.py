@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.base.errors import ArtifactError, EngineError, UsageError
+from llmc.compiler.base.targets import get_target
 from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.memory.facts import read_facts
-from llmc.runtimes.memory.plan import ARENA_FACTOR, CUDA_ALLOWANCE, MemoryPlan, check_fits, plan_memory
+from llmc.runtimes.memory.plan import CUDA_ALLOWANCE, MemoryPlan, check_fits, plan_memory
 
 FLOAT16, INT64 = ir.DataType.FLOAT16, ir.DataType.INT64
 LAYERS, KV_HEADS, DIM, WIDTH, VOCABULARY = 2, 2, 8, 32, 64
@@ -98,7 +99,7 @@ def test_the_parts(saved: Path) -> None:
     assert plan.kv_cache == 2 * (LAYERS * 2 * KV_HEADS * DIM * 2 * 100 * 3)
     assert plan.logits == 3 * VOCABULARY * 2
     mask_and_ids = 3 * (100 + 10) * 8
-    assert plan.activations == ARENA_FACTOR * (mask_and_ids + 3 * 10 * (WIDTH + 96) * 2)
+    assert plan.activations == get_target("cpu").arena_factor * (mask_and_ids + 3 * 10 * (WIDTH + 96) * 2)
     assert plan.workspace == CUDA_ALLOWANCE + max(WIDTH * 96 * 2, 3 * 10 * 96 * 2)
     assert plan.total == sum(plan.parts.values())
     assert plan.cache_bits == 16

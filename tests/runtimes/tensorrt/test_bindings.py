@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from llmc.compiler.base.errors import EngineError, MissingDependencyError
-from llmc.compiler.insight.doctor import REQUIREMENTS
+from llmc.compiler.base.targets import get_target
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Library, open_library
 
 from .fake_tensorrt import ILogger
@@ -40,11 +40,11 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_doctor_asks_for_is_what_is_imported() -> None:
-    known = {requirement.target: requirement for requirement in REQUIREMENTS}
     for name, binding in BINDINGS.items():
-        assert binding.module in known[name].modules
-        assert known[name].builds_without_gpu == binding.builds_anywhere
-        accepted = known[name].capabilities
+        known = get_target(name).requirement
+        assert binding.module in known.modules
+        assert known.builds_without_gpu == binding.builds_anywhere
+        accepted = known.capabilities
         assert all(capability.startswith(accepted) for capability in binding.capabilities)
         assert bool(accepted) == bool(binding.capabilities)
 

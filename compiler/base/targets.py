@@ -1,0 +1,165 @@
+"""The targets: one row each, with everything in which they differ for whoever does not run them.
+
+In: a name as ``--target`` takes it. Out: :class:`Target`. What only the runtime itself has to know lies in its folder
+under ``runtimes/``; which passes make its graph is its family's function in ``compiler/driver/target_passes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmc.compiler.base.contract import CacheKind
+from llmc.compiler.base.errors import UsageError
+
+TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
+Family = Literal["ort-cpu", "ort-cuda", "standard"]
+WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a target needs beyond llmc's own dependencies; the pip extra of the target's name installs it.
+
+    Attributes:
+        modules: Any one of these importable modules will do.
+        companions: Each of these must be importable too.
+        provider: ONNX Runtime execution provider that must be there, or None.
+        capabilities: Compute capabilities that can run it; empty: all. ``12.`` stands for all 12.x.
+        builds_without_gpu: Engines can be built where they cannot run.
+        builds_with_modules: Building needs one of ``modules`` alone: no provider, no companions.
+    """
+
+    modules: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+    provider: str | None = None
+    capabilities: tuple[str, ...] = ()
+    builds_without_gpu: bool = False
+    builds_with_modules: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target.
+
+    Attributes:
+        name: As ``--target`` takes it.
+        runtime: Name of the engine that builds and opens it, as in ``runtimes/engines.py``.
+        family: Which passes make its graph.
+        device: Where its engines compute.
+        precisions: Types of weights; the first is what ``auto`` stands for.
+        caches: How the KV cache may go in and out; the first is what ``auto`` stands for.
+        requirement: What must be installed.
+        runs_on_ort_cpu: ONNX Runtime's CPU provider runs its graph as it is.
+        cache_precisions: Types that the KV cache may have beside that of the activations.
+        takes_sizes: Engines are built for a number of rows, chunks, lengths of the cache and kinds of GPU.
+        builds_without_weights: An engine can be made of a graph whose weights are not there.
+        arena_factor: What the runtime's memory pool holds for each byte that is alive. For ONNX Runtime measured with
+            SmolLM2-135M in float32 on the CPU provider: resident memory rose by 2.0 to 2.1 times the live set in
+            chunks of 1,024 to 4,096 tokens; not measured on a GPU. TensorRT keeps none.
+        not_counted: What the runtime allocates and no graph tells, a clause; empty: nothing.
+        genai_providers: ``provider_options`` of ONNX Runtime GenAI, which also choose the provider (none: the CPU);
+            None where it cannot run the target's graphs.
+    """
+
+    name: TargetName
+    runtime: str
+    family: Family
+    device: Literal["cpu", "gpu"]
+    precisions: tuple[WeightType, ...]
+    caches: tuple[CacheKind, ...]
+    requirement: Requirement
+    runs_on_ort_cpu: bool = True
+    cache_precisions: tuple[str, ...] = ()
+    takes_sizes: bool = False
+    builds_without_weights: bool = False
+    arena_factor: int = 2
+    not_counted: str = "weights that ONNX Runtime copies into another layout when it opens the engine"
+    genai_providers: tuple[Mapping[str, Mapping[str, str]], ...] | None = None
+
+
+TARGETS = (
+    Target(
+        name="cpu",
+        runtime="onnxruntime-cpu",
+        family="ort-cpu",
+        device="cpu",
+        precisions=("fp32", "int8", "int4"),
+        caches=("shared", "grow"),
+        requirement=Requirement(("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True),
+        genai_providers=(),
+    ),
+    Target(
+        name="cuda",
+        runtime="onnxruntime-cuda",
+        family="ort-cuda",
+        device="gpu",
+        precisions=("fp16", "bf16", "int8", "int4", "fp8"),
+        caches=("shared", "grow"),
+        requirement=Requirement(
+            ("onnxruntime",),
+            companions=("cuda.bindings",),
+            provider="CUDAExecutionProvider",
+            builds_without_gpu=True,
+            builds_with_modules=True,
+        ),
+        runs_on_ort_cpu=False,
+        cache_precisions=("int8", "fp8"),
+        builds_without_weights=True,
+        not_counted="",
+        # Under a CUDA graph GenAI's mask is as wide as the cache, and a prompt would pass for a later chunk.
+        genai_providers=({"cuda": {"enable_cuda_graph": "0"}},),
+    ),
+    Target(
+        name="tensorrt",
+        runtime="tensorrt",
+        family="standard",
+        device="gpu",
+        precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+        caches=("shared",),
+        requirement=Requirement(("tensorrt",), companions=("cuda.bindings",)),
+        takes_sizes=True,
+        arena_factor=1,
+        not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
+    ),
+    Target(
+        name="tensorrt-rtx",
+        runtime="tensorrt-rtx",
+        family="standard",
+        device="gpu",
+        precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+        caches=("shared",),
+        requirement=Requirement(
+            ("tensorrt_rtx_bindings",),
+            companions=("cuda.bindings",),
+            capabilities=("7.5", "8.0", "8.6", "8.9", "12."),
+            builds_without_gpu=True,
+            builds_with_modules=True,
+        ),
+        takes_sizes=True,
+        arena_factor=1,
+        not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
+    ),
+    Target(
+        name="openvino",
+        runtime="openvino-cpu",
+        family="standard",
+        device="cpu",
+        precisions=("fp32", "int8", "int4"),
+        caches=("grow",),
+        requirement=Requirement(("openvino",)),
+    ),
+)
+
+
+def get_target(name: str) -> Target:
+    """The row of a target.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    row = next((target for target in TARGETS if target.name == name), None)
+    if row is None:
+        raise UsageError(f"--target {name} is none of {', '.join(target.name for target in TARGETS)}")
+    return row

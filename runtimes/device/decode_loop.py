@@ -21,10 +21,11 @@ import numpy as np
 from onnx import TensorProto
 
 from llmc.compiler.base.errors import EngineError, first_line
-from llmc.runtimes.device.interface import Buffer, Device, Moment, Recording
+from llmc.runtimes.device.interface import Array, Buffer, Device, Moment, Recording
 from llmc.runtimes.device.sampler import build_sampler, uniforms
+from llmc.runtimes.session.capabilities import RowState
 from llmc.runtimes.session.engine import Int64Array
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 LOOKAHEAD = 4
 """Steps queued beyond the one whose tokens the host waits for: while it looks at a token the device has work."""
@@ -100,8 +101,7 @@ class SamplerCache:
     def get(self, params: SamplingParams, batch: int, max_steps: int) -> _Sampler:
         """A sampler for so many rows and at least so many steps."""
         rows = max(SHORTEST_LOG, 1 << (max_steps - 1).bit_length())
-        # The seed is in the uniforms, not in the graph.
-        kind = SamplingParams(params.temperature, params.top_k, params.top_p, params.min_p)
+        kind = kind_of(params)
         key = (kind, batch, rows)
         if key not in self._samplers:
             sizes_of = (self._vocab_size, self._logits_type, rows)
@@ -179,38 +179,36 @@ class SamplerCache:
 
 
 class DecodeLoop:
-    """Token 1 and on of a generation whose token 0 the prefill gave; made by a session's ``decode_loop``."""
+    """Token 1 and on of a generation whose token 0 the prefill gave; made by a session's ``begin``."""
 
     def __init__(
-        self,
-        stepper: Stepper,
-        samplers: SamplerCache,
-        shape: tuple[int, int],
-        active: Sequence[bool],
-        params: SamplingParams,
-        row_ids: Sequence[int],
-        max_steps: int,
+        self, stepper: Stepper, samplers: SamplerCache, shape: tuple[int, int], rows: Sequence[RowState | None]
     ) -> None:
         """Bring the sampler's state to the device; ``shape`` is (rows, capacity)."""
-        batch, self._device, self._max_steps = shape[0], stepper.device, max_steps
+        batch, self._device = shape[0], stepper.device
         self._stepper, self._shape = stepper, shape
-        self._sampler = samplers.get(params, batch, max_steps)
-        self._active = np.asarray(active, np.int32)
-        self._write_state(params, row_ids)
+        self._ends: Int64Array = np.array([0 if row is None else row.steps_left for row in rows], np.int64)
+        """The last step in which each row takes part."""
+        self._last = int(self._ends.max())
+        self._sampler = samplers.get(next(row.settings for row in rows if row is not None), batch, self._last + 1)
+        self._active: Array = np.zeros(0, np.bool_)
+        self._activate(1)
+        self._device.upload(self._sampler.buffers["step"], np.ones(1, np.int64))
+        if "uniforms" in {item.name for item in self._sampler.inference.get_inputs()}:
+            self._device.upload(self._sampler.buffers["uniforms"], uniforms(rows, self._sampler.rows))
         self._recording = self._record(samplers)
-        self._tokens: Int64Array = self._device.host_array((max_steps, batch), np.int64)
+        self._tokens: Int64Array = self._device.host_array((self._last + 1, batch), np.int64)
         self._moments: list[Moment] = [self._device.mark()]
         self._queued = self._read = 0
         self._held = stepper.lengths
-        self._taken: Int64Array = np.zeros(batch, np.int64)
         self.ended = False
 
-    def _write_state(self, params: SamplingParams, row_ids: Sequence[int]) -> None:
-        own, rows = self._sampler.buffers, self._sampler.rows
-        if not params.greedy:
-            self._device.upload(own["uniforms"], uniforms(params, row_ids, rows))
-        self._device.upload(own["step"], np.ones(1, np.int64))
-        self._device.upload(own["active"], self._active)
+    def _activate(self, step: int) -> None:
+        """Bring to the device which rows take part in a step, where that has changed."""
+        active = self._ends >= step
+        if not np.array_equal(active, self._active):
+            self._active = active
+            self._device.upload(self._sampler.buffers["active"], active.astype(np.int32))
 
     def _record(self, samplers: SamplerCache) -> Recording:
         binding = samplers.binding(self._sampler, self._shape, self._stepper)
@@ -242,15 +240,9 @@ class DecodeLoop:
         return self._sampler.recordings[self._shape]
 
     def tokens(self, step: int) -> Int64Array:
-        """Tokens of a step from 1 to ``max_steps - 1``, [batch] int64; waits for them, and queues later steps first.
-
-        A row's token is -1 once it is finished, or where its logits are not finite.
-
-        Raises:
-            EngineError: the step is not queued, and the session has gone on without this loop.
-        """
+        """Tokens of a step, [batch] int64; waits for them, and queues later steps first. See :class:`TokenSource`."""
         if not self.ended:
-            self.queue(min(step + LOOKAHEAD, self._max_steps - 1))
+            self.queue(min(step + LOOKAHEAD, self._last))
         elif step > self._queued:
             raise EngineError(
                 "this decode loop has ended: the session was closed, reset or used since; begin another"
@@ -258,8 +250,7 @@ class DecodeLoop:
         self._moments[step].wait()
         if step > self._read and not self.ended:
             self._read = step
-            self._taken[self._active == 1] = step
-            self._stepper.grown(self._held + self._taken)
+            self._stepper.grown(self._held + np.minimum(step, self._ends))
         return np.array(self._tokens[step])
 
     def queue(self, last: int) -> None:
@@ -267,6 +258,7 @@ class DecodeLoop:
         width = self._shape[0] * 8
         while self._queued < last:
             self._queued += 1
+            self._activate(self._queued)
             self._recording.launch()
             log, row = self._sampler.buffers["log"], self._tokens[self._queued]
             self._device.download(log, row, self._queued * width)
@@ -274,9 +266,7 @@ class DecodeLoop:
 
     def finish(self, row: int) -> None:
         """Let a row stand still from the next step that is queued; its length is that of the last step read."""
-        self._active[row] = 0
-        if not self.ended:
-            self._device.upload(self._sampler.buffers["active"], self._active)
+        self._ends[row] = min(self._read, self._ends[row])
 
     def step_seconds(self, step: int) -> float:
         """Time on the device from the end of the step before, or for step 1 from the loop's start, to its end."""
@@ -286,6 +276,11 @@ class DecodeLoop:
         """Queue no more steps, and wait for those that are queued; their tokens can still be read."""
         self.ended = True
         self._device.wait()
+
+
+def kind_of(params: SamplingParams) -> SamplingParams:
+    """What of the parameters is in a sampler's graph: the seed is in the uniforms."""
+    return SamplingParams(params.temperature, params.top_k, params.top_p, params.min_p)
 
 
 def keep_newest(kept: dict[Key, Value], count: int) -> list[Value]:

@@ -47,7 +47,8 @@ from llmc.runtimes.device.draw import (
     sum_is_sound,
     uses_candidates,
 )
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.capabilities import RowState
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 MAX_TOP_K = 1024
 GreedyKind = Literal["argmax", "topk"]
@@ -62,22 +63,26 @@ def supports(params: SamplingParams) -> bool:
     return params.repetition_penalty == 1 and (params.greedy or params.top_k <= MAX_TOP_K)
 
 
-def uniforms(params: SamplingParams, row_ids: Sequence[int], max_steps: int) -> npt.NDArray[np.float32]:
+def uniforms(rows: Sequence[RowState | None], steps: int) -> npt.NDArray[np.float32]:
     """What :func:`~llmc.runtimes.session.sampling.random_uniform` gives, for all steps at once.
 
     Args:
-        params: Their seed is used.
-        row_ids: The number of each row that its draws depend on.
-        max_steps: Number of steps.
+        rows: Seed, number and next step of each row; None: its draws do not matter.
+        steps: Number of steps, of which the first is not drawn for: it stands for the rows' newest token.
 
     Returns:
-        [max_steps, batch] float32, rounded down, so below 1.
+        [steps, batch] float32, rounded down, so below 1.
     """
-    exact = np.empty((max_steps, len(row_ids)), np.float64)
-    for column, row_id in enumerate(row_ids):
+    exact = np.zeros((steps, len(rows)), np.float64)
+    for column, row in enumerate(rows):
+        if row is None:
+            continue
         # One draw takes the first of the four words of a counter; the generator counts up before each four.
-        generator = np.random.Philox(key=np.array([params.seed, row_id], np.uint64), counter=np.zeros(4, np.uint64))
-        exact[:, column] = (generator.random_raw(4 * max_steps)[::4] >> 11) * 2.0**-53
+        key, counter = (
+            np.array(words, np.uint64) for words in ([row.settings.seed, row.row_id], [row.step, 0, 0, 0])
+        )
+        generator = np.random.Philox(key=key, counter=counter)
+        exact[1:, column] = (generator.random_raw(4 * (steps - 1))[::4] >> 11) * 2.0**-53
     rounded = exact.astype(np.float32)
     return np.where(rounded > exact, np.nextafter(rounded, np.float32(0)), rounded)
 

@@ -1,7 +1,7 @@
 """A session whose KV cache, inputs and logits live on a device: ONNX Runtime's CUDA provider, TensorRT, or the host.
 
 In: a loaded decoder (lengths are inputs, see ``passes/engine/take_lengths.py``) and a device. Out: the
-:class:`Session` protocol, and :meth:`DeviceSession.decode_loop`, which decodes without the host
+:class:`Session` protocol, and :attr:`DeviceSession.chooser`, which decodes without the host
 between two steps.
 
 Every buffer is allocated by ``reset`` and stays where it is while it is large enough, so a decode step has fixed
@@ -34,13 +34,16 @@ from llmc.runtimes.device.decode_loop import (
     DecodeLoop,
     SamplerCache,
     keep_newest,
+    kind_of,
 )
 from llmc.runtimes.device.decoder import Decoder
 from llmc.runtimes.device.interface import Array, Buffer, Device, Recording
 from llmc.runtimes.device.logits import DeviceLogits
+from llmc.runtimes.device.sampler import supports
 from llmc.runtimes.device.session_buffers import SessionBuffers, part
+from llmc.runtimes.session.capabilities import RowEditor, RowState, TokenChooser
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, require_room
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple, so that requests of similar length share buffers and recordings."""
@@ -111,9 +114,14 @@ class DeviceSession:
         return self._lengths.copy()
 
     @property
-    def chooses_tokens(self) -> bool:
-        """Whether :meth:`decode_loop` can choose tokens on the device."""
-        return self._samplers is not None
+    def rows(self) -> RowEditor | None:
+        """Edits single rows."""
+        return None
+
+    @property
+    def chooser(self) -> TokenChooser | None:
+        """The session itself, where it has samplers and the graph gives the logits that they take."""
+        return self if self._samplers is not None and self._info.logits == "last" else None
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
@@ -318,42 +326,31 @@ class DeviceSession:
         """Where a decode step reads and writes."""
         return StepBuffers(self._buffers["input_ids"], self._buffers["lengths"], self._buffers["logits"])
 
-    def decode_loop(
-        self,
-        first: Int64Array,
-        active: Sequence[bool],
-        params: SamplingParams,
-        row_ids: Sequence[int],
-        max_steps: int,
-    ) -> DecodeLoop:
-        """Go on from the prefill, choosing tokens on the device; a loop before this one ends.
+    def can_choose(self, settings: Sequence[SamplingParams]) -> bool:
+        """Whether the device has a sampler for these rows: one kind for all of them, seeds apart."""
+        return all(map(supports, settings)) and len({kind_of(each) for each in settings}) <= 1
 
-        Args:
-            first: The token that each row goes on with, [batch] int64: the generation's token 0.
-            active: Rows that are not finished.
-            params: How tokens are chosen; see :func:`llmc.runtimes.device.sampler.supports`.
-            row_ids: Per row, the number its random draws depend on.
-            max_steps: Tokens of the whole generation, token 0 included; at least 2.
-
-        Raises:
-            EngineError: there is no step to run, the rows could grow beyond the capacity, or tokens are chosen on the
-                host.
-        """
-        if self._samplers is None:
-            raise EngineError("this session has no samplers on the device; choose the tokens on the host")
-        if max_steps < 2 or len(first) != len(self._lengths) or not len(first):
+    def begin(self, rows: Sequence[RowState | None]) -> DecodeLoop:
+        """Go on from the prefill, choosing tokens on the device; a loop before this one ends. See `TokenChooser`."""
+        active = [row for row in rows if row is not None]
+        if self._samplers is None or not self.can_choose([row.settings for row in active]):
+            raise EngineError("these tokens cannot be chosen on the device; choose them on the host")
+        if not active or len(rows) != len(self._lengths):
             raise EngineError(
-                f"a decode loop of {max_steps - 1} steps from {len(first)} tokens on {len(self._lengths)} rows; it "
-                "takes at least one step, and one token per row after a prefill"
+                f"{len(active)} of {len(rows)} rows are to go on in a session of {len(self._lengths)} rows; give an "
+                "entry per row, and one at least that takes part"
             )
-        if int(self._lengths.max()) + max_steps - 1 > self._capacity:
+        needed = self._lengths + [1 if row is None else row.steps_left for row in rows]
+        if int(needed.max()) > self._capacity:
+            row = int(needed.argmax())
             raise EngineError(
-                f"{max_steps - 1} more tokens than the {int(self._lengths.max())} that a row holds do not fit into "
-                f"{self._capacity} slots; reset the session with a larger capacity"
+                f"row {row} holds {self._lengths[row]} tokens and would hold {needed[row]}, but the cache has room "
+                f"for {self._capacity}; reset the session with a larger capacity"
             )
-        self._memory.upload(np.asarray(first, np.int64).reshape(-1, 1), self._lengths, np.ones_like(self._lengths))
+        tokens = np.array([[0 if row is None else row.token] for row in rows], np.int64)
+        self._memory.upload(tokens, self._lengths, np.ones_like(self._lengths))
         self._end_loop()
-        loop = DecodeLoop(self, self._samplers, self._shape, active, params, row_ids, max_steps)
+        loop = DecodeLoop(self, self._samplers, self._shape, rows)
         self._loop = weakref.ref(loop)
         return loop
 

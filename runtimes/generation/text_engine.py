@@ -18,7 +18,7 @@ from llmc.runtimes.generation.stream_decoder import stream_text
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.generation.token_stream import Generator, TokenStream
 from llmc.runtimes.session.engine import Session
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens unless the user asks for another number; fewer where the context leaves fewer."""

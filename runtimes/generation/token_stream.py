@@ -7,7 +7,7 @@ neither grows its cache nor changes the others; the loop ends when every row is 
 the first token: a step allocates nothing that grows with the batch's history, and a greedy step never brings the
 logits to the host.
 
-A session that can decode on its device (:class:`DeviceSession`) chooses the tokens there, too: steps are queued
+A session that has a chooser chooses the tokens on its device, too: steps are queued
 ahead, and the host only reads each step's tokens. What a row says after its end is computed and thrown away.
 """
 
@@ -20,12 +20,11 @@ from typing import Literal
 import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.runtimes.device.decode_loop import DecodeLoop
-from llmc.runtimes.device.sampler import supports
-from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.session.capabilities import RowState, TokenSource
 from llmc.runtimes.session.engine import Int64Array, Logits, Session
 from llmc.runtimes.session.padding import pad_prompts
-from llmc.runtimes.session.sampling import Sampler, SamplingParams
+from llmc.runtimes.session.sampling import Sampler
+from llmc.runtimes.session.sampling_params import SamplingParams
 from llmc.runtimes.session.timings import GenerationTimings
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -152,7 +151,7 @@ class TokenStream(Iterator[StepTokens]):
         self._finished: tuple[FinishReason | None, ...] = (None,) * batch
         self._active = list(range(batch))
         self._params, self._row_ids = params, row_ids
-        self._loop: DecodeLoop | None = None
+        self._loop: TokenSource | None = None
 
     def __iter__(self) -> TokenStream:
         return self
@@ -230,18 +229,19 @@ class TokenStream(Iterator[StepTokens]):
         self._choose(logits, step, self._active, self._next_lengths)
 
     def _decodes_on_device(self) -> bool:
-        on_device = isinstance(self._session, DeviceSession) and self._session.chooses_tokens
-        return on_device and self._last_only and supports(self._params)
+        chooser = self._session.chooser
+        return chooser is not None and chooser.can_choose([self._params])
 
     def _read_step(self, step: int) -> None:
         """Take the step's tokens from the loop on the device, which is started with token 0."""
-        assert isinstance(self._session, DeviceSession)
         if self._loop is None:
-            active = [row in self._active for row in range(len(self._finished))]
-            first = np.maximum(self._tokens[0], 0)
-            self._loop = self._session.decode_loop(
-                first, active, self._params, self._row_ids, self._request.max_tokens
-            )
+            left = self._request.max_tokens - 1
+            states = [
+                RowState(int(self._tokens[0, row]), self._params, row_id, 1, left) if row in self._active else None
+                for row, row_id in enumerate(self._row_ids)
+            ]
+            assert self._session.chooser is not None
+            self._loop = self._session.chooser.begin(states)
         tokens = self._loop.tokens(step)
         _check_tokens(tokens, self._active, step)
         self._tokens[step, self._active] = tokens[self._active]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.base.errors import EngineError, first_line
-from llmc.runtimes.session.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.engine import EngineInfo, Int64Array, Session, chunk_positions, require_room, valid_tokens
 from llmc.runtimes.session.host_logits import HostLogits
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -31,7 +31,7 @@ RAGGED_CHUNKS = "ragged_chunks"
 """Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
     def __init__(self, inference: Any, info: EngineInfo, *, fused: bool) -> None:

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.library import last_line
-from llmc.runtimes.session.engine import EngineInfo, Int64Array, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.engine import EngineInfo, Int64Array, Session, chunk_positions, require_room, valid_tokens
 from llmc.runtimes.session.host_logits import HostLogits
 
 IDS, MASK, POSITIONS, BEAM = "input_ids", "attention_mask", "position_ids", "beam_idx"
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """One model and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
     def __init__(self, compiled: Any, info: EngineInfo) -> None:

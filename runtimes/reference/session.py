@@ -24,7 +24,7 @@ import numpy as np
 
 from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session
 from llmc.runtimes.session.host_logits import HostLogits
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Group:
     cache: Any = None
 
 
-class TransformersSession:
+class TransformersSession(Session):
     """A transformers model behind the Session protocol; see the module's docstring for ragged batches."""
 
     def __init__(self, model: PreTrainedModel, *, threads: int | None = None, logits: LogitsKind = "all") -> None:

@@ -10,6 +10,8 @@ The contract is made for four runtimes, ONNX Runtime on CPU and CUDA, TensorRT a
   copies (or views) them as NumPy, ``argmax()`` may run where the logits are.
 * Addresses may be fixed. :meth:`Session.reset` allocates everything for a batch and a capacity once; no later call
   allocates, so a runtime can capture its launches.
+* A session may be able to edit its rows and to choose tokens on its device: ``capabilities.py``; nobody asks for its
+  class.
 * A runtime may need one profile per shape range. An engine's :class:`EngineInfo` says which capacities and chunk
   lengths it was built for, and ``reset`` refuses what lies outside.
 """
@@ -26,6 +28,7 @@ import numpy.typing as npt
 
 from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.session.capabilities import RowEditor, TokenChooser
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -141,6 +144,16 @@ class Session(Protocol):
         """Tokens each row holds now, [batch] int64."""
         ...
 
+    @property
+    def rows(self) -> RowEditor | None:
+        """Edits single rows; None: rows stay as they are until :meth:`reset`."""
+        return None
+
+    @property
+    def chooser(self) -> TokenChooser | None:
+        """Chooses tokens on the session's device; None: the host does, from :meth:`forward`'s logits."""
+        return None
+
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
 
@@ -161,6 +174,10 @@ class Session(Protocol):
                 columns together do; or the runtime failed.
         """
         ...
+
+    def device_bytes(self) -> int | None:
+        """Memory of the session's device in use now, by whatever program; None where that is the host's."""
+        return None
 
     def close(self) -> None:
         """Free the engine's memory; the session cannot be used afterwards."""

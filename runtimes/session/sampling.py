@@ -15,71 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.errors import EngineError, UsageError
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.session.engine import FloatArray, Int64Array
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 _BLOCKS = 64  # maxima over V/64 interleaved columns bound the k-th largest logit from below
 _DRAW_BLOCK = 512  # exponentials summed together when the whole vocabulary can be drawn
 _FIRST_TOP_P = (
     128  # candidates first tried for top-p without top-k; eight times as many each time they do not suffice
 )
-_SEED_LIMIT = 2**64
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How a token is chosen; the default is greedy.
-
-    Attributes:
-        temperature: 0 is greedy: the most likely token (after the penalty), with no filter and no draw.
-        top_k: Keep the k most likely tokens, and those as likely as the k-th; 0 keeps all.
-        top_p: Keep the smallest set of most likely tokens whose probability reaches top_p; 1 keeps all.
-        min_p: Keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
-        repetition_penalty: Positive logits of tokens in the prompt or the text so far are divided by it, negative
-            ones multiplied (Keskar et al., "CTRL", 2019); 1 changes nothing.
-        seed: 64-bit seed of the draws.
-
-    Raises:
-        UsageError: a value lies outside its range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature is {self.temperature}: it must be 0 (greedy) or positive, for example 0.7")
-        if self.top_k < 0:
-            raise UsageError(f"top-k is {self.top_k}: it must be 0 (keep all) or a number of tokens")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p is {self.top_p}: it must be above 0 and at most 1 (keep all)")
-        if not 0 <= self.min_p <= 1:
-            raise UsageError(f"min-p is {self.min_p}: it must lie between 0 (keep all) and 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UsageError(
-                f"the repetition penalty is {self.repetition_penalty}: it must be positive; 1 changes nothing"
-            )
-        if not 0 <= self.seed < _SEED_LIMIT:
-            raise UsageError(f"the seed is {self.seed}: it must be at least 0 and below 2^64")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken."""
-        return self.temperature == 0
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether choosing needs the logits in host memory; without it an argmax on the device does."""
-        return not self.greedy or self.repetition_penalty != 1
 
 
 class Sampler:

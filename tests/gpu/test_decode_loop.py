@@ -9,8 +9,10 @@ from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.onnxruntime.cuda_engine import nodes_elsewhere
 from llmc.runtimes.session.padding import pad_prompts
-from llmc.runtimes.session.sampling import Sampler, SamplingParams
+from llmc.runtimes.session.sampling import Sampler
+from llmc.runtimes.session.sampling_params import SamplingParams
 
+from ..runtimes.row_states import begin_loop
 from .conftest import VARIANTS, Engines, Opened
 from .reference import Row
 
@@ -35,7 +37,7 @@ def prefill(session: DeviceSession, rows: list[Row]) -> np.ndarray:
 def loop_tokens(session: DeviceSession, rows: list[Row], params: SamplingParams) -> np.ndarray:
     """Tokens 0 and on, [STEPS, batch]."""
     first = prefill(session, rows)
-    loop = session.decode_loop(first, [True] * len(rows), params, list(range(len(rows))), STEPS)
+    loop = begin_loop(session, first, params, STEPS)
     return np.stack([first, *(loop.tokens(step) for step in range(1, STEPS))])
 
 
@@ -93,7 +95,7 @@ def test_the_cache_s_last_slot(opened: Opened, rows: list[Row]) -> None:
     tokens = [*rows[0].prompt, *rows[0].continuation]
     session.reset(2, 64)
     first = session.forward(np.array([tokens[:63], tokens[1:64]], np.int64)).argmax()
-    loop = session.decode_loop(first, [True, True], SamplingParams(), [0, 1], 2)
+    loop = begin_loop(session, first, steps=2)
     made = loop.tokens(1).tolist()
     expected = []
     for row, start in enumerate((0, 1)):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session
 
 from . import fake_worker
 from .fake_nvml import FakeNvml
@@ -49,7 +49,7 @@ class FakeLogits:
         return self.values[np.arange(len(self.last)), self.last].argmax(axis=-1)
 
 
-class FakeSession:
+class FakeSession(Session):
     """The next token depends on every token before it, in order: a lost, doubled or misplaced one changes the text.
 
     Each token of a row is computed by itself, so batching and chunking change no bit. Logits of what is not valid are

@@ -43,6 +43,8 @@ class FakeLogits:
 class FakeSession:
     """Thinks that token t is followed by t + shift: logits 8 for that one, 0 for the others, plus seeded noise."""
 
+    rows = chooser = None
+
     def __init__(self, threads=None, **options):
         self.options = DEFAULTS | options
         self.calls = []
@@ -86,6 +88,9 @@ class FakeSession:
         self._work(self.options["step_ms" if chunk == 1 else "prefill_ms"] / 1e3)
         values = self._table[input_ids]
         return FakeLogits(values if self.options["logits"] == "all" else values[:, -1:])
+
+    def device_bytes(self):
+        return None
 
     def _work(self, seconds):
         if self.options["busy"]:

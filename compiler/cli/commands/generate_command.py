@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from llmc.runtimes.generation.text_engine import Reply, TextEngine
-    from llmc.runtimes.session.sampling import SamplingParams
+    from llmc.runtimes.session.sampling_params import SamplingParams
 
 
 def generate(
@@ -65,7 +65,7 @@ def generate(
     prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
     with shown.working() as progress:
         from llmc.runtimes.generation.text_engine import Conversation, TextEngine
-        from llmc.runtimes.session.sampling import SamplingParams
+        from llmc.runtimes.session.sampling_params import SamplingParams
 
         sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         progress.start("Loading the engine")

@@ -16,10 +16,9 @@ import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
-from llmc.runtimes.device.decode_loop import DecodeLoop
-from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.session.capabilities import RowState, TokenChooser, TokenSource
 from llmc.runtimes.session.engine import Int64Array, Session
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 Opener = Callable[[Path, int | None], Session]
 
@@ -78,26 +77,26 @@ class SessionTarget:
         chunks = _chunks(prompt, session.info.profiles)
         self._warm(session, request, prompt)
         session.reset(request.batch, request.capacity)
-        if isinstance(session, DeviceSession) and session.chooses_tokens:
-            return _timed_loop(session, chunks, request)
+        if session.chooser is not None:
+            return _timed_loop(session, session.chooser, chunks, request)
         return _timed_run(session, chunks, steps)
 
     def device_bytes(self) -> int | None:
         """Most bytes of the device's memory in use while the session was open; None on the host."""
-        return self._session.device_bytes() if isinstance(self._session, DeviceSession) else None
+        return self._session.device_bytes() if self._session is not None else None
 
     @staticmethod
     def _warm(session: Session, request: RunRequest, prompt: Int64Array) -> None:
         count = min(request.warm_steps, request.capacity)
         session.reset(request.batch, request.capacity)
-        if isinstance(session, DeviceSession) and session.chooses_tokens:
+        if session.chooser is not None:
             # The prompt's kernels are chosen, and the decode step recorded, before anything is timed.
             first = session.forward(prompt).argmax()
-            loop = _loop(session, first, request)
+            loop = _loop(session.chooser, first, request)
             loop.tokens(min(max(count, 1), request.gen - 1))
             loop.close()
             return
-        if isinstance(session, DeviceSession):
+        if session.device_bytes() is not None:
             session.forward(prompt).argmax()
             count = min(count, request.gen - 1)
         for step in range(count):
@@ -131,14 +130,14 @@ def _timed_run(session: Session, chunks: list[Int64Array], steps: list[Int64Arra
     return RunTimes(gaps[0], tuple(gaps[1:]))
 
 
-def _timed_loop(session: DeviceSession, chunks: list[Int64Array], request: RunRequest) -> RunTimes:
+def _timed_loop(session: Session, chooser: TokenChooser, chunks: list[Int64Array], request: RunRequest) -> RunTimes:
     """One prefill by the host's clock, until its token is there, and the decode loop by the device's."""
     begin = time.perf_counter()
     for chunk in chunks:
         logits = session.forward(chunk)
     first = logits.argmax()
     first_token_s = time.perf_counter() - begin
-    loop = _loop(session, first, request)
+    loop = _loop(chooser, first, request)
     window = time.time()
     for step in range(1, request.gen):
         loop.tokens(step)
@@ -148,9 +147,9 @@ def _timed_loop(session: DeviceSession, chunks: list[Int64Array], request: RunRe
     return RunTimes(first_token_s, seconds, decode_window=(window, ended))
 
 
-def _loop(session: DeviceSession, first: Int64Array, request: RunRequest) -> DecodeLoop:
-    rows = range(request.batch)
-    return session.decode_loop(first, [True for _ in rows], SamplingParams(), list(rows), request.gen)
+def _loop(chooser: TokenChooser, first: Int64Array, request: RunRequest) -> TokenSource:
+    greedy, left = SamplingParams(), request.gen - 1
+    return chooser.begin([RowState(token, greedy, row, 1, left) for row, token in enumerate(first.tolist())])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from llmc.runtimes.device.sampler import build_sampler, uniforms
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.capabilities import RowState
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 Array = np.ndarray[Any, Any]
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -54,7 +55,7 @@ class Steps:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self.session = ort.InferenceSession(model.SerializeToString(), settings, providers=[provider])
         self.type, self.in_place = TYPES[dtype], in_place
-        self.uniforms = uniforms(params, range(rows), steps) if draws is None else draws.astype(np.float32)
+        self.uniforms = draws_of(params, rows, steps) if draws is None else draws.astype(np.float32)
         self.step = np.zeros(1, np.int64)
         self.seqlens_k = np.arange(rows, dtype=np.int32)
         self.active = np.ones(rows, np.int32)
@@ -87,6 +88,11 @@ class Steps:
             return ort.OrtValue.ortvalue_from_numpy(batch.astype(np.float16))
         bits = batch.astype(ml_dtypes.bfloat16).view(np.uint16)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, self.type)
+
+
+def draws_of(params: SamplingParams, rows: int, steps: int) -> Array:
+    """Uniforms from step 0 on of rows that are numbered from 0."""
+    return uniforms([RowState(0, params, row, 0, 1) for row in range(rows)], steps + 1)[1:]
 
 
 def random_logits(seed: int, rows: int, vocab: int, dtype: str = "float32", spread: float = 3.0) -> Array:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.device.decode_loop import LOOKAHEAD, DecodeLoop
+from llmc.runtimes.device.decode_loop import LOOKAHEAD
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
-from llmc.runtimes.session.sampling import Sampler, SamplingParams
+from llmc.runtimes.session.capabilities import TokenSource
+from llmc.runtimes.session.sampling import Sampler
+from llmc.runtimes.session.sampling_params import SamplingParams
 
+from ..row_states import begin_loop
 from ..tiny_engine import PROMPTS, TOLERANCE, CountingDevice, LaggingDevice, open_tiny, reference, rows_of
 
 STEPS = 14
@@ -38,12 +41,10 @@ def begin(
     params: SamplingParams | None = None,
     active: Sequence[bool] | None = None,
     steps: int = STEPS,
-) -> tuple[np.ndarray, DecodeLoop]:
+) -> tuple[np.ndarray, TokenSource]:
     """Token 0 of each row and the loop that goes on from there."""
     first = prefill(session, prompts)
-    rows = range(len(prompts))
-    params = params or SamplingParams()
-    return first, session.decode_loop(first, active or [True for _ in rows], params, list(rows), steps)
+    return first, begin_loop(session, first, params, steps, active)
 
 
 def step_by_step(session: DeviceSession, params: SamplingParams, steps: int = STEPS) -> list[list[int]]:
@@ -169,7 +170,7 @@ def test_a_loop_ends_when_the_session_goes_on(session: DeviceSession, end: str) 
     elif end == "close":
         loop.close()
     else:
-        session.decode_loop(tokens, [True] * 3, SamplingParams(), [0, 1, 2], 4)
+        begin_loop(session, tokens, steps=4)
     kept = session.lengths.tolist()
     assert loop.tokens(1).tolist() == tokens.tolist()
     loop.tokens(queued)
@@ -186,7 +187,7 @@ def test_the_last_slot_is_reached_and_none_behind_it(session: DeviceSession) -> 
     after = [[*prompt, token] for prompt, token in zip(prompts, expected.tolist(), strict=True)]
     second = reference(session, after).argmax(axis=1)
     first = prefill(session, prompts, CAPACITY_STEP)
-    loop = session.decode_loop(first, [True, True], SamplingParams(), [0, 1], 2)
+    loop = begin_loop(session, first, steps=2)
     assert first.tolist() == expected.tolist()
     assert loop.tokens(1).tolist() == second.tolist()
     assert session.lengths.tolist() == [CAPACITY_STEP] * 2
@@ -194,12 +195,18 @@ def test_the_last_slot_is_reached_and_none_behind_it(session: DeviceSession) -> 
 
 def test_what_does_not_fit_is_refused(session: DeviceSession) -> None:
     first = prefill(session, capacity=64)
-    with pytest.raises(EngineError, match="58 more tokens than the 7 that a row holds do not fit into 64 slots"):
-        session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], 59)
-    session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], 58)
-    for tokens, steps in ((first, 1), (first[:2], 5)):
-        with pytest.raises(EngineError, match="at least one step, and one token per row"):
-            session.decode_loop(tokens, [True] * len(tokens), SamplingParams(), [0, 1, 2], steps)
+    with pytest.raises(
+        EngineError, match="row 0 holds 7 tokens and would hold 65, but the cache has room for 64; reset"
+    ):
+        begin_loop(session, first, steps=59)
+    begin_loop(session, first, steps=58)
+    for tokens, active in ((first, [False] * 3), (first[:2], [True] * 2)):
+        with pytest.raises(
+            EngineError, match=r"\d of \d rows are to go on in a session of 3 rows; give an entry per row"
+        ):
+            begin_loop(session, tokens, active=active)
+    with pytest.raises(EngineError, match="cannot be chosen on the device"):
+        begin_loop(session, first, SamplingParams(repetition_penalty=1.1))
 
 
 def test_logits_that_are_not_finite_give_no_token(session: DeviceSession) -> None:
@@ -210,7 +217,7 @@ def test_logits_that_are_not_finite_give_no_token(session: DeviceSession) -> Non
     finite = loop.tokens(3).tolist()
     first = prefill(session)
     session._buffers[name].owner.view(np.float16)[row // 2 : row] = np.nan
-    loop = session.decode_loop(first, [True] * 3, SamplingParams(), [0, 1, 2], STEPS)
+    loop = begin_loop(session, first, steps=STEPS)
     tokens = loop.tokens(3).tolist()
     assert tokens == [finite[0], -1, finite[2]]
 
@@ -221,7 +228,7 @@ def test_long_loops_have_longer_logs(session: DeviceSession) -> None:
     short = [loop.tokens(step).tolist() for step in range(1, 4)]
     session.reset(3, 120)
     first = session.forward(*rows_of(PROMPTS)).argmax()
-    loop = session.decode_loop(first, [True] * 3, params, [0, 1, 2], 90)
+    loop = begin_loop(session, first, params, 90)
     made = [loop.tokens(step).tolist() for step in range(1, 90)]
     assert made[:3] == short
     assert min(map(min, made)) >= 0

@@ -14,7 +14,9 @@ from onnx import TensorProto
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.device.draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
 from llmc.runtimes.device.sampler import MAX_TOP_K, build_sampler, supports, uniforms
-from llmc.runtimes.session.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
+from llmc.runtimes.session.capabilities import RowState
+from llmc.runtimes.session.sampling import Sampler, filter_tokens, random_uniform
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 from . import sampler_steps
 from .sampler_steps import FILTERS, GRAPHS, STATE, TYPES, Steps, random_logits
@@ -305,7 +307,8 @@ def test_the_greedy_graph_is_small() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 40))
 def test_uniforms_are_those_of_the_host_rounded_down(seed: int, row: int, steps: int) -> None:
-    rounded = uniforms(SamplingParams(temperature=1.0, seed=seed), [row], steps)
+    rows = [RowState(0, SamplingParams(temperature=1.0, seed=seed), row, 0, 1), None]
+    rounded = uniforms(rows, steps + 1)[1:]
     assert rounded.dtype == np.float32
     for step, value in enumerate(rounded[:, 0]):
         exact = random_uniform(seed, row, step)

@@ -16,11 +16,12 @@ from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
 from llmc.runtimes.onnxruntime.cuda_engine import load
 from llmc.runtimes.session.engine import FloatArray, Int64Array
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
 from ...end_to_end.tiny import shared_model
 from ...shared import Shared
+from ..row_states import begin_loop
 from ..tiny_engine import (
     PROMPTS,
     TOLERANCE,
@@ -264,7 +265,7 @@ def test_the_oldest_samplers_are_freed(counted: DeviceSession, device: CountingD
         counted.reset(2, 64)
         counted.forward(column(5, 5))
         params = SamplingParams(temperature=1.0, top_k=top_k)
-        counted.decode_loop(np.array([1, 2]), [True, True], params, [0, 1], 4).tokens(1)
+        begin_loop(counted, np.array([1, 2]), params, 4).tokens(1)
         held.append(len(device.held))
     assert max(held) == held[MOST_SAMPLERS - 1] == held[-1]
 
@@ -354,7 +355,7 @@ def test_an_allocation_that_fails_leaves_a_session_that_can_be_reset(
 def test_close_frees_everything(counted: DeviceSession, device: CountingDevice) -> None:
     counted.reset(2, 20)
     counted.forward(column(5, 5)).argmax()
-    counted.decode_loop(np.array([1, 2]), [True, True], SamplingParams(), [0, 1], 4).tokens(1)
+    begin_loop(counted, np.array([1, 2]), steps=4).tokens(1)
     assert device.held
     counted.close()
     assert device.held == {}

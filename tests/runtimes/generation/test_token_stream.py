@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.generation.token_stream import NO_TOKEN, Generation, Generator, TokenStream
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [40], [11, 12, 13, 14], [7, 7]]
 SAMPLED = SamplingParams(temperature=1.5, top_k=30, repetition_penalty=1.2, seed=5)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.base.errors import EngineError, LlmcError, UsageError
-from llmc.runtimes.session.sampling import Sampler, SamplingParams, filter_tokens, random_uniform
+from llmc.runtimes.session.sampling import Sampler, filter_tokens, random_uniform
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 FILTERS = st.fixed_dictionaries(
     {

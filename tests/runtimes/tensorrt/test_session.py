@@ -15,7 +15,7 @@ from llmc.runtimes.bench.workers.worker import SessionTarget
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.session.engine import FloatArray, Int64Array
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
 from ..tiny_engine import PROMPTS, CountingDevice, rows_of
@@ -222,7 +222,7 @@ def test_the_loop_on_the_device_chooses_what_the_host_chooses(
 ) -> None:
     session = open_fake(folder, tmp_path, FakeModule(is_rtx))
     made = Generator(session).stream(PROMPTS, params, max_tokens=9).run().tokens
-    assert session.chooses_tokens
+    assert session.chooser is not None
     session._samplers = None
     on_host = Generator(session).stream(PROMPTS, params, max_tokens=9).run().tokens
     assert made == on_host
@@ -252,8 +252,8 @@ def test_without_samplers_the_host_chooses(session: DeviceSession) -> None:
     session.reset(2, 20)
     logits = session.forward(np.array([PROMPTS[2], PROMPTS[2]], np.int64))
     assert logits.argmax().tolist() == logits.host()[:, 0].argmax(axis=1).tolist()
-    with pytest.raises(EngineError, match="choose the tokens on the host"):
-        session.decode_loop(np.array([1, 2]), [True, True], SamplingParams(), [0, 1], 4)
+    with pytest.raises(EngineError, match="choose them on the host"):
+        session.begin([None, None])
 
 
 def test_logits_that_are_not_finite_are_no_token(session: DeviceSession) -> None:

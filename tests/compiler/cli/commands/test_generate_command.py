@@ -43,6 +43,8 @@ class CountingLogits:
 class CountingSession:
     """Says w5 after w4, w6 after w5 …; may be interrupted after some forward calls."""
 
+    rows = chooser = None
+
     def __init__(self, max_context: int = 64) -> None:
         self.info = EngineInfo("fake", len(WORDS), 1, max_context, "last", "shared", 8, 8, "fp32", 1)
         self.lengths = np.zeros(0, np.int64)

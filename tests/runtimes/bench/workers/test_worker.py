@@ -12,7 +12,8 @@ from llmc.runtimes.bench.workers import protocol, worker
 from llmc.runtimes.bench.workers.protocol import RunRequest, memory_status
 from llmc.runtimes.bench.workers.worker import SessionTarget
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.session.sampling import SamplingParams
+from llmc.runtimes.session.capabilities import RowState
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ...tiny_engine import open_tiny
 
@@ -68,9 +69,11 @@ def test_times_are_those_of_the_calls(fake):
 class Queueing:
     """A session whose ``forward`` queues a second of work a token, and whose ``argmax`` waits for it."""
 
+    chooser = None
+
     def __init__(self, session):
         self.session, self.info = session, session.info
-        self.now, self.queued, self.fed = 100.0, 0.0, []
+        self.now, self.queued, self.fed, self.device_bytes = 100.0, 0.0, [], session.device_bytes
 
     def reset(self, batch, capacity):
         self.now += 1000
@@ -192,7 +195,7 @@ class Loop:
 class OnDevice(DeviceSession):
     """Everything of a session on a device that a worker asks for; a token of a prompt takes a second."""
 
-    chooses_tokens, info = True, None
+    chooser, info = property(lambda self: self), None
 
     def __init__(self, session):
         self.now, self.loops, self.fed, self.resets = 100.0, [], [], []
@@ -210,9 +213,9 @@ class OnDevice(DeviceSession):
         self.now += seconds
         return np.zeros(2, np.int64)
 
-    def decode_loop(self, first, *settings):
+    def begin(self, rows):
         self.loops.append(Loop(self))
-        self.asked = settings
+        self.asked = rows
         return self.loops[-1]
 
 
@@ -234,7 +237,7 @@ def test_a_device_s_steps_are_timed_by_its_events_and_their_window_by_the_host(f
     assert timed.said == [*(("tokens", n) for n in (1, 2, 3)), *(("seconds", n) for n in (1, 2, 3)), "close"]
     assert session.fed == [request.prompt_tokens(32)] * 2
     assert session.resets == [(2, 13)] * 2
-    assert session.asked == ([True, True], SamplingParams(), [0, 1], 4)
+    assert session.asked == [RowState(0, SamplingParams(), row, 1, 3) for row in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +254,8 @@ def test_a_session_on_a_device_runs_its_own_loop(device_target, monkeypatch, pro
     target, session = device_target
     request = RunRequest(prompt=prompt, gen=gen, batch=batch)
     loops, resets = [], []
-    decode_loop, reset = session.decode_loop, session.reset
-    monkeypatch.setattr(session, "decode_loop", lambda *args: loops.append(decode_loop(*args)) or loops[-1])
+    begin, reset = session.begin, session.reset
+    monkeypatch.setattr(session, "begin", lambda *args: loops.append(begin(*args)) or loops[-1])
     monkeypatch.setattr(session, "reset", lambda *args: resets.append(args) or reset(*args))
     times = target.run(request)
     assert resets == [(batch, prompt + gen - 1)] * 2

@@ -28,6 +28,14 @@ class RowEditor(Protocol):
     :class:`TokenSource` that is running.
     """
 
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether a call may have many tokens in one row and one in another at no further cost; else it runs row by row.
+
+        A batch lets rows with one token go along with another row's prompt where that is so, and else takes turns.
+        """
+        ...
+
     def release(self, row: int) -> None:
         """Let a row hold nothing: its length is 0, and another request may begin in it."""
         ...

@@ -30,7 +30,7 @@ class RowEditor(Protocol):
 
     @property
     def mixes_lengths(self) -> bool:
-        """Whether a call may have many tokens in one row and one in another at no further cost; else it runs row by row.
+        """Whether many tokens in one row and one in another cost a call nothing more; else it runs row by row.
 
         A batch lets rows with one token go along with another row's prompt where that is so, and else takes turns.
         """

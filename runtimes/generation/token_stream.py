@@ -144,7 +144,7 @@ class TokenStream(Iterator[StepTokens]):
         self._chunk = _chunk_length(longest, request.prefill_chunk, info.profiles)
         self._needs_logits = params.needs_logits
         self._last_only = info.logits == "last"
-        self._sampler = Sampler(params, info.vocab_size, row_ids)
+        self._samplers = [Sampler(params, info.vocab_size, row_id) for row_id in row_ids]
         self._tokens: Int64Array = np.full((request.max_tokens, batch), NO_TOKEN, dtype=np.int64)
         self._next_ids: Int64Array = np.zeros((batch, 1), dtype=np.int64)
         self._next_lengths: Int64Array = np.ones(batch, dtype=np.int64)
@@ -209,7 +209,7 @@ class TokenStream(Iterator[StepTokens]):
         batch, longest = self._prompts.shape
         self._session.reset(batch, longest + self._request.max_tokens)
         for row in self._active:
-            self._sampler.observe(row, self._prompts[row, : self._prompt_lengths[row]])
+            self._samplers[row].observe(self._prompts[row, : self._prompt_lengths[row]])
         for start in range(0, longest, self._chunk):
             chunk = np.ascontiguousarray(self._prompts[:, start : start + self._chunk])
             lengths = np.clip(self._prompt_lengths - start, 0, chunk.shape[1])
@@ -259,8 +259,8 @@ class TokenStream(Iterator[StepTokens]):
         host = logits.host()
         for row in rows:
             position = 0 if self._last_only else int(lengths[row]) - 1
-            token = self._sampler.sample(host[row, position], step, row)
-            self._sampler.observe(row, (token,))
+            token = self._samplers[row].sample(host[row, position], step)
+            self._samplers[row].observe((token,))
             tokens[row] = token
 
     def _finish_rows(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Sampling: logits of one step in, one token per row out.
+"""Sampling: the logits of a row and a step in, a token out.
 
     logits ─▶ repetition penalty ─▶ temperature ─▶ top-k ─▶ top-p ─▶ min-p ─▶ draw
 
@@ -31,38 +31,30 @@ _FIRST_TOP_P = (
 
 
 class Sampler:
-    """Chooses tokens for the rows of one generation, and remembers their tokens for the repetition penalty."""
+    """Chooses the tokens of one row, and remembers them for the repetition penalty."""
 
-    def __init__(self, params: SamplingParams, vocab_size: int, row_ids: Sequence[int]) -> None:
-        """Make a sampler for ``len(row_ids)`` rows.
-
-        Args:
-            params: How tokens are chosen, for every row.
-            vocab_size: Width of the logits.
-            row_ids: One number per row that its draws depend on; the row's index where nothing else is meant.
-        """
-        self._params = params
-        self._row_ids = tuple(row_ids)
+    def __init__(self, params: SamplingParams, vocab_size: int, row_id: int) -> None:
+        """Make a sampler for logits of ``vocab_size``; the row's draws depend on ``row_id``."""
+        self._params, self._row_id = params, row_id
         self._penalised = params.repetition_penalty != 1
-        self._seen = np.zeros((len(self._row_ids), vocab_size if self._penalised else 0), dtype=np.bool_)
+        self._seen = np.zeros(vocab_size if self._penalised else 0, dtype=np.bool_)
         self._scratch = np.empty(vocab_size if self._penalised else 0, dtype=np.float32)
 
-    def observe(self, row: int, tokens: Sequence[int] | Int64Array) -> None:
-        """Count ``tokens`` as said in ``row``: the prompt, and each token that :meth:`sample` returned.
+    def observe(self, tokens: Sequence[int] | Int64Array) -> None:
+        """Count ``tokens`` as said: the prompt, and each token that :meth:`sample` returned.
 
         Ids beyond the vocabulary are ignored, since no logit belongs to them.
         """
         if self._penalised:
             ids = np.asarray(tokens, dtype=np.int64)
-            self._seen[row, ids[ids < self._seen.shape[1]]] = True
+            self._seen[ids[ids < self._seen.size]] = True
 
-    def sample(self, logits: FloatArray, step: int, row: int) -> int:
+    def sample(self, logits: FloatArray, step: int) -> int:
         """Choose the token that follows.
 
         Args:
             logits: [vocab_size] float32, read only.
             step: Index of the token among the generated ones, from 0.
-            row: Index of the row.
 
         Returns:
             A token id.
@@ -70,27 +62,27 @@ class Sampler:
         Raises:
             EngineError: the logits hold NaN or infinity.
         """
-        scores = self._penalise(logits, row) if self._penalised else logits
+        scores = self._penalise(logits) if self._penalised else logits
         if not math.isfinite(float(scores.max())):
             raise EngineError(
-                f"the engine's logits for row {row} are not finite at step {step}; "
+                f"the engine's logits for row {self._row_id} are not finite at step {step}; "
                 "check the engine with `llmc verify`, or compile at a higher precision"
             )
         if self._params.greedy:
             return int(scores.argmax())
-        return self._draw(scores, step, row)
+        return self._draw(scores, step)
 
-    def _penalise(self, logits: FloatArray, row: int) -> FloatArray:
+    def _penalise(self, logits: FloatArray) -> FloatArray:
         penalty = np.float32(self._params.repetition_penalty)
         scores = self._scratch
         np.copyto(scores, logits)
-        seen = np.flatnonzero(self._seen[row])
+        seen = np.flatnonzero(self._seen)
         values = scores[seen]
         scores[seen] = np.where(values < 0, values * penalty, values / penalty)
         return scores
 
-    def _draw(self, scores: FloatArray, step: int, row: int) -> int:
-        uniform = random_uniform(self._params.seed, self._row_ids[row], step)
+    def _draw(self, scores: FloatArray, step: int) -> int:
+        uniform = random_uniform(self._params.seed, self._row_id, step)
         if self._params.top_k == 0 and self._params.top_p == 1 and self._params.min_p == 0:
             return _draw_from_all(scores, self._params.temperature, uniform)
         tokens, scaled = filter_tokens(scores, self._params)

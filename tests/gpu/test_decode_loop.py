@@ -65,11 +65,11 @@ def test_the_sampled_loop_draws_what_the_host_draws(
     assert loop_tokens(session, rows[:batch], params).tolist() == made.tolist()
     assert made.min() >= 0
     prefill(session, rows[:batch])
-    sampler = Sampler(params, session.info.vocab_size, range(batch))
+    samplers = [Sampler(params, session.info.vocab_size, row) for row in range(batch)]
     other = 0
     for step in range(1, STEPS):
         logits = session.forward(made[step - 1][:, None]).host()[:, 0]
-        drawn = [sampler.sample(row, step, index) for index, row in enumerate(logits)]
+        drawn = [sampler.sample(row, step) for sampler, row in zip(samplers, logits, strict=True)]
         other += int((np.array(drawn) != made[step]).sum())
     assert other <= OTHER_DRAWS * batch * (STEPS - 1) + 1, f"{other} of {batch * (STEPS - 1)} draws differ"
     assert len({tuple(column) for column in made.T.tolist()}) == batch

@@ -50,10 +50,10 @@ def begin(
 def step_by_step(session: DeviceSession, params: SamplingParams, steps: int = STEPS) -> list[list[int]]:
     """Tokens 1 and on, [steps - 1][batch], chosen by the host from each forward's logits."""
     tokens = prefill(session)
-    sampler, made = Sampler(params, session.info.vocab_size, range(len(tokens))), []
+    samplers, made = [Sampler(params, session.info.vocab_size, row) for row in range(len(tokens))], []
     for step in range(1, steps):
         logits = session.forward(tokens[:, None]).host()[:, 0]
-        tokens = np.array([sampler.sample(row, step, index) for index, row in enumerate(logits)])
+        tokens = np.array([sampler.sample(row, step) for sampler, row in zip(samplers, logits, strict=True)])
         made.append(tokens.tolist())
     return made
 

@@ -51,11 +51,12 @@ CUDA: dict[str, tuple[int, set[str]]] = {
 
 def count_differences(params: SamplingParams, vocab: int, dtype: str, rows: int = 64, steps: int = 32) -> int:
     """Steps in which the graph and the host's sampler choose otherwise, of ``rows * steps``."""
-    graph, host = Steps(params, vocab, rows, steps=steps, dtype=dtype), Sampler(params, vocab, range(rows))
+    graph = Steps(params, vocab, rows, steps=steps, dtype=dtype)
+    host = [Sampler(params, vocab, row) for row in range(rows)]
     different = 0
     for step in range(steps):
         logits = random_logits(step, rows, vocab, dtype)
-        expected = [host.sample(logits[row], step, row) for row in range(rows)]
+        expected = [host[row].sample(logits[row], step) for row in range(rows)]
         different += int((graph(logits) != expected).sum())
     return different
 
@@ -108,9 +109,9 @@ def test_ties_inside_top_p_are_those_of_the_host() -> None:
     assert all(
         np.unique(logits[row][filter_tokens(logits[row], params)[0]]).size < 6 for row in range(64)
     )  # the cut lies in ties
-    graph, host = Steps(params, 300, 64), Sampler(params, 300, range(64))
+    graph, host = Steps(params, 300, 64), [Sampler(params, 300, row) for row in range(64)]
     for step in range(20):
-        assert graph(logits).tolist() == [host.sample(logits[row], step, row) for row in range(64)]
+        assert graph(logits).tolist() == [host[row].sample(logits[row], step) for row in range(64)]
 
 
 def test_top_p_is_renormalised_over_its_candidates() -> None:

@@ -88,29 +88,27 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     logits = random_logits(1, 500)
     for history in ([3, 3, 9, 499], np.argsort(logits)[::-1][:40].tolist()):
         params = SamplingParams(repetition_penalty=penalty)
-        sampler = Sampler(params, 500, [0])
-        sampler.observe(0, history[:2])
-        sampler.observe(0, history[2:])
+        sampler = Sampler(params, 500, 0)
+        sampler.observe(history[:2])
+        sampler.observe(history[2:])
         before = logits.copy()
-        assert sampler.sample(logits, 0, 0) == reference_scores(logits, params, history).argmax()
+        assert sampler.sample(logits, 0) == reference_scores(logits, params, history).argmax()
         assert np.array_equal(logits, before)
 
 
 def test_repetition_penalty_of_negative_logits() -> None:
     logits = np.array([-1.0, -1.5, -9.0], dtype=np.float32)
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 3, [0])
-    sampler.observe(0, [0])
-    assert (
-        sampler.sample(logits, 0, 0) == reference_scores(logits, SamplingParams(repetition_penalty=2.0), [0]).argmax()
-    )
-    assert sampler.sample(logits, 0, 0) == 1
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 3, 0)
+    sampler.observe([0])
+    assert sampler.sample(logits, 0) == reference_scores(logits, SamplingParams(repetition_penalty=2.0), [0]).argmax()
+    assert sampler.sample(logits, 0) == 1
 
 
 def test_a_penalty_below_1_makes_said_tokens_likelier() -> None:
-    sampler = Sampler(SamplingParams(repetition_penalty=0.5), 4, [0])
-    sampler.observe(0, [0, 3])
-    assert sampler.sample(np.array([1.0, 1.9, -4.0, -3.0], dtype=np.float32), 0, 0) == 0  # 2, 1.9, -4, -1.5
-    assert sampler.sample(np.array([-9.0, -4.5, -2.0, -3.0], dtype=np.float32), 0, 0) == 3  # -4.5, -4.5, -2, -1.5
+    sampler = Sampler(SamplingParams(repetition_penalty=0.5), 4, 0)
+    sampler.observe([0, 3])
+    assert sampler.sample(np.array([1.0, 1.9, -4.0, -3.0], dtype=np.float32), 0) == 0  # 2, 1.9, -4, -1.5
+    assert sampler.sample(np.array([-9.0, -4.5, -2.0, -3.0], dtype=np.float32), 0) == 3  # -4.5, -4.5, -2, -1.5
 
 
 def test_top_p_that_is_reached_exactly_takes_no_more() -> None:
@@ -146,35 +144,33 @@ def test_the_largest_are_found_wherever_they_stand(count: int) -> None:
 
 def test_rows_remember_their_own_tokens() -> None:
     logits = np.array([1.0, 3.0, 2.5, 0.0], dtype=np.float32)
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 4, [0, 1])
-    sampler.observe(1, [1, 77])
-    assert [sampler.sample(logits, 0, row) for row in (0, 1)] == [1, 2]
+    samplers = [Sampler(SamplingParams(repetition_penalty=2.0), 4, row) for row in (0, 1)]
+    samplers[1].observe([1, 77])
+    assert [sampler.sample(logits, 0) for sampler in samplers] == [1, 2]
 
 
-def test_what_several_rows_said_is_penalised_once_in_each() -> None:
-    logits = np.array([1.0, 3.0, 1.4], dtype=np.float32)
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 3, [0, 1, 2])
-    for row in range(3):
-        sampler.observe(row, [1, 1])
-    assert [sampler.sample(logits, 0, row) for row in range(3)] == [1, 1, 1]
+def test_what_was_said_twice_is_penalised_once() -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 3, 0)
+    sampler.observe([1, 1])
+    assert sampler.sample(np.array([1.0, 3.0, 1.4], dtype=np.float32), 0) == 1
 
 
 def test_ids_beyond_the_vocabulary_are_not_counted() -> None:
     """The first of them, too: a tokenizer may have more tokens than the model has logits."""
     logits = np.array([1.0, 3.0, 2.5, 0.0], dtype=np.float32)
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 4, [0])
-    sampler.observe(0, [4])
-    assert sampler.sample(logits, 0, 0) == 1
-    sampler.observe(0, [3, 4, 5])
-    assert sampler.sample(np.array([0.5, 0.0, 0.0, 0.9], dtype=np.float32), 0, 0) == 0
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 4, 0)
+    sampler.observe([4])
+    assert sampler.sample(logits, 0) == 1
+    sampler.observe([3, 4, 5])
+    assert sampler.sample(np.array([0.5, 0.0, 0.0, 0.9], dtype=np.float32), 0) == 0
 
 
 def test_of_equal_logits_the_lowest_id_is_the_greedy_one() -> None:
     logits = np.array([0.0, 2.0, 1.0, 2.0, 2.0], dtype=np.float32)
-    assert Sampler(SamplingParams(), 5, [0]).sample(logits, 0, 0) == 1
-    sampler = Sampler(SamplingParams(repetition_penalty=4.0), 5, [0])
-    sampler.observe(0, [1])
-    assert sampler.sample(logits, 0, 0) == 3
+    assert Sampler(SamplingParams(), 5, 0).sample(logits, 0) == 1
+    sampler = Sampler(SamplingParams(repetition_penalty=4.0), 5, 0)
+    sampler.observe([1])
+    assert sampler.sample(logits, 0) == 3
 
 
 @pytest.mark.parametrize(
@@ -183,9 +179,9 @@ def test_of_equal_logits_the_lowest_id_is_the_greedy_one() -> None:
 def test_draws_follow_the_distribution(fields: dict[str, float]) -> None:
     params = SamplingParams(temperature=1.2, seed=11, **fields)
     logits = random_logits(5, 700, spread=2.0)
-    sampler = Sampler(params, 700, [4])
-    sampler.observe(0, [1, 2, 3])
-    draws = [sampler.sample(logits, step, 0) for step in range(6000)]
+    sampler = Sampler(params, 700, 4)
+    sampler.observe([1, 2, 3])
+    draws = [sampler.sample(logits, step) for step in range(6000)]
     scores = reference_scores(logits, params, [1, 2, 3]).astype(np.float64)
     expected = np.exp(scores - scores.max())
     expected /= expected.sum()
@@ -216,10 +212,10 @@ def test_draws_of_a_flat_vocabulary_are_as_exact_as_float64(
     logits[0] = 0
     mass = np.cumsum(np.exp(logits.astype(np.float64)))
     mass /= mass[-1]
-    sampler = Sampler(SamplingParams(temperature=1.0, **fields), logits.size, [0])
+    sampler = Sampler(SamplingParams(temperature=1.0, **fields), logits.size, 0)
     for uniform in (0.1, 0.37, 0.5, 0.81, 0.999):
         monkeypatch.setattr("llmc.runtimes.session.sampling.random_uniform", lambda *_, uniform=uniform: uniform)
-        assert abs(sampler.sample(logits, 0, 0) - np.searchsorted(mass, uniform)) <= 2
+        assert abs(sampler.sample(logits, 0) - np.searchsorted(mass, uniform)) <= 2
 
 
 def test_draws_are_what_they_were() -> None:
@@ -243,9 +239,11 @@ def test_draws_depend_on_seed_row_and_step_alone() -> None:
     assert all(0 <= draw < 1 for draw in draws)
     logits = random_logits(2, 900)
     params = SamplingParams(temperature=1.0, seed=3)
-    together, alone = Sampler(params, 900, [8, 9]), Sampler(params, 900, [9])
-    assert [together.sample(logits, t, 1) for t in range(20)] == [alone.sample(logits, t, 0) for t in range(20)]
-    assert len({together.sample(logits, t, 0) for t in range(20)}) > 5
+    sampler, again, other = (Sampler(params, 900, row_id) for row_id in (9, 9, 8))
+    text = [sampler.sample(logits, step) for step in range(20)]
+    assert text == [again.sample(logits, step) for step in reversed(range(20))][::-1]
+    assert text != [other.sample(logits, step) for step in range(20)]
+    assert len(set(text)) > 5
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2.0**-53])
@@ -254,7 +252,7 @@ def test_a_draw_never_takes_a_token_without_probability(uniform: float, monkeypa
     logits = np.full(2000, -np.inf, dtype=np.float32)
     logits[[600, 1500]] = 0.5
     for fields in ({}, {"top_k": 7}, {"top_p": 0.9}, {"min_p": 0.1}):
-        assert Sampler(SamplingParams(temperature=1.0, **fields), 2000, [0]).sample(logits, 0, 0) in (600, 1500)
+        assert Sampler(SamplingParams(temperature=1.0, **fields), 2000, 0).sample(logits, 0) in (600, 1500)
 
 
 def test_a_draw_at_the_end_of_a_block_stays_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +267,7 @@ def test_a_draw_at_the_end_of_a_block_stays_inside_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         "llmc.runtimes.session.sampling.random_uniform", lambda *_: ends[longer] / ends[-1] * (1 - 2.0**-52)
     )
-    token = Sampler(SamplingParams(temperature=1.0), 2048, [0]).sample(logits, 0, 0)
+    token = Sampler(SamplingParams(temperature=1.0), 2048, 0).sample(logits, 0)
     assert token == 512 * longer + 510
 
 
@@ -287,9 +285,9 @@ def test_broken_logits_are_reported(params: SamplingParams, bad: float) -> None:
     logits = random_logits(0, 100)
     logits[40] = bad
     with pytest.raises(EngineError, match="row 0 are not finite at step 5"):
-        Sampler(params, 100, [0]).sample(logits, 5, 0)
+        Sampler(params, 100, 0).sample(logits, 5)
     with pytest.raises(EngineError, match="row 0 are not finite at step 0"):
-        Sampler(params, 100, [0]).sample(np.full(100, -np.inf, dtype=np.float32), 0, 0)
+        Sampler(params, 100, 0).sample(np.full(100, -np.inf, dtype=np.float32), 0)
 
 
 @pytest.mark.parametrize(

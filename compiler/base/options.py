@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from llmc.compiler.base.contract import CacheKind, FloatType, LogitsKind
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.option_field import number_list, option, require_accepted, word_list
 from llmc.compiler.base.targets import TARGETS, TargetName, WeightType, get_target
 
 Precision = Literal["auto", WeightType]
@@ -21,6 +22,7 @@ Weights = Literal["model", "none"]
 HeadPrecision = Literal["auto", "int8", "int4"]
 Cache = Literal["auto", CacheKind]
 Verify = Literal["auto", "on", "off"]
+MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
@@ -39,19 +41,27 @@ class ExportOptions:
         verify: ``on``: run transformers for golden data and compare; ``auto``: where the model fits into memory.
     """
 
-    dtype: FloatType = "fp32"
-    verify: Verify = "auto"
-    trust_remote_code: bool = False
-    search_path: tuple[Path, ...] = ()
-    weights: Weights = "model"
+    dtype: FloatType = option("fp32", "Float type of the portable graph.")
+    verify: Verify = option(
+        "auto", "Compare with transformers: where the model fits into memory (auto), always (on), never (off)."
+    )
+    trust_remote_code: bool = option(False, "Run modeling code that comes with the checkpoint.")
+    search_path: tuple[Path, ...] = option(
+        (),
+        "Look here too for the packages of built-in models; repeatable.",
+        "--model-path",
+        metavar="DIR",
+        variable=MODEL_PATH_VARIABLE,
+    )
+    weights: Weights = option(
+        "model", "Leave the weights out (none), to measure a geometry with random ones elsewhere."
+    )
 
     def __post_init__(self) -> None:
         """Refuse unknown values, and a comparison of a graph that has no weights."""
-        _one_of("--dtype", self.dtype, get_args(FloatType))
-        _one_of("--weights", self.weights, get_args(Weights))
+        require_accepted(self)
         if self.weights == "none" and self.verify != "off":
             raise UsageError("--weights none leaves nothing to compare with the model; give --verify off as well")
-        _one_of("--verify", self.verify, get_args(Verify))
 
 
 @dataclass(frozen=True)
@@ -73,40 +83,46 @@ class OptimizeOptions:
         dump: Directory that gets the graph after every pass, without weights.
     """
 
-    target: TargetName = "cpu"
-    precision: Precision = "auto"
-    activations: Activations = "fp16"
-    cache_precision: CachePrecision = "auto"
-    cache: Cache = "auto"
-    logits: LogitsKind = "last"
-    context: int | None = None
-    block_size: int | None = None
-    symmetric: bool | None = None
-    head: HeadPrecision = "auto"
-    strict: bool = False
-    dump: Path | None = None
+    PANEL: ClassVar = "Graph and weights"
+    target: TargetName = option("cpu", "Runtime to optimize for.")
+    precision: Precision = option("auto", "Type of the weights. auto: fp32 on the CPU, fp16 on a GPU.")
+    activations: Activations = option("fp16", "Float type that a GPU computes in.")
+    cache: Cache = option(
+        "auto",
+        "KV cache: one fixed buffer (shared), or present = past + new (grow). auto: as the target has it.",
+        "--kv",
+    )
+    cache_precision: CachePrecision = option(
+        "auto", "Type of the KV cache on a GPU: that of the activations (auto), or 8 bits.", "--kv-precision"
+    )
+    logits: LogitsKind = option("last", "Logits of each row's last token only, or of every token.")
+    context: int | None = option(None, "Longest context in tokens. Default: the model's, at most 8192.")
+    block_size: int | None = option(None, "Input features that share a quantization scale. Default: 32; 128 for fp8.")
+    symmetric: bool | None = option(
+        None,
+        "Blocks without or with an offset each. Default: with one for int4 except on CUDA.",
+        "--symmetric/--asymmetric",
+    )
+    head: HeadPrecision = option("auto", "Precision of the output projection and the embedding; auto is int8.")
+    strict: bool = option(False, "Fail when a fusion fires less often than the model says.")
+    dump: Path | None = option(None, "Write the graph after every pass there.", metavar="DIR")
 
     def __post_init__(self) -> None:
         """Refuse unknown values and sizes that no kernel takes."""
+        require_accepted(self)
         target = get_target(self.target)
-        _one_of("--precision", self.precision, get_args(Precision))
-        _one_of("--kv", self.cache, get_args(Cache))
-        _one_of("--logits", self.logits, get_args(LogitsKind))
-        _one_of("--head", self.head, get_args(HeadPrecision))
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
-        _one_of("--activations", self.activations, get_args(Activations))
-        _one_of("--kv-precision", self.cache_precision, get_args(CachePrecision))
         if self.precision == "auto":
             object.__setattr__(self, "precision", target.precisions[0])
         if self.cache == "auto":
             object.__setattr__(self, "cache", target.caches[0])
-        for option, value, accepted in (
+        for flag, value, accepted in (
             ("--precision", self.precision, target.precisions),
             ("--kv", self.cache, target.caches),
         ):
             if value not in accepted:
-                raise UsageError(f"--target {self.target} takes {option} {', '.join(accepted)}, not {value}")
+                raise UsageError(f"--target {self.target} takes {flag} {', '.join(accepted)}, not {value}")
         if self.precision in get_args(Activations):
             object.__setattr__(self, "activations", self.precision)
         if self.cache_precision not in {"auto", *target.cache_precisions}:
@@ -141,18 +157,36 @@ class EngineOptions:
         strict: A matrix product in another precision than asked is an error.
     """
 
-    max_batch: int = 4
-    chunk: int = 512
-    capacities: tuple[int, ...] = ()
-    capabilities: tuple[str, ...] = ()
-    strip_weights: bool = False
-    strict: bool = False
+    PANEL: ClassVar = "TensorRT engines"
+    max_batch: int = option(4, "Most rows at once.")
+    chunk: int = option(512, "Most prompt tokens of a row in one run; longer prompts run in pieces.")
+    capacities: tuple[int, ...] = option(
+        (),
+        "Lengths of the KV cache in tokens, an engine each, as 1024,8192; a request runs on the shortest that "
+        "holds it. Default: 1024, 8192, … up to the graph's context.",
+        "--capacity",
+        metavar="LIST",
+        parse=number_list,
+    )
+    capabilities: tuple[str, ...] = option(
+        (),
+        "Compute capabilities to build for, as 8.9,12.0; for tensorrt-rtx alone. Default: all that it can.",
+        "--gpu",
+        metavar="LIST",
+        parse=word_list,
+    )
+    strip_weights: bool = option(
+        False,
+        "Engines without weights, which are read from the graph when an engine is opened; a GPU is needed to "
+        "build them.",
+    )
+    strict: bool = option(False, "Fail when a product runs in another precision than asked.")
 
     def __post_init__(self) -> None:
         """Refuse sizes that hold nothing, and what is no compute capability."""
-        for option, size in (("--max-batch", self.max_batch), ("--chunk", self.chunk)):
+        for flag, size in (("--max-batch", self.max_batch), ("--chunk", self.chunk)):
             if size < 1:
-                raise UsageError(f"{option} {size} leaves nothing to compute; give at least 1")
+                raise UsageError(f"{flag} {size} leaves nothing to compute; give at least 1")
         if any(size < 1 for size in self.capacities):
             raise UsageError("a cache of less than 1 token holds nothing; give --capacity lengths of at least 1")
         for capability in self.capabilities:
@@ -186,7 +220,7 @@ class CompileOptions:
 
     export: ExportOptions = field(default_factory=ExportOptions)
     optimize: OptimizeOptions = field(default_factory=OptimizeOptions)
-    threads: int | None = None
+    threads: int | None = option(None, "Threads to compute with. Default: one per physical core.", least=1)
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
@@ -198,8 +232,3 @@ class CompileOptions:
             raise UsageError(f"--weights none is for --target {others}; {target.name} reads them to build an engine")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} leaves nobody to compute")
-
-
-def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise UsageError(f"{option} {value} is none of {', '.join(accepted)}")

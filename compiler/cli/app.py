@@ -24,6 +24,7 @@ from llmc.compiler.cli.commands.lint_command import lint
 from llmc.compiler.cli.commands.optimize_command import optimize
 from llmc.compiler.cli.commands.verify_command import verify
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
+from llmc.compiler.cli.signature import flat
 
 LICENCE_NOTE = (
     "Licence: the built-in model gemma3-270m comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
@@ -184,7 +185,7 @@ def make_app() -> typer.Typer:
     )
     made.callback(invoke_without_command=True)(describe)
     for command in COMMANDS:
-        made.command(command.name, epilog=command.epilog)(command.function)
+        made.command(command.name, epilog=command.epilog)(flat(command.function))
     return made
 
 

@@ -12,10 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 import typer
 
+from llmc.compiler.base.option_field import option
 from llmc.compiler.cli.progress_display import BarDisplay, Display, LogDisplay
 
 if TYPE_CHECKING:
@@ -51,9 +52,10 @@ class Output:
         verbosity: 0: warnings; 1: what is done; 2: everything.
     """
 
-    json: bool = False
-    quiet: bool = False
-    verbosity: int = 0
+    PANEL: ClassVar = "What is shown"
+    json: bool = option(False, "Print JSON on stdout and nothing else there.")
+    quiet: bool = option(False, "No progress and no log, errors only.", "--quiet", "-q")
+    verbosity: int = option(0, "Log what is done; -vv for everything.", "--verbose", "-v", counts=True)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[Display]:

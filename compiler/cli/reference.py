@@ -15,13 +15,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
-from typer.models import ArgumentInfo, OptionInfo
+from typer.models import OptionInfo
 
 from llmc.compiler.base import errors
 from llmc.compiler.base.errors import LlmcError
+from llmc.compiler.base.options import MODEL_PATH_VARIABLE
 from llmc.compiler.cli.app import COMMANDS, LICENCE_NOTE, Command
 from llmc.compiler.cli.failures import DEBUG_VARIABLE, INTERRUPTED, SOFTWARE
-from llmc.compiler.cli.parameters import MODEL_PATH_VARIABLE
+from llmc.compiler.cli.signature import flat
 
 _HEADER = """# Commands
 
@@ -55,26 +56,11 @@ _Row = tuple[inspect.Parameter, Any, Any]
 
 def _parameters(function: Callable[..., None]) -> tuple[list[_Row], list[_Row]]:
     """Arguments and options: the parameter, what typer is told of it, its type."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    arguments: list[_Row] = []
-    options: list[_Row] = []
-    for parameter in inspect.signature(function).parameters.values():
-        hint, info = _annotation(hints[parameter.name])
-        if isinstance(info, ArgumentInfo):
-            arguments.append((parameter, info, hint))
-        elif isinstance(info, OptionInfo):
-            options.append((parameter, info, hint))
-    return arguments, options
-
-
-def _annotation(hint: Any) -> tuple[Any, Any]:
-    """The type and typer's record of ``Annotated[X, record]``, perhaps inside ``| None``."""
-    if hasattr(hint, "__metadata__"):
-        return typing.get_args(hint)[0], hint.__metadata__[0]
-    for inner in typing.get_args(hint):
-        if hasattr(inner, "__metadata__"):
-            return _annotation(inner)
-    raise TypeError(f"{hint} tells typer nothing")
+    rows: tuple[list[_Row], list[_Row]] = ([], [])
+    for parameter in inspect.signature(flat(function)).parameters.values():
+        hint, info = typing.get_args(parameter.annotation)
+        rows[isinstance(info, OptionInfo)].append((parameter, info, hint))
+    return rows
 
 
 def _option_row(parameter: inspect.Parameter, info: OptionInfo, hint: Any) -> str:

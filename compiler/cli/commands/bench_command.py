@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmc.compiler.base.option_field import number_list
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import Quiet, Threads, Verbose, number_list
+from llmc.compiler.cli.parameters import Threads
+from llmc.compiler.cli.signature import Without
 
 if TYPE_CHECKING:
     from llmc.runtimes.bench.results import Subject
@@ -20,6 +23,7 @@ def bench(
         list[Path],
         typer.Argument(metavar="DIR...", help="Engines; several are run in turn and compared.", show_default=False),
     ],
+    *,
     prompt: Annotated[str, typer.Option("--prompt", metavar="N[,N…]", help="Tokens of the prompts.")] = "128,512",
     gen: Annotated[int, typer.Option("--gen", help="Tokens to generate, at least 2.")] = 128,
     batch: Annotated[str, typer.Option("--batch", metavar="N[,N…]", help="Rows at a time.")] = "1",
@@ -56,8 +60,7 @@ def bench(
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.", show_default=False),
     ] = None,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Measure TTFT, prefill and decode speed, latency percentiles, memory and load time.
 
@@ -66,7 +69,7 @@ def bench(
     energy are measured where NVML (the package nvidia-ml-py) is installed.
     """
     prompts, batches = number_list("--prompt", prompt), number_list("--batch", batch)
-    shown = Output(json_file == "-", quiet, verbose)
+    shown = replace(shown, json=json_file == "-")
     with shown.working() as progress:
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.report import render_report, write_json

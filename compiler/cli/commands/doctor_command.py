@@ -9,13 +9,13 @@ import typer
 
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose
 from llmc.compiler.cli.tables.doctor_tables import doctor_tables, fit_table
 
 MEMORY_PANEL = "Memory of an engine"
 
 
 def doctor(
+    *,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -45,9 +45,7 @@ def doctor(
             rich_help_panel=MEMORY_PANEL,
         ),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    shown: Output,
 ) -> None:
     """Show versions, execution providers, CPU features, and what each target still needs here.
 
@@ -55,7 +53,6 @@ def doctor(
     """
     if model is None and (context is not None or batch != 1 or chunk is not None):
         raise UsageError("--context, --batch and --chunk describe an engine; name it with --model DIR")
-    shown = Output(as_json, quiet, verbose)
     with shown.working():
         from llmc.compiler.insight.doctor import examine
         from llmc.compiler.insight.memory_fit import check_memory

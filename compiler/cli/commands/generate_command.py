@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,8 @@ from llmc.compiler.base.errors import UsageError
 from llmc.compiler.cli.conversation import converse, print_as_it_comes
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import Directory, Quiet, Threads, Verbose
+from llmc.compiler.cli.parameters import Directory, Threads
+from llmc.compiler.cli.signature import Without
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 def generate(
     directory: Directory,
+    *,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,14 +56,13 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON at the end instead of text as it comes.")
     ] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Write text with an engine, as it comes; on stdout the text alone, on stderr how fast it came.
 
     Without --temperature it is greedy: the most likely token, every time.
     """
-    shown = Output(as_json, quiet, verbose)
+    shown = replace(shown, json=as_json)
     chat = chat or system is not None
     prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
     with shown.working() as progress:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmc.compiler.base.option_field import number_list
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import AsJson, Quiet, Verbose, number_list
 from llmc.compiler.cli.tables.inspection_tables import diff_tables, inspection_tables
 
 
@@ -16,6 +16,7 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="DIR|FILE.onnx", help="Artifact or any ONNX file.", show_default=False)
     ],
+    *,
     diff: Annotated[
         Path | None,
         typer.Option("--diff", metavar="OTHER", help="Show how this one differs instead.", show_default=False),
@@ -36,16 +37,13 @@ def inspect(
             "--chunk", help="Most prompt tokens per row at once, with --batch. Default: all.", show_default=False
         ),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    shown: Output,
 ) -> None:
     """Show operators, bytes by kind of weight, cache bytes and FLOPs per token, and what each pass did.
 
     With --batch, show also the memory that the engine will need. Works on any ONNX file. Weights are not read, so it
     takes no longer for a large model.
     """
-    shown = Output(as_json, quiet, verbose)
     with shown.working():
         if diff is not None:
             from llmc.compiler.insight.inspection_diff import diff_paths

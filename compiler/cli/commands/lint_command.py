@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -9,7 +10,7 @@ import typer
 
 from llmc.compiler.base.errors import EngineError, VerificationError
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import Quiet, Verbose
+from llmc.compiler.cli.signature import Without
 from llmc.compiler.cli.tables.lint_table import lint_table
 
 LintFormat: TypeAlias = Literal["table", "json", "sarif"]
@@ -18,12 +19,12 @@ TARGETS = "tensorrt-11, tensorrt-rtx-1.7, ort-1.24, ort-1.32, openvino-2026"
 
 def lint(
     path: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Any ONNX file.", show_default=False)],
+    *,
     target: Annotated[
         str, typer.Option("--target", metavar="TARGET", help=f"Runtime and release: {TARGETS}.", show_default=False)
     ],
     form: Annotated[LintFormat, typer.Option("--format", help="Form of the report.")] = "table",
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Say of every node whether a runtime runs it, runs it slowly, refuses it, or is silently wrong; and what to do.
 
@@ -31,7 +32,7 @@ def lint(
     operator. Weights are not read. Exit code 0 when all nodes run, slowly or not; 8 when one is silently wrong, 9
     when one is refused.
     """
-    shown = Output(form != "table", quiet, verbose)
+    shown = replace(shown, json=form != "table")
     with shown.working():
         from llmc.runtimes.lint.lint import lint_file
         from llmc.runtimes.lint.lint_sarif import to_sarif

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.parameters import AsJson, Directory, Quiet, Threads, Verbose
+from llmc.compiler.cli.parameters import Directory, Threads
 from llmc.compiler.cli.tables.verification_table import failure_of, verification_table
 
 
-def verify(
-    directory: Directory,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
+def verify(directory: Directory, *, threads: Threads = None, shown: Output) -> None:
     """Compare an artifact with the golden tokens and logits that it carries; needs the runtime only.
 
     Exit code 0 when every check passes, 8 when one does not.
     """
-    shown = Output(as_json, quiet, verbose)
     with shown.working() as progress:
         from llmc.compiler.driver import driver
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
@@ -26,27 +27,30 @@ ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 EXPORT = ("export", "model", "-o", "out")
 
 
-def start(*arguments: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Run the console script's function in a new process: seconds, and how it ended; stderr ends with the modules."""
+@pytest.mark.parametrize("arguments", [("--help",), ("compile", "--help")])
+def test_help_is_light(arguments: tuple[str, ...]) -> None:
+    """Counted in modules, since a clock measures what else the machine does: 0.2 s where it is idle."""
     code = (
         "import atexit, json, sys\n"
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
         "from llmc.compiler.cli.app import main\nmain()"
     )
-    begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
-    return time.perf_counter() - begin, done
-
-
-@pytest.mark.parametrize("arguments", [("--help",), ("compile", "--help")])
-def test_help_is_light(arguments: tuple[str, ...]) -> None:
-    runs = [start(*arguments) for _ in range(3)]
-    seconds, done = min(runs, key=lambda run: run[0])
     assert done.returncode == 0
-    assert "Usage: llmc" in done.stdout or "Usage:" in done.stdout
-    loaded = set(json.loads(done.stderr.splitlines()[-1]))
-    assert not loaded & set(HEAVY)
-    assert seconds < 1.0, "the target is 0.3 s on an idle machine"
+    assert "Usage:" in done.stdout
+    loaded = json.loads(done.stderr.splitlines()[-1])
+    assert not set(loaded) & set(HEAVY)
+    own = [name for name in loaded if name.startswith("llmc.")]
+    assert len(own) < 50, own
+    assert len(loaded) < 600, "packages that help does not need"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_command_parses_calls_and_renders(command: Command) -> None:
+    (function,) = ast.parse(inspect.getsource(command.function)).body
+    assert isinstance(function, ast.FunctionDef)
+    lines = (function.end_lineno or 0) - function.body[1].lineno + 1
+    assert lines <= 25, f"the body has {lines} lines; what is more belongs into a library"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+SEQLENS, TOTAL_LENGTH = "seqlens_k", "total_sequence_length"
+CHUNK_LENGTHS, PAST_LENGTHS, LAST_ROWS = "chunk_lengths", "past_lengths", "last_rows"
+"""Inputs in the place of a mask, where lengths are inputs."""
 PAST, PRESENT = "past_key_values.", "present."
 """Prefixes of the cache's inputs and outputs; behind them stand a layer's number and what it keeps."""
 GRAPH, ENGINE_GRAPH, DATA = "model.onnx", "engine.onnx", "model.onnx.data"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT
 from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.cache_layout import discover_cache, model_inputs
@@ -137,8 +138,8 @@ class _Tracing:
                 names = [entry.suffix for entry in layout.entries]
                 graph = to_onnx(
                     program,
-                    ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
-                    ["logits", *(f"present.{n}" for n in names)],
+                    [INPUT_IDS, ATTENTION_MASK, POSITION_IDS, *(PAST + n for n in names)],
+                    [LOGITS, *(PRESENT + n for n in names)],
                 )
         _set_overloads(graph)
         for function in recurrences.functions.values():

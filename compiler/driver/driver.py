@@ -19,6 +19,7 @@ from llmc.compiler.artifact.artifact import new_artifact, open_artifact, write_m
 from llmc.compiler.artifact.golden import GOLDEN, load_golden
 from llmc.compiler.artifact.manifest import EngineRecord, Manifest
 from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
+from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
@@ -30,12 +31,11 @@ from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
 from llmc.compiler.driver.verification import report
-from llmc.compiler.graph.write_model import DATA, MODEL, write_model
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.lowering.set_cache_io import cache_kind
 from llmc.passes.runner import run_passes
 from llmc.runtimes.engines import make_builder, require_builder
-from llmc.runtimes.onnxruntime.cpu_engine import ENGINE
 
 log = logging.getLogger(__name__)
 ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -98,7 +98,7 @@ def optimize(
         raise UsageError(f"{directory} holds a {source.manifest.kind} graph; optimize takes what export made")
     _require_weights(directory)
     with new_artifact(output, overwrite=overwrite) as staging:
-        model = ir.load(directory / MODEL)
+        model = ir.load(directory / GRAPH)
         outcomes = _optimize(model, source.manifest.model, options, directory, progress)
         _write(model, staging, progress)
         _copy_assets(directory, staging)
@@ -140,7 +140,7 @@ def build(
     _require_weights(directory)
     with new_artifact(output, overwrite=overwrite) as staging:
         progress.start("Copying weights")
-        for name in (MODEL, DATA):
+        for name in (GRAPH, DATA):
             shutil.copyfile(directory / name, staging / name)
         _copy_assets(directory, staging)
         write_genai_config(staging, source.manifest)
@@ -243,10 +243,10 @@ def _build(
     builder = make_builder(target, options, progress)
     passes = engine_passes(target)
     if passes:
-        model = ir.load(staging / MODEL)
+        model = ir.load(staging / GRAPH)
         outcomes = run_passes(model, passes)
         target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
-        onnx.save_model(ir.to_proto(model), staging / ENGINE)
+        onnx.save_model(ir.to_proto(model), staging / ENGINE_GRAPH)
     details = builder.build(staging, staging, threads=threads)
     record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=dict(details))
     return write_manifest(

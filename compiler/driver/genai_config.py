@@ -23,17 +23,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.json_record import JsonValue, read_object, to_text
 from llmc.compiler.base.targets import get_target
-from llmc.compiler.graph.write_model import MODEL
 from llmc.runtimes.generation.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 GENAI_CONFIG = "genai_config.json"
-INPUTS = ("input_ids", "attention_mask", "position_ids")
+INPUTS = (INPUT_IDS, ATTENTION_MASK, POSITION_IDS)
 CACHE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-PAST, PRESENT, LOGITS = "past_key_values", "present", "logits"
 SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 """Settings that mean the same in ``generation_config.json`` and in GenAI's ``search``."""
 
@@ -51,7 +50,7 @@ def write_genai_config(directory: Path, manifest: Manifest) -> str | None:
     Raises:
         ArtifactError: a configuration file is damaged.
     """
-    graph = ir.load(directory / MODEL).graph
+    graph = ir.load(directory / GRAPH).graph
     if (reason := refusal(graph, manifest)) is not None:
         log.info("no %s: ONNX Runtime GenAI cannot run this graph, because %s", GENAI_CONFIG, reason)
     else:
@@ -67,7 +66,7 @@ def refusal(graph: ir.Graph, manifest: Manifest) -> str | None:
     if missing := [name for name in INPUTS[:2] if name not in inputs]:
         return f"it takes no {missing[0]}"
     layers = _layers(inputs)
-    known = {*INPUTS, *(f"{PAST}.{layer}.{part}" for layer in layers for part in ("key", "value"))}
+    known = {*INPUTS, *(f"{PAST}{layer}.{part}" for layer in layers for part in ("key", "value"))}
     if other := next((name for name in inputs if name not in known), None):
         return f"{other} needs one buffer to read and one to write, which GenAI does not give it"
     return _cache_refusal(inputs, layers) or _logits_refusal(graph)
@@ -78,7 +77,7 @@ def _cache_refusal(inputs: Mapping[str, ir.Value], layers: Sequence[int]) -> str
         return "it has no cache of keys and values"
     types: set[ir.DataType | None] = set()
     for layer in layers:
-        key, value = (inputs[f"{PAST}.{layer}.{part}"] for part in ("key", "value"))
+        key, value = (inputs[f"{PAST}{layer}.{part}"] for part in ("key", "value"))
         if (widths := (_width(key), _width(value)))[0] != widths[1]:
             return f"layer {layer} keeps keys of width {widths[0]} and values of width {widths[1]}"
         types |= {key.dtype, value.dtype}
@@ -109,7 +108,7 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
     vocab_size = next(_fixed(value, 2, rank=3) for value in graph.outputs if value.name == LOGITS)
     settings = _Settings(directory, vocab_size)
     decoder: dict[str, JsonValue] = {
-        "filename": MODEL,
+        "filename": GRAPH,
         "session_options": {"provider_options": get_target(manifest.target or "cpu").genai_providers},
         "hidden_size": manifest.model.hidden_size,
         "num_attention_heads": manifest.model.num_heads,
@@ -118,13 +117,13 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
         "head_size": _width(first),
         "inputs": {
             **{name: name for name in INPUTS if name in names},
-            "past_key_names": f"{PAST}.%d.key",
-            "past_value_names": f"{PAST}.%d.value",
+            "past_key_names": f"{PAST}%d.key",
+            "past_value_names": f"{PAST}%d.value",
         },
         "outputs": {
             "logits": LOGITS,
-            "present_key_names": f"{PRESENT}.%d.key",
-            "present_value_names": f"{PRESENT}.%d.value",
+            "present_key_names": f"{PRESENT}%d.key",
+            "present_value_names": f"{PRESENT}%d.value",
         },
     }
     return {
@@ -192,9 +191,8 @@ def _layers(inputs: Mapping[str, ir.Value]) -> list[int]:
 
 def _indices(inputs: Mapping[str, ir.Value]) -> Iterator[str]:
     for name in inputs:
-        prefix, _, rest = name.partition(".")
-        index, _, part = rest.partition(".")
-        if prefix == PAST and part == "key" and index.isdigit() and f"{PAST}.{index}.value" in inputs:
+        index, _, part = name.removeprefix(PAST).partition(".")
+        if name.startswith(PAST) and part == "key" and index.isdigit() and f"{PAST}{index}.value" in inputs:
             yield index
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph.lazy_weight import LazyWeight
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside model.onnx."""
 ALIGNMENT = 4096
@@ -63,7 +63,7 @@ def write_model(
             if progress is not None:
                 progress(done, total)
         written = file.tell()
-    onnx.save_model(_proto(model, external), directory / MODEL)
+    onnx.save_model(_proto(model, external), directory / GRAPH)
     return written
 
 

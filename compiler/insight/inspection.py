@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
+from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
@@ -25,7 +26,6 @@ from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import MemoryPlan, plan_memory
 
 SCHEMA_VERSION = 1
-_GRAPH_NAME = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,11 @@ def _locate(path: Path) -> tuple[Path, Manifest | None]:
         raise ArtifactError(f"{path} does not exist; give an artifact directory or an .onnx file")
     manifest = open_artifact(path).manifest if (path / MANIFEST_NAME).is_file() else None
     found = sorted(path.glob("*.onnx"))
-    if path / _GRAPH_NAME in found:
-        return path / _GRAPH_NAME, manifest
+    if path / GRAPH in found:
+        return path / GRAPH, manifest
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise ArtifactError(f"{path} should hold {_GRAPH_NAME} or one other .onnx file, found {names}; name the file")
+        raise ArtifactError(f"{path} should hold {GRAPH} or one other .onnx file, found {names}; name the file")
     return found[0], manifest
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import LOGITS
+
 EMBEDDING, ATTENTION, FEED_FORWARD, NORMS, HEAD = "embedding", "attention", "feed-forward", "norms", "head"
 ROTARY, SCALES, ZERO_POINTS, OTHER = "rotary tables", "quantization scales", "quantization zero points", "other"
 KINDS = (EMBEDDING, ATTENTION, FEED_FORWARD, NORMS, HEAD, ROTARY, SCALES, ZERO_POINTS, OTHER)
@@ -168,7 +170,7 @@ def kind_of(value: ir.Value, tensor: ir.TensorProtocol, head: ir.Node | None = N
 
 def find_head(graph: ir.Graph) -> ir.Node | None:
     """The matrix product with a constant that is nearest to the logits (the first output where none is so called)."""
-    outputs = sorted(graph.outputs, key=lambda output: output.name != "logits")
+    outputs = sorted(graph.outputs, key=lambda output: output.name != LOGITS)
     value: ir.Value | None = outputs[0] if outputs else None
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in MATRIX_PRODUCTS and any(is_constant(operand) for operand in node.inputs):

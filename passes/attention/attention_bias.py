@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import SEQLENS, TOTAL_LENGTH
 from llmc.passes.graph.chunk_lengths import find_value
 from llmc.passes.graph.node_builder import NodeBuilder
 
@@ -65,7 +66,7 @@ def alibi_bias(graph: ir.Graph, before: ir.Node, slopes: ir.Value, lengths: Mapp
     make = NodeBuilder(graph, name)
     zero, one = make.constant("zero", np.asarray(0, np.int64)), make.constant("one", np.asarray(1, np.int64))
     seq = make.op("Squeeze", make.op("Shape", before.inputs[0], start=1, end=2))
-    total = make.op("Cast", lengths["total_sequence_length"], to=int(ir.DataType.INT64))
+    total = make.op("Cast", lengths[TOTAL_LENGTH], to=int(ir.DataType.INT64))
     queries = make.op("Range", make.op("Sub", total, seq), total, one)
     queries = make.op("Unsqueeze", queries, make.constant("axis_1", np.asarray([1], np.int64)))
     distance = make.op("Cast", make.op("Sub", make.op("Range", zero, total, one), queries), to=int(ir.DataType.FLOAT))
@@ -80,11 +81,11 @@ def _positions(make: NodeBuilder, before: ir.Node, lengths: Mapping[str, ir.Valu
     """Positions of the queries [batch, seq, 1] and of the slots [1, 1, total], int64."""
     zero, one = make.constant("zero", np.asarray(0, np.int64)), make.constant("one", np.asarray(1, np.int64))
     int64 = int(ir.DataType.INT64)
-    last = make.op("Cast", lengths["seqlens_k"], to=int64)
+    last = make.op("Cast", lengths[SEQLENS], to=int64)
     valid = make.op("Cast", lengths["query_seqlens"], to=int64)
     first = make.op("Sub", make.op("Add", last, one), valid)
     seq = make.op("Squeeze", make.op("Shape", before.inputs[0], start=1, end=2))
-    total = make.op("Cast", lengths["total_sequence_length"], to=int64)
+    total = make.op("Cast", lengths[TOTAL_LENGTH], to=int64)
     offsets = make.op("Range", zero, seq, one)
     queries = make.op("Add", make.op("Unsqueeze", first, make.constant("axis", np.asarray([1], np.int64))), offsets)
     queries = make.op("Unsqueeze", queries, make.constant("axis_2", np.asarray([2], np.int64)))

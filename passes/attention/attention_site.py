@@ -16,10 +16,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import PAST, PRESENT
 from llmc.passes.graph.graph_query import constant, dims, only_consumer, producer
 from llmc.passes.graph_pass import NearMiss
 
-PAST, PRESENT = "past_key_values.", "present."
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 """Operators that change nothing but the layout or the type."""
 SPREADS = MOVES | {"Expand", "Tile", "Split", "Slice", "Gather"}

@@ -16,7 +16,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from llmc.passes.graph.chunk_lengths import PAST_LENGTHS, find_value, past_lengths
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, PAST_LENGTHS
+from llmc.passes.graph.chunk_lengths import find_value, past_lengths
 from llmc.passes.graph.graph_query import graph_input
 from llmc.passes.graph.node_builder import NodeBuilder
 
@@ -76,7 +77,7 @@ def visible_slots(
 
 
 def _by_mask(model: ir.Model, make: NodeBuilder, reach: Reach) -> Slots:
-    ids, mask = graph_input(model, "input_ids"), graph_input(model, "attention_mask")
+    ids, mask = graph_input(model, INPUT_IDS), graph_input(model, ATTENTION_MASK)
     seq = make.op("Squeeze", make.op("Shape", ids, start=1, end=2))
     total = make.op("Squeeze", make.op("Shape", mask, start=1, end=2))
     zero, one = make.integer(0), make.integer(1)
@@ -100,7 +101,7 @@ def _by_mask(model: ir.Model, make: NodeBuilder, reach: Reach) -> Slots:
 
 
 def _by_length(model: ir.Model, make: NodeBuilder, past_key: ir.Value, reach: Reach) -> Slots:
-    ids = graph_input(model, "input_ids")
+    ids = graph_input(model, INPUT_IDS)
     zero, one = make.integer(0), make.integer(1)
     known = find_value(model.graph, PAST_LENGTHS)
     past, nodes = (known, []) if known is not None else past_lengths(model)

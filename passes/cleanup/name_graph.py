@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS
 from llmc.passes.graph_pass import GraphPass, Tally
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -48,7 +49,7 @@ class NameGraph(GraphPass):
 
 def _rename_dimensions(model: ir.Model, tally: Tally) -> None:
     by_name = {value.name: value for value in model.graph.inputs}
-    sources = (("input_ids", 0, "batch"), ("input_ids", 1, "sequence"), ("attention_mask", 1, "total"))
+    sources = ((INPUT_IDS, 0, "batch"), (INPUT_IDS, 1, "sequence"), (ATTENTION_MASK, 1, "total"))
     renames: dict[str, str] = {}
     past = next((name for name in by_name if name and name.endswith(".key")), "")
     for name, axis, new in (*sources, (past, 2, "past")):

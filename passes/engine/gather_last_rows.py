@@ -15,10 +15,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import LAST_ROWS
 from llmc.passes.graph.graph_query import copy_dtype, dims, integers, producer, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
-
-LAST_ROWS = "last_rows"
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.graph.chunk_lengths import CHUNK_LENGTHS, PAST_LENGTHS, find_value
+from llmc.compiler.base.contract import (
+    ATTENTION_MASK,
+    CHUNK_LENGTHS,
+    INPUT_IDS,
+    PAST_LENGTHS,
+    POSITION_IDS,
+    SEQLENS,
+    TOTAL_LENGTH,
+)
+from llmc.passes.graph.chunk_lengths import find_value
 from llmc.passes.graph.graph_query import graph_input, small_initializer
 from llmc.passes.graph_pass import GraphPass, Tally
 
-SEQLENS, TOTAL = "seqlens_k", "total_sequence_length"
 INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
     SEQLENS: (ir.DataType.INT32, ("batch",)),
-    TOTAL: (ir.DataType.INT32, ()),
+    TOTAL_LENGTH: (ir.DataType.INT32, ()),
     PAST_LENGTHS: (ir.DataType.INT64, ("batch",)),
     CHUNK_LENGTHS: (ir.DataType.INT64, ("batch",)),
 }
@@ -51,7 +59,7 @@ class TakeLengths(GraphPass):
             _remove_unused(graph)
         if tally.fired:
             _remove_unused(graph)
-            mask = graph_input(model, "attention_mask")
+            mask = graph_input(model, ATTENTION_MASK)
             if mask is not None and (readers := list(mask.uses())):
                 for use in readers:
                     tally.reject(use.node, "something else than attention reads the mask, so it stays an input")
@@ -66,10 +74,10 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
     Range takes its limits on the host, so nothing that was computed there is copied to the device: a recorded copy
     would read memory that has been used again.
     """
-    positions = next((value for value in graph.inputs if value.name == "position_ids"), None)
+    positions = next((value for value in graph.inputs if value.name == POSITION_IDS), None)
     past = find_value(graph, PAST_LENGTHS)
     lengths = find_value(graph, SEQLENS) if past is None else past
-    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
     if positions is None or lengths is None:
         return
     one = small_initializer(graph, "one", np.asarray(1, np.int64))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import POSITION_IDS
 from llmc.compiler.graph.operators import cached_attention
 from llmc.compiler.graph.operators.domain import OPSET
 from llmc.passes.attention.attention_paths import to_merged, walk_to_core
@@ -81,7 +82,7 @@ def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Valu
     q_options, k_options = ({k: v.value for k, v in r.attributes.items()} for r in sides)
     if q_options != k_options:
         raise NearMiss("its query and key are rotated in different ways")
-    positions = graph_input(model, "position_ids")
+    positions = graph_input(model, POSITION_IDS)
     if positions is None:
         raise NearMiss("the graph has no position_ids")
     return sides, positions

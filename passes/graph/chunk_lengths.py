@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK, CHUNK_LENGTHS, INPUT_IDS, PAST_LENGTHS
 from llmc.compiler.base.errors import PassError
 from llmc.passes.graph.graph_query import graph_input, small_initializer
 
-CHUNK_LENGTHS, TOTAL_LENGTHS, PAST_LENGTHS = "chunk_lengths", "total_lengths", "past_lengths"
+TOTAL_LENGTHS = "total_lengths"
 
 
 def chunk_lengths(model: ir.Model) -> tuple[ir.Value, list[ir.Node]]:
@@ -62,7 +63,7 @@ def find_value(graph: ir.Graph, name: str) -> ir.Value | None:
 
 
 def _inputs(model: ir.Model) -> tuple[ir.Value, ir.Value]:
-    ids, mask = graph_input(model, "input_ids"), graph_input(model, "attention_mask")
+    ids, mask = graph_input(model, INPUT_IDS), graph_input(model, ATTENTION_MASK)
     if ids is None or mask is None:
         raise PassError("the graph has no input_ids or no attention_mask; export it again")
     return ids, mask

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import LOGITS
+
 SMALL = 4096
 """Elements up to which a constant is looked at; weights are larger and are never read by a question."""
 
@@ -119,7 +121,7 @@ def graph_input(model: ir.Model, name: str) -> ir.Value | None:
 
 def head_product(model: ir.Model) -> ir.Node | None:
     """The matrix product nearest to the logits."""
-    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == "logits")
+    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == LOGITS)
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "MatMul":
             return node

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import LOGITS
 from llmc.passes.graph.chunk_lengths import chunk_lengths
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
@@ -40,7 +41,7 @@ class LastTokenLogits(FusionPass):
 
 
 def _logits(model: ir.Model) -> ir.Value:
-    return next(value for value in model.graph.outputs if value.name == "logits")
+    return next(value for value in model.graph.outputs if value.name == LOGITS)
 
 
 def _projection(node: ir.Node) -> ir.Node:

@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK, PAST, PRESENT, SEQLENS, TOTAL_LENGTH
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.graph.chunk_lengths import chunk_lengths, find_value, total_lengths
@@ -26,8 +27,8 @@ from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, small_i
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
 DOMAIN, KERNEL = "com.microsoft", "GroupQueryAttention"
-PAST = re.compile(r"past_key_values\.\d+\.(?:key|value)")
-PRESENT_KEY = re.compile(r"present\.\d+\.key")
+KEY_OR_VALUE = re.compile(re.escape(PAST) + r"\d+\.(?:key|value)")
+PRESENT_KEY = re.compile(re.escape(PRESENT) + r"\d+\.key")
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class LowerAttention(FusionPass):
 
     def _lengths(self, model: ir.Model, before: ir.Node) -> dict[str, ir.Value]:
         """The operator's scalar and per-row lengths; made at the first attention, found again at the others."""
-        names = ["seqlens_k", "total_sequence_length", *(["query_seqlens"] if self.query_seqlens else [])]
+        names = [SEQLENS, TOTAL_LENGTH, *(["query_seqlens"] if self.query_seqlens else [])]
         known = {name: find_value(model.graph, name) for name in names}
         if all(value is not None for value in known.values()):
             return {name: value for name, value in known.items() if value is not None}
         graph = model.graph
-        mask = graph_input(model, "attention_mask")
+        mask = graph_input(model, ATTENTION_MASK)
         totals, nodes = total_lengths(model)
         one = small_initializer(graph, "one", np.asarray(1, np.int64))
         int32 = {"to": int(ir.DataType.INT32)}
@@ -135,9 +136,9 @@ class LowerAttention(FusionPass):
             norms = (None, None)
         elif norms[0] is not None:
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
-        inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared["seqlens_k"]]
+        inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared[SEQLENS]]
         inputs += [
-            shared["total_sequence_length"],
+            shared[TOTAL_LENGTH],
             given("cos_cache"),
             given("sin_cache"),
             None,
@@ -164,7 +165,7 @@ def slots_outside_attention(model: ir.Model) -> str | None:
     """The name of a node that asks for the cache's length, as a model does that makes positions or masks of it."""
     for node in model.graph:
         source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
-        if source is None or not source.is_graph_input() or not PAST.fullmatch(source.name or ""):
+        if source is None or not source.is_graph_input() or not KEY_OR_VALUE.fullmatch(source.name or ""):
             continue
         # Either may be counted from the end.
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)

@@ -11,14 +11,13 @@ inside attention and nothing else reads them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import PAST, POSITION_IDS, PRESENT, CacheKind
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import GraphPass, Tally
 
-PAST, PRESENT = "past_key_values.", "present."
 IN_PLACE = frozenset({"GroupQueryAttention", "TensorScatter"})
 """Operators that can write a chunk into the buffer in which the past lies."""
 
@@ -31,7 +30,7 @@ class SetCacheIO(GraphPass):
         kind: ``grow`` or ``shared``.
     """
 
-    kind: Literal["grow", "shared"]
+    kind: CacheKind
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Set the third dimension of every past and present key and value; states keep their shape."""
@@ -50,13 +49,13 @@ class SetCacheIO(GraphPass):
                     if getattr(old, "value", old) != length:
                         value.shape = ir.Shape([batch, heads, length, dim])
                         tally.count("dimensions")
-        unused = [v for v in model.graph.inputs if v.name == "position_ids" and not list(v.uses())]
+        unused = [v for v in model.graph.inputs if v.name == POSITION_IDS and not list(v.uses())]
         for value in unused:
             model.graph.inputs.remove(value)
             tally.count("unused inputs")
 
 
-def cache_kind(model: ir.Model) -> Literal["grow", "shared"]:
+def cache_kind(model: ir.Model) -> CacheKind:
     """How the KV cache of a graph goes in and out, read from its inputs."""
     pasts = [value for value in model.graph.inputs if _is_key_or_value(value, PAST) and value.shape is not None]
     lengths = {getattr(value.shape[2], "value", None) for value in pasts if value.shape is not None}

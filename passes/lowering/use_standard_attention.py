@@ -19,10 +19,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import PAST_LENGTHS
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_bias import LOWEST
 from llmc.passes.attention.visible_slots import Reach, Slots, visible_slots
-from llmc.passes.graph.chunk_lengths import PAST_LENGTHS, find_value, past_lengths
+from llmc.passes.graph.chunk_lengths import find_value, past_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims
 from llmc.passes.graph.node_builder import NodeBuilder
 from llmc.passes.graph_pass import FusionPass, NearMiss

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import POSITION_IDS
 from llmc.passes.graph.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, graph_input, insert_before, small_initializer
 from llmc.passes.graph_pass import GraphPass, Tally
@@ -29,7 +30,7 @@ class PositionsByRow(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every value that spreads one number per token over rows."""
-        positions = graph_input(model, "position_ids")
+        positions = graph_input(model, POSITION_IDS)
         if positions is None:
             return
         for node in list(model.graph):

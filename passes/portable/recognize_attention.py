@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK
 from llmc.compiler.graph.operators import cached_attention
 from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 from llmc.passes.attention.attention_paths import SWAP, to_merged
@@ -49,7 +50,7 @@ class RecognizeAttention(GraphPass):
 
 
 def _recognize(model: ir.Model, node: ir.Node, known: dict[str, AttentionFacts | str]) -> None:
-    mask = graph_input(model, "attention_mask")
+    mask = graph_input(model, ATTENTION_MASK)
     if mask is None:
         raise NearMiss("the graph has no attention_mask")
     site = find_site(model, node)

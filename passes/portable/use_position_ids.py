@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import POSITION_IDS
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.passes.graph.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph.graph_query import (
@@ -42,7 +43,7 @@ class UsePositionIds(GraphPass):
         Raises:
             UnsupportedModelError: a lookup is made into something that has no place for rows.
         """
-        positions = graph_input(model, "position_ids")
+        positions = graph_input(model, POSITION_IDS)
         if positions is None:
             return
         for node in list(model.graph):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import PAST
 from llmc.passes.graph.graph_query import dims, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -27,7 +28,7 @@ HEADROOM = 1.25
 """Texts reach further than the few that were recorded; what lies beyond is cut off."""
 SMALLEST_SHARE = 0.02
 """Of a layer's largest magnitude: a channel that was quieter gets this range."""
-PAST = re.compile(r"past_key_values\.(\d+)\.key")
+PAST_KEY = re.compile(re.escape(PAST) + r"(\d+)\.key")
 K_SCALE, Q_NORM, BIAS, SINK = 12, 14, 10, 11
 """Positions among GroupQueryAttention's inputs: of k_scale (v_scale follows), q_norm_weight and others."""
 
@@ -68,7 +69,7 @@ class QuantizeCache(FusionPass):
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Quantize one layer's cache."""
         pasts, presents = node.inputs[3:5], node.outputs[1:3]
-        layer = PAST.fullmatch(pasts[0].name or "") if pasts[0] is not None else None
+        layer = PAST_KEY.fullmatch(pasts[0].name or "") if pasts[0] is not None else None
         if layer is None:
             raise NearMiss("its cache is no input of the graph")
         given = [*node.inputs, *[None] * (K_SCALE + 2 - len(node.inputs))]

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llmc.compiler.base.contract import PAST
 from llmc.runtimes.device.interface import Buffer
 
-CACHE_INPUT = re.compile(r"past_key_values\.")
+CACHE_INPUT = re.compile(re.escape(PAST))
 Values = Mapping[str, tuple[Buffer, tuple[int, ...]]]
 """Name -> memory and shape."""
 

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
+from llmc.compiler.base.contract import PAST, PRESENT
 from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
@@ -106,5 +107,5 @@ def _cache_tensor(item: Any) -> CacheTensor:
     element_type, dtype = ELEMENT_TYPES[item.type]
     if len(item.shape) != 4 or not isinstance(item.shape[1], int) or not isinstance(item.shape[3], int):
         raise EngineError(f"{item.name} of shape {item.shape} is no cache of keys or values")
-    present = "present." + item.name.removeprefix("past_key_values.")
+    present = PRESENT + item.name.removeprefix(PAST)
     return CacheTensor(item.name, present, element_type, dtype.itemsize, item.shape[1], item.shape[3])

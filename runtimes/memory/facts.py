@@ -15,13 +15,12 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
-from llmc.compiler.base.contract import CacheKind
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, CacheKind
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.targets import TargetName
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
-PAST, PRESENT = "past_key_values.", "present."
-_GRAPHS = ("engine.onnx", "model.onnx")
+_GRAPHS = (ENGINE_GRAPH, GRAPH)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.base.targets import get_target
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
-from llmc.runtimes.memory.facts import PAST, PRESENT, MemoryFacts, read_facts
+from llmc.runtimes.memory.facts import MemoryFacts, read_facts
 
 CUDA_ALLOWANCE = 832 << 20
 """Bytes set aside on a GPU for what no graph tells: the CUDA context, kernels, workspaces of cuBLAS and cuDNN. On an
@@ -213,7 +214,7 @@ def _dimensions(facts: MemoryFacts, context: int, batch: int, chunk: int) -> dic
     """Sizes of the symbolic dimensions, by the names that the inputs give them and by those that llmc gives."""
     sizes = {"batch": batch, "sequence": chunk, "total": context, "capacity": context, "past": context - chunk}
     found = {value.name: value.shape for value in facts.graph.inputs if value.shape is not None}
-    for name, axes in (("input_ids", (batch, chunk)), ("attention_mask", (batch, context))):
+    for name, axes in ((INPUT_IDS, (batch, chunk)), (ATTENTION_MASK, (batch, context))):
         for dim, size in zip(found.get(name, ()), axes, strict=False):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 sizes[dim.value] = size

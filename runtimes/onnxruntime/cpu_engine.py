@@ -19,6 +19,7 @@ from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
@@ -26,7 +27,6 @@ from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
 from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
 
 log = logging.getLogger(__name__)
-GRAPH, ENGINE, DATA = "model.onnx", "engine.onnx", "model.onnx.data"
 PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -44,14 +44,14 @@ class OnnxRuntimeCpu:
         import onnxruntime
 
         options = _session_options(threads)
-        if (output / ENGINE).exists():
+        if (output / ENGINE_GRAPH).exists():
             _make_inference(graph_directory / GRAPH, _without_weights(options))
-            return {"graph": ENGINE, "kernels": "llmc.cpu"}
+            return {"graph": ENGINE_GRAPH, "kernels": "llmc.cpu"}
         # Level 3 would add layouts of this very processor; level 2 is every fusion that any x86 or Arm CPU can run.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(output / ENGINE)
+        options.optimized_model_filepath = str(output / ENGINE_GRAPH)
         _make_inference(graph_directory / GRAPH, _without_weights(options))
-        return {"graph": ENGINE, "onnxruntime": onnxruntime.__version__}
+        return {"graph": ENGINE_GRAPH, "onnxruntime": onnxruntime.__version__}
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine or a graph.
@@ -79,10 +79,10 @@ class OnnxRuntimeCpu:
             except KernelsUnavailable as reason:
                 log.warning("running without llmc's CPU kernels, slower: %s", reason)
                 return directory / GRAPH
-            return directory / ENGINE
+            return directory / ENGINE_GRAPH
         if (built_by := details.get("onnxruntime")) == onnxruntime.__version__:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return directory / ENGINE
+            return directory / ENGINE_GRAPH
         if built_by is not None:
             log.warning("built by onnxruntime %s, opened by %s: optimizing again", built_by, onnxruntime.__version__)
         return directory / GRAPH
@@ -113,7 +113,7 @@ def engine_info(
     manifest: Manifest, runtime: str, threads: int, inference: Any, *, device: str | None = None
 ) -> EngineInfo:
     """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host."""
-    past = [item for item in inference.get_inputs() if item.name.startswith("past_key_values.")]
+    past = [item for item in inference.get_inputs() if item.name.startswith(PAST)]
     growing = [item for item in past if not all(isinstance(dim, int) for dim in item.shape[1:])]
     per_token = sum(
         math.prod(dim for dim in item.shape if isinstance(dim, int)) * _item_bytes(item.type) for item in growing

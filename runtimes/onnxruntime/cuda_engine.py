@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH, LOGITS
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
 from llmc.runtimes.device.decode_loop import SamplerCache
@@ -26,7 +27,7 @@ from llmc.runtimes.device.interface import Device, HostDevice
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
-from llmc.runtimes.onnxruntime.cpu_engine import DATA, ENGINE, GRAPH, engine_info, is_fused
+from llmc.runtimes.onnxruntime.cpu_engine import engine_info, is_fused
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import Session
 
@@ -50,7 +51,7 @@ class OnnxRuntimeCuda:
 
     def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
         """Say which graph is opened; that a GPU takes it shows when it is verified."""
-        graph = ENGINE if (output / ENGINE).exists() else GRAPH
+        graph = ENGINE_GRAPH if (output / ENGINE_GRAPH).exists() else GRAPH
         return {"graph": graph, "device": "cuda"}
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
@@ -85,13 +86,13 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
         raise EngineError(
             f"{directory} holds a graph for a GPU and no engine yet; make one: llmc build {directory} -o DIR"
         )
-    graph = directory / (ENGINE if (directory / ENGINE).exists() else GRAPH)
+    graph = directory / (ENGINE_GRAPH if (directory / ENGINE_GRAPH).exists() else GRAPH)
     inference = load(str(graph), device)
     info = engine_info(manifest, runtime, 0, inference, device=device.description)
     if graph.name == GRAPH:
         log.warning("attention runs outside the runtime's own operator: inputs and cache go through host memory")
         return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
-    logits = next(item for item in inference.get_outputs() if item.name == "logits")
+    logits = next(item for item in inference.get_outputs() if item.name == LOGITS)
     samplers = SamplerCache(device, lambda model: load(model, device), info.vocab_size, ELEMENT_TYPES[logits.type][0])
     return DeviceSession(GraphIO(inference, device), info, device, samplers, _fits(directory, device))
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT
 from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.session.engine import EngineInfo, Int64Array, Session, chunk_positions, require_room, valid_tokens
 from llmc.runtimes.session.host_logits import HostLogits
 
-PAST, PRESENT = "past_key_values.", "present."
 RAGGED_CHUNKS = "ragged_chunks"
 """Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
 
@@ -40,7 +40,7 @@ class OnnxRuntimeSession(Session):
         self._fused = fused
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
-        self._positions = "position_ids" in inputs
+        self._positions = POSITION_IDS in inputs
         past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
         self._growing = [tensor for tensor in past if tensor.axis is not None]
         self._states = [tensor for tensor in past if tensor.axis is None]
@@ -127,10 +127,10 @@ class OnnxRuntimeSession(Session):
             )
         self._bind_chunk(input_ids)
         mask = self._fused_mask(valid, chunk, full) if self._fused else self._slot_mask(valid, chunk)
-        self._binding.bind_ortvalue_input("attention_mask", _ort_value(mask))
+        self._binding.bind_ortvalue_input(ATTENTION_MASK, _ort_value(mask))
         if self._positions:
             positions = chunk_positions(self._lengths, valid, chunk)
-            self._binding.bind_ortvalue_input("position_ids", _ort_value(positions))
+            self._binding.bind_ortvalue_input(POSITION_IDS, _ort_value(positions))
         try:
             self._inference.run_with_iobinding(self._binding)
         except Exception as error:
@@ -158,8 +158,8 @@ class OnnxRuntimeSession(Session):
             self._ids = np.empty((batch, chunk), np.int64)
             rows = chunk if self._info.logits == "all" else 1
             self._logits: npt.NDArray[Any] = np.empty((batch, rows, self._info.vocab_size), self._logits_type)
-            self._binding.bind_ortvalue_input("input_ids", _ort_value(self._ids))
-            self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
+            self._binding.bind_ortvalue_input(INPUT_IDS, _ort_value(self._ids))
+            self._binding.bind_ortvalue_output(LOGITS, _ort_value(self._logits))
         np.copyto(self._ids, input_ids)
 
     def _fused_mask(self, valid: Int64Array, chunk: int, full: bool) -> Int64Array:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import LOGITS
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.openvino.library import (
@@ -89,7 +90,7 @@ def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: 
     hint = compiled.get_property("INFERENCE_PRECISION_HINT")
     return EngineInfo(
         runtime=OpenVino.name,
-        vocab_size=model.output("logits").get_partial_shape()[2].get_length(),
+        vocab_size=model.output(LOGITS).get_partial_shape()[2].get_length(),
         num_layers=len(caches) // 2,
         max_context=manifest.max_context or UNLIMITED,
         logits=manifest.logits,

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.base.contract import INPUT_IDS, PAST, PRESENT
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.library import last_line, version_of
 
-PAST, PRESENT, BEAM = "past_key_values.", "present.", "beam_idx"
+BEAM = "beam_idx"
 ATTENTION = "ScaledDotProductAttention"
 UNREAD = re.compile(r"Conversion is failed for: (.+)")
 GENERATED_NAME = re.compile(r"[A-Za-z0-9]+_\d+")
@@ -130,7 +131,7 @@ class _Rewrite:
     def _start_empty(self) -> None:
         """States start without tokens (caches) or as zeros (of convolutions, of recurrences), a row per prompt."""
         op = self._op
-        ids = op.shape_of(self._model.input("input_ids"))
+        ids = op.shape_of(self._model.input(INPUT_IDS))
         batch = op.gather(ids, self._integers([0]), self._integers(0))
         shapes: dict[tuple[int, ...], Any] = {}
         for node in self._model.get_ops():

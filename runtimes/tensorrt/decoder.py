@@ -22,13 +22,14 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
+from llmc.compiler.base.contract import ENGINE_GRAPH, INPUT_IDS, LOGITS, PAST, PAST_LENGTHS, PRESENT
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.bindings import Library
 from llmc.runtimes.tensorrt.builder import DECODE, PREFILL
-from llmc.runtimes.tensorrt.engine_graph import GRAPH, LENGTHS, PAST, PRESENT, SLOTS, read_engine_graph
+from llmc.runtimes.tensorrt.engine_graph import SLOTS, read_engine_graph
 from llmc.runtimes.tensorrt.file_cache import FileCache
 
 ELEMENT_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
@@ -99,7 +100,7 @@ class TensorRTDecoder:
         self._runtime = library.module.Runtime(library.logger)
         self._loaded: _Loaded | None = None
         self.traits = Traits(
-            LENGTHS,
+            PAST_LENGTHS,
             np.dtype(np.int64),
             ends_with_chunk=False,
             ragged_chunks=True,
@@ -110,8 +111,8 @@ class TensorRTDecoder:
         self.cache = [
             self._cache_tensor(name) for name in sorted(self._here.inputs, key=_by_layer) if _is_cache(name)
         ]
-        self.logits_element, self.logits_type = self._element_type("logits")
-        self.vocab_size = int(self._here.engine.get_tensor_shape("logits")[-1])
+        self.logits_element, self.logits_type = self._element_type(LOGITS)
+        self.vocab_size = int(self._here.engine.get_tensor_shape(LOGITS)[-1])
 
     def load(self, capacity: int) -> None:
         """Let the engine of this capacity be the one that is loaded; the one before it goes first.
@@ -130,7 +131,7 @@ class TensorRTDecoder:
             raise EngineError(f"{bucket.file} cannot be read: {error}; build the engine again") from error
         library = self._library
         if self._plan.stripped:
-            graph = read_engine_graph(self._directory / GRAPH)
+            graph = read_engine_graph(self._directory / ENGINE_GRAPH)
             library.put_weights(engine, graph.at_capacity(capacity).SerializeToString(), str(graph.path))
         kept = None
         if self._kernels is not None:
@@ -161,7 +162,7 @@ class TensorRTDecoder:
         for name, (buffer, shape) in values.items():
             if name in known:
                 binding.tensors[name] = (buffer.address, shape)
-        binding.tokens = binding.tensors["input_ids"][1][1]
+        binding.tokens = binding.tensors[INPUT_IDS][1][1]
 
     def run(self, binding: Bound) -> None:
         """Queue the engine, with the decode profile where every row has one token.

@@ -22,6 +22,7 @@ from onnx import TensorProto
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import ENGINE_GRAPH
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.json_record import to_text
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
@@ -35,7 +36,7 @@ from llmc.runtimes.session.engine import EngineInfo, Session
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Binding, Library, open_library
 from llmc.runtimes.tensorrt.builder import build_engines
 from llmc.runtimes.tensorrt.decoder import TensorRTDecoder
-from llmc.runtimes.tensorrt.engine_graph import GRAPH, read_engine_graph
+from llmc.runtimes.tensorrt.engine_graph import read_engine_graph
 from llmc.runtimes.tensorrt.file_cache import FileCache
 from llmc.runtimes.tensorrt.receipt import RECEIPT
 
@@ -64,7 +65,7 @@ class TensorRT:
             MissingDependencyError: the library is not installed.
         """
         library = open_library(self.name)
-        graph = read_engine_graph(graph_directory / GRAPH)
+        graph = read_engine_graph(graph_directory / ENGINE_GRAPH)
         timings = None
         if library.binding.timing_cache:
             timings = FileCache.in_home(self.name, f"{library.version}.timings")

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import onnx
 
+from llmc.compiler.base.contract import INPUT_IDS, PAST, PAST_LENGTHS, PRESENT
 from llmc.compiler.base.errors import EngineError
 
-GRAPH = "engine.onnx"
-PAST, PRESENT = "past_key_values.", "present."
-LENGTHS = "past_lengths"
-REQUIRED = ("input_ids", LENGTHS)
+REQUIRED = (INPUT_IDS, PAST_LENGTHS)
 SLOTS = 2
 """Dimension of the cache [batch, kv_heads, slots, head_dim] that holds the slots."""
 

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph import write_model as module
 from llmc.compiler.graph.lazy_weight import LazyWeight, MappedWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.write_model import ALIGNMENT, DATA, INLINE_BYTES, MODEL, write_model
+from llmc.compiler.graph.write_model import ALIGNMENT, INLINE_BYTES, write_model
 
 Array = npt.NDArray[Any]
 HIDDEN, VOCABULARY = 32, 24
@@ -49,7 +50,7 @@ def make_model(**tensors: ir.TensorProtocol) -> ir.Model:
 
 def places(directory: Path) -> dict[str, tuple[int, int]]:
     """Offset and length of each external tensor."""
-    proto = onnx.load_model(directory / MODEL, load_external_data=False)
+    proto = onnx.load_model(directory / GRAPH, load_external_data=False)
     found = {}
     for tensor in proto.graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -60,7 +61,7 @@ def places(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def read_back(directory: Path) -> dict[str, Array]:
-    proto = onnx.load_model(directory / MODEL)
+    proto = onnx.load_model(directory / GRAPH)
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
@@ -94,7 +95,7 @@ def test_every_kind_of_tensor_is_read_back(tmp_path: Path) -> None:
         assert found[name].dtype == array.dtype
     assert np.array_equal(found["bfloat"].view(np.uint16), bfloat.view(np.uint16))
     assert np.array_equal(found["turned_bfloat"].view(np.uint16), bfloat.view(np.uint16).T)
-    session = ort.InferenceSession(tmp_path / MODEL, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(tmp_path / GRAPH, providers=["CPUExecutionProvider"])
     x = draw(2, HIDDEN, seed=6)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ arrays["table"], rtol=1e-5, atol=1e-5)
 
@@ -130,7 +131,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
         model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), **{n: lazy(arrays[n]) for n in sorted(names)})
         write_model(model, directory)
         write_model(model, directory)
-        contents.append([(directory / name).read_bytes() for name in (MODEL, DATA)])
+        contents.append([(directory / name).read_bytes() for name in (GRAPH, DATA)])
     assert contents[0] == contents[1]
 
 
@@ -175,7 +176,7 @@ def test_a_failure_while_weights_are_written_leaves_the_model_as_it_was(tmp_path
     with pytest.raises(OSError, match="the disk went away"):
         write_model(model, tmp_path)
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
-    assert not (tmp_path / MODEL).exists(), "a graph without its weights looks like a model"
+    assert not (tmp_path / GRAPH).exists(), "a graph without its weights looks like a model"
 
 
 def test_a_failure_while_the_graph_is_written_leaves_the_model_as_it_was(
@@ -237,8 +238,8 @@ def test_without_weights_the_graph_is_the_same(tmp_path: Path) -> None:
     for directory, weights in ((whole, True), (alone, False)):
         directory.mkdir()
         written.append(write_model(tied_model(), directory, weights=weights))
-    assert (whole / MODEL).read_bytes() == (alone / MODEL).read_bytes()
-    assert [path.name for path in alone.iterdir()] == [MODEL]
+    assert (whole / GRAPH).read_bytes() == (alone / GRAPH).read_bytes()
+    assert [path.name for path in alone.iterdir()] == [GRAPH]
     assert written == [(whole / DATA).stat().st_size] * 2
     found = places(alone)
     assert set(found) == {"table", "again", "first", "second", "beyond"}
@@ -252,6 +253,6 @@ def test_without_weights_nothing_large_is_read(tmp_path: Path) -> None:
     write_model(model, tmp_path, lambda done, total: seen.append((done, total)), weights=False)
     assert places(tmp_path) == {"table": (0, HIDDEN * VOCABULARY * 4)}
     assert seen[-1][0] == seen[-1][1]
-    proto = onnx.load_model(tmp_path / MODEL, load_external_data=False)
+    proto = onnx.load_model(tmp_path / GRAPH, load_external_data=False)
     small = next(tensor for tensor in proto.graph.initializer if tensor.name == "small")
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(small), draw(4))

@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.passes.engine.gather_last_rows import LAST_ROWS, GatherLastRows
+from llmc.compiler.base.contract import LAST_ROWS
+from llmc.passes.engine.gather_last_rows import GatherLastRows
 
 from ..graphs import apply, left_alone, parse, run
 

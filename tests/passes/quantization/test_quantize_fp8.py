@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.compiler.base.contract import DATA
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.graph.lazy_weight import LazyWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.write_model import DATA, write_model
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.quantization.quantize_fp8 import LARGEST, QuantizeFp8, quantize, scales_of

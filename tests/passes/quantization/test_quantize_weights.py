@@ -9,9 +9,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.base.contract import DATA
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.graph.lazy_weight import LazyWeight, StackedWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.write_model import DATA, write_model
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.formats.block_quantization import BlockFormat
 from llmc.passes.lowering.convert_float import ConvertFloat

@@ -12,8 +12,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph.lazy_weight import LazyWeight, StackedWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.write_model import DATA, MODEL, write_model
+from llmc.compiler.graph.write_model import write_model
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.formats import standard_formats as formats
 from llmc.passes.lowering.convert_float import ConvertFloat
@@ -105,7 +106,7 @@ def test_half_precision_gives_the_products_of_what_is_stored(options: dict[str, 
 
 
 def external(directory: Path) -> dict[str, dict[str, str]]:
-    proto = onnx.load(directory / MODEL, load_external_data=False)
+    proto = onnx.load(directory / GRAPH, load_external_data=False)
     return {
         t.name: {item.key: item.value for item in t.external_data} for t in proto.graph.initializer if t.external_data
     }
@@ -150,7 +151,7 @@ def test_the_file_reads_back(tmp_path: Path, kind: Any) -> None:
     RemoveDeadCode()(model)
     wanted = stood_for(model, "down_w") if kind != "nvfp4" else FP4[codes(packed(model, "down_w.nvfp4"))]
     write_model(model, tmp_path)
-    proto = onnx.load(tmp_path / MODEL)
+    proto = onnx.load(tmp_path / GRAPH)
     read = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer}
     numbers, scales = read[f"down_w.{kind}"], read["down_w.scales"]
     assert numbers.shape == (HIDDEN, INNER)
@@ -173,7 +174,7 @@ def test_onnxruntime_reads_the_file(tmp_path: Path, kind: Any) -> None:
     options = ort.SessionOptions()
     # Else its optimizer makes products of int8 that round activations to int8, too.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(str(tmp_path / MODEL), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(tmp_path / GRAPH), options, providers=["CPUExecutionProvider"])
     matrices = {name: stood_for(model, name) for name in ("table", "up_w", "gate_w", "down_w")}
     wanted = forward(matrices, weights()["up_b"], tied=True)
     np.testing.assert_allclose(session.run(None, IDS)[0], wanted, rtol=2e-5, atol=2e-4)

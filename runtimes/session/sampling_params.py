@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.option_field import option
 
 _SEED_LIMIT = 2**64
 
@@ -27,12 +28,12 @@ class SamplingParams:
         UsageError: a value lies outside its range.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: float = option(0.0, "0 is greedy; higher is more random.")
+    top_k: int = option(0, "Keep the k most likely tokens; 0 keeps all.")
+    top_p: float = option(1.0, "Keep the likeliest tokens up to this probability.")
+    min_p: float = option(0.0, "Keep tokens this likely relative to the likeliest.")
+    repetition_penalty: float = option(1.0, "Above 1 makes what was said less likely.")
+    seed: int = option(0, "Of the random draws; the same seed gives the same text.")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

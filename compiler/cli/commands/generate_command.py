@@ -15,12 +15,12 @@ from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Threads
 from llmc.compiler.cli.signature import Without
+from llmc.runtimes.session.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from llmc.runtimes.generation.text_engine import Reply, TextEngine
-    from llmc.runtimes.session.sampling_params import SamplingParams
 
 
 def generate(
@@ -40,14 +40,7 @@ def generate(
         int | None,
         typer.Option("--max-tokens", help="New tokens at most. Default: 256, or what fits.", show_default=False),
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy; higher is more random.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Keep the k most likely tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option("--min-p", help="Keep tokens this likely relative to the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1 makes what was said less likely.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random draws; the same seed gives the same text.")] = 0,
+    sampling: SamplingParams,
     stop: Annotated[
         list[str] | None,
         typer.Option("--stop", metavar="TEXT", help="End the text where this comes; repeatable.", show_default=False),
@@ -67,9 +60,7 @@ def generate(
     prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
     with shown.working() as progress:
         from llmc.runtimes.generation.text_engine import Conversation, TextEngine
-        from llmc.runtimes.session.sampling_params import SamplingParams
 
-        sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         progress.start("Loading the engine")
         engine = TextEngine.open(directory, threads)
     with contextlib.closing(engine):

@@ -6,10 +6,12 @@ node and the condition that failed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import onnx_ir as ir
+
+from llmc.compiler.base.json_record import JsonValue, encode
 
 
 class NearMiss(Exception):
@@ -73,9 +75,9 @@ class GraphPass(ir.passes.InPlacePass):
         """Change ``model`` in place and count what fired."""
         raise NotImplementedError
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, JsonValue]:
         """The fields, for the manifest."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return encode(self)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class FusionPass(GraphPass):
 
     what: ClassVar[str]
     """What is counted, as ``rotary``."""
+    domain: ClassVar[str] = ""
+    """Of the operators that it makes; the graph declares it where one was made."""
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """The nodes that look as if the fusion belonged there."""
@@ -116,6 +120,8 @@ class FusionPass(GraphPass):
             except NearMiss as miss:
                 tally.reject(node, str(miss))
         if tally.fired:
+            if self.domain:
+                model.graph.opset_imports.setdefault(self.domain, 1)
             self.finish(model)
 
 

@@ -18,7 +18,6 @@ import onnx_ir as ir
 from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.errors import LlmcError, PassError
-from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.passes.graph_pass import GraphPass, GraphPassResult
@@ -61,7 +60,7 @@ def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome
     tally = result.tally
     record = PassRecord(
         name=name,
-        fields=encode(graph_pass),
+        fields=graph_pass.configuration(),
         modified=result.modified,
         counts=dict(tally.fired),
         expected=dict(tally.expected),

@@ -1,7 +1,8 @@
 """Frozen dataclasses to JSON and back, with the JSON Schema that goes with them.
 
 In: a dataclass whose fields are scalars, ``Literal``, ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]``, other
-such dataclasses, or :data:`JsonValue` where any JSON will do.
+such dataclasses, or :data:`JsonValue` where any JSON will do. A field with the metadata :data:`LEFT_OUT` is none of
+it: it has a default, and is neither written nor read.
 Out: :func:`encode` gives plain JSON values, :func:`decode` reads them strictly (a missing or unknown key is an error
 that names the key), :func:`schema` describes them, and :func:`to_text` writes equal values as equal bytes.
 """
@@ -26,6 +27,7 @@ else:
 
 Record = TypeVar("Record")
 
+LEFT_OUT: Mapping[str, bool] = types.MappingProxyType({"left_out": True})
 _SCALARS: Mapping[object, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -74,10 +76,12 @@ def read_object(path: Path) -> Mapping[str, Any]:
 def encode(record: object) -> dict[str, JsonValue]:
     """A dataclass instance as JSON values; every field is written, defaults too."""
     hints = typing.get_type_hints(type(record))
-    return {
-        field.name: _encode(hints[field.name], getattr(record, field.name))
-        for field in dataclasses.fields(cast("Any", record))
-    }
+    return {name: _encode(hints[name], getattr(record, name)) for name in _names(record)}
+
+
+def _names(kind: object) -> list[str]:
+    """The fields of a dataclass, or of an instance, that are recorded."""
+    return [field.name for field in dataclasses.fields(cast("Any", kind)) if "left_out" not in field.metadata]
 
 
 def decode(kind: type[Record], value: object, where: str) -> Record:
@@ -94,7 +98,7 @@ def decode(kind: type[Record], value: object, where: str) -> Record:
     if not isinstance(value, dict):
         raise ArtifactError(f"{where}: expected an object, found {_kind_of(value)}")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(cast("Any", kind))]
+    names = _names(kind)
     for key in value:
         if key not in names:
             raise ArtifactError(f"{where}: unknown key {key!r}; read it with the llmc version that wrote it")
@@ -195,7 +199,7 @@ def _optional(hint: object) -> object | None:
 
 def _object_schema(kind: type[object], definitions: dict[str, JsonValue]) -> dict[str, JsonValue]:
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(cast("Any", kind))]
+    names = _names(kind)
     return {
         "description": (kind.__doc__ or "").strip().splitlines()[0],
         "type": "object",

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators.microsoft import GATED_NORM
 from llmc.passes.graph.graph_query import dims, only_consumer, producer, replace_node, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -30,6 +31,7 @@ class FuseGatedSilu(FusionPass):
     """Replace ``silu(gate) * up``."""
 
     what: ClassVar[str] = "gated_silu"
+    domain: ClassVar[str] = GATED_NORM.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product with a SiLU."""
@@ -54,13 +56,9 @@ class FuseGatedSilu(FusionPass):
             raise NearMiss(f"its width {shape[-1]} is no multiple of {WIDTHS[-1]}")
         scale = small_initializer(model.graph, f"gate_scale_{width}", np.full(width, SCALE, np.float32))
         options: dict[str, float | str] = {"epsilon": EPSILON, "activation": "silu"}
-        new = ir.node("GatedRMSNorm", [up, scale, gate], options, domain="com.microsoft", name=node.name)
+        new = GATED_NORM.make({"X": up, "scale": scale, "gate": gate}, options, name=node.name)
         replace_node(node, [new], new.outputs)
         model.graph.remove(silu, safe=True)
-
-    def finish(self, model: ir.Model) -> None:
-        """Declare the operator's domain."""
-        model.graph.opset_imports.setdefault("com.microsoft", 1)
 
 
 def _silu(node: ir.Node) -> int | None:

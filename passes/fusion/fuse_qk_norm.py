@@ -31,7 +31,7 @@ class FuseQKNorm(FusionPass):
         nodes = list(model.graph)
         if not any(node.op_type == "RMSNormalization" and _is_by_head(node) for node in nodes):
             return []
-        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        attentions = cached_attention.SIGNATURE.calls(model.graph)
         return [n for n in attentions if not (v := cached_attention.variant_of(n)).qk_norm and not v.packed]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
@@ -69,7 +69,6 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> None:
         value, nodes = to_merged(source, first, graph)
         insert_before(node, nodes)
         merged.append(value)
-    inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
-    inputs.update(query=merged[0], key=merged[1], q_norm_weight=q_norm.inputs[1], k_norm_weight=k_norm.inputs[1])
-    options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
-    cached_attention.replace_call(node, inputs, {**options, "norm_epsilon": epsilons[0]})
+    weights = {"q_norm_weight": q_norm.inputs[1], "k_norm_weight": k_norm.inputs[1]}
+    inputs = {"query": merged[0], "key": merged[1], **weights}
+    cached_attention.replace_call(node, inputs, {"norm_epsilon": epsilons[0]})

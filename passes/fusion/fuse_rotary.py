@@ -48,7 +48,7 @@ class FuseRotary(FusionPass):
         nodes = list(model.graph)
         if not any(node.op_type == "RotaryEmbedding" and not node.domain for node in nodes):
             return []
-        attentions = [node for node in nodes if cached_attention.is_cached_attention(node)]
+        attentions = cached_attention.SIGNATURE.calls(model.graph)
         return [node for node in attentions if not cached_attention.variant_of(node).rotary]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
@@ -100,13 +100,9 @@ def _rewire(
         made += nodes
         merged.append(value)
     insert_before(node, made)
-    inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
-    inputs.update(query=merged[0], key=merged[1], cos_cache=tables[0], sin_cache=tables[1], position_ids=positions)
-    first = rotaries[0].attributes
-    options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
-    options["interleaved"] = first.get_int("interleaved", 0)
-    options["rotary_embedding_dim"] = first.get_int("rotary_embedding_dim", 0)
-    cached_attention.replace_call(node, inputs, options)
+    inputs = {"query": merged[0], "key": merged[1], "cos_cache": tables[0], "sin_cache": tables[1]}
+    options = {name: rotaries[0].attributes.get_int(name, 0) for name in ("interleaved", "rotary_embedding_dim")}
+    cached_attention.replace_call(node, {**inputs, "position_ids": positions}, options)
 
 
 def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) -> tuple[ir.Value, ir.Value]:

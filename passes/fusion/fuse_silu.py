@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators.microsoft import QUICK_GELU
 from llmc.passes.graph.graph_query import only_consumer, producer, replace_node
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -19,6 +20,7 @@ class FuseSilu(FusionPass):
     """Replace ``x * sigmoid(x)`` by QuickGelu, which computes ``x * sigmoid(alpha * x)``."""
 
     what: ClassVar[str] = "silu"
+    domain: ClassVar[str] = QUICK_GELU.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product of something with its own sigmoid."""
@@ -30,13 +32,9 @@ class FuseSilu(FusionPass):
         assert sigmoid is not None
         if only_consumer(sigmoid.outputs[0]) is not node:
             raise NearMiss("its sigmoid is used elsewhere, too")
-        new = ir.node("QuickGelu", [sigmoid.inputs[0]], {"alpha": 1.0}, domain="com.microsoft", name=node.name)
+        new = QUICK_GELU.make({"X": sigmoid.inputs[0]}, {"alpha": 1.0}, name=node.name)
         replace_node(node, [new], new.outputs)
         model.graph.remove(sigmoid, safe=True)
-
-    def finish(self, model: ir.Model) -> None:
-        """Declare the operator's domain."""
-        model.graph.opset_imports.setdefault("com.microsoft", 1)
 
 
 def _sigmoid(node: ir.Node) -> ir.Node | None:

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators.microsoft import SKIP_NORM
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, producer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -25,6 +26,7 @@ class FuseSkipNorm(FusionPass):
     """Fuse each RMSNormalization with the addition that feeds it."""
 
     what: ClassVar[str] = "skip_norm"
+    domain: ClassVar[str] = SKIP_NORM.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every norm that follows an addition, even if a cast, a reshape or a constant factor lies between."""
@@ -40,8 +42,7 @@ class FuseSkipNorm(FusionPass):
         _fuse(model.graph, node, add)
 
     def finish(self, model: ir.Model) -> None:
-        """Declare the operator's domain, and sort: a scale that is computed may come after the addition."""
-        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        """Sort: a scale that is computed may come after the addition."""
         model.graph.sort()
 
 
@@ -68,19 +69,14 @@ def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
     if any(user.node.op_type == "RMSNormalization" and user.node is not norm for user in add.outputs[0].uses()):
         raise NearMiss("the addition before it feeds another norm, too")
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    fused = ir.node(
-        "SkipSimplifiedLayerNormalization",
-        [x, residual, norm.inputs[1]],
-        {"epsilon": epsilon},
-        domain="com.microsoft",
-        num_outputs=4,
-        name=norm.name,
-    )
-    for index in (1, 2):
-        # Absent outputs: mean and inverse deviation are for training, and are float32 whatever the input is.
-        fused.outputs[index].name = ""
+    inputs = {"input": x, "skip": residual, "gamma": norm.inputs[1]}
+    fused = SKIP_NORM.make(inputs, {"epsilon": epsilon}, num_outputs=len(SKIP_NORM.outputs), name=norm.name)
+    for unused in ("mean", "inv_std_var"):
+        # Absent outputs: they are for training, and are float32 whatever the input is.
+        SKIP_NORM.result(fused, unused).name = ""
+    total = SKIP_NORM.result(fused, "input_skip_bias_sum")
     graph.insert_after(add, fused)
-    for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], fused.outputs[3])):
+    for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], total)):
         new.shape, name = old.shape, old.name
         copy_dtype(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators.microsoft import FUSED_MATMUL
 from llmc.passes.graph.graph_query import is_weight, producer, replace_node
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -19,6 +20,7 @@ class FuseTransposedMatMul(FusionPass):
     """The output projection of a model whose embedding is tied to it."""
 
     what: ClassVar[str] = "transposed_matmul"
+    domain: ClassVar[str] = FUSED_MATMUL.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product with a transposed constant."""
@@ -38,10 +40,5 @@ class FuseTransposedMatMul(FusionPass):
         perm = [int(axis) for axis in transpose.attributes.get_ints("perm", backwards)]
         if perm != [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]:
             raise NearMiss(f"its constant is transposed by {perm}, which does more than swap the last two axes")
-        inputs = [node.inputs[0], table]
-        new = ir.node("FusedMatMul", inputs, {"transB": 1}, domain="com.microsoft", name=node.name)
+        new = FUSED_MATMUL.make({"A": node.inputs[0], "B": table}, {"transB": 1}, name=node.name)
         replace_node(node, [new], new.outputs)
-
-    def finish(self, model: ir.Model) -> None:
-        """Declare the operator's domain."""
-        model.graph.opset_imports.setdefault("com.microsoft", 1)

@@ -33,7 +33,7 @@ class PackQKV(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention whose query is not packed, less those that the target normalizes apart."""
-        attentions = [node for node in model.graph if cached_attention.is_cached_attention(node)]
+        attentions = cached_attention.SIGNATURE.calls(model.graph)
         variants = [(node, cached_attention.variant_of(node)) for node in attentions]
         return [n for n, variant in variants if not variant.packed and (self.with_qk_norm or not variant.qk_norm)]
 
@@ -50,7 +50,4 @@ class PackQKV(FusionPass):
                 )
             linears.append(linear)
         packed = stack_linears(model.graph, node, linears, "qkv_proj")
-        inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
-        inputs.update(query=packed, key=None, value=None)
-        options: dict[str, int | float] = {key: attribute.value for key, attribute in node.attributes.items()}
-        cached_attention.replace_call(node, inputs, options)
+        cached_attention.replace_call(node, {"query": packed, "key": None, "value": None}, {})

@@ -28,11 +28,8 @@ class EqualHeadWidths(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention whose keys and values differ in width."""
-        return [
-            node
-            for node in model.graph
-            if cached_attention.is_cached_attention(node) and len(set(_widths(node))) == 2
-        ]
+        attentions = cached_attention.SIGNATURE.calls(model.graph)
+        return [node for node in attentions if len(set(_widths(node))) == 2]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Pad one attention."""
@@ -47,18 +44,17 @@ class EqualHeadWidths(FusionPass):
         heads = {"query": node.attributes.get_int("num_heads", 0)}
         heads.update(dict.fromkeys(("key", "value"), node.attributes.get_int("kv_num_heads", 0)))
         narrow = ("query", "key") if key < value else ("value",)
-        inputs = {name: cached_attention.get_input(node, name) for name in cached_attention.INPUTS}
+        inputs = cached_attention.SIGNATURE.arguments(node)
         for name in narrow:
             inputs[name] = _pad(graph, node, inputs[name], heads[name], width)
         for name in set(narrow) - {"query"}:
             past = inputs[f"past_{name}"]
             assert past is not None
             _widen(past, width)
-        options: dict[str, int | float] = {name: item.value for name, item in node.attributes.items()}
         output = node.outputs[0]
-        new = cached_attention.replace_call(node, inputs, options)
+        new = cached_attention.replace_call(node, inputs, {})
         for name in set(narrow) - {"query"}:
-            _widen(new.outputs[cached_attention.OUTPUTS.index(f"present_{name}")], width)
+            _widen(cached_attention.SIGNATURE.result(new, f"present_{name}"), width)
         if "value" in narrow:
             _cut(graph, new, heads["query"], width, value)
         else:

@@ -21,14 +21,19 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import ATTENTION_MASK, PAST, PRESENT, SEQLENS, TOTAL_LENGTH
 from llmc.compiler.graph.operators import cached_attention
+from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.graph.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
-DOMAIN, KERNEL = "com.microsoft", "GroupQueryAttention"
 KEY_OR_VALUE = re.compile(re.escape(PAST) + r"\d+\.(?:key|value)")
 PRESENT_KEY = re.compile(re.escape(PRESENT) + r"\d+\.key")
+SAME = (
+    *("query", "key", "value", "past_key", "past_value", "cos_cache", "sin_cache", "head_sink"),
+    *("q_norm_weight", "k_norm_weight"),
+)
+"""Inputs that both operators call the same and take alike."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class LowerAttention(FusionPass):
     max_positions: int = 0
 
     what: ClassVar[str] = "attention"
+    domain: ClassVar[str] = GROUP_QUERY_ATTENTION.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""
         makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
-        others = [node for node in makers if node is not None and node.op_type not in {cached_attention.NAME, KERNEL}]
-        return [*(node for node in model.graph if cached_attention.is_cached_attention(node)), *others]
+        own = {cached_attention.NAME, GROUP_QUERY_ATTENTION.name}
+        others = [node for node in makers if node is not None and node.op_type not in own]
+        return [*cached_attention.SIGNATURE.calls(model.graph), *others]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one attention; the values that all of them need are computed once.
@@ -67,8 +74,7 @@ class LowerAttention(FusionPass):
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:
-        """Declare the domain, and sort: what all need may have been made near the end of the graph."""
-        model.graph.opset_imports.setdefault(DOMAIN, 1)
+        """Sort: what all need may have been made near the end of the graph."""
         model.graph.sort()
 
     def _require_kernel(self, node: ir.Node) -> None:
@@ -124,33 +130,15 @@ class LowerAttention(FusionPass):
         return dict(zip(names, made, strict=True))
 
     def _lower(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> None:
-        def given(name: str) -> ir.Value | None:
-            return cached_attention.get_input(node, name)
-
-        query, key = given("query"), given("key")
-        attributes = _attributes(node)
-        norms = (given("q_norm_weight"), given("k_norm_weight"))
-        if norms[0] is not None and not self.qk_norm:
-            query = _norm_by_head(graph, node, query, norms[0], "q_norm")
-            key = _norm_by_head(graph, node, key, norms[1], "k_norm")
-            norms = (None, None)
-        elif norms[0] is not None:
+        given, attributes = cached_attention.SIGNATURE.arguments(node), _attributes(node)
+        inputs = {name: given[name] for name in SAME} | shared
+        if given["q_norm_weight"] is not None and not self.qk_norm:
+            for name, weight in (("query", "q_norm"), ("key", "k_norm")):
+                inputs[name] = _norm_by_head(graph, node, given[name], inputs.pop(f"{weight}_weight"), weight)
+        elif given["q_norm_weight"] is not None:
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
-        inputs = [query, key, given("value"), given("past_key"), given("past_value"), shared[SEQLENS]]
-        inputs += [
-            shared[TOTAL_LENGTH],
-            given("cos_cache"),
-            given("sin_cache"),
-            None,
-            self._bias(graph, node, shared),
-            given("head_sink"),
-            None,
-            None,
-        ]
-        inputs += [*norms, shared.get("query_seqlens")]
-        while inputs[-1] is None:
-            inputs.pop()
-        new = ir.node(KERNEL, inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
+        inputs["attention_bias"] = self._bias(graph, node, shared)
+        new = GROUP_QUERY_ATTENTION.make(inputs, attributes, num_outputs=3, name=node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
 
     def _bias(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> ir.Value | None:

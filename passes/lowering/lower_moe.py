@@ -22,12 +22,12 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators import moe
+from llmc.compiler.graph.operators.microsoft import MOE
 from llmc.passes.experts.expert_weights import rearranged
 from llmc.passes.experts.routing_weights import is_nonnegative, sums_to_one
 from llmc.passes.graph.graph_query import copy_dtype, dims, is_weight, replace_node, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
-DOMAIN, KERNEL = "com.microsoft", "MoE"
 PLAIN = {"relu": "relu", "silu": "silu", "gelu_tanh": "gelu", "identity": "identity"}
 """Activation without a gate -> the kernel's name for it; its gelu is the one by tanh."""
 NOT_CHOSEN = -1e30
@@ -45,14 +45,15 @@ class LowerMoE(FusionPass):
     kernel: bool = True
 
     what: ClassVar[str] = "experts"
+    domain: ClassVar[str] = MOE.domain
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every layer's experts."""
-        return [node for node in model.graph if moe.is_moe(node)]
+        return moe.SIGNATURE.calls(model.graph)
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one layer's experts; their weights are rearranged where the kernel has another layout."""
-        given = dict(zip(moe.INPUTS, node.inputs, strict=False))
+        given = moe.SIGNATURE.arguments(node)
         variant = moe.variant_of(node)
         chosen = self._require_kernel(given, variant, node)
         graph, transpose = model.graph, variant.transposed
@@ -60,29 +61,22 @@ class LowerMoE(FusionPass):
         fc1, fc2 = given["fc1"], given["fc2"]
         assert fc1 is not None
         assert fc2 is not None
-        fc1_bias, fc2_bias = (given.get(name) for name in ("fc1_bias", "fc2_bias"))
-        inputs = [
-            given["hidden"],
-            None,
-            rearranged(graph, fc1, transpose=transpose, interleave=halves),
-            rearranged(graph, fc1_bias, transpose=False, interleave=halves) if fc1_bias is not None else None,
-            rearranged(graph, fc2, transpose=transpose, interleave=False),
-            fc2_bias,
-        ]
-        nodes, inputs[1], total = _routing(graph, node, given)
-        while inputs[-1] is None:
-            inputs.pop()
-        new = ir.node(KERNEL, inputs, _attributes(node, variant, chosen), domain=DOMAIN, name=node.name)
+        bias = given["fc1_bias"]
+        inputs = {
+            "input": given["hidden"],
+            "fc1_experts_weights": rearranged(graph, fc1, transpose=transpose, interleave=halves),
+            "fc1_experts_bias": bias and rearranged(graph, bias, transpose=False, interleave=halves),
+            "fc2_experts_weights": rearranged(graph, fc2, transpose=transpose, interleave=False),
+            "fc2_experts_bias": given["fc2_bias"],
+        }
+        nodes, inputs["router_probs"], total = _routing(graph, node, given)
+        new = MOE.make(inputs, _attributes(node, variant, chosen), name=node.name)
         nodes.append(new)
         if total is not None:
             nodes.append(ir.node("Mul", [new.outputs[0], total], name=f"{node.name}/Mul"))
             copy_dtype(node.outputs[0], new.outputs[0])
             new.outputs[0].shape = node.outputs[0].shape
         replace_node(node, nodes, nodes[-1].outputs)
-
-    def finish(self, model: ir.Model) -> None:
-        """Declare the domain."""
-        model.graph.opset_imports.setdefault(DOMAIN, 1)
 
     def _require_kernel(self, given: Mapping[str, ir.Value | None], variant: moe.Variant, node: ir.Node) -> int:
         """How many experts a token has; raises NearMiss where the kernel cannot compute what the call asks for."""

@@ -51,7 +51,7 @@ class UseStandardAttention(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""
-        attentions = [node for node in model.graph if cached_attention.is_cached_attention(node)]
+        attentions = cached_attention.SIGNATURE.calls(model.graph)
         makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
         own = {SCATTER, cached_attention.NAME} if self.cache == "scatter" else {"Concat", cached_attention.NAME}
         return [*attentions, *(node for node in makers if node is not None and node.op_type not in own)]

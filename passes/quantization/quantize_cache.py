@@ -10,7 +10,7 @@ the largest magnitudes that the model reached on a few texts, with headroom.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import PAST
+from llmc.compiler.base.json_record import LEFT_OUT
+from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION as ATTENTION
 from llmc.passes.graph.graph_query import dims, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
@@ -29,8 +31,6 @@ HEADROOM = 1.25
 SMALLEST_SHARE = 0.02
 """Of a layer's largest magnitude: a channel that was quieter gets this range."""
 PAST_KEY = re.compile(re.escape(PAST) + r"(\d+)\.key")
-K_SCALE, Q_NORM, BIAS, SINK = 12, 14, 10, 11
-"""Positions among GroupQueryAttention's inputs: of k_scale (v_scale follows), q_norm_weight and others."""
 
 Scales = tuple[tuple[float, ...], tuple[float, ...]]
 """Of a layer's keys and values: one each, or one per channel, [kv_heads * head_dim]."""
@@ -47,7 +47,7 @@ class QuantizeCache(FusionPass):
     """
 
     kind: Literal["int8", "fp8"]
-    scales: ClassVar[tuple[Scales, ...]] = ()
+    scales: tuple[Scales, ...] = field(default=(), metadata=LEFT_OUT)
 
     what: ClassVar[str] = "quantized_cache"
 
@@ -57,23 +57,20 @@ class QuantizeCache(FusionPass):
         if kind == "fp8" or ranges is None:
             return cls(kind)
         keys, values = (_int8_scales(part) for part in ranges)
-        made = cls(kind)
-        object.__setattr__(made, "scales", tuple(zip(keys, values, strict=True)))
-        return made
+        return cls(kind, tuple(zip(keys, values, strict=True)))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every GroupQueryAttention whose cache is not quantized."""
-        nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention" and len(node.inputs) > 4]
+        nodes = [node for node in ATTENTION.calls(model.graph) if ATTENTION.get(node, "past_value") is not None]
         return [node for node in nodes if node.attributes.get_string("k_quant_type", "NONE") == "NONE"]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Quantize one layer's cache."""
-        pasts, presents = node.inputs[3:5], node.outputs[1:3]
+        pasts = [ATTENTION.get(node, name) for name in ("past_key", "past_value")]
         layer = PAST_KEY.fullmatch(pasts[0].name or "") if pasts[0] is not None else None
         if layer is None:
             raise NearMiss("its cache is no input of the graph")
-        given = [*node.inputs, *[None] * (K_SCALE + 2 - len(node.inputs))]
-        if given[BIAS] is not None:
+        if ATTENTION.get(node, "attention_bias") is not None:
             raise NearMiss("it has a bias, with which the kernel takes no quantized cache")
         keys, values = self._scales(int(layer[1]))
         shape = dims(pasts[0])
@@ -81,18 +78,18 @@ class QuantizeCache(FusionPass):
         by_channel = len(keys) > 1
         if by_channel and len(keys) != shape[1] * shape[3]:  # type: ignore[operator]
             raise NearMiss(f"it has {shape[1]} x {shape[3]} channels and {len(keys)} scales")
-        for index, (name, scale) in enumerate((("k", keys), ("v", values))):
+        first = ATTENTION.inputs.index("k_scale")
+        node.resize_inputs(max(len(node.inputs), first + 2))
+        for index, (name, scale) in enumerate((("k", keys), ("v", values)), start=first):
             array = np.asarray(scale, np.float32)
             if by_channel:
                 array = array.reshape(shape[1], 1, shape[3])  # type: ignore[arg-type]
-            given[K_SCALE + index] = small_initializer(model.graph, f"cache.{layer[1]}.{name}_scale", array)
+            stored = small_initializer(model.graph, f"cache.{layer[1]}.{name}_scale", array)
+            node.replace_input_with(index, stored)
             kind = "PER_CHANNEL" if by_channel else "PER_TENSOR"
             node.attributes[f"{name}_quant_type"] = ir.AttrString(f"{name}_quant_type", kind)
-        node.resize_inputs(len(given))
-        for index in (K_SCALE, K_SCALE + 1):
-            node.replace_input_with(index, given[index])
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
-        for value in (*pasts, *presents):
+        for value in (*pasts, *node.outputs[1:3]):
             assert value is not None
             value.dtype = TYPES[self.kind]
 

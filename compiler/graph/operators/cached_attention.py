@@ -21,11 +21,13 @@ each score, with a slope per head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.domain import DOMAIN, Body
+from llmc.compiler.graph.operators.signature import Signature
 
 NAME = "CachedAttention"
 INPUTS = (
@@ -44,6 +46,8 @@ INPUTS = (
     "alibi_slopes",
 )
 OUTPUTS = ("output", "present_key", "present_value")
+SIGNATURE = Signature(DOMAIN, NAME, INPUTS, OUTPUTS)
+get_input, is_cached_attention = SIGNATURE.get, SIGNATURE.is_call
 PARTS = ("packed", "rotary", "qk_norm", "softcap", "sinks", "chunked", "alibi")
 """The optional parts, in the order in which an overload names them."""
 _INT, _FLOAT = ir.AttributeType.INT, ir.AttributeType.FLOAT
@@ -77,17 +81,6 @@ class Variant:
         return "_".join(name for name in PARTS if getattr(self, name))
 
 
-def is_cached_attention(node: ir.Node) -> bool:
-    """Whether ``node`` is a call of this operator."""
-    return node.domain == DOMAIN and node.op_type == NAME
-
-
-def get_input(node: ir.Node, name: str) -> ir.Value | None:
-    """The call's input called ``name``, or None when it is absent."""
-    index = INPUTS.index(name)
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def variant_of(node: ir.Node) -> Variant:
     """The variant that a call's inputs and attributes ask for."""
     return Variant(
@@ -107,21 +100,7 @@ def make_node(
     outputs: list[ir.Value] | None = None,
 ) -> ir.Node:
     """A call with the given inputs (by name), attributes and, when given, output values."""
-    unknown = set(inputs) - set(INPUTS)
-    if unknown:
-        raise ValueError(f"CachedAttention has no input {sorted(unknown)}")
-    values = [inputs.get(name) for name in INPUTS]
-    while values and values[-1] is None:
-        values.pop()
-    node = ir.node(
-        NAME,
-        values,
-        attributes,
-        domain=DOMAIN,
-        version=1,
-        num_outputs=None if outputs else 3,
-        outputs=outputs,
-    )
+    node = SIGNATURE.make(inputs, attributes, version=1, num_outputs=None if outputs else 3, outputs=outputs)
     node.overload = variant_of(node).overload
     return node
 
@@ -256,11 +235,14 @@ def _softmax_with_sinks(body: Body, scores: ir.Value) -> ir.Value:
     return body.op("Slice", weights, body.integers(0), body.integers(-1), body.integers(-1))
 
 
-def replace_call(node: ir.Node, inputs: dict[str, ir.Value | None], attributes: dict[str, int | float]) -> ir.Node:
-    """Put a call with other inputs and attributes where ``node`` is; its outputs keep names, types and shapes."""
+def replace_call(
+    node: ir.Node, inputs: Mapping[str, ir.Value | None], attributes: Mapping[str, int | float]
+) -> ir.Node:
+    """Put a call with these inputs and attributes changed where ``node`` is; its outputs keep names and types."""
     graph = node.graph
     assert graph is not None
-    new = make_node(inputs, attributes)
+    old = {name: attribute.value for name, attribute in node.attributes.items()}
+    new = make_node({**SIGNATURE.arguments(node), **inputs}, {**old, **attributes})
     new.name = node.name
     new.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))

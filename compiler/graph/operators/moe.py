@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.domain import DOMAIN, Body
+from llmc.compiler.graph.operators.signature import Signature
 
 NAME = "MoE"
 INPUTS = ("hidden", "indices", "weights", "fc1", "fc2", "fc1_bias", "fc2_bias")
-OUTPUTS = ("output",)
+SIGNATURE = Signature(DOMAIN, NAME, INPUTS)
+is_moe = SIGNATURE.is_call
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "identity")
 """What ``activation`` may be; ``silu`` is g · sigmoid(alpha · g)."""
 FLOAT_ATTRIBUTES = {"alpha": 1.0, "beta": 0.0, "limit": 0.0}
@@ -54,11 +56,6 @@ class Variant:
         return "_".join([self.activation, *(name for name in flags if getattr(self, name))])
 
 
-def is_moe(node: ir.Node) -> bool:
-    """Whether ``node`` is a call of this operator."""
-    return node.domain == DOMAIN and node.op_type == NAME
-
-
 def variant_of(node: ir.Node) -> Variant:
     """The variant that a call's inputs and attributes ask for."""
     given = node.attributes
@@ -68,7 +65,7 @@ def variant_of(node: ir.Node) -> Variant:
         interleaved=bool(given.get_int("interleaved", 0)),
         transposed=bool(given.get_int("transposed", 0)),
         limited=given.get_float("limit", 0.0) > 0,
-        biases=len(node.inputs) > INPUTS.index("fc1_bias") and node.inputs[INPUTS.index("fc1_bias")] is not None,
+        biases=SIGNATURE.get(node, "fc1_bias") is not None,
     )
 
 

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import ArtifactError
-from llmc.compiler.base.json_record import JsonValue, decode, encode, from_text, read_object, schema, to_text
+from llmc.compiler.base.json_record import (
+    LEFT_OUT,
+    JsonValue,
+    decode,
+    encode,
+    from_text,
+    read_object,
+    schema,
+    to_text,
+)
 
 
 @dataclass(frozen=True)
@@ -237,3 +246,23 @@ def test_the_schema_describes_what_is_written() -> None:
             "additionalProperties": False,
         }
     }
+
+
+@dataclass(frozen=True)
+class Partly:
+    """One field is no part of the record."""
+
+    kind: str
+    scales: tuple[float, ...] = dataclasses.field(default=(), metadata=LEFT_OUT)
+
+
+def test_a_field_may_be_left_out() -> None:
+    """It still tells two instances apart."""
+    record = Partly("int8", (0.5,))
+    assert encode(record) == {"kind": "int8"}
+    assert record != Partly("int8")
+    assert decode(Partly, {"kind": "int8"}, "here") == Partly("int8")
+    described: Any = schema(Partly, title="partly.json")
+    assert set(described["properties"]) == set(described["required"]) == {"kind"}
+    with pytest.raises(ArtifactError, match="unknown key 'scales'"):
+        decode(Partly, {"kind": "int8", "scales": [0.5]}, "here")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.graph.graph_query import dims
-from llmc.passes.lowering.lower_moe import KERNEL, LowerMoE
+from llmc.passes.lowering.lower_moe import MOE, LowerMoE
 from llmc.passes.pipeline import CpuTarget, cpu_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
@@ -54,7 +54,7 @@ def lower(layer: Layer, *, lazy: bool = False, tokens: int = 7) -> ir.Model:
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_numbers_of_every_layer_agree(name: str) -> None:
     model = lower(LAYERS[name])
-    assert f"com.microsoft::{KERNEL}" in operators(model)
+    assert f"com.microsoft::{MOE.name}" in operators(model)
     assert not any(node.domain == "llmc" for node in model.graph)
     assert not model.functions
 
@@ -63,7 +63,7 @@ def test_numbers_of_every_layer_agree(name: str) -> None:
 def test_numbers_of_every_router_agree(name: str) -> None:
     """Relu gives weights of 0, and to the second token nothing else."""
     model = lower(Layer(router=ROUTERS[name]))
-    assert operators(model)[-1] == (f"com.microsoft::{KERNEL}" if name in SUMS_TO_ONE else "Mul")
+    assert operators(model)[-1] == (f"com.microsoft::{MOE.name}" if name in SUMS_TO_ONE else "Mul")
 
 
 @settings(max_examples=12, deadline=None)
@@ -113,7 +113,7 @@ def test_what_a_call_does_not_state() -> None:
     apply(LowerMoE(), model)
     close(run(model, layer.feeds())["logits"], expected)
     names = {"k", "normalize_routing_weights", "activation_type", "swiglu_fusion", "activation_alpha"}
-    assert set(node_of(model, KERNEL).attributes) == names | {"activation_beta"}
+    assert set(node_of(model, MOE.name).attributes) == names | {"activation_beta"}
 
 
 def test_what_is_made_is_stated() -> None:
@@ -121,14 +121,14 @@ def test_what_is_made_is_stated() -> None:
     model.graph.opset_imports.pop("com.microsoft")
     apply(LowerMoE(), model)
     assert model.graph.opset_imports["com.microsoft"] == 1
-    kernel, product = node_of(model, KERNEL).outputs[0], node_of(model, "Mul").outputs[0]
+    kernel, product = node_of(model, MOE.name).outputs[0], node_of(model, "Mul").outputs[0]
     for value in (kernel, product):
         assert (value.dtype, dims(value)) == (ir.DataType.FLOAT, ["tokens", HIDDEN])
 
 
 def test_the_call_says_what_is_computed() -> None:
     model = lower(LAYERS["all at once"])
-    node = node_of(model, KERNEL)
+    node = node_of(model, MOE.name)
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {
         "k": CHOSEN,
         "normalize_routing_weights": 1,
@@ -149,7 +149,7 @@ def test_the_call_says_what_is_computed() -> None:
 
 def test_weights_that_have_the_layout_are_left_as_they_are() -> None:
     model = lower(LAYERS["silu gate, alternating rows"])
-    node = node_of(model, KERNEL)
+    node = node_of(model, MOE.name)
     assert [value.name for value in (node.inputs[2], node.inputs[4]) if value is not None] == ["fc1", "fc2"]
 
 
@@ -174,7 +174,7 @@ def test_one_expert_is_read_at_a_time_and_none_by_the_pass() -> None:
     model.graph.initializers["fc1"].shape = ir.Shape([EXPERTS, 512, 2048])
     assert LowerMoE()(model).modified
     assert not large.reads
-    lowered = node_of(model, KERNEL).inputs[2]
+    lowered = node_of(model, MOE.name).inputs[2]
     assert lowered is not None
     assert isinstance(lowered.const_value, LazyWeight)
     parts: Iterator[Array] = lowered.const_value.chunks()

@@ -9,7 +9,7 @@ import pytest
 
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.lower_attention import LowerAttention
-from llmc.passes.quantization.quantize_cache import HEADROOM, K_SCALE, LARGEST_INT8, SMALLEST_SHARE, QuantizeCache
+from llmc.passes.quantization.quantize_cache import ATTENTION, HEADROOM, LARGEST_INT8, SMALLEST_SHARE, QuantizeCache
 
 from ..graphs import Array, apply, draw, draw_all, left_alone, node_of, open_session, parse
 
@@ -89,14 +89,14 @@ def test_int8_matches() -> None:
             node.attributes.get_string("k_quant_type") == node.attributes.get_string("v_quant_type") == "PER_CHANNEL"
         )
         assert node.attributes.get_int("kv_cache_bit_width") == 8
-        for index, kind, part in ((K_SCALE, "k", recorded[0]), (K_SCALE + 1, "v", recorded[1])):
-            scale = node.inputs[index]
+        for kind, part in zip("kv", recorded, strict=True):
+            scale = ATTENTION.get(node, f"{kind}_scale")
             assert scale is model.graph.initializers[f"cache.{layer}.{kind}_scale"]
             assert (scale.dtype, dims(scale)) == (ir.DataType.FLOAT, [KV_HEADS, 1, DIM])
             assert scale.const_value is not None
             wanted = np.maximum(part[layer], SMALLEST_SHARE * part[layer].max()) * HEADROOM / LARGEST_INT8
             np.testing.assert_allclose(scale.const_value.numpy().reshape(-1), wanted, rtol=1e-6)
-        assert node.inputs[11] is model.graph.initializers["sink"]
+        assert ATTENTION.get(node, "head_sink") is model.graph.initializers["sink"]
 
 
 def test_int8_numbers_are_near_those_of_a_float_cache() -> None:

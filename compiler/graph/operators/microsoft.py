@@ -1,0 +1,68 @@
+"""Operators of ONNX Runtime (``com.microsoft``), their inputs and outputs by the names of ONNX Runtime's schemas.
+
+Passes make calls of them and recognise calls; what counts weights and arithmetic reads calls of any graph. A test
+compares the names with the schemas of the installed ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from llmc.compiler.graph.operators.signature import Signature
+
+DOMAIN = "com.microsoft"
+
+GROUP_QUERY_ATTENTION = Signature(
+    DOMAIN,
+    "GroupQueryAttention",
+    (
+        *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
+        *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale"),
+        *("q_norm_weight", "k_norm_weight", "query_seqlens"),
+    ),
+    ("output", "present_key", "present_value"),
+)
+MULTI_HEAD_ATTENTION = Signature(
+    DOMAIN,
+    "MultiHeadAttention",
+    (
+        *("query", "key", "value", "bias", "key_padding_mask", "attention_bias", "past_key", "past_value"),
+        *("past_sequence_length", "cache_indirection"),
+    ),
+    ("output", "present_key", "present_value"),
+)
+ROTARY_EMBEDDING = Signature(DOMAIN, "RotaryEmbedding", ("input", "position_ids", "cos_cache", "sin_cache"))
+MATMUL_NBITS = Signature(DOMAIN, "MatMulNBits", ("A", "B", "scales", "zero_points", "g_idx", "bias"), ("Y",))
+MATMUL_FP8 = Signature(DOMAIN, "MatMulBlockQuantizedFp8Weight", ("A", "B", "b_scale", "a_scale", "bias"), ("Y",))
+DYNAMIC_MATMUL = Signature(DOMAIN, "DynamicQuantizeMatMul", ("A", "B", "b_scale", "b_zero_point", "bias"), ("Y",))
+FUSED_MATMUL = Signature(DOMAIN, "FusedMatMul", ("A", "B"), ("Y",))
+GATHER_QUANTIZED = Signature(DOMAIN, "GatherBlockQuantized", ("data", "indices", "scales", "zero_points"))
+DEQUANTIZE_LINEAR = Signature(DOMAIN, "DequantizeLinear", ("x", "x_scale", "x_zero_point"), ("y",))
+SKIP_NORM = Signature(
+    DOMAIN,
+    "SkipSimplifiedLayerNormalization",
+    ("input", "skip", "gamma", "bias"),
+    ("output", "mean", "inv_std_var", "input_skip_bias_sum"),
+)
+QUICK_GELU = Signature(DOMAIN, "QuickGelu", ("X",), ("Y",))
+GATED_NORM = Signature(DOMAIN, "GatedRMSNorm", ("X", "scale", "gate"), ("Y",))
+MOE = Signature(
+    DOMAIN,
+    "MoE",
+    (
+        *("input", "router_probs", "fc1_experts_weights", "fc1_experts_bias", "fc2_experts_weights"),
+        *("fc2_experts_bias", "fc3_experts_weights", "fc3_experts_bias"),
+    ),
+)
+QMOE = Signature(
+    DOMAIN,
+    "QMoE",
+    (
+        *("input", "router_probs", "fc1_experts_weights", "fc1_scales", "fc1_experts_bias"),
+        *("fc2_experts_weights", "fc2_scales", "fc2_experts_bias"),
+        *("fc3_experts_weights", "fc3_scales", "fc3_experts_bias"),
+        *("fc1_zero_points", "fc2_zero_points", "fc3_zero_points"),
+    ),
+)
+SIGNATURES = (
+    *(GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, ROTARY_EMBEDDING, MATMUL_NBITS, MATMUL_FP8, DYNAMIC_MATMUL),
+    *(FUSED_MATMUL, GATHER_QUANTIZED, DEQUANTIZE_LINEAR, SKIP_NORM, QUICK_GELU, GATED_NORM, MOE, QMOE),
+)

@@ -58,7 +58,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("runtimes/reference", "runtimes/session"),
         ("runtimes/evaluation", "runtimes/session"),
         ("runtimes/device", "runtimes/session"),
-        ("runtimes/generation", "runtimes/device runtimes/engines runtimes/session"),
+        ("runtimes/generation", "runtimes/engines runtimes/session"),
         (
             "runtimes/onnxruntime",
             "compiler/artifact runtimes/device runtimes/kernels runtimes/machine runtimes/memory runtimes/session",

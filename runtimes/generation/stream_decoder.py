@@ -1,19 +1,15 @@
 """Tokens of a running generation in, text out as early as it is certain.
 
-    token ─▶ window of the last few tokens ─▶ whole characters ─▶ nothing that may begin a stop string ─▶ text
-
-:class:`StreamDecoder` does it for one row, :func:`stream_text` for a whole generation, which it ends row by row where
-a stop string comes.
+token ─▶ window of the last few tokens ─▶ whole characters ─▶ nothing that may begin a stop string ─▶ text
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import NO_TOKEN, FinishReason, TokenStream
 
 _REPLACEMENT = "\ufffd"
 _MAX_PENDING = 16  # a character has at most 4 bytes, so this many tokens without a whole one are not text
@@ -61,6 +57,11 @@ class StreamDecoder:
     def stopped(self) -> bool:
         """Whether a stop string has come."""
         return self.stop_string is not None
+
+    def take(self, request: Request) -> str:
+        """The text that a request's newest token makes certain, no end token's; the last gives all that is left."""
+        text = "" if request.finished == "eos" else self.push(request.tokens[-1])
+        return text if request.finished is None else text + self.finish()
 
     def push(self, token: int) -> str:
         """Append a token; return the text that has become certain, often empty."""
@@ -122,47 +123,3 @@ class StreamDecoder:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class StepText:
-    """What one step of a generation adds to the text.
-
-    Attributes:
-        step: Index of the step, from 0.
-        texts: Per row, the text that has become certain; a finished row's last one holds all that was left.
-        finished: Per row, why it is finished, or None; ``stop`` also where a stop string came.
-    """
-
-    step: int
-    texts: tuple[str, ...]
-    finished: tuple[FinishReason | None, ...]
-
-
-def stream_text(stream: TokenStream, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> Iterator[StepText]:
-    """Run a generation and give out its text.
-
-    Args:
-        stream: A fresh stream; rows in which a stop string comes are finished in it.
-        tokenizer: The model's tokenizer.
-        stop: Stop strings, not given out. Nor is an end token.
-
-    Raises:
-        UsageError: a stop string is empty.
-        EngineError: the runtime failed.
-    """
-    decoders = [StreamDecoder(tokenizer, stop) for _ in stream.finished]
-    for step in stream:
-        texts = []
-        for row, (decoder, token) in enumerate(zip(decoders, step.tokens.tolist(), strict=True)):
-            if token == NO_TOKEN:
-                texts.append("")
-                continue
-            reason = step.finished[row]
-            text = "" if reason == "eos" else decoder.push(token)
-            if reason is not None:
-                text += decoder.finish()
-            if decoder.stopped:
-                stream.finish(row, "stop")
-            texts.append(text)
-        yield StepText(step.step, tuple(texts), stream.finished)

@@ -13,10 +13,11 @@ from typing import Any
 
 from llmc.compiler.base.errors import LlmcError, UsageError
 from llmc.runtimes.engines import open_session
+from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.chat import Message
-from llmc.runtimes.generation.stream_decoder import stream_text
+from llmc.runtimes.generation.request import FinishReason, Request
+from llmc.runtimes.generation.stream_decoder import StreamDecoder
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import Generator, TokenStream
 from llmc.runtimes.session.engine import Session
 from llmc.runtimes.session.sampling_params import SamplingParams
 
@@ -50,37 +51,54 @@ class Speed:
 class Reply:
     """One generation: iterate it for the pieces of text, of every row at each step."""
 
-    def __init__(self, stream: TokenStream, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
-        self._stream, self._tokenizer, self._stop = stream, tokenizer, tuple(stop)
-        self.texts = [""] * len(stream.finished)
+    def __init__(
+        self, batch: Batch, requests: Sequence[Request], tokenizer: TextTokenizer, stop: Sequence[str]
+    ) -> None:
+        """Of fresh ``requests``, whose ids count from 0, in ``batch``; texts end before a ``stop`` string.
+
+        Raises:
+            UsageError: a stop string is empty.
+        """
+        self._batch, self._requests = batch, tuple(requests)
+        self._decoders = [StreamDecoder(tokenizer, stop) for _ in requests]
+        self.texts = [""] * len(requests)
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         """Text that has become certain, row by row; :attr:`texts` has all of it so far."""
-        for step in stream_text(self._stream, self._tokenizer, self._stop):
-            self.texts = [text + piece for text, piece in zip(self.texts, step.texts, strict=True)]
-            yield step.texts
+        while self._batch.busy:
+            pieces = [""] * len(self.texts)
+            for request in self._batch.step():
+                decoder = self._decoders[request.id]
+                pieces[request.id] = decoder.take(request)
+                if decoder.stopped:
+                    self._batch.cancel(request)
+            self.texts = [text + piece for text, piece in zip(self.texts, pieces, strict=True)]
+            yield tuple(pieces)
 
     @property
     def speed(self) -> Speed:
         """How fast it came so far."""
-        timings, counts = self._stream.timings, [len(row) for row in self._stream.result().tokens]
-        decode_s = (timings.total_s or 0.0) - (timings.ttft_s or 0.0)
-        later = sum(max(0, count - 1) for count in counts)
-        return Speed(sum(counts), timings.ttft_s, later / decode_s if later and decode_s > 0 else None)
+        timings = [request.timings for request in self._requests if request.tokens]
+        firsts = [ttft for each in timings if (ttft := each.ttft_s) is not None]
+        count = sum(len(request.tokens) for request in self._requests)
+        if not timings:
+            return Speed(count, None, None)
+        decode_s = (max(each.ticks[-1] for each in timings) - min(each.ticks[1] for each in timings)) / 1e9
+        later = count - len(timings)
+        return Speed(count, max(firsts), later / decode_s if later and decode_s > 0 else None)
 
     @property
-    def finished(self) -> tuple[str | None, ...]:
+    def finished(self) -> tuple[FinishReason | None, ...]:
         """Per row, why it ended: ``eos``, ``stop``, ``length``; None where it was interrupted."""
-        return self._stream.finished
+        return tuple(request.finished for request in self._requests)
 
     def to_json(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        speed, tokens = self.speed, self._stream.result().tokens
-        rows = zip(prompts, self.texts, tokens, self.finished, strict=True)
+        speed, rows = self.speed, zip(prompts, self.texts, self._requests, strict=True)
         return {
             "results": [
-                {"prompt": prompt, "text": text, "tokens": list(ids), "finished": reason}
-                for prompt, text, ids, reason in rows
+                {"prompt": prompt, "text": text, "tokens": request.tokens, "finished": request.finished}
+                for prompt, text, request in rows
             ],
             "tokens": speed.tokens,
             "ttft_s": speed.ttft_s,
@@ -88,9 +106,9 @@ class Reply:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextEngine:
-    """An open engine with its tokenizer.
+    """An open engine with its tokenizer. It has one cache, so a new reply ends the one before.
 
     Attributes:
         session: The engine.
@@ -99,6 +117,7 @@ class TextEngine:
 
     session: Session
     tokenizer: TextTokenizer
+    _batch: Batch | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(cls, directory: Path, threads: int | None) -> TextEngine:
@@ -143,8 +162,12 @@ class TextEngine:
                 "compile with a larger --context"
             )
         count = min(DEFAULT_MAX_TOKENS, context - longest) if max_tokens is None else max_tokens
-        stream = Generator(self.session).stream(prompts, sampling, max_tokens=count, eos_ids=self.tokenizer.eos_ids)
-        return Reply(stream, self.tokenizer, stop)
+        ends = frozenset(self.tokenizer.eos_ids)
+        requests = [Request(prompt, count, sampling, ends, id=row) for row, prompt in enumerate(prompts)]
+        if self._batch is not None:
+            self._batch.close()
+        self._batch = Batch.of(self.session, requests)
+        return Reply(self._batch, requests, self.tokenizer, stop)
 
 
 @dataclass

@@ -30,6 +30,14 @@ _FIRST_TOP_P = (
 )
 
 
+def not_finite(row_id: int, step: int) -> EngineError:
+    """What is wrong with logits that hold NaN or infinity."""
+    return EngineError(
+        f"the engine's logits for row {row_id} are not finite at step {step}; "
+        "check the engine with `llmc verify`, or compile at a higher precision"
+    )
+
+
 class Sampler:
     """Chooses the tokens of one row, and remembers them for the repetition penalty."""
 
@@ -64,10 +72,7 @@ class Sampler:
         """
         scores = self._penalise(logits) if self._penalised else logits
         if not math.isfinite(float(scores.max())):
-            raise EngineError(
-                f"the engine's logits for row {self._row_id} are not finite at step {step}; "
-                "check the engine with `llmc verify`, or compile at a higher precision"
-            )
+            raise not_finite(self._row_id, step)
         if self._params.greedy:
             return int(scores.argmax())
         return self._draw(scores, step)

@@ -15,9 +15,9 @@ import pytest
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.driver.driver import export
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.session.engine import Session
 
+from ..generation import generate
 from .conftest import BOTH, DECODED, Built
 from .oracle import THREADS, Agreement, PortableGraph, lead_graph, lead_session
 
@@ -107,7 +107,7 @@ def test_the_same_greedy_tokens_through_the_decode_loop(sessions: dict[Path, Ses
     session = open_one(sessions, built, "engine")
     for kind in ("single", "ragged"):
         rows, steps = built.rows(kind), DECODED[kind]
-        made = Generator(session).stream([row.prompt for row in rows], max_tokens=steps, prefill_chunk=32).run()
+        made = generate(session, [row.prompt for row in rows], max_tokens=steps, prefill_chunk=32)
         assert [list(row) for row in made.tokens] == [row.continuation for row in rows]
 
 

@@ -11,10 +11,10 @@ import pytest
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.evaluation.quality import evaluate, make_windows
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.session.engine import Session
 from llmc.runtimes.session.padding import pad_prompts
 
+from ..generation import generate
 from .conftest import BOTH, Built
 from .oracle import Array
 
@@ -36,7 +36,7 @@ def engine(built: Built) -> Iterator[Session]:
 @pytest.mark.parametrize("built", BOTH, indirect=True)
 def test_greedy_text_reads_as_english(built: Built, engine: Session) -> None:
     tokenizer = TextTokenizer.from_directory(built.portable)
-    made = Generator(engine).stream([tokenizer.encode(PROMPT)], max_tokens=96, eos_ids=tokenizer.eos_ids).run()
+    made = generate(engine, [tokenizer.encode(PROMPT)], max_tokens=96, eos_ids=tokenizer.eos_ids)
     words = tokenizer.decode(made.tokens[0]).split()
     plain = [word for word in words if re.fullmatch(r"[\"'(]?[A-Za-z]+(['’-][A-Za-z]+)*[\"')]?[.,;:!?]*", word)]
     assert len(words) > 20

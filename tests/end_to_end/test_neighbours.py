@@ -20,9 +20,9 @@ from llmc.compiler.driver.driver import compile_model, optimize
 from llmc.compiler.driver.genai_config import GENAI_CONFIG
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 
+from ..generation import generate
 from ..shared import Shared
 from .conftest import Built
 from .genai_loop import THREADS, GenaiLoop, before_the_end
@@ -42,8 +42,8 @@ def own_tokens(
     """What llmc's loop makes of the same prompts."""
     session = open_session(directory, threads=THREADS)
     try:
-        stream = Generator(session).stream(prompts, max_tokens=count, eos_ids=ends, prefill_chunk=chunk)
-        return [before_the_end(row, ends) for row in stream.run().tokens]
+        made = generate(session, prompts, max_tokens=count, eos_ids=ends, prefill_chunk=chunk)
+        return [before_the_end(row, ends) for row in made.tokens]
     finally:
         session.close()
 

@@ -15,10 +15,10 @@ from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions, Precision
 from llmc.compiler.driver.driver import build, compile_model, optimize
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.session.engine import Session
 
+from ..generation import generate
 from ..shared import Shared
 from .conftest import Built
 from .oracle import THREADS, Row, lead_session, load_eager, reference_row, whole_logits
@@ -153,7 +153,7 @@ def test_smollm2_makes_the_tokens_of_transformers(smollm2: Built) -> None:
     engine = smollm2.engine(cache="grow", target="openvino", precision="fp32")
     session: Session = open_session(engine, threads=THREADS)
     (row,) = smollm2.rows("single")
-    made = Generator(session).stream([row.prompt], max_tokens=64, eos_ids=set()).run()
+    made = generate(session, [row.prompt], max_tokens=64, eos_ids=set())
     assert list(made.tokens[0]) == row.continuation[:64]
     for chunk in (0, 16):
         result = lead_session(session, smollm2.rows("ragged"), chunk=chunk)

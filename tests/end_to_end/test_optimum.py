@@ -19,8 +19,8 @@ import pytest
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.driver.driver import export
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation.token_stream import Generator
 
+from ..generation import generate
 from .conftest import BOTH, Built
 from .tiny import SIZES, save_model
 
@@ -45,7 +45,7 @@ def optimum_tokens(directory: Path, prompts: Sequence[Sequence[int]], count: int
 def own_tokens(directory: Path, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     session = open_session(directory, threads=THREADS)
     try:
-        return [list(row) for row in Generator(session).stream(prompts, max_tokens=count).run().tokens]
+        return [list(row) for row in generate(session, prompts, max_tokens=count).tokens]
     finally:
         session.close()
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.onnxruntime.cuda_engine import nodes_elsewhere
 from llmc.runtimes.session.padding import pad_prompts
 from llmc.runtimes.session.sampling import Sampler
 from llmc.runtimes.session.sampling_params import SamplingParams
 
+from ..generation import generate
 from ..runtimes.row_states import begin_loop
 from .conftest import VARIANTS, Engines, Opened
 from .reference import Row
@@ -78,10 +78,9 @@ def test_the_sampled_loop_draws_what_the_host_draws(
 @pytest.mark.parametrize("opened", HALF, indirect=True)
 def test_an_end_token_ends_one_row(opened: Opened, rows: list[Row]) -> None:
     prompts = [row.prompt for row in rows]
-    generator = Generator(opened.session)
-    free = generator.stream(prompts, max_tokens=24).run().tokens
+    free = generate(opened.session, prompts, max_tokens=24).tokens
     end = free[2][6]
-    made = generator.stream(prompts, max_tokens=24, eos_ids=[end]).run()
+    made = generate(opened.session, prompts, max_tokens=24, eos_ids=[end])
     for row, tokens in enumerate(made.tokens):
         stop = free[row].index(end) + 1 if end in free[row] else 24
         assert tokens == free[row][:stop]

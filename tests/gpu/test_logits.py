@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmc.runtimes.generation.token_stream import Generator
-
+from ..generation import generate
 from .conftest import STEPS, Engines, Opened
 from .reference import Led, Row, lead, mean_kl
 
@@ -62,7 +61,7 @@ def test_logits_are_those_of_float32(
 def test_greedy_text_leaves_the_reference_only_where_that_is_undecided(
     opened: Opened, rows: list[Row], batch: int, record: Record
 ) -> None:
-    made = Generator(opened.session).stream([row.prompt for row in rows[:batch]], max_tokens=STEPS).run()
+    made = generate(opened.session, [row.prompt for row in rows[:batch]], max_tokens=STEPS)
     bound, same = ERROR[opened.directory.name], []
     for row, tokens in zip(rows, made.tokens, strict=False):
         differing = [i for i, pair in enumerate(zip(tokens, row.continuation, strict=True)) if pair[0] != pair[1]]

@@ -22,7 +22,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation.token_stream import Generator
+from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
 
 session = open_session(Path(sys.argv[1]))
 batch, context, chunk = map(int, sys.argv[2:])
@@ -30,7 +31,7 @@ used = {"open": session.device_bytes()}
 session.reset(batch, context)
 used["cache"] = session.device_bytes()
 prompts = np.random.default_rng(0).integers(3, 49000, (batch, chunk)).tolist()
-Generator(session).stream(prompts, max_tokens=16).run()
+Batch.of(session, [Request(prompt, 16) for prompt in prompts]).run()
 used["run"] = session.device_bytes()
 print(json.dumps(used))
 """

@@ -18,9 +18,9 @@ from llmc.compiler.driver.driver import build, compile_model, optimize, verify
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.engines import open_session
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.tensorrt.bindings import BINDINGS
 
+from ..generation import generate
 from .conftest import STEPS, Engines
 from .reference import Row, lead
 
@@ -103,7 +103,7 @@ def test_logits_are_those_of_float32(
 
 def test_the_loop_generates_what_the_steps_say(half: DeviceSession, rows: list[Row]) -> None:
     """Tokens of the recorded loop are the arg-max of single steps along them."""
-    made = Generator(half).stream([row.prompt for row in rows], max_tokens=STEPS).run().tokens
+    made = generate(half, [row.prompt for row in rows], max_tokens=STEPS).tokens
     alone = [replace(row, continuation=list(tokens)) for row, tokens in zip(rows, made, strict=True)]
     led = lead(half, alone, steps=STEPS)
     expected = np.array([tokens[1:] for tokens in made]).T.flatten()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.generation.stream_decoder import StreamDecoder, stream_text
+from llmc.runtimes.generation.stream_decoder import StreamDecoder
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import Generator, TokenStream
+
+from .pieces import Pieces, cut
 
 SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text("aé日🙂\ufffd \u2581", max_size=40)
@@ -22,15 +20,6 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.te
 
 def pieces(decoder: StreamDecoder, tokens: list[int]) -> list[str]:
     return [*(decoder.push(token) for token in tokens), decoder.finish()]
-
-
-def cut(text: str, stops: list[str]) -> str:
-    """What a reader who looks for the stop strings after every character sees."""
-    for end in range(len(text) + 1):
-        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if starts:
-            return text[: min(starts)]
-    return text
 
 
 @SETTINGS
@@ -151,20 +140,6 @@ def test_stop_strings(byte_level: Any, text: str, stops: list[str]) -> None:
     assert decoder.stopped == any(stop in text for stop in stops)
 
 
-class Pieces(TextTokenizer):
-    """Each token is a text of its own; ``None`` is a special token, which :meth:`decode` writes as <s>."""
-
-    def __init__(self, *texts: str | None) -> None:
-        self.texts = texts
-
-    def is_visible(self, token: int, *, skip_special_tokens: bool = True) -> bool:
-        return self.texts[token] is not None or not skip_special_tokens
-
-    def decode(self, tokens: Any, *, skip_special_tokens: bool = True) -> str:
-        texts = (self.texts[token] for token in tokens)
-        return "".join(("" if skip_special_tokens else "<s>") if text is None else text for text in texts)
-
-
 @pytest.mark.parametrize(
     ("texts", "stops", "expected", "by"),
     [
@@ -248,54 +223,3 @@ def test_text_before_a_possible_stop_is_not_delayed(byte_level: Any) -> None:
 def test_an_empty_stop_string_is_refused(byte_level: Any) -> None:
     with pytest.raises(UsageError, match="stop string is empty"):
         StreamDecoder(TextTokenizer(byte_level), ["x", ""])
-
-
-def test_a_generation_ends_at_stop_strings_and_end_tokens(byte_level: Any, fake_session: Any) -> None:
-    tokenizer = TextTokenizer(byte_level)
-    prompts, size = [[90], [91, 92], [93]], byte_level.get_vocab_size()
-    session = fake_session(vocab_size=size)
-    tokens = Generator(session).stream(prompts, max_tokens=20).run().tokens
-    free = [tokenizer.decode(row) for row in tokens]
-    stop, end = tokenizer.decode(tokens[0][4:6]), tokens[1][3]
-    session = fake_session(vocab_size=size)
-    stream = Generator(session).stream(prompts, max_tokens=20, eos_ids=[end])
-    steps = list(stream_text(stream, tokenizer, [stop]))
-    texts = ["".join(step.texts[row] for step in steps) for row in range(3)]
-    assert texts[0] == cut(free[0], [stop])
-    assert texts[1] == cut(tokenizer.decode(tokens[1][: tokens[1].index(end)]), [stop])
-    assert steps[-1].finished[:2] == ("stop", "eos")
-    assert session.lengths[0] < 1 + 20
-
-
-@pytest.fixture
-def stream_of(fake_session: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TokenStream]:
-    """A stream that says these tokens, [steps][batch]."""
-
-    def make(*steps: list[int], **options: Any) -> TokenStream:
-        session, answers = fake_session(), iter(steps)
-        monkeypatch.setattr(session, "forward", lambda *_: SimpleNamespace(argmax=lambda: np.array(next(answers))))
-        return Generator(session).stream([[1]] * len(steps[0]), max_tokens=len(steps), **options)
-
-    return make
-
-
-def test_the_steps_of_a_generation_as_text(stream_of: Callable[..., TokenStream]) -> None:
-    """What a row held back comes with its last token; the step in which a stop string comes says so."""
-    tokenizer = Pieces("a", "x sto", "p y", "z st", "</s>", "s")
-    stream = stream_of([0, 0, 0], [1, 5, 5], [2, 0, 4], [0, 3, 0], eos_ids=[4])
-    steps = list(stream_text(stream, tokenizer, ["stop", "st!"]))
-    assert [step.texts for step in steps] == [("a", "a", "a"), ("x ", "", ""), ("", "sa", "s"), ("", "z st", "")]
-    assert [step.finished for step in steps] == [
-        (None, None, None),
-        (None, None, None),
-        ("stop", None, "eos"),
-        ("stop", "length", "eos"),
-    ]
-    assert [step.step for step in steps] == [0, 1, 2, 3]
-
-
-def test_a_stop_string_in_the_last_token_is_the_reason(stream_of: Callable[..., TokenStream]) -> None:
-    stream = stream_of([0], [1])
-    steps = list(stream_text(stream, Pieces("a", "stop"), ["stop"]))
-    assert [step.texts for step in steps] == [("a",), ("",)]
-    assert steps[-1].finished == stream.finished == ("stop",)

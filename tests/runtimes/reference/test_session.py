@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.reference.session import TransformersSession
+
+from ...generation import generate
 
 SIZES = {
     "vocab_size": 160,
@@ -146,7 +147,7 @@ def test_a_generator_drives_it(model: Any) -> None:
     import torch
 
     rows = rows_of([13, 5])
-    result = Generator(TransformersSession(model)).stream(rows, max_tokens=6, prefill_chunk=4).run()
+    result = generate(TransformersSession(model), rows, max_tokens=6, prefill_chunk=4)
     for row, tokens in zip(rows, result.tokens, strict=True):
         expected = model.generate(torch.from_numpy(row)[None], max_new_tokens=6, do_sample=False, eos_token_id=None)
         assert list(tokens) == expected[0, len(row) :].tolist()

@@ -13,11 +13,11 @@ from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench.workers.protocol import RunRequest
 from llmc.runtimes.bench.workers.worker import SessionTarget
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.generation.token_stream import Generator
 from llmc.runtimes.session.engine import FloatArray, Int64Array
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
+from ...generation import generate
 from ..tiny_engine import PROMPTS, CountingDevice, rows_of
 from .fake_tensorrt import DECODE, PREFILL, FakeModule
 from .tiny_graph import CAPACITIES, CHUNK, MAX_BATCH, exported, open_fake
@@ -221,10 +221,10 @@ def test_the_loop_on_the_device_chooses_what_the_host_chooses(
     folder: Path, tmp_path: Path, params: SamplingParams, is_rtx: bool
 ) -> None:
     session = open_fake(folder, tmp_path, FakeModule(is_rtx))
-    made = Generator(session).stream(PROMPTS, params, max_tokens=9).run().tokens
+    made = generate(session, PROMPTS, params, max_tokens=9).tokens
     assert session.chooser is not None
     session._samplers = None
-    on_host = Generator(session).stream(PROMPTS, params, max_tokens=9).run().tokens
+    on_host = generate(session, PROMPTS, params, max_tokens=9).tokens
     assert made == on_host
     assert len(set(made)) == 3
     session.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from typer.testing import Result
 from llmc.compiler.base.errors import EngineError, LlmcError
 from llmc.runtimes.generation import text_engine
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.text_engine import Reply, Speed, TextEngine
+from llmc.runtimes.generation.text_engine import TextEngine
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array
 
 Run = Callable[..., Result]
@@ -292,26 +291,8 @@ def test_a_directory_that_is_not_there(llmc: Run, tmp_path: Path) -> None:
     assert "does not exist" in result.stderr
 
 
-def test_speed_is_that_of_tokens_after_each_rows_first() -> None:
-    """Two seconds to the first tokens, then three and one more in four."""
-    stream = SimpleNamespace(
-        finished=("length", "eos"),
-        timings=SimpleNamespace(total_s=6.0, ttft_s=2.0),
-        result=lambda: SimpleNamespace(tokens=[[1, 2, 3, 4], [5, 6]]),
-    )
-    made: Any = stream
-    assert Reply(made, None, ()).speed == Speed(6, 2.0, 1.0)  # type: ignore[arg-type]
-    made.result = lambda: SimpleNamespace(tokens=[[1], []])
-    assert Reply(made, None, ()).speed == Speed(1, 2.0, None)  # type: ignore[arg-type]
-
-
 def test_the_longest_prompt_of_a_batch_has_to_fit(llmc: Run, session: CountingSession) -> None:
     session.info = EngineInfo("fake", len(WORDS), 1, 12, "last", "shared", 8, 8, "fp32", 1)
     result = llmc("generate", "dir", "-p", "w4", "-p", " ".join(["w4"] * 12))
     assert result.exit_code == 2
     assert "the prompt has 12 tokens" in result.stderr
-
-
-def test_speed_in_words() -> None:
-    assert str(Speed(96, 0.0314, 85.21)) == "TTFT 31 ms, 96 tokens, 85.2 tok/s"
-    assert str(Speed(0, None, None)) == "0 tokens"

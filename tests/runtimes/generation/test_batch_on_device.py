@@ -10,11 +10,12 @@ import pytest
 
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.generation.stream_decoder import stream_text
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.generation.token_stream import NO_TOKEN, Generation, Generator
+from llmc.runtimes.generation.text_engine import Reply
 from llmc.runtimes.session.sampling_params import SamplingParams
 
+from ... import generation
+from ...generation import Generation, begin
 from ..tiny_engine import PROMPTS, open_tiny
 
 SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)
@@ -34,7 +35,7 @@ def session() -> Iterator[DeviceSession]:
 
 
 def generate(session: DeviceSession, params: SamplingParams | None = None, **options: Any) -> Generation:
-    return Generator(session).stream(PROMPTS, params, **{"max_tokens": 12, **options}).run()
+    return generation.generate(session, PROMPTS, params, **{"max_tokens": 12, **options})
 
 
 def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_the_device_gives_the_host_s_tokens(
 def test_batch_changes_nothing(session: DeviceSession, params: SamplingParams) -> None:
     whole = generate(session, params).tokens
     for row, prompt in enumerate(PROMPTS):
-        made = Generator(session).stream([prompt], params, max_tokens=12, row_ids=[row]).run()
+        made = generation.generate(session, [prompt], params, max_tokens=12, ids=[row])
         assert made.tokens == (whole[row],)
 
 
@@ -98,24 +99,25 @@ def test_a_row_that_ends_with_its_first_token(session: DeviceSession) -> None:
 
 def test_a_caller_ends_a_row(session: DeviceSession) -> None:
     free = generate(session).tokens
-    stream = Generator(session).stream(PROMPTS, max_tokens=12)
-    for step in stream:
-        if step.step == 4:
-            stream.finish(2)
-        if step.step > 4:
-            assert step.tokens[2] == NO_TOKEN
-    assert stream.result().tokens == (free[0], free[1], free[2][:5])
-    assert stream.finished == ("length", "length", "stop")
+    made = begin(session, PROMPTS, max_tokens=12)
+    for _ in range(5):
+        made.batch.step()
+    made.batch.cancel(made.requests[2])
+    assert made.batch.step() == list(made.requests[:2])
+    made.batch.run()
+    assert made.tokens == (free[0], free[1], free[2][:5])
+    assert made.finished == ("length", "length", "stop")
     assert session.lengths.tolist() == [18, 12, 8]
 
 
 def test_when_a_caller_ends_all_rows_the_lengths_are_right(session: DeviceSession) -> None:
-    stream = Generator(session).stream(PROMPTS, max_tokens=12)
-    for step in stream:
-        if step.step == 3:
-            for row in range(3):
-                stream.finish(row)
-    assert [len(row) for row in stream.result().tokens] == [4, 4, 4]
+    made = begin(session, PROMPTS, max_tokens=12)
+    for _ in range(4):
+        made.batch.step()
+    for request in made.requests:
+        made.batch.cancel(request)
+    assert not made.batch.busy
+    assert [len(row) for row in made.tokens] == [4, 4, 4]
     assert session.lengths.tolist() == [10, 4, 7]
 
 
@@ -132,43 +134,32 @@ def test_few_tokens(session: DeviceSession, count: int, monkeypatch: pytest.Monk
 
 def test_a_full_context(session: DeviceSession) -> None:
     prompt = np.random.default_rng(3).integers(3, 160, 120).tolist()
-    made = Generator(session).stream([prompt, prompt[:7]], max_tokens=8).run()
+    made = generation.generate(session, [prompt, prompt[:7]], max_tokens=8)
     assert [len(row) for row in made.tokens] == [8, 8]
-    again = Generator(session).stream([prompt], max_tokens=8).run()
+    again = generation.generate(session, [prompt], max_tokens=8)
     assert again.tokens[0] == made.tokens[0]
 
 
-def test_a_newer_stream_ends_an_older_one(session: DeviceSession) -> None:
+def test_a_newer_batch_on_the_session_ends_the_loop(session: DeviceSession) -> None:
+    """Nobody tells the older batch, but what it would read is no longer its own."""
     expected = generate(session).tokens
-    generator = Generator(session)
-    older = generator.stream(PROMPTS, max_tokens=12)
-    next(older)
-    next(older)
-    assert generator.stream(PROMPTS, max_tokens=12).run().tokens == expected
-    with pytest.raises(EngineError, match="ended by a newer one"):
-        next(older)
-
-
-def test_a_second_generator_on_the_session_ends_the_loop(session: DeviceSession) -> None:
-    """Nobody tells the older stream's generator, but what it would read is no longer its own."""
-    expected = generate(session).tokens
-    older = Generator(session).stream(PROMPTS, max_tokens=12)
-    next(older)
-    next(older)
+    older = begin(session, PROMPTS, max_tokens=12).batch
+    older.step()
+    older.step()
     assert generate(session).tokens == expected
     with pytest.raises(EngineError, match="this decode loop has ended"):
-        list(older)
+        older.run()
 
 
 def test_logits_that_are_not_finite_are_an_error(session: DeviceSession) -> None:
-    stream = Generator(session).stream(PROMPTS, max_tokens=12)
-    next(stream)
+    batch = begin(session, PROMPTS, max_tokens=12).batch
+    batch.step()
     name = next(name for name in session._buffers if name.startswith("past_key_values.0.value"))
     values = session._buffers[name].owner.view(np.float16)
     row = session._buffers[name].nbytes // 3 // 2
     values[row : 2 * row] = np.nan
     with pytest.raises(EngineError, match="logits for row 1 are not finite at step 1; check the engine with `llmc v"):
-        next(stream)
+        batch.step()
 
 
 class _Letters(TextTokenizer):
@@ -190,11 +181,11 @@ def test_stop_strings_end_their_row(session: DeviceSession, monkeypatch: pytest.
     stop = letters.decode(free[0][3:5])
     results = []
     for _ in range(2):
-        stream = Generator(session).stream(PROMPTS, SAMPLED, max_tokens=12)
-        texts = [""] * 3
-        for piece in stream_text(stream, letters, stop=[stop]):
-            texts = [text + more for text, more in zip(texts, piece.texts, strict=True)]
-        results.append((texts, stream.finished, session.lengths.tolist()))
+        made = begin(session, PROMPTS, SAMPLED, max_tokens=12)
+        reply = Reply(made.batch, made.requests, letters, [stop])
+        pieces = list(reply)
+        assert reply.texts == ["".join(row) for row in zip(*pieces, strict=True)]
+        results.append((reply.texts, made.finished, session.lengths.tolist()))
         on_host(monkeypatch)
     assert results[0] == results[1]
     texts, finished, lengths = results[0]

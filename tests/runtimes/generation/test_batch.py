@@ -12,15 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.runtimes.generation.token_stream import NO_TOKEN, Generation, Generator, TokenStream
 from llmc.runtimes.session.sampling_params import SamplingParams
+
+from ... import generation
+from ...generation import Generation, begin
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [40], [11, 12, 13, 14], [7, 7]]
 SAMPLED = SamplingParams(temperature=1.5, top_k=30, repetition_penalty=1.2, seed=5)
 
 
 def generate(session: Any, prompts: list[list[int]] = PROMPTS, **options: Any) -> Generation:
-    return Generator(session).stream(prompts, **{"max_tokens": 12, **options}).run()
+    return generation.generate(session, prompts, **{"max_tokens": 12, **options})
 
 
 def last_logits(session: Any, tokens: list[int]) -> np.ndarray:
@@ -43,7 +45,7 @@ def test_batch_and_chunks_change_nothing(fake_session: Any, params: SamplingPara
     for chunk in (1, 2, 4, 8, 9, 100):
         assert generate(fake_session(logits=kind), params=params, prefill_chunk=chunk).tokens == whole
     for row, prompt in enumerate(PROMPTS):
-        assert generate(fake_session(logits=kind), [prompt], params=params, row_ids=[row]).tokens == (whole[row],)
+        assert generate(fake_session(logits=kind), [prompt], params=params, ids=[row]).tokens == (whole[row],)
 
 
 def test_the_repetition_penalty_counts_prompt_and_text(fake_session: Any) -> None:
@@ -95,16 +97,16 @@ def test_end_tokens_end_their_row_alone(fake_session: Any) -> None:
     free = generate(fake_session()).tokens
     end = free[0][4]
     session = fake_session()
-    stream = Generator(session).stream(PROMPTS, max_tokens=12, eos_ids=[end])
-    steps = list(stream)
-    result = stream.result()
+    result = begin(session, PROMPTS, max_tokens=12, eos_ids=[end])
+    steps = []
+    while result.batch.busy:
+        steps.append([(request.id, request.finished) for request in result.batch.step()])
     for row, tokens in enumerate(result.tokens):
         stop = free[row].index(end) + 1 if end in free[row] else 12
         assert tokens == free[row][:stop]
         assert result.finished[row] == ("eos" if end in free[row] else "length")
-        for step in steps:
-            assert (step.tokens[row] == NO_TOKEN) == (step.step >= stop)
-            assert (step.finished[row] is None) == (step.step < stop - 1)
+        told = [finished for step in steps for number, finished in step if number == row]
+        assert told == [None] * (stop - 1) + [result.finished[row]]
     assert session.lengths.tolist() == [
         len(prompt) + len(tokens) - 1 for prompt, tokens in zip(PROMPTS, result.tokens, strict=True)
     ]
@@ -117,7 +119,7 @@ def test_the_loop_ends_with_its_last_row(fake_session: Any) -> None:
     result = generate(session, eos_ids=[row[0] for row in first])
     assert result.finished == ("eos",) * 4
     assert len(session.calls) == 1
-    assert result.timings.steps == 1
+    assert [len(row) for row in result.tokens] == [1] * 4
 
 
 def test_stop_sequences(fake_session: Any) -> None:
@@ -179,38 +181,37 @@ def test_a_greedy_token_of_broken_logits_is_an_error(fake_session: Any, monkeypa
     session = fake_session()
     answers = iter([np.array([0, 5, 6]), np.array([0, -1, 7]), np.array([4, 0, -1])])
     monkeypatch.setattr(session, "forward", lambda *_: _Broken(next(answers)))
-    stream = Generator(session).stream([[1], [2], [3]], max_tokens=9, eos_ids=[5])
-    assert next(stream).tokens.tolist() == [0, 5, 6]
-    assert next(stream).tokens.tolist() == [0, NO_TOKEN, 7]
+    made = begin(session, [[1], [2], [3]], max_tokens=9, eos_ids=[5])
+    made.batch.step()
+    assert made.tokens == ((0,), (5,), (6,))
+    assert len(made.batch.step()) == 2
+    assert made.tokens == ((0, 0), (5,), (6, 7))
     with pytest.raises(EngineError, match="logits for row 2 are not finite at step 2; check the engine"):
-        next(stream)
+        made.batch.step()
+    assert made.tokens == ((0, 0), (5,), (6, 7))
 
 
 def test_a_row_that_its_caller_ends_at_once_says_nothing(fake_session: Any) -> None:
     free = generate(fake_session()).tokens
-    stream = Generator(fake_session()).stream(PROMPTS, max_tokens=12)
-    stream.finish(1)
-    assert stream.run().tokens == (free[0], (), *free[2:])
-    assert stream.finished == ("length", "stop", "length", "length")
+    made = begin(fake_session(), PROMPTS, max_tokens=12)
+    made.batch.cancel(made.requests[1])
+    made.batch.run()
+    assert made.tokens == (free[0], (), *free[2:])
+    assert made.finished == ("length", "stop", "length", "length")
 
 
 def test_a_caller_can_end_a_row(fake_session: Any) -> None:
     session = fake_session()
-    stream = Generator(session).stream(PROMPTS[:2], max_tokens=5)
-    next(stream)
-    stream.finish(0)
-    next(stream)
+    made = begin(session, PROMPTS[:2], max_tokens=5)
+    made.batch.step()
+    made.batch.cancel(made.requests[0])
+    assert made.batch.step() == [made.requests[1]]
     assert session.calls[-1] == ((2, 1), [0, 1])
-    stream.finish(1)
-    assert list(stream) == []
-    assert [len(tokens) for tokens in stream.result().tokens] == [1, 2]
-    assert stream.finished == ("stop", "stop")
-
-
-def test_tokens_of_earlier_steps_stay(fake_session: Any) -> None:
-    stream = Generator(fake_session()).stream(PROMPTS, max_tokens=6)
-    steps = list(stream)
-    assert np.array_equal(np.stack([step.tokens for step in steps]).T, np.array(stream.result().tokens))
+    made.batch.cancel(made.requests[1])
+    assert not made.batch.busy
+    assert made.batch.step() == []
+    assert [len(tokens) for tokens in made.tokens] == [1, 2]
+    assert made.finished == ("stop", "stop")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -228,7 +229,7 @@ def test_any_batch_equals_its_rows(
     params = SamplingParams(temperature=2.0, seed=seed) if seed else SamplingParams()
     batch = generate(fake_session(), prompts, params=params, prefill_chunk=chunk, **options)
     for row, prompt in enumerate(prompts):
-        alone = generate(fake_session(), [prompt], params=params, row_ids=[row], **options)
+        alone = generate(fake_session(), [prompt], params=params, ids=[row], **options)
         assert (alone.tokens[0], alone.finished[0]) == (batch.tokens[row], batch.finished[row])
 
 
@@ -248,7 +249,6 @@ def test_any_batch_equals_its_rows(
         ([[1], [3, 50]], {}, "prompt 1 holds token 50 at position 1, outside the engine's vocabulary of 50"),
         ([[1], [-1]], {}, "prompt 1 holds token -1"),
         ([[1], []], {}, "prompt 1 is empty"),
-        ([[1], [2]], {"row_ids": [0]}, "1 row ids for 2 prompts"),
     ],
 )
 def test_requests_that_are_refused(
@@ -264,28 +264,12 @@ def test_the_whole_context_can_be_used(fake_session: Any) -> None:
     assert len(generate(fake_session(), [[1] * 250], max_tokens=6).tokens[0]) == 6
 
 
-def test_a_newer_stream_ends_the_one_before(fake_session: Any) -> None:
-    generator = Generator(fake_session())
-    old = generator.stream([[1]], max_tokens=3)
-    next(old)
-    new = generator.stream([[2]], max_tokens=3)
-    with pytest.raises(EngineError, match="ended by a newer one"):
-        next(old)
-    assert len(new.run().tokens[0]) == 3
-
-
-def test_times_are_the_terms_of_the_field(fake_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([1_000_000_000, 1_250_000_000, 1_270_000_000, 1_310_000_000, 1_400_000_000])
-    monkeypatch.setattr("llmc.runtimes.session.timings.time.perf_counter_ns", lambda: next(clock))
-    stream: TokenStream = Generator(fake_session()).stream(PROMPTS, max_tokens=4)
-    assert stream.timings.ttft_s is None
-    timings = stream.run().timings
-    assert timings.steps == 4
-    assert timings.ttft_s == pytest.approx(0.25)
-    assert timings.itl_s == pytest.approx([0.02, 0.04, 0.09])
-    assert timings.tpot_s == pytest.approx(0.05)
-    assert timings.total_s == pytest.approx(0.4)
-    assert timings.tpot_s == pytest.approx((timings.total_s - timings.ttft_s) / 3)
+def test_a_closed_batch_says_why_it_goes_no_further(fake_session: Any) -> None:
+    made = begin(fake_session(), [[1]], max_tokens=3)
+    made.batch.step()
+    made.batch.close()
+    with pytest.raises(EngineError, match="ended by a newer one on the same session"):
+        made.batch.step()
 
 
 def test_the_first_token_s_time_holds_the_cache_and_the_prompt(
@@ -310,26 +294,19 @@ def test_the_first_token_s_time_holds_the_cache_and_the_prompt(
     compute = spends(10, session.forward)
     monkeypatch.setattr(session, "forward", forward)
     monkeypatch.setattr(session, "reset", spends(1, session.reset))
-    monkeypatch.setattr("llmc.runtimes.session.timings.time.perf_counter_ns", lambda: now[0] * 1_000_000_000)
-    stream = Generator(session).stream([[1, 2, 3]], max_tokens=3, prefill_chunk=1)
-    now[0] += 5000  # nobody has asked for a token yet
-    timings = stream.run().timings
-    assert timings.ttft_s == pytest.approx(1 + 3 * 10 + 100)
+    monkeypatch.setattr("llmc.runtimes.generation.batch.time.perf_counter_ns", lambda: now[0] * 1_000_000_000)
+    made = begin(session, [[1, 2, 3]], max_tokens=3, prefill_chunk=1)
+    now[0] += 7  # it waits for its turn
+    made.batch.run()
+    timings = made.requests[0].timings
+    assert timings.ttft_s == pytest.approx(7 + 1 + 3 * 10 + 100)
     assert timings.itl_s == pytest.approx([110, 110])
-
-
-def test_one_token_has_no_tpot(fake_session: Any) -> None:
-    timings = generate(fake_session(), max_tokens=1).timings
-    assert timings.tpot_s is None
-    assert timings.itl_s.size == 0
-    assert timings.total_s == timings.ttft_s
 
 
 def test_nothing_heavy_is_imported() -> None:
     code = """
 import sys
-import llmc.runtimes.session.padding, llmc.runtimes.session.sampling, llmc.runtimes.session.timings
-import llmc.runtimes.generation.token_stream
+import llmc.runtimes.session.padding, llmc.runtimes.session.sampling, llmc.runtimes.generation.batch
 import llmc.runtimes.generation.text, llmc.runtimes.generation.chat, llmc.runtimes.generation.stream_decoder
 import llmc.runtimes.reference.session
 heavy = {"torch", "transformers", "onnxruntime", "tokenizers", "jinja2"} & set(sys.modules)

@@ -61,6 +61,7 @@ $(STAMP): pyproject.toml constraints-dev.txt Makefile | $(BIN)/python
 typing:
 	@mkdir -p .typing/llmc
 	@for folder in compiler passes runtimes; do ln -sfn ../../$$folder .typing/llmc/$$folder; done
+	@ln -sfn ../../compiler/door/__init__.py .typing/llmc/__init__.py
 
 .PHONY: constraints
 constraints: $(STAMP) ## write constraints-dev.txt from what is installed in .venv
@@ -102,7 +103,7 @@ test-gpu: setup ## the tests that need a CUDA device
 
 # MUTANTS names lists, files or options: MUTANTS="sampling --only faults", MUTANTS=--all.
 .PHONY: mutants
-mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and mutmut's mutants (30 minutes; MUTANTS="sampling" for some)
+mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and mutmut's mutants (15 minutes; MUTANTS="sampling" for some)
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 # In a folder of its own, so that what it brings along takes the place of nothing in the environment.

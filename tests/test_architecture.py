@@ -33,6 +33,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
             "compiler/artifact compiler/capture compiler/checkpoint compiler/graph compiler/insight passes runtimes",
         ),
         ("compiler/cli", "compiler passes runtimes"),
+        ("compiler/api", "compiler/artifact compiler/driver runtimes/generation runtimes/session"),
+        ("compiler/door", "compiler/api compiler/artifact runtimes/session"),
         ("passes/graph_pass", ""),
         ("passes/graph", "compiler/graph passes/graph_pass"),
         ("passes/formats", ""),

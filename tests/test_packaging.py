@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("compiler", "passes", "runtimes")
+DOOR = "compiler/door"
+"""The folder that is ``llmc`` itself."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -83,7 +85,7 @@ def sources() -> set[str]:
     """Every module and data file that a user needs, as the wheel names it."""
     kinds = ("*.py", "py.typed", "*.json", "*.txt", "kernels/*.[ch]")
     return {
-        f"llmc/{path.relative_to(ROOT).as_posix()}"
+        f"llmc/{path.relative_to(ROOT).as_posix()}".replace(f"llmc/{DOOR}/", "llmc/")
         for folder in FOLDERS
         for kind in kinds
         for path in (ROOT / folder).rglob(kind)
@@ -93,19 +95,26 @@ def sources() -> set[str]:
 def test_every_folder_with_modules_is_a_listed_package() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {
-        ".".join(("llmc", *path.parent.relative_to(ROOT).parts))
+        ".".join(("llmc", *path.parent.relative_to(ROOT / DOOR if path.is_relative_to(ROOT / DOOR) else ROOT).parts))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
     }
     assert found == listed, "pyproject.toml: tool.setuptools.packages"
-    for name in listed:
+    assert PROJECT["tool"]["setuptools"]["package-dir"]["llmc"] == DOOR
+    for name in listed - {"llmc"}:
         assert (ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file(), f"{name} has no __init__.py"
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == sources()
-    assert {"llmc/compiler/py.typed", "llmc/passes/py.typed", "llmc/runtimes/py.typed"} <= names
+    assert {
+        "llmc/__init__.py",
+        "llmc/py.typed",
+        "llmc/compiler/py.typed",
+        "llmc/passes/py.typed",
+        "llmc/runtimes/py.typed",
+    } <= names
     assert "llmc/compiler/artifact/manifest.schema.json" in names
 
 
@@ -133,9 +142,11 @@ def test_the_sdist_can_be_tested(built: Path) -> None:
 
 def test_the_wheel_imports_without_the_checkout(installed: Path) -> None:
     code = (
-        "import importlib, pkgutil, sys, llmc.compiler, llmc.passes, llmc.runtimes\n"
+        "import importlib, pkgutil, sys, llmc, llmc.compiler, llmc.passes, llmc.runtimes\n"
         "target = sys.argv[1]\n"
-        "for package in (llmc.compiler, llmc.passes, llmc.runtimes):\n"
+        "assert not {'numpy', 'onnx', 'torch'} & set(sys.modules)\n"
+        "assert callable(llmc.compile) and llmc.open and llmc.generate\n"
+        "for package in (llmc, llmc.compiler, llmc.passes, llmc.runtimes):\n"
         "    assert package.__file__.startswith(target), package.__file__\n"
         "    for found in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        if found.name.endswith('__main__'): continue\n"

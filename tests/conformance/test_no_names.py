@@ -11,8 +11,9 @@ import pytest
 from .state import ROOT
 from .tiny_models import model_classes
 
-FOLDERS = ("compiler/capture", "compiler/operators", "passes")
+FOLDERS = ("compiler/capture", "compiler/graph/operators", "passes")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+assert all((ROOT / folder).is_dir() for folder in FOLDERS)
 
 
 def names_of_models(source: str, names: Collection[str]) -> Iterator[tuple[int, str]]:

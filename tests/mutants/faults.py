@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
 FOLDERS = ("compiler", "passes", "runtimes")
 """What is imported as parts of ``llmc``."""
+DOOR = "compiler/door/__init__.py"
+"""What is imported as ``llmc`` itself."""
 MARKERS = "not slow and not gpu and not gemma"
 """The tests that may be asked, as pytest's ``-m`` takes them."""
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .faults import FOLDERS, MARKERS, ROOT
+from .faults import DOOR, FOLDERS, MARKERS, ROOT
 
 TABLE = Path(__file__).parent / "mechanical.toml"
 MUTMUT = (sys.executable, "-m", "mutmut")
@@ -128,6 +128,7 @@ def _lay_out(targets: Sequence[Target], folder: Path) -> None:
     kept = shutil.ignore_patterns("__pycache__")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / "llmc" / name, ignore=kept)
+    shutil.copy(ROOT / DOOR, folder / "llmc")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=kept)
     settings = {
         "source_paths": ["llmc"],

@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from .faults import FOLDERS, MARKERS, ROOT, Fault
+from .faults import DOOR, FOLDERS, MARKERS, ROOT, Fault
 
 _SERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = [
@@ -113,6 +113,7 @@ def copy_checkout(copy: Path) -> Path:
     (copy / ".typing" / "llmc").mkdir(parents=True)
     for name in FOLDERS:
         (copy / ".typing" / "llmc" / name).symlink_to(copy / name)
+    (copy / ".typing" / "llmc" / "__init__.py").symlink_to(copy / DOOR)
     return copy
 
 

@@ -58,7 +58,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("runtimes/lint", ""),
         ("runtimes/memory", "compiler/artifact"),
         ("runtimes/reference", "runtimes/session"),
-        ("runtimes/evaluation", "runtimes/session"),
+        ("runtimes/evaluation", "runtimes/generation runtimes/session"),
         ("runtimes/device", "runtimes/session"),
         ("runtimes/generation", "runtimes/engines runtimes/session"),
         (

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from llmc.compiler.artifact.golden import FloatArray, Golden
 from llmc.compiler.base.errors import VerificationError
+from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import Session
 from llmc.runtimes.session.padding import pad_prompts
 
@@ -65,22 +67,29 @@ def _continue(reference: Session, prompt: list[int]) -> tuple[Any, ...]:
     model says is what it says about a whole text.
     """
     tokens: list[int] = []
-    ids, tops, sums = [], [], []
+    kept: list[tuple[Any, ...]] = []
+
+    def watch(position: int, logits: FloatArray) -> None:
+        length = position + len(logits)
+        if length == len(prompt) + len(tokens):
+            kept.append(_largest(logits[-1].astype(np.float64), length))
+
     for _ in range(STEPS):
-        reference.reset(1, len(prompt) + STEPS)
-        logits = reference.forward(np.asarray([[*prompt, *tokens]], np.int64))
-        last = np.array(logits.host()[0, -1], np.float64)
-        if np.isnan(last).any():
-            raise VerificationError(
-                f"the model's own logits after {len(prompt) + len(tokens)} tokens are not numbers (NaN), so nothing "
-                "can be compared with them: look at the checkpoint's weights, or export with --verify off"
-            )
-        top = np.argsort(-last, kind="stable")[:TOP]
-        tokens.append(int(top[0]))
-        ids.append(top)
-        tops.append(last[top].astype(np.float32))
-        sums.append(np.float32(log_sum_exp(last)))
-    return np.asarray(tokens, np.int64), np.asarray(ids, np.int64), np.asarray(tops), np.asarray(sums)
+        request = Request([*prompt, *tokens], 1, watch=watch)
+        Batch.of(reference, [request]).run()
+        tokens += request.tokens
+    return np.asarray(tokens, np.int64), *(np.asarray(column) for column in zip(*kept, strict=True))
+
+
+def _largest(logits: npt.NDArray[np.float64], length: int) -> tuple[Any, ...]:
+    """Ids and values of the :data:`TOP` largest logits after ``length`` tokens, and the log-sum-exp of all."""
+    if np.isnan(logits).any():
+        raise VerificationError(
+            f"the model's own logits after {length} tokens are not numbers (NaN), so nothing can be compared with "
+            "them: look at the checkpoint's weights, or export with --verify off"
+        )
+    top = np.argsort(-logits, kind="stable")[:TOP]
+    return top, logits[top].astype(np.float32), np.float32(log_sum_exp(logits))
 
 
 def log_sum_exp(values: npt.NDArray[Any]) -> float:

@@ -8,7 +8,7 @@ token), so that an early difference does not make all later positions incomparab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.reports import Check, VerifyReport
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import log_sum_exp
+from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import FloatArray, Session
 
 LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
@@ -56,32 +58,22 @@ def measure(session: Session, golden: Golden) -> Measured:
         raise VerificationError(
             f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
         )
-    batch = len(golden.tokens)
-    most = session.info.max_batch or batch
-    compared = [
-        result
-        for begin in range(0, batch, most)
-        for result in _compare_rows(session, golden, range(begin, min(begin + most, batch)))
-    ]
+    compared: list[tuple[float, float, bool]] = []
+    Batch.of(session, [_led(golden, row, compared) for row in range(len(golden.tokens))]).run()
     errors, divergences, agreements = zip(*compared, strict=True)
     return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
 
 
-def _compare_rows(session: Session, golden: Golden, rows: range) -> Iterator[tuple[float, float, bool]]:
-    """Error, divergence and agreement of each step and row."""
-    part, steps = slice(rows.start, rows.stop), golden.tokens.shape[1]
-    lengths = golden.lengths[part]
-    session.reset(len(rows), int(lengths.max()) + steps)
-    logits = session.forward(np.ascontiguousarray(golden.prompts[part, : lengths.max()]), lengths)
-    last = lengths - 1
-    for step in range(steps):
-        values = logits.host()
-        for index, row in enumerate(rows):
-            position = int(last[index]) if values.shape[1] > 1 else 0
-            yield _compare(values[index, position], golden, row, step)
-        if step + 1 < steps:
-            logits = session.forward(np.ascontiguousarray(golden.tokens[part, step : step + 1]))
-            last = np.zeros(len(rows), np.int64)
+def _led(golden: Golden, row: int, compared: list[tuple[float, float, bool]]) -> Request:
+    """A request that is led along the reference's continuation; adds the errors of each of its steps."""
+    length, tokens = int(golden.lengths[row]), golden.tokens[row].tolist()
+
+    def watch(position: int, logits: FloatArray) -> None:
+        step = position + len(logits) - length
+        if step >= 0:
+            compared.append(_compare(logits[-1], golden, row, step))
+
+    return Request(golden.prompts[row, :length], len(tokens), id=row, forced=tokens, watch=watch)
 
 
 def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:

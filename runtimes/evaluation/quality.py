@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.evaluation.perplexity import Estimate, LogitsComparison, PerplexityMeter, Quality, Tokens
+from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import FloatArray, Session
 
 DEFAULT_CHUNK = 128
@@ -123,20 +124,16 @@ def window_logits(
             f"the {session.info.runtime} engine gives logits of the last position only: compile it with "
             "--logits all, or allow stepping token by token, which is slow"
         )
-    ids = np.asarray(window, dtype=np.int64)[None, :]
-    length = ids.shape[1]
-    session.reset(1, length)
-    for position in range(0, length, chunk):
-        part = ids[:, position : position + chunk]
-        yield position, _stepped(session, part) if step_by_step else session.forward(part).host()[0]
-
-
-def _stepped(session: Session, part: npt.NDArray[np.int64]) -> FloatArray:
-    """The logits of each token of ``part``, [tokens, vocab] float32, one ``forward`` a token."""
-    rows = np.empty((part.shape[1], session.info.vocab_size), dtype=np.float32)
-    for index in range(part.shape[1]):
-        rows[index] = session.forward(part[:, index : index + 1]).host()[0, -1]
-    return rows
+    seen: list[FloatArray] = []
+    request = Request(window.tolist(), 0, watch=lambda _, logits: seen.append(logits.copy() if step_by_step else logits))
+    batch, position = Batch.of(session, [request], prefill_chunk=1 if step_by_step else chunk), 0
+    while batch.busy:
+        batch.step()
+        if not step_by_step or len(seen) == chunk or not batch.busy:
+            logits = np.concatenate(seen) if step_by_step else seen[0]
+            seen.clear()
+            yield position, logits
+            position += len(logits)
 
 
 def _first_scored(window: Tokens, first: int | None) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.session.capabilities import RowEditor
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session
 
 from . import fake_worker
@@ -49,6 +50,27 @@ class FakeLogits:
         return self.values[np.arange(len(self.last)), self.last].argmax(axis=-1)
 
 
+class FakeEditor:
+    """Releases rows of a fake session; ``released`` says which, in their order."""
+
+    def __init__(self, *, mixes_lengths: bool) -> None:
+        self.mixes_lengths = mixes_lengths
+        self.session: FakeSession
+        self.released: list[int] = []
+
+    def release(self, row: int) -> None:
+        self.truncate(row, 0)
+        self.released.append(row)
+
+    def truncate(self, row: int, length: int) -> None:
+        assert length == 0, "the fake's state does not go back"
+        self.session._state[row], self.session._lengths[row] = 0, 0
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        assert length == self.session._lengths[source]
+        self.session._state[target], self.session._lengths[target] = self.session._state[source], length
+
+
 class FakeSession(Session):
     """The next token depends on every token before it, in order: a lost, doubled or misplaced one changes the text.
 
@@ -56,7 +78,10 @@ class FakeSession(Session):
     NaN. ``calls`` records the shape and the lengths of each forward call.
     """
 
-    def __init__(self, info: EngineInfo = INFO) -> None:
+    def __init__(self, info: EngineInfo = INFO, editor: FakeEditor | None = None) -> None:
+        self._editor = editor
+        if editor is not None:
+            editor.session = self
         random = np.random.default_rng(7)
         self._info = info
         self._embedding = random.standard_normal((info.vocab_size, 16))
@@ -75,6 +100,10 @@ class FakeSession(Session):
     @property
     def lengths(self) -> Int64Array:
         return self._lengths.copy()
+
+    @property
+    def rows(self) -> RowEditor | None:
+        return self._editor
 
     def reset(self, batch: int, capacity: int) -> None:
         if capacity > self._info.max_context:
@@ -113,10 +142,10 @@ class FakeSession(Session):
 
 @pytest.fixture
 def fake_session() -> Callable[..., FakeSession]:
-    """Make a session; keywords replace fields of its EngineInfo."""
+    """Make a session; ``editor`` gives it one that mixes lengths or not, keywords replace EngineInfo's fields."""
 
-    def make(**fields: object) -> FakeSession:
-        return FakeSession(replace(INFO, **fields))
+    def make(*, editor: bool | None = None, **fields: object) -> FakeSession:
+        return FakeSession(replace(INFO, **fields), None if editor is None else FakeEditor(mixes_lengths=editor))
 
     return make
 

@@ -16,6 +16,8 @@ from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import STEPS, record_golden
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1, Measured, measure, report, tolerances
 
+from ...runtimes.conftest import INFO
+
 VOCABULARY = 300
 PROMPTS = [[5, 6, 7], [250], [1, 2, 3, 4, 5]]
 Speaker = Callable[[tuple[int, ...]], Any]
@@ -23,6 +25,8 @@ Speaker = Callable[[tuple[int, ...]], Any]
 
 class Engine:
     """A session whose logits after a text are those of ``speak``; behind a row's end there is nothing but NaN."""
+
+    rows = chooser = None
 
     def __init__(
         self,
@@ -32,7 +36,7 @@ class Engine:
         kind: Literal["last", "all"] = "last",
         max_batch: int | None = None,
     ) -> None:
-        self.info = SimpleNamespace(vocab_size=vocabulary, max_batch=max_batch)
+        self.info = replace(INFO, vocab_size=vocabulary, max_batch=max_batch, logits=kind)
         self.speak, self.kind = speak, kind
         self.texts: list[tuple[int, ...]] = []
         self.calls = 0
@@ -40,6 +44,10 @@ class Engine:
     def reset(self, batch: int, capacity: int) -> None:
         assert batch <= (self.info.max_batch or batch)
         self.texts, self.capacity = [()] * batch, capacity
+
+    @property
+    def lengths(self) -> Any:
+        return np.array([len(text) for text in self.texts])
 
     def forward(self, input_ids: Any, lengths: Any = None) -> Any:
         assert input_ids.flags.c_contiguous

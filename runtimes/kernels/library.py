@@ -1,9 +1,15 @@
-"""llmc's own operators for ONNX Runtime on the CPU: compiled once per machine, from the source beside this file.
+"""llmc's own operators for ONNX Runtime on the CPU: compiled once per machine, from the sources beside this file.
 
-In: the C sources in ``kernels/``. Out: a shared library in the user's cache, or the reason why there is none.
+In: the C sources in ``cpu/``. Out: a shared library in the user's cache, or the reason why there is none.
+
+    cpu/ort/     what ONNX Runtime calls: operators that read their inputs and refuse what ``cpu/contract.h`` excludes
+    cpu/core/    their arithmetic, written over vectors and dot products
+    cpu/isa/     vectors and dot products of each instruction set
 
 An artifact carries no machine code. The library is compiled where an engine is opened first, and found in the cache
-afterwards; its name holds a hash of the sources and of the compiler's version, so it is never stale.
+afterwards; its name holds a hash of the sources, of the variant's options and of the compiler's version, so it is
+never stale. An instruction set is two headers in ``cpu/isa`` (``vec.h`` and ``dot.h`` say what they define) and a row
+of :data:`VARIANTS`.
 """
 
 from __future__ import annotations
@@ -16,53 +22,106 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "cpu"
 COMPILERS = ("cc", "gcc", "clang")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "f16c", "fma")
-FLAGS = (
-    "-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden", "-mavx512f", "-mavx512bw", "-mavx512vl",
-    "-mavx512dq", "-mavx512vnni", "-mf16c", "-mfma",
-)  # fmt: skip
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden")
 COMPILE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The operators for one instruction set.
+
+    Attributes:
+        vectors: Its header of vectors: ``isa/vec_<vectors>.h``.
+        dots: Its header of products with packed weights: ``isa/dot_<dots>.h``.
+        machine: As ``platform.machine()`` names it; None: any.
+        needed: The processor's features that it uses, as Linux names them.
+        flags: What the compiler has to be told for it.
+        default: Whether an engine is opened with it where none is named: it is faster than ONNX Runtime's kernels.
+    """
+
+    name: str
+    vectors: str
+    dots: str
+    machine: str | None
+    needed: tuple[str, ...]
+    flags: tuple[str, ...]
+    default: bool
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of the compiler."""
+        headers = (f'-DLLMC_VEC="vec_{self.vectors}.h"', f'-DLLMC_DOT="dot_{self.dots}.h"')
+        return (*FLAGS, *self.flags, *headers, f"-I{SOURCES}")
+
+    def unsupported_reason(self) -> str | None:
+        """Why this machine cannot run it; None when it can."""
+        if platform.system() != "Linux" or self.machine not in {None, platform.machine()}:
+            return f"there are none for {platform.system()} on {platform.machine()}"
+        missing = [flag for flag in self.needed if flag not in _cpu_flags()]
+        return f"the processor lacks {', '.join(missing)}" if missing else None
+
+
+VARIANTS = (
+    Variant(
+        "avx512vnni",
+        vectors="avx512",
+        dots="vnni",
+        machine="x86_64",
+        needed=("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "f16c", "fma"),
+        flags=("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mf16c", "-mfma"),
+        default=True,
+    ),
+)
+"""The best first."""
 
 
 class KernelsUnavailable(Exception):
     """There is no kernel library for this machine; the text says why."""
 
 
-def unsupported_reason() -> str | None:
-    """Why this processor cannot run the kernels; None when it can."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"there are none for {platform.system()} on {platform.machine()}"
-    missing = [flag for flag in NEEDED if flag not in _cpu_flags()]
-    return f"the processor lacks {', '.join(missing)}" if missing else None
+def default_variant() -> Variant:
+    """The best variant that this machine runs, of those that are faster than ONNX Runtime's own kernels.
+
+    Raises:
+        KernelsUnavailable: it runs none of them.
+    """
+    reasons = {variant: variant.unsupported_reason() for variant in VARIANTS if variant.default}
+    for variant, reason in reasons.items():
+        if reason is None:
+            return variant
+    raise KernelsUnavailable("; ".join(dict.fromkeys(str(reason) for reason in reasons.values())))
 
 
-def kernel_library(cache: Path | None = None) -> Path:
+def kernel_library(cache: Path | None = None, variant: Variant | None = None) -> Path:
     """The compiled library.
 
     Args:
         cache: Directory to keep it in; None: the user's cache.
+        variant: None: :func:`default_variant`.
 
     Raises:
         KernelsUnavailable: the processor is not supported, there is no C compiler, or it failed.
     """
-    if (reason := unsupported_reason()) is not None:
+    variant = variant or default_variant()
+    if (reason := variant.unsupported_reason()) is not None:
         raise KernelsUnavailable(reason)
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise KernelsUnavailable(f"no C compiler is installed ({', '.join(COMPILERS)})")
     directory = cache or Path.home() / ".cache" / "llmc" / "kernels"
-    library = directory / f"llmc-cpu-{_fingerprint(compiler)}.so"
+    library = directory / f"llmc-cpu-{variant.name}-{_fingerprint(compiler, variant)}.so"
     if not library.exists():
-        _compile(compiler, library)
+        _compile(compiler, variant, library)
     return library
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: str, variant: Variant, library: Path) -> None:
     """Compile next to the final name, then rename: two processes may do this at once."""
     log.info("compiling the CPU kernels with %s", compiler)
     try:
@@ -71,8 +130,8 @@ def _compile(compiler: str, library: Path) -> None:
         os.close(handle)
         temporary = Path(name)
         try:
-            sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-            command = [compiler, *FLAGS, "-o", str(temporary), *sources, "-lm"]
+            sources = [str(path) for path in sorted(SOURCES.rglob("*.c"))]
+            command = [compiler, *variant.options, "-o", str(temporary), *sources, "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
             temporary.replace(library)
         finally:
@@ -85,10 +144,10 @@ def _compile(compiler: str, library: Path) -> None:
 
 
 @functools.cache
-def _fingerprint(compiler: str) -> str:
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in sorted(SOURCES.glob("*.[ch]")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+def _fingerprint(compiler: str, variant: Variant) -> str:
+    digest = hashlib.sha256("\0".join((*FLAGS, *variant.flags, variant.vectors, variant.dots)).encode())
+    for path in sorted(SOURCES.rglob("*.[ch]")):
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     try:
         version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:

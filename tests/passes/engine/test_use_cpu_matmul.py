@@ -9,7 +9,7 @@ import pytest
 from llmc.passes.engine.use_cpu_matmul import UseCpuMatMul
 from llmc.passes.pipeline import cpu_engine_passes
 from llmc.passes.runner import run_passes
-from llmc.runtimes.kernels.library import kernel_library, unsupported_reason
+from llmc.runtimes.kernels.library import VARIANTS, kernel_library
 
 from ..graphs import apply, left_alone, parse
 from .cpu_blocks import HIDDEN, block, run_block
@@ -41,7 +41,7 @@ def test_norm_gate_and_product_become_one_node(skip, act):
     assert use_kernels(model)[0] == {}
 
 
-VARIANTS = [
+BLOCKS = [
     {"skip": skip, "act": act, "halves": halves, "biased": biased}
     for skip in (True, False)
     for act in ("QuickGelu", "Gelu")
@@ -50,16 +50,18 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 @pytest.mark.parametrize(
-    "options", [*VARIANTS, {"counted": True}, {"epsilon": 3.0}, {"epsilon": 3.0, "skip": False}, {"offsets": True}]
+    "options", [*BLOCKS, {"counted": True}, {"epsilon": 3.0}, {"epsilon": 3.0, "skip": False}, {"offsets": True}]
 )
-def test_numbers_agree(options):
+def test_numbers_agree(options, variant):
+    if (reason := variant.unsupported_reason()) is not None:
+        pytest.skip(f"CPU kernels: {reason}")
     expected = run_block(block(**options))
     model = block(**options)
     fired, _, _ = use_kernels(model)
     assert fired["gated"] == 1
-    for new, old in zip(run_block(model, kernel_library()), expected, strict=True):
+    for new, old in zip(run_block(model, kernel_library(variant=variant)), expected, strict=True):
         # Both quantize activations to int8, and round at different places.
         np.testing.assert_allclose(new, old, atol=0.02 * np.abs(old).max())
 

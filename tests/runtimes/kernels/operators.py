@@ -6,8 +6,10 @@ exactly, so that an engine's rounding of either is no excuse.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,24 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.runtimes.kernels.library import kernel_library
+from llmc.runtimes.kernels.library import Variant, default_variant, kernel_library
 
 Array = npt.NDArray[Any]
 GUARD = 64
 """Floats behind each output."""
 UNTOUCHED = np.float32(-77.25)
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+"""Here, and not where users compile: their compiler may be newer and warn of more."""
+
+current: Variant | None = None
+"""What the fixture ``variant`` has chosen."""
+
+
+def library() -> Path:
+    """The operators that are tested, compiled without a warning."""
+    variant = current or default_variant()
+    more = os.environ.get("LLMC_TEST_KERNEL_FLAGS", "").split()
+    return kernel_library(variant=replace(variant, flags=(*variant.flags, *WARNINGS, *more)))
 
 
 class Node:
@@ -58,7 +72,7 @@ class Node:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        options.register_custom_ops_library(str(kernel_library()))
+        options.register_custom_ops_library(str(library()))
         self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, feeds: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:

@@ -7,11 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from llmc.runtimes.kernels.library import unsupported_reason
-
 from .attention import Cache, Geometry
 
-pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+pytestmark = pytest.mark.usefixtures("variant")
 
 
 def tell_slots(cache, seq, counts):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.runtimes.kernels.library import unsupported_reason
-
 from .operators import identity, product
 
-pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+pytestmark = pytest.mark.usefixtures("variant")
 
 
 def rounded(x, block_size=32):

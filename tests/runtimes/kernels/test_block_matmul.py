@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmc.runtimes.kernels.library import unsupported_reason
-
 from .operators import Weight, exact_rows, product, random_weight
 
-pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+pytestmark = pytest.mark.usefixtures("variant")
 ROWS = (130, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 63, 64, 65)
 """Around the groups of 4 and 8 rows, the 16 from which rows are prepared by tasks, and the 64 of a task."""
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmc.runtimes.kernels.library import unsupported_reason
-
 from .attention import Cache, Geometry
 
-pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+pytestmark = pytest.mark.usefixtures("variant")
 CHUNK = 128
 """Slots whose scores are kept at once; a decode step has that many for each of its parts, too."""
 PLAN = [

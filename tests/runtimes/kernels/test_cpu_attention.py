@@ -7,11 +7,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from llmc.runtimes.kernels.library import kernel_library, unsupported_reason
 from llmc.runtimes.onnxruntime.operator_support import has_input
 
+from .operators import library
+
 pytestmark = [
-    pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}"),
+    pytest.mark.usefixtures("variant"),
     pytest.mark.skipif(
         not has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
         reason="this ONNX Runtime's own operator, the reference here, has no query_seqlens",
@@ -57,7 +58,7 @@ def make_session(domain, *, heads, kv_heads, dim, window, packed, rotary, thread
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = threads
-    session_options.register_custom_ops_library(str(kernel_library()))
+    session_options.register_custom_ops_library(str(library()))
     return ort.InferenceSession(model.SerializeToString(), session_options, providers=["CPUExecutionProvider"])
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from llmc.passes.formats.block_quantization import BlockFormat
-from llmc.runtimes.kernels import library as cpu_kernels
-from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library, unsupported_reason
 
-pytestmark = pytest.mark.skipif(unsupported_reason() is not None, reason=f"CPU kernels: {unsupported_reason()}")
+from .operators import library
+
+pytestmark = pytest.mark.usefixtures("variant")
 
 
 def run(feeds, weight, fmt, *, op="MatMulNBits", threads=2, outputs=("y",), extra=None, **attributes):
@@ -46,7 +46,7 @@ def run(feeds, weight, fmt, *, op="MatMulNBits", threads=2, outputs=("y",), extr
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = threads
-    session_options.register_custom_ops_library(str(kernel_library()))
+    session_options.register_custom_ops_library(str(library()))
     session = ort.InferenceSession(model.SerializeToString(), session_options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
 
@@ -156,33 +156,3 @@ def test_activations_of_another_width_are_refused():
     weight = np.ones((16, 64), np.float32)
     with pytest.raises(Exception, match="input features"):
         run({"a": np.ones((1, 1, 32), np.float32)}, weight, BlockFormat(4, 32, True))
-
-
-def test_the_library_is_compiled_once(tmp_path, monkeypatch):
-    library = kernel_library(tmp_path)
-    assert library.parent == tmp_path
-    monkeypatch.setattr(cpu_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert kernel_library(tmp_path) == library
-    assert [path.name for path in tmp_path.iterdir()] == [library.name]
-
-
-def test_no_compiler_is_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_kernels.shutil, "which", lambda _: None)
-    with pytest.raises(KernelsUnavailable, match="no C compiler"):
-        kernel_library(tmp_path)
-
-
-def test_a_compiler_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "FLAGS", ("--no-such-flag",))
-    cpu_kernels._fingerprint.cache_clear()
-    try:
-        with pytest.raises(KernelsUnavailable, match="could not compile"):
-            kernel_library(tmp_path)
-        assert not list(tmp_path.iterdir())
-    finally:
-        cpu_kernels._fingerprint.cache_clear()
-
-
-def test_a_processor_without_vnni_is_a_reason(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({"avx2"}))
-    assert "avx512_vnni" in (unsupported_reason() or "")

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmc.runtimes.kernels import library as cpu_kernels
-from llmc.runtimes.kernels.library import FLAGS, NEEDED, KernelsUnavailable, kernel_library, unsupported_reason
+from llmc.runtimes.kernels.library import (
+    FLAGS,
+    VARIANTS,
+    KernelsUnavailable,
+    Variant,
+    default_variant,
+    kernel_library,
+)
 
 COMPILER = """#!/bin/sh
 # A compiler that writes its arguments where the library should be.
@@ -21,6 +29,7 @@ BODY
 """
 WRITE = """while [ "$1" != -o ]; do shift; done; echo "compiled" > "$2" """
 FLAGS_OF = {"avx512_vnni": "-mavx512vnni"}
+BEST = VARIANTS[0]
 
 
 @pytest.fixture
@@ -28,12 +37,13 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two sources and a header in a folder of their own, for a processor that has everything."""
     folder = tmp_path / "kernels"
     folder.mkdir()
-    for name in ("a.c", "b.c", "a.h"):
+    (folder / "core").mkdir()
+    for name in ("a.c", "core/b.c", "core/a.h"):
         (folder / name).write_text(f"/* {name} */")
     monkeypatch.setattr(cpu_kernels, "SOURCES", folder)
     monkeypatch.setattr(cpu_kernels.platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({*NEEDED, "sse"}))
+    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({*BEST.needed, "sse"}))
     return folder
 
 
@@ -74,8 +84,9 @@ def test_it_is_compiled_once_from_all_sources(sources: Path, compiler: Any, tmp_
     assert first.read_text() == "compiled\n"
     assert [path.name for path in first.parent.iterdir()] == [first.name]
     (call,) = (tmp_path / "bin" / "cc.log").read_text().splitlines()
-    assert call.startswith(" ".join(FLAGS))
-    assert call.endswith(f"{sources / 'a.c'} {sources / 'b.c'} -lm")
+    assert call.startswith(" ".join((*FLAGS, *BEST.flags)))
+    assert f'-DLLMC_VEC="vec_avx512.h" -DLLMC_DOT="dot_vnni.h" -I{sources} ' in call
+    assert call.endswith(f"{sources / 'a.c'} {sources / 'core/b.c'} -lm")
 
 
 def test_its_name_follows_every_source(sources: Path, compiler: Any, tmp_path: Path) -> None:
@@ -83,8 +94,9 @@ def test_its_name_follows_every_source(sources: Path, compiler: Any, tmp_path: P
     names = [library(tmp_path).name]
     for change in (
         lambda: (sources / "a.c").write_text("/* A.c */"),
-        lambda: (sources / "a.h").write_text("/* A.h */"),
-        lambda: (sources / "b.c").rename(sources / "c.c"),
+        lambda: (sources / "core" / "a.h").write_text("/* A.h */"),
+        lambda: (sources / "core" / "b.c").rename(sources / "core" / "c.c"),
+        lambda: (sources / "core" / "c.c").rename(sources / "c.c"),
         lambda: (sources / "d.h").write_text(""),
         lambda: compiler(version="cc 1.1"),
     ):
@@ -97,8 +109,9 @@ def test_its_name_follows_every_source(sources: Path, compiler: Any, tmp_path: P
 
 def test_its_name_says_where_a_source_ends(sources: Path, compiler: Any, tmp_path: Path) -> None:
     whole = library(tmp_path).name
-    text = (sources / "a.c").read_text() + (sources / "a.h").read_text() + (sources / "b.c").read_text()
-    for name, part in (("a.c", text[:3]), ("a.h", text[3:20]), ("b.c", text[20:])):
+    names = ("a.c", "core/a.h", "core/b.c")
+    text = "".join((sources / name).read_text() for name in names)
+    for name, part in zip(names, (text[:3], text[3:20], text[20:]), strict=True):
         (sources / name).write_text(part)
     assert library(tmp_path).name != whole
 
@@ -106,30 +119,56 @@ def test_its_name_says_where_a_source_ends(sources: Path, compiler: Any, tmp_pat
 def test_its_name_follows_the_options(
     sources: Path, compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = library(tmp_path).name
+    names = {library(tmp_path).name}
+    for change in ({"name": "more"}, {"flags": (*BEST.flags, "-g")}, {"vectors": "avx2"}, {"dots": "avx2"}):
+        names.add(kernel_library(tmp_path, replace(BEST, **change)).name)
     monkeypatch.setattr(cpu_kernels, "FLAGS", ("-O2", *FLAGS[1:]))
-    assert library(tmp_path).name != before
+    names.add(library(tmp_path).name)
+    assert len(names) == 6
+    assert all(name.startswith(("llmc-cpu-avx512vnni-", "llmc-cpu-more-")) for name in names)
 
 
-def test_the_options_are_the_instructions_that_are_asked_for() -> None:
-    assert {FLAGS_OF.get(name, f"-m{name}") for name in NEEDED} == {flag for flag in FLAGS if flag.startswith("-m")}
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_row_of_the_table(variant: Variant) -> None:
+    """The compiler is told of the instructions that the processor is asked for; both headers are there."""
+    assert {FLAGS_OF.get(name, f"-m{name}") for name in variant.needed} == set(variant.flags)
+    for header in (f"vec_{variant.vectors}.h", f"dot_{variant.dots}.h"):
+        assert (cpu_kernels.SOURCES / "isa" / header).exists()
 
 
-@pytest.mark.parametrize("lacking", NEEDED)
+@pytest.mark.parametrize("lacking", BEST.needed)
 def test_a_processor_that_lacks_one_set(sources: Path, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
-    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({*NEEDED} - {lacking}))
-    assert unsupported_reason() == f"the processor lacks {lacking}"
-    with pytest.raises(KernelsUnavailable, match=f"the processor lacks {lacking}$"):
-        kernel_library()
+    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({*BEST.needed} - {lacking}))
+    assert BEST.unsupported_reason() == f"the processor lacks {lacking}"
+    for asked in (None, BEST):
+        with pytest.raises(KernelsUnavailable, match=f"^the processor lacks {lacking}$"):
+            kernel_library(variant=asked)
 
 
 def test_other_systems(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unsupported_reason() is None
-    monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "aarch64")
-    assert unsupported_reason() == "there are none for Linux on aarch64"
-    monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cpu_kernels.platform, "system", lambda: "Darwin")
-    assert unsupported_reason() == "there are none for Darwin on x86_64"
+    assert default_variant() is BEST
+    for system, machine in (("Linux", "aarch64"), ("Darwin", "x86_64")):
+        monkeypatch.setattr(cpu_kernels.platform, "system", lambda system=system: system)
+        monkeypatch.setattr(cpu_kernels.platform, "machine", lambda machine=machine: machine)
+        assert BEST.unsupported_reason() == f"there are none for {system} on {machine}"
+        with pytest.raises(KernelsUnavailable, match=f"^there are none for {system} on {machine}$"):
+            default_variant()
+
+
+def test_the_best_that_the_machine_runs_is_the_default(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are faster than ONNX Runtime's own kernels; the others have to be named."""
+    small, slow = (
+        replace(BEST, name="small", needed=("sse",)),
+        replace(BEST, name="slow", needed=(), default=False),
+    )
+    monkeypatch.setattr(cpu_kernels, "VARIANTS", (BEST, small, slow))
+    assert default_variant() is BEST
+    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({"sse"}))
+    assert default_variant() is small
+    monkeypatch.setattr(cpu_kernels, "_cpu_flags", lambda: frozenset({"neon"}))
+    with pytest.raises(KernelsUnavailable, match=r"^the processor lacks avx512f, .*; the processor lacks sse$"):
+        default_variant()
+    assert slow.unsupported_reason() is None
 
 
 def test_any_of_the_compilers_will_do(sources: Path, compiler: Any, tmp_path: Path) -> None:
@@ -164,7 +203,7 @@ def test_a_compiler_that_hangs_is_a_reason(
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     cpu_kernels._fingerprint.cache_clear()
-    cpu_kernels._fingerprint(str(tmp_path / "bin" / "cc"))
+    cpu_kernels._fingerprint(str(tmp_path / "bin" / "cc"), BEST)
     monkeypatch.setattr(cpu_kernels.subprocess, "run", run)
     with pytest.raises(KernelsUnavailable, match=r"they could not be compiled: .* timed out after 120 seconds"):
         kernel_library(tmp_path / "cache")

@@ -71,13 +71,11 @@ struct OrtCustomOp {
 #define ORT_ATTRIBUTE_INT(api) ((OrtStatus * (*)(const OrtKernelInfo *, const char *, int64_t *))(api)[86])
 #define ORT_INPUT_COUNT(api) ((OrtStatus * (*)(const OrtKernelContext *, size_t *))(api)[88])
 #define ORT_INPUT(api) ((OrtStatus * (*)(const OrtKernelContext *, size_t, const OrtValue **))(api)[90])
-#define ORT_OUTPUT(api) \
-    ((OrtStatus * (*)(OrtKernelContext *, size_t, const int64_t *, size_t, OrtValue **))(api)[91])
+#define ORT_OUTPUT(api) ((OrtStatus * (*)(OrtKernelContext *, size_t, const int64_t *, size_t, OrtValue **))(api)[91])
 #define ORT_RELEASE_STATUS(api) ((void (*)(OrtStatus *))(api)[93])
 #define ORT_RELEASE_SHAPE(api) ((void (*)(OrtTensorTypeAndShapeInfo *))(api)[99])
-#define ORT_CONSTANT_INPUT(api) \
-    ((OrtStatus * (*)(const OrtKernelInfo *, size_t, int *, const OrtValue **))(api)[249])
-#define ORT_PARALLEL_FOR(api) \
+#define ORT_CONSTANT_INPUT(api) ((OrtStatus * (*)(const OrtKernelInfo *, size_t, int *, const OrtValue **))(api)[249])
+#define ORT_PARALLEL_FOR(api)                                                                                        \
     ((OrtStatus * (*)(const OrtKernelContext *, void (*)(void *, size_t), size_t, size_t, void *))(api)[274])
 
 #endif

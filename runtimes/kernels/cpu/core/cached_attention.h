@@ -1,16 +1,17 @@
-/* Causal attention over a cache, for float32 and AVX-512: the arithmetic, without ONNX Runtime. */
+/* Causal attention of single queries over a cache, in float32. */
 #ifndef LLMC_CACHED_ATTENTION_H
 #define LLMC_CACHED_ATTENTION_H
 
 #include <stdint.h>
 
-#define MAX_HEAD 256
+#include "contract.h"
+
 #define MAX_PAIRS 32 /* (query, head) pairs of one task */
 
 /* Part of one pair's attention: softmax over some slots, not yet normalized. */
 typedef struct {
     float largest, total;
-    float values[MAX_HEAD];
+    float values[LARGEST_HEAD];
 } Partial;
 
 /* A query of one head, and the slots that it sees. */

@@ -1,0 +1,29 @@
+/* What the operators of the domain llmc.cpu take. An engine made on one machine is opened on another, so no
+ * instruction set may ask for more than this. */
+#ifndef LLMC_CONTRACT_H
+#define LLMC_CONTRACT_H
+
+#define IS_BITS(bits) ((bits) == 4 || (bits) == 8) /* of a quantized weight */
+#define BLOCK_MULTIPLE 32                          /* input features of a block */
+#define HALF_MULTIPLE 16                           /* output features of each half of a gated product */
+#define HEAD_MULTIPLE 32                           /* head sizes, up to LARGEST_HEAD */
+#define LARGEST_HEAD 256
+
+enum { SILU = 1, GELU_TANH = 2 }; /* activations of a gated product */
+
+enum { IN_A, IN_WEIGHT, IN_SCALES, IN_ZERO_POINTS, IN_BIAS, IN_GAMMA, IN_SKIP, IN_OFFSETS, MATMUL_INPUTS };
+
+enum {
+    IN_QUERY,
+    IN_KEY,
+    IN_VALUE,
+    IN_PAST_KEY,
+    IN_PAST_VALUE,
+    IN_SEQLENS_K,
+    IN_QUERY_SEQLENS,
+    IN_COS,
+    IN_SIN,
+    ATTENTION_INPUTS
+};
+
+#endif

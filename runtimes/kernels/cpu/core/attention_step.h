@@ -1,0 +1,42 @@
+/* Attention of one chunk of tokens over a cache, in tasks that may run at the same time.
+ *
+ * Each token's query is rotated and scaled, its key rotated and appended with its value; then tasks attend. A decode
+ * step splits the slots among tasks and merges their partial results; a prefill splits the queries. The result of a
+ * token of padding is 0.
+ *
+ * Floor of a decode step: the keys and values of the slots that are seen, once, from memory; of a prompt: 4 head_dim
+ * floating-point operations for each query and slot.
+ */
+#ifndef LLMC_ATTENTION_STEP_H
+#define LLMC_ATTENTION_STEP_H
+
+#include <stddef.h>
+
+#include "core/cached_attention.h"
+
+typedef struct {
+    int64_t heads, kv_heads, window; /* slots that a token sees, itself included; 0: all */
+    float scale;
+    int64_t batch, seq, dim, capacity;
+    const float *query, *key, *value; /* first token of each */
+    int64_t query_stride, kv_stride;  /* floats from one token to the next */
+    const int32_t *total, *chunk;     /* tokens held after, less 1; valid tokens of this chunk, or NULL */
+    const float *cosine, *sine;       /* [positions, dim / 2], or NULL */
+    float *keys, *values, *output;    /* [batch, kv_heads, capacity, dim] each; [batch, seq, heads * dim] */
+    float *rotated;                   /* queries, [batch, seq, heads, dim] */
+    Partial *partials;                /* [batch, seq, heads, slot_tasks] */
+    int64_t row_tasks, slot_tasks;
+} AttentionStep;
+
+int64_t first_slot(const AttentionStep *step, int64_t b); /* of this chunk in row b; negative: it does not fit */
+
+/* Divide a step into tasks: from what is filled in above, the bytes that it works in. */
+size_t plan_attention(AttentionStep *step);
+void place_attention(AttentionStep *step, void *memory);
+
+void append_token(void *step, size_t index); /* index < batch * seq */
+size_t attention_tasks(const AttentionStep *step);
+void attend_task(void *step, size_t index);       /* index < attention_tasks(), after all tokens */
+void finish_attention(const AttentionStep *step); /* after all tasks */
+
+#endif

@@ -1,0 +1,22 @@
+/* Products of weight levels and int8 activations. A tile is VEC output features; a step is STEP input features of it.
+ * The compiler's command names the header of one instruction set, which draws its packing and defines:
+ *
+ *     GROUP                        rows of activations that share one unpacking, a multiple of 4: as many sums fit
+ *                                  into registers beside the unpacked levels
+ *     Levels                       the unpacked levels of one step
+ *     pack_levels(bits, l, to)     one step of a tile, VEC * STEP * bits / 8 bytes without a gap; l[r][f] is the
+ *                                  level of output feature r and input feature f
+ *     load_levels(bits, from, w)   unpack them; from is aligned to 64 bytes where a step is a multiple of them
+ *     dot(w, x, sum)               sum + the products with x[STEP], for each output feature
+ *     prefetch(from, bytes)        ask for packed levels that a later step reads
+ */
+#ifndef LLMC_DOT_H
+#define LLMC_DOT_H
+
+#include "vec.h"
+
+#define STEP 32
+
+#include LLMC_DOT
+
+#endif

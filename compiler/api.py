@@ -7,22 +7,24 @@ logits. :mod:`llmc` gives these names; nothing large is imported before a call n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from llmc.compiler.artifact.reports import CompileReport
 from llmc.compiler.base.options import CompileOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.runtimes.generation.chat import Message
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from llmc.runtimes.generation.chat import Message
     from llmc.runtimes.generation.text_engine import TextEngine
-    from llmc.runtimes.session.engine import EngineInfo
+    from llmc.runtimes.session.engine import EngineInfo, FloatArray
 
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+"""A text, a chat's messages (``{"role": "user", "content": "…"}``), or token ids."""
 GREEDY = SamplingParams()
 
 
@@ -60,7 +62,7 @@ def compile(
 class Engine:
     """An open engine with its tokenizer, made by :func:`open`; a context manager that frees it.
 
-    It has one KV cache: a new generation ends the one before.
+    It has one KV cache: a new text, or logits, end the text before.
     """
 
     def __init__(self, text_engine: TextEngine) -> None:
@@ -84,28 +86,30 @@ class Engine:
         """The runtime, the longest context in tokens, the width of the logits, bytes of weights and cache."""
         return self._text_engine.session.info
 
-    def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of a text, or of a chat's messages (``{"role": "user", "content": "…"}``) by its template.
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Token ids of a text, or of a chat by the model's template; token ids stay what they are.
 
         Raises:
             UsageError: the model has no chat template, or the template refuses the messages.
         """
         if isinstance(prompt, str):
             return self._text_engine.encode(prompt)
-        return self._text_engine.encode_chat(prompt)
+        if any(isinstance(item, Mapping) for item in prompt):
+            return self._text_engine.encode_chat(cast(Sequence[Message], prompt))
+        return list(cast(Sequence[int], prompt))
 
     def stream(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         sampling: SamplingParams = GREEDY,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Go on from a text, or answer a chat: pieces of text as they come.
+        """Go on from a prompt: pieces of text as they come.
 
         Args:
-            prompt: A text, or a chat's messages.
+            prompt: A text, a chat's messages, or token ids.
             sampling: How tokens are chosen.
             max_tokens: New tokens at most; None: 256, or what the context leaves.
             stop: Strings that end the text; they are not part of it.
@@ -119,7 +123,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         sampling: SamplingParams = GREEDY,
         *,
         max_tokens: int | None = None,
@@ -127,6 +131,20 @@ class Engine:
     ) -> str:
         """The whole text of :meth:`stream`, which has the arguments and errors."""
         return "".join(self.stream(prompt, sampling, max_tokens=max_tokens, stop=stop))
+
+    def logits(self, prompt: Prompt) -> FloatArray:
+        """What the model says of the next token, float32 [1, vocabulary].
+
+        An engine that was compiled with ``logits="all"`` has a row for every token of the prompt.
+
+        Args:
+            prompt: A text, a chat's messages, or token ids.
+
+        Raises:
+            UsageError: the prompt is empty, exceeds the context, or holds what is no token.
+            EngineError: the runtime failed.
+        """
+        return self._text_engine.logits(self.tokens(prompt))
 
 
 def open(directory: str | PathLike[str], *, threads: int | None = None) -> Engine:
@@ -146,7 +164,7 @@ def open(directory: str | PathLike[str], *, threads: int | None = None) -> Engin
 
 def generate(
     directory: str | PathLike[str],
-    prompt: str | Sequence[Message],
+    prompt: Prompt,
     sampling: SamplingParams = GREEDY,
     *,
     max_tokens: int | None = None,

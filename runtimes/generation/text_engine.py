@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmc.compiler.base.errors import LlmcError, UsageError
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation.batch import Batch
@@ -18,7 +20,7 @@ from llmc.runtimes.generation.chat import Message
 from llmc.runtimes.generation.request import FinishReason, Request
 from llmc.runtimes.generation.stream_decoder import StreamDecoder
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.engine import FloatArray, Session
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
@@ -108,7 +110,7 @@ class Reply:
 
 @dataclass
 class TextEngine:
-    """An open engine with its tokenizer. It has one cache, so a new reply ends the one before.
+    """An open engine with its tokenizer. It has one cache, so what is begun ends the reply before.
 
     Attributes:
         session: The engine.
@@ -164,10 +166,30 @@ class TextEngine:
         count = min(DEFAULT_MAX_TOKENS, context - longest) if max_tokens is None else max_tokens
         ends = frozenset(self.tokenizer.eos_ids)
         requests = [Request(prompt, count, sampling, ends, id=row) for row, prompt in enumerate(prompts)]
+        return Reply(self._begin(requests), requests, self.tokenizer, stop)
+
+    def logits(self, prompt: Sequence[int]) -> FloatArray:
+        """What the model says of the token after each of a prompt's, [positions, vocab_size] float32.
+
+        Args:
+            prompt: Token ids, at least one.
+
+        Returns:
+            A row for every token of the prompt where the engine's logits are ``all``; else one, for its last.
+
+        Raises:
+            UsageError: the prompt is empty, exceeds the context, or holds what is no token.
+        """
+        rows: list[FloatArray] = []
+        self._begin([Request(prompt, 0, watch=lambda _, seen: rows.append(seen.copy()))]).run()
+        return np.concatenate(rows) if self.session.info.logits == "all" else rows[-1]
+
+    def _begin(self, requests: Sequence[Request]) -> Batch:
+        """A batch that has the session from now on."""
         if self._batch is not None:
             self._batch.close()
         self._batch = Batch.of(self.session, requests)
-        return Reply(self._batch, requests, self.tokenizer, stop)
+        return self._batch
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 import llmc
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.compiler.base.options import CompileOptions, ExportOptions
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NoProgress
 
 from ..shared import Shared
@@ -91,8 +91,35 @@ def test_a_newer_text_ends_the_one_before(engine: llmc.Engine) -> None:
         older = engine.stream("w7", max_tokens=8)
         next(older)
         engine.generate("w8", max_tokens=2)
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineError, match="ended by a newer one"):
             list(older)
+
+
+def test_logits_are_those_after_the_prompt(engine: llmc.Engine) -> None:
+    with engine:
+        logits = engine.logits("w7 w8 w9")
+        assert (logits.shape, logits.dtype) == ((1, 160), np.float32)
+        assert [int(logits[0].argmax())] == greedy(engine, [7, 8, 9], 1)
+        np.testing.assert_array_equal(engine.logits([7, 8, 9]), logits)
+        np.testing.assert_array_equal(
+            engine.logits([{"role": "user", "content": "w9"}]), engine.logits("user w9 assistant")
+        )
+        assert np.abs(engine.logits([7, 8]) - logits).max() > 0.1
+        kept = logits.copy()
+        engine.logits([9])
+        np.testing.assert_array_equal(logits, kept, err_msg="they are the caller's")
+        for prompt, words in (([], "is empty"), ([7] * 3000, "context"), ([160], "vocabulary")):
+            with pytest.raises(UsageError, match=words):
+                engine.logits(prompt)
+
+
+def test_logits_of_every_token(shared: Shared, engine: llmc.Engine) -> None:
+    options = CompileOptions(ExportOptions(verify="off"), OptimizeOptions(logits="all"))
+    path = shared.make("tiny-text-engine-all", lambda path: llmc.compile(text_model(shared), path, options))
+    with engine, llmc.open(path, threads=1) as every:
+        logits = every.logits("w7 w8 w9")
+        expected = [engine.logits([7, 8, 9][:count])[0] for count in (1, 2, 3)]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_an_engine_for_one_text(engine_directory: Path, engine: llmc.Engine) -> None:

@@ -43,6 +43,7 @@ def test_signatures() -> None:
             ("generate", llmc.generate),
             ("Engine.generate", llmc.Engine.generate),
             ("Engine.stream", llmc.Engine.stream),
+            ("Engine.logits", llmc.Engine.logits),
         )
     }
     asked = ["*max_tokens", "*stop"]
@@ -52,6 +53,7 @@ def test_signatures() -> None:
         "generate": ["directory", "prompt", "sampling", *asked, "*threads"],
         "Engine.generate": ["self", "prompt", "sampling", *asked],
         "Engine.stream": ["self", "prompt", "sampling", *asked],
+        "Engine.logits": ["self", "prompt"],
     }
 
 

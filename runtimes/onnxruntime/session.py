@@ -24,15 +24,26 @@ import numpy.typing as npt
 
 from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT
 from llmc.compiler.base.errors import EngineError, first_line
-from llmc.runtimes.session.engine import EngineInfo, Int64Array, Session, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.engine import (
+    EngineInfo,
+    Int64Array,
+    Session,
+    chunk_positions,
+    require_prefix,
+    require_room,
+    valid_tokens,
+)
 from llmc.runtimes.session.host_logits import HostLogits
 
 RAGGED_CHUNKS = "ragged_chunks"
 """Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
 
 
-class OnnxRuntimeSession(Session):
+class OnnxRuntimeSession(Session, RowEditor):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
+
+    mixes_lengths = True
 
     def __init__(self, inference: Any, info: EngineInfo, *, fused: bool) -> None:
         """Wrap a loaded graph; ``fused`` says which of the two kinds it is."""
@@ -44,6 +55,7 @@ class OnnxRuntimeSession(Session):
         past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
         self._growing = [tensor for tensor in past if tensor.axis is not None]
         self._states = [tensor for tensor in past if tensor.axis is None]
+        self._cache: list[Any] = []
         self._state_buffers: list[tuple[_Buffer, _Buffer]] = []
         self._logits_type = _element_type(inference.get_outputs()[0])
         self._lengths: Int64Array = np.zeros(0, np.int64)
@@ -60,6 +72,11 @@ class OnnxRuntimeSession(Session):
     def lengths(self) -> Int64Array:
         """Tokens that each row holds, [batch] int64."""
         return self._lengths.copy()
+
+    @property
+    def rows(self) -> RowEditor | None:
+        """The session itself, unless its graph takes no chunk that a row could begin with beside others."""
+        return self if self._info.details.get(RAGGED_CHUNKS, True) else None
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
@@ -93,14 +110,20 @@ class OnnxRuntimeSession(Session):
             raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
 
     def _bind_shared_cache(self, batch: int, capacity: int) -> None:
-        for tensor in self._growing:
-            buffer = _ort_value(tensor.zeros(batch, capacity))
+        self._cache = [tensor.zeros(batch, capacity) for tensor in self._growing]
+        for tensor, array in zip(self._growing, self._cache, strict=True):
+            buffer = _ort_value(array)
             self._binding.bind_ortvalue_input(tensor.past, buffer)
             self._binding.bind_ortvalue_output(tensor.present, buffer)
 
     def _bind_empty_cache(self, batch: int) -> None:
-        for tensor in self._growing:
-            self._binding.bind_ortvalue_input(tensor.past, _ort_value(tensor.zeros(batch, 0)))
+        self._bind_cache([_ort_value(tensor.zeros(batch, 0)) for tensor in self._growing])
+
+    def _bind_cache(self, values: list[Any]) -> None:
+        """What a cache that grows holds from now on."""
+        self._cache = values
+        for tensor, value in zip(self._growing, values, strict=True):
+            self._binding.bind_ortvalue_input(tensor.past, value)
             self._binding.bind_output(tensor.present, "cpu")
 
     def _bind_empty_states(self, batch: int) -> None:
@@ -191,15 +214,36 @@ class OnnxRuntimeSession(Session):
         return np.concatenate([before, np.arange(chunk) < valid[:, None]], axis=1).astype(np.int64)
 
     def _carry_cache(self, before: Int64Array, valid: Int64Array, chunk: int) -> None:
-        """This step's present is the next step's past."""
+        """This step's present is the next step's past, after a ragged chunk without the gaps in it."""
         # A binding gives its outputs in the order in which they were bound, not in that of the graph: logits last.
         values = self._binding.get_outputs()[: len(self._growing)]
-        ragged = not self._fused and bool((valid != chunk).any())
-        for tensor, value in zip(self._growing, values, strict=True):
-            if ragged:
-                value = _ort_value(_left_padded(value.numpy(), before, valid, tensor.axis or 0))
-            self._binding.bind_ortvalue_input(tensor.past, value)
-            self._binding.bind_output(tensor.present, "cpu")
+        if not self._fused and bool((valid != chunk).any()):
+            values = self._moved(values, np.arange(len(before)), before.max() - before)
+        self._bind_cache(values)
+
+    def _moved(self, values: list[Any], origins: Int64Array, begins: Int64Array) -> list[Any]:
+        """Caches whose rows have the tokens of the rows ``origins`` [batch] from the slots ``begins`` [batch] on."""
+        return [
+            _ort_value(_rows_moved(value.numpy(), origins, begins, self._lengths, tensor.axis or 0, self._fused))
+            for tensor, value in zip(self._growing, values, strict=True)
+        ]
+
+    def hold(self, row: int, source: int, length: int) -> None:
+        """Move tokens within the cache; see :class:`RowEditor`."""
+        require_prefix(self._lengths, source, length, states=bool(self._states))
+        before = self._lengths.copy()
+        self._lengths[row] = length
+        for read, _ in self._state_buffers:
+            read.array[row] = read.array[source] if length else 0
+        if self._info.cache == "shared":
+            for tensor, array in zip(self._growing, self._cache, strict=True):
+                slots = np.moveaxis(array, tensor.axis or 0, 1)
+                slots[row, :length] = slots[source, :length]
+        elif length or before.max() != self._lengths.max():
+            begins = np.zeros_like(before) if self._fused else before.max() - before
+            begins[row], origins = begins[source], np.arange(len(before))
+            origins[row] = source
+            self._bind_cache(self._moved(self._cache, origins, begins))
 
     def close(self) -> None:
         """Free the graph and the cache."""
@@ -239,25 +283,24 @@ def _element_type(item: Any) -> type[np.generic]:
     return types.get(item.type, np.float32)
 
 
-def _left_padded(cache: npt.NDArray[Any], before: Int64Array, valid: Int64Array, axis: int) -> npt.NDArray[Any]:
-    """Move each row's tokens, which lie before and after a gap, to the end of the shortest cache that holds them all.
+def _rows_moved(
+    cache: npt.NDArray[Any], origins: Int64Array, begins: Int64Array, counts: Int64Array, axis: int, fused: bool
+) -> npt.NDArray[Any]:
+    """A cache as long as its longest row, whose row ``b`` holds ``counts[b]`` tokens of the row ``origins[b]``.
 
     Args:
-        cache: [batch, …, total, …]: a left-padded past, then a right-padded chunk.
-        before: Tokens of each row in the past.
-        valid: Tokens of each row in the chunk.
-        axis: Of the tokens.
+        cache: [batch, …, slots, …], slots along ``axis``.
+        origins, begins, counts: [batch]; ``begins`` is the first slot that is taken.
+        fused: Rows begin at slot 0; else they end at the last.
     """
-    past, total = int(before.max()), int((before + valid).max())
     shape = list(cache.shape)
-    shape[axis] = total
-    packed = np.zeros(shape, cache.dtype)
-    # Views with the tokens first after the batch.
-    source, target = np.moveaxis(cache, axis, 1), np.moveaxis(packed, axis, 1)
-    for row, (old, new) in enumerate(zip(before, valid, strict=True)):
-        target[row, total - new - old : total - new] = source[row, past - old : past]
-        target[row, total - new : total] = source[row, past : past + new]
-    return packed
+    shape[axis] = total = int(counts.max())
+    moved = np.zeros(shape, cache.dtype)
+    source, target = np.moveaxis(cache, axis, 1), np.moveaxis(moved, axis, 1)
+    for row, (origin, begin, count) in enumerate(zip(origins, begins, counts, strict=True)):
+        at = 0 if fused else total - count
+        target[row, at : at + count] = source[origin, begin : begin + count]
+    return moved
 
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:

@@ -15,14 +15,25 @@ import numpy.typing as npt
 
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino.library import last_line
-from llmc.runtimes.session.engine import EngineInfo, Int64Array, Session, chunk_positions, require_room, valid_tokens
+from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.engine import (
+    EngineInfo,
+    Int64Array,
+    Session,
+    chunk_positions,
+    require_prefix,
+    require_room,
+    valid_tokens,
+)
 from llmc.runtimes.session.host_logits import HostLogits
 
 IDS, MASK, POSITIONS, BEAM = "input_ids", "attention_mask", "position_ids", "beam_idx"
 
 
-class OpenVinoSession(Session):
+class OpenVinoSession(Session, RowEditor):
     """One model and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
+
+    mixes_lengths = True
 
     def __init__(self, compiled: Any, info: EngineInfo) -> None:
         """Wrap a compiled model."""
@@ -49,6 +60,12 @@ class OpenVinoSession(Session):
         """Tokens that each row holds, [batch] int64."""
         return self._lengths.copy()
 
+    @property
+    def rows(self) -> RowEditor | None:
+        """The session itself, unless its model keeps states, which no mask hides."""
+        names = [state.name for state in self._request.query_state()]
+        return self if all(".key" in name or ".value" in name for name in names) else None
+
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache. It grows with what it holds; ``capacity`` tokens in each of ``batch`` rows are its limit.
 
@@ -65,6 +82,8 @@ class OpenVinoSession(Session):
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
         chunk = input_ids.shape[1]
         valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
+        if self._columns + chunk > 2 * self._capacity and self.rows is not None:
+            self._drop_columns()
         self._give(IDS, input_ids)
         self._give(MASK, self._extend_mask(np.arange(chunk), valid))
         self._give(POSITIONS, chunk_positions(self._lengths, valid, chunk))
@@ -76,6 +95,7 @@ class OpenVinoSession(Session):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {last_line(str(error))}") from error
         self._columns += chunk
+        self._rows = np.arange(len(valid), dtype=np.int32)
         self._lengths = self._lengths + valid
         return HostLogits(self._request.get_output_tensor(0).data, valid - 1)
 
@@ -96,6 +116,25 @@ class OpenVinoSession(Session):
             self._mask = np.concatenate([self._mask, more], axis=1)
         np.less(within, valid[:, None], out=self._mask[:, before:total], casting="unsafe")
         return self._mask[:, :total]
+
+    def hold(self, row: int, source: int, length: int) -> None:
+        """Hide the tokens behind the prefix, and let the next run pick the source's cache; see :class:`RowEditor`."""
+        require_prefix(self._lengths, source, length)
+        seen = self._mask[source, : self._columns]
+        self._mask[row, : self._columns] = seen * (seen.cumsum() <= length)
+        self._rows[row], self._lengths[row] = self._rows[source], length
+
+    def _drop_columns(self) -> None:
+        """Keep each row's tokens alone, from column 0 on: others were padding, or those of requests that are over."""
+        longest, mask = int(self._lengths.max()), self._mask[:, : self._columns]
+        if longest == 0:
+            self._request.reset_state()
+        order = np.argsort(1 - mask, axis=1, kind="stable")[:, None, :longest, None]
+        for state in self._request.query_state() if longest else ():
+            tokens = np.take_along_axis(state.state.data[self._rows], order, axis=2)
+            state.state = type(state.state)(np.ascontiguousarray(tokens))
+        self._mask[:, :longest] = np.arange(longest) < self._lengths[:, None]
+        self._columns, self._rows = longest, np.arange(len(mask), dtype=np.int32)
 
     def close(self) -> None:
         """Free the model and the cache."""

@@ -24,7 +24,8 @@ import numpy as np
 
 from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session
+from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session, require_prefix
 from llmc.runtimes.session.host_logits import HostLogits
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ class _Group:
     cache: Any = None
 
 
-class TransformersSession(Session):
+class TransformersSession(Session, RowEditor):
     """A transformers model behind the Session protocol; see the module's docstring for ragged batches."""
+
+    mixes_lengths = False
 
     def __init__(self, model: PreTrainedModel, *, threads: int | None = None, logits: LogitsKind = "all") -> None:
         """Wrap a loaded model, which is put into evaluation mode.
@@ -63,6 +66,7 @@ class TransformersSession(Session):
         self._keeps_logits = logits == "last" and "logits_to_keep" in parameters
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._groups: list[_Group] = []
+        self._tokens: list[Int64Array] = []
         self._lengths: Int64Array = np.zeros(0, dtype=np.int64)
         self._capacity = 0
 
@@ -76,6 +80,11 @@ class TransformersSession(Session):
         """Tokens each row holds now, [batch] int64."""
         return self._lengths.copy()
 
+    @property
+    def rows(self) -> RowEditor:
+        """The session itself."""
+        return self
+
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
         if capacity > self._info.max_context:
@@ -83,6 +92,7 @@ class TransformersSession(Session):
                 f"a capacity of {capacity} tokens exceeds the model's context of {self._info.max_context}"
             )
         self._groups = [_Group(list(range(batch)))] if batch else []
+        self._tokens = [np.zeros(0, np.int64)] * batch
         self._lengths = np.zeros(batch, dtype=np.int64)
         self._capacity = capacity
 
@@ -105,8 +115,21 @@ class TransformersSession(Session):
             values[group.rows, : computed.shape[1]] = computed
         if values is None:
             values = np.zeros((len(chunk), positions, self._info.vocab_size), dtype=np.float32)
+        self._tokens = [
+            np.append(held, row[:count]) for held, row, count in zip(self._tokens, input_ids, chunk, strict=True)
+        ]
         self._lengths += chunk
         return HostLogits(values, np.clip(chunk, 1, positions) - 1)
+
+    def hold(self, row: int, source: int, length: int) -> None:
+        """Compute the tokens anew: what a model keeps of them may be cut to a window, or a state."""
+        require_prefix(self._lengths, source, length)
+        apart = np.arange(len(self._lengths)) == row
+        self._groups = [part for group in self._groups for part in _split(group, apart) if part.rows != [row]]
+        self._groups.append(_Group([row]))
+        self._tokens[row], self._lengths[row] = self._tokens[source][:length], length
+        if length:
+            self._compute(self._groups[-1], self._tokens[row][None])
 
     def cache_ranges(self) -> tuple[FloatArray, FloatArray] | None:
         """Largest magnitude of each channel of the keys and of the values in the cache.

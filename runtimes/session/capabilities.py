@@ -38,21 +38,22 @@ class RowEditor(Protocol):
 
     def release(self, row: int) -> None:
         """Let a row hold nothing: its length is 0, and another request may begin in it."""
-        ...
+        self.hold(row, row, 0)
 
     def truncate(self, row: int, length: int) -> None:
-        """Let a row keep its first ``length`` tokens, 0 and all of them included.
-
-        Raises:
-            EngineError: the row holds fewer, or a recurrent state would have to go back.
-        """
-        ...
+        """Let a row keep its first ``length`` tokens; see :meth:`hold`."""
+        self.hold(row, row, length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Let the row ``target`` hold the first ``length`` tokens of ``source`` instead of its own.
+        """Let the row ``target`` hold the first ``length`` tokens of ``source``; see :meth:`hold`."""
+        self.hold(target, source, length)
+
+    def hold(self, row: int, source: int, length: int) -> None:
+        """Let ``row`` hold the first ``length`` tokens of ``source``, which may be itself, instead of its own.
 
         Raises:
-            EngineError: the source holds fewer, or a recurrent state would have to go back.
+            EngineError: the source holds fewer, or a recurrent state, which can only be kept whole or dropped, would
+                have to go back.
         """
         ...
 

@@ -106,6 +106,21 @@ def valid_tokens(held: Int64Array, capacity: int, input_ids: Int64Array, lengths
     return valid
 
 
+def require_prefix(held: Int64Array, source: int, length: int, *, states: bool = False) -> None:
+    """Check that the row ``source``, of rows that hold so many tokens, can be cut to ``length``.
+
+    Raises:
+        EngineError: it holds fewer, or keeps ``states``, which are those after its last token.
+    """
+    if not 0 <= length <= held[source]:
+        raise EngineError(f"row {source} holds {held[source]} tokens, of which it cannot keep {length}")
+    if states and length not in (0, held[source]):
+        raise EngineError(
+            f"row {source} keeps a recurrent state of {held[source]} tokens, which cannot go back to {length}; "
+            "release the row and begin anew"
+        )
+
+
 def chunk_positions(held: Int64Array, valid: Int64Array, chunk: int) -> Int64Array:
     """Positions of a right-padded chunk, [batch, chunk] int64; padding repeats those of the last valid token."""
     return held[:, None] + np.minimum(np.arange(chunk), np.maximum(valid - 1, 0)[:, None])

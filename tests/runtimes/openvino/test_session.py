@@ -40,6 +40,10 @@ class Request:
         self.resets = 0
         self.output = np.zeros((1, 1, VOCAB), np.float32)
         self.fail = ""
+        self.states: list[Any] = []
+
+    def query_state(self) -> list[Any]:
+        return self.states
 
     def get_tensor(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -121,6 +125,64 @@ def test_a_reset_begins_anew() -> None:
     with pytest.raises(EngineError, match="17 tokens are more than this engine's context of 16"):
         session.reset(1, 17)
     assert request.resets == 2
+
+
+def test_a_prefix_is_seen_through_the_mask_and_picked_once() -> None:
+    session, request = open_fake()
+    session.reset(3, 16)
+    feed(session, [[1, 2, 3], [1], [4, 5]])
+    session.rows.truncate(0, 1)
+    session.rows.copy_prefix(2, 1, 2)
+    session.rows.copy_prefix(1, 2, 1)
+    assert session.lengths.tolist() == [1, 2, 1]
+    for _ in range(2):
+        feed(session, [[1], [2], []])
+    first, second = request.runs[1:]
+    assert first["attention_mask"] == [[1, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 0]]
+    assert first["position_ids"] == [[1], [2], [1]]
+    assert [run["beam_idx"] for run in (first, second)] == [[0, 2, 2], [0, 1, 2]]
+    session.rows.release(0)
+    feed(session, [[3, 1], [], []])
+    assert request.runs[-1]["attention_mask"][0] == [0, 0, 0, 0, 0, 1, 1]
+    assert request.runs[-1]["position_ids"][0] == [0, 1]
+    with pytest.raises(EngineError, match="row 1 holds 4 tokens, of which it cannot keep 5"):
+        session.rows.truncate(1, 5)
+
+
+def test_rows_of_a_model_with_states_stay() -> None:
+    session, request = open_fake()
+    request.states = [SimpleNamespace(name="past_key_values.0.conv_statepresent.0.conv_state")]
+    assert session.rows is None
+
+
+class Memory:
+    """A state's tensor."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+
+
+def test_columns_that_no_row_sees_are_dropped_before_there_are_twice_as_many_as_slots() -> None:
+    """In the cache and in the mask; a row that was picked is read where it was."""
+    session, request = open_fake()
+    session.reset(2, 4)
+    feed(session, [[1, 2, 3], [1]])
+    feed(session, [[], [2, 3]])
+    session.rows.copy_prefix(1, 0, 2)
+    kept = np.array([[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]], np.float32)[:, None, :, None]
+    state = SimpleNamespace(name="past_key_values.0.keypresent.0.key", state=Memory(kept))
+    request.states = [state]
+    feed(session, [[4], []], width=3)
+    assert state.state.data is kept
+    state.state = Memory(np.concatenate([kept[[1, 1]], np.full((2, 1, 3, 1), 7, np.float32)], axis=2))
+    feed(session, [[5], [4]])
+    assert state.state.data[:, 0, :, 0].tolist() == [[10, 13, 7], [10, 13, 14]]
+    run = request.runs[-1]
+    assert (run["attention_mask"], run["position_ids"]) == ([[1] * 4, [1] * 4], [[3], [3]])
+    for row in (0, 1):
+        session.rows.release(row)
+    feed(session, [[1], []], width=5)
+    assert (request.resets, request.runs[-1]["attention_mask"]) == (2, [[1, 0, 0, 0, 0], [0] * 5])
 
 
 def test_logits_are_those_of_this_step() -> None:

@@ -12,6 +12,7 @@ from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.reference.session import TransformersSession
 
 from ...generation import generate
+from ..row_editing import check_rows_come_and_go, check_rows_go_back
 
 SIZES = {
     "vocab_size": 160,
@@ -282,3 +283,10 @@ def test_no_ranges_where_layers_differ() -> None:
         assert session.cache_ranges() is None
     session._groups[0].cache = SimpleNamespace(layers=[layer(2, 8), layer(2, 8)])
     assert session.cache_ranges() is not None
+
+
+def test_rows_are_released_cut_and_copied(model: Any) -> None:
+    """Windows included: what a cut row had lost of its window is computed anew."""
+    session = TransformersSession(model)
+    for check in (check_rows_come_and_go, check_rows_go_back):
+        check(session, lambda tokens: whole_logits(model, np.array(tokens))[-1], TOLERANCE)

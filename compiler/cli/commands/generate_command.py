@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.option_field import option
 from llmc.compiler.cli.conversation import converse, print_as_it_comes
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Threads
-from llmc.compiler.cli.signature import Without
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -23,109 +23,95 @@ if TYPE_CHECKING:
     from llmc.runtimes.generation.text_engine import Reply, TextEngine
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is to be written."""
+
+    prompt: tuple[str, ...] = option(
+        (), "Prompt; - reads stdin; several make a batch.", "--prompt", "-p", metavar="TEXT"
+    )
+    chat: bool = option(False, "Use the chat template; without -p, a conversation.")
+    system: str | None = option(None, "System message of a chat.", metavar="TEXT")
+    max_tokens: int | None = option(None, "New tokens at most. Default: 256, or what fits.")
+    stop: tuple[str, ...] = option((), "End the text where this comes; repeatable.", metavar="TEXT")
+    json: bool = option(False, "Print JSON at the end instead of text as it comes.")
+
+    def prompts(self) -> list[str]:
+        """The prompts, with stdin's text in place of ``-``; none: a conversation.
+
+        Raises:
+            UsageError: no prompt and no chat, stdin asked for twice, or a conversation as JSON.
+        """
+        if not self.prompt and not self.chat and self.system is None:
+            raise UsageError("nothing to write from; give a prompt with -p TEXT, or --chat for a conversation")
+        if not self.prompt and self.json:
+            raise UsageError("--json is for prompts; give one with -p TEXT, or leave --json away to chat")
+        if self.prompt.count("-") > 1:
+            raise UsageError("stdin can be read once; give -p - one time")
+        return [sys.stdin.read() if prompt == "-" else prompt for prompt in self.prompt]
+
+
 def generate(
     directory: Directory,
     *,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="Prompt; - reads stdin; several make a batch.", show_default=False
-        ),
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template; without -p, a conversation.")] = False,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System message of a chat.", show_default=False)
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", help="New tokens at most. Default: 256, or what fits.", show_default=False),
-    ] = None,
+    asked: Question,
     sampling: SamplingParams,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", metavar="TEXT", help="End the text where this comes; repeatable.", show_default=False),
-    ] = None,
     threads: Threads = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON at the end instead of text as it comes.")
-    ] = False,
-    shown: Annotated[Output, Without({"json"})],
+    shown: Output,
 ) -> None:
     """Write text with an engine, as it comes; on stdout the text alone, on stderr how fast it came.
 
     Without --temperature it is greedy: the most likely token, every time.
     """
-    shown = replace(shown, json=as_json)
-    chat = chat or system is not None
-    prompts = read_prompts(prompt or [], chat=chat, as_json=as_json)
+    prompts = asked.prompts()
     with shown.working() as progress:
         from llmc.runtimes.generation.text_engine import Conversation, TextEngine
 
         progress.start("Loading the engine")
         engine = TextEngine.open(directory, threads)
     with contextlib.closing(engine):
-        writer = Writer(engine, sampling, tuple(stop or ()), max_tokens, shown)
+        writer = Writer(engine, asked, sampling, shown)
         if not prompts:
-            converse(Conversation(engine, writer.begin, system), shown)
+            converse(Conversation(engine, writer.begin, asked.system), shown)
         else:
-            writer.write(prompts, [writer.encode(text, chat, system) for text in prompts])
+            writer.write(prompts)
 
 
+@dataclass(frozen=True)
 class Writer:
-    """Generates with one set of options and shows the result."""
+    """Generates as it was asked for and shows the result."""
 
-    def __init__(
-        self,
-        engine: TextEngine,
-        sampling: SamplingParams,
-        stop: tuple[str, ...],
-        max_tokens: int | None,
-        output: Output,
-    ) -> None:
-        self._engine, self._sampling, self._stop = engine, sampling, stop
-        self._max_tokens, self._output = max_tokens, output
+    engine: TextEngine
+    asked: Question
+    sampling: SamplingParams
+    output: Output
 
     def begin(self, prompts: list[list[int]]) -> Reply:
         """Begin a generation."""
-        return self._engine.reply(prompts, self._sampling, self._stop, self._max_tokens)
+        return self.engine.reply(prompts, self.sampling, self.asked.stop, self.asked.max_tokens)
 
-    def encode(self, text: str, chat: bool, system: str | None) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, or of the only turn of a chat."""
-        if not chat:
-            return self._engine.encode(text)
-        first = [{"role": "system", "content": system}] if system else []
-        return self._engine.encode_chat([*first, {"role": "user", "content": text}])
+        if not self.asked.chat and self.asked.system is None:
+            return self.engine.encode(text)
+        first = [{"role": "system", "content": self.asked.system}] if self.asked.system else []
+        return self.engine.encode_chat([*first, {"role": "user", "content": text}])
 
-    def write(self, prompts: list[str], tokens: list[list[int]]) -> None:
+    def write(self, prompts: list[str]) -> None:
         """Generate and show: one prompt as its text comes, several when all have ended, or JSON.
 
         Raises:
             typer.Exit: Ctrl-C ended it; what was written until then was shown.
         """
-        reply = self.begin(tokens)
-        if self._output.json or len(prompts) > 1:
+        reply = self.begin([self.encode(text) for text in prompts])
+        if self.output.json or len(prompts) > 1:
             interrupted = _run_to_the_end(reply)
-            self._output.show(lambda: _labelled(prompts, reply.texts), reply.to_json(prompts))
+            self.output.show(lambda: _labelled(prompts, reply.texts), reply.to_json(prompts))
         else:
             interrupted = print_as_it_comes(reply)
-        self._output.note(str(reply.speed))
+        self.output.note(str(reply.speed))
         if interrupted:
             raise typer.Exit(INTERRUPTED)
-
-
-def read_prompts(prompts: list[str], *, chat: bool, as_json: bool) -> list[str]:
-    """The prompts, with stdin's text in place of ``-``.
-
-    Raises:
-        UsageError: no prompt and no chat, stdin asked for twice, or a conversation as JSON.
-    """
-    if not prompts and not chat:
-        raise UsageError("nothing to write from; give a prompt with -p TEXT, or --chat for a conversation")
-    if not prompts and as_json:
-        raise UsageError("--json is for prompts; give one with -p TEXT, or leave --json away to chat")
-    if prompts.count("-") > 1:
-        raise UsageError("stdin can be read once; give -p - one time")
-    return [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
 
 
 def _run_to_the_end(reply: Reply) -> bool:

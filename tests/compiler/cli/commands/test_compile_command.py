@@ -11,6 +11,7 @@ from unittest.mock import Mock
 from typer.testing import Result
 
 from llmc.compiler.artifact.reports import CompileReport, PassOutcome, VerifyReport
+from llmc.compiler.base.option_field import options_of
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
 
 Run = Callable[..., Result]
@@ -103,3 +104,11 @@ def test_compile_names_shortfalls(
     result = llmc("compile", "m", "-o", "out")
     assert result.exit_code == 0
     assert "layers.1/q_proj: its bias is [not] constant" in result.stdout
+
+
+def test_every_field_of_its_configurations_is_an_option(llmc: Run) -> None:
+    shown = llmc("compile", "--help", env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).stdout
+    for record in (ExportOptions, OptimizeOptions, EngineOptions):
+        options = options_of(record)
+        assert list(options) == [field.name for field in dataclasses.fields(record)]
+        assert all(flag.partition("/")[0] in shown for option in options.values() for flag in option.flags)

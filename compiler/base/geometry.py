@@ -6,12 +6,11 @@ Out: :class:`ModelGeometry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmc.compiler.base.errors import UnsupportedModelError
-from llmc.compiler.base.json_record import JsonValue, decode, encode
 
 # transformers' own name comes first: its configurations translate it (``attribute_map``); the other names are those
 # of configurations without a translation.
@@ -112,33 +111,6 @@ class ModelGeometry:
             sliding_windows=_sliding_windows(text, layers),
             tie_word_embeddings=_tied(config, text),
         )
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, JsonValue], where: str = "model geometry") -> ModelGeometry:
-        """Rebuild what :meth:`to_dict` gave.
-
-        Raises:
-            ArtifactError: a key is missing, unknown or of the wrong type; the message begins with ``where``.
-        """
-        return decode(cls, value, where)
-
-    def to_dict(self) -> dict[str, JsonValue]:
-        """The fields as JSON values."""
-        return encode(self)
-
-    @property
-    def queries_per_kv_head(self) -> int:
-        """Query heads that share one key-value head; 0 without attention."""
-        return self.num_heads // self.num_kv_heads if self.num_heads else 0
-
-    def kv_bytes_per_token(self, bytes_per_value: float) -> int:
-        """Bytes of KV cache that one token of one row takes over all layers.
-
-        Args:
-            bytes_per_value: 4 for float32, 2 for float16, 0.5 for packed int4 (its scales not counted).
-        """
-        values = self.num_layers * self.num_kv_heads * (self.head_dim + self.value_head_dim)
-        return int(values * bytes_per_value)
 
     def _require_positive(self, name: str, value: int) -> None:
         if value <= 0:

@@ -174,7 +174,7 @@ def describe(
 
 def make_app() -> typer.Typer:
     """The typer application."""
-    made = typer.Typer(
+    application = typer.Typer(
         name="llmc",
         cls=Group,
         rich_markup_mode="rich",
@@ -183,10 +183,10 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="Start with: llmc compile smollm2-135m -o out/engine --precision int4",
     )
-    made.callback(invoke_without_command=True)(describe)
+    application.callback(invoke_without_command=True)(describe)
     for command in COMMANDS:
-        made.command(command.name, epilog=command.epilog)(flat(command.function))
-    return made
+        application.command(command.name, epilog=command.epilog)(flat(command.function))
+    return application
 
 
 app = make_app()

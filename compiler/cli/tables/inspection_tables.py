@@ -198,13 +198,13 @@ def _collapse(ports: Sequence[Port]) -> list[tuple[str, str]]:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """``0..4, 6``."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in found)
+            ranges.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in ranges)
 
 
 def _change_table(section: str, diff: InspectionDiff, changes: Sequence[Change]) -> Table:

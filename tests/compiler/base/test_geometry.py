@@ -11,6 +11,7 @@ import pytest
 
 from llmc.compiler.base.errors import ArtifactError, UnsupportedModelError
 from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.json_record import decode, encode
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
 
@@ -50,12 +51,9 @@ def test_smollm2() -> None:
         tie_word_embeddings=True,
     )
     geometry = ModelGeometry.from_config(config)
-    assert (geometry.num_kv_heads, geometry.head_dim, geometry.queries_per_kv_head) == (3, 64, 3)
+    assert (geometry.num_heads, geometry.num_kv_heads, geometry.head_dim) == (9, 3, 64)
     assert geometry.sliding_windows == (None,) * 30
     assert geometry.tie_word_embeddings
-    # 30 layers, key and value, 3 heads of 64
-    assert geometry.kv_bytes_per_token(4) == 30 * 2 * 3 * 64 * 4
-    assert geometry.kv_bytes_per_token(0.5) == 30 * 3 * 64
 
 
 def test_gemma3_keeps_its_windows_and_its_head_size() -> None:
@@ -87,16 +85,14 @@ def test_names_of_older_configurations() -> None:
 def test_latent_attention_has_narrower_values() -> None:
     geometry = read(head_dim=8, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12)
     assert (geometry.head_dim, geometry.value_head_dim) == (24, 12)
-    assert geometry.kv_bytes_per_token(2) == 2 * 4 * (24 + 12) * 2
 
 
 def test_sizes_of_a_cache_whose_factors_all_differ() -> None:
-    """5 layers, 3 key heads of 24 and value heads of 10, half a byte each: 5 * 3 * 34 / 2."""
+    """5 layers, 3 key heads of 24 and value heads of 10."""
     sizes = {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 24}
     geometry = read(**sizes, v_head_dim=10)
-    assert (geometry.queries_per_kv_head, geometry.head_dim, geometry.value_head_dim) == (2, 24, 10)
-    assert geometry.kv_bytes_per_token(4) == 5 * 3 * 34 * 4
-    assert geometry.kv_bytes_per_token(0.5) == 255
+    assert (geometry.num_layers, geometry.num_heads, geometry.num_kv_heads) == (5, 6, 3)
+    assert (geometry.head_dim, geometry.value_head_dim) == (24, 10)
 
 
 # Names of configurations that have no translation to transformers' own, and what each stands for.
@@ -219,8 +215,6 @@ def test_lists_over_layers() -> None:
 def test_no_attention() -> None:
     made = read(num_attention_heads=None)
     assert (made.num_heads, made.num_kv_heads, made.head_dim, made.value_head_dim) == (0, 0, 0, 0)
-    assert made.queries_per_kv_head == 0
-    assert made.kv_bytes_per_token(4) == 0
 
 
 @pytest.mark.parametrize(
@@ -266,9 +260,9 @@ def test_without_attention_heads_have_no_width(geometry: ModelGeometry) -> None:
 
 
 def test_round_trip(geometry: ModelGeometry) -> None:
-    assert ModelGeometry.from_dict(geometry.to_dict()) == geometry
+    assert decode(ModelGeometry, encode(geometry), "geometry") == geometry
     with pytest.raises(ArtifactError, match="unknown key 'rope'"):
-        ModelGeometry.from_dict({**geometry.to_dict(), "rope": 1})
+        decode(ModelGeometry, {**encode(geometry), "rope": 1}, "geometry")
     with pytest.raises(dataclasses.FrozenInstanceError):
         geometry.num_layers = 4  # type: ignore[misc]
 
@@ -291,6 +285,6 @@ def test_every_default_configuration_gives_a_geometry_or_a_reason() -> None:
             geometry = ModelGeometry.from_config(config)
         except UnsupportedModelError:
             continue
-        assert ModelGeometry.from_dict(geometry.to_dict()) == geometry
+        assert decode(ModelGeometry, encode(geometry), "geometry") == geometry
         understood += 1
     assert understood > 0.85 * len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -22,17 +22,22 @@ PROMPTS = [[5, 6, 7], [250], [1, 2, 3, 4, 5]]
 class Reference:
     """A session whose next token depends on every token before it; from a cache it goes on with another one."""
 
-    info = SimpleNamespace(vocab_size=VOCABULARY)
+    info = SimpleNamespace(vocab_size=VOCABULARY, max_context=1 << 20, max_batch=None, profiles=(), logits="all")
+    rows = chooser = None
 
     def __init__(self) -> None:
         self.held: list[int] = []
         self.calls: list[list[int]] = []
 
+    @property
+    def lengths(self) -> Any:
+        return np.array([len(self.held)], np.int64)
+
     def reset(self, batch: int, capacity: int) -> None:
         assert batch == 1
         self.held, self.capacity = [], capacity
 
-    def forward(self, input_ids: Any) -> Any:
+    def forward(self, input_ids: Any, lengths: Any = None) -> Any:
         tokens = input_ids[0].tolist()
         assert input_ids.dtype == np.int64
         assert len(tokens) <= self.capacity
@@ -92,7 +97,7 @@ def test_prompts_are_padded_on_the_right() -> None:
 class Undecided(Reference):
     """All tokens are equally likely."""
 
-    def forward(self, input_ids: Any) -> Any:
+    def forward(self, input_ids: Any, lengths: Any = None) -> Any:
         return SimpleNamespace(host=lambda: np.zeros((1, input_ids.shape[1], VOCABULARY), np.float32))
 
 

@@ -7,10 +7,11 @@ node and the condition that failed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import ContractPart
 from llmc.compiler.base.json_record import JsonValue, encode
 
 
@@ -39,11 +40,13 @@ class Tally:
         fired: How often each rewrite of the pass fired.
         expected: How often it should have: the places that look as if it belonged there.
         rejections: Each place where it did not fire, and why.
+        contract: How the graph wants to be called from now on, as far as the pass changed that.
     """
 
     fired: dict[str, int] = field(default_factory=dict)
     expected: dict[str, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
+    contract: ContractPart = field(default_factory=ContractPart)
 
     def count(self, what: str, times: int = 1) -> None:
         """The rewrite ``what`` fired."""
@@ -52,6 +55,10 @@ class Tally:
     def reject(self, node: ir.Node, reason: str) -> None:
         """The pass left ``node`` alone."""
         self.rejections.append(Rejection(node_label(node), reason))
+
+    def state(self, **part: Unpack[ContractPart]) -> None:
+        """The graph wants to be called so from now on; see :class:`~llmc.compiler.base.contract.Contract`."""
+        self.contract.update(part)
 
 
 @dataclass
@@ -108,6 +115,10 @@ class FusionPass(GraphPass):
     def finish(self, model: ir.Model) -> None:
         """Called once, after the last site, when at least one was fused."""
 
+    def states(self) -> ContractPart:
+        """How the graph wants to be called from now on, when at least one was fused."""
+        return {}
+
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
         sites = self.sites(model)
@@ -123,6 +134,7 @@ class FusionPass(GraphPass):
             if self.domain:
                 model.graph.opset_imports.setdefault(self.domain, 1)
             self.finish(model)
+            tally.state(**self.states())
 
 
 def node_label(node: ir.Node) -> str:

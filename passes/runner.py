@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,7 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.lazy_weight import LazyWeight
@@ -72,7 +74,14 @@ def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome
     rejections = tuple((r.node, r.reason) for r in tally.rejections)
     for node, reason in rejections:
         log.info("%s left %s alone: %s", name, node, reason)
-    return PassOutcome(record, rejections, elapsed)
+    return PassOutcome(record, rejections, elapsed, tally.contract)
+
+
+def merge_contract(contract: Contract, outcomes: Iterable[PassOutcome]) -> Contract:
+    """How the graph wants to be called that passes left: what each stated replaces what held before."""
+    for outcome in outcomes:
+        contract = replace(contract, **outcome.contract)
+    return contract
 
 
 def weight_bytes(model: ir.Model) -> int:

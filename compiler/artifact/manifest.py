@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 
-from llmc.compiler.base.contract import CacheKind, LogitsKind
+from llmc.compiler.artifact.manifest_upgrade import upgrade
+from llmc.compiler.base.contract import GRAPH, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.json_record import JsonValue, decode, encode, from_text, schema, to_text
 from llmc.compiler.base.targets import TargetName
 
 MANIFEST_NAME = "llmc.json"
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 ArtifactKind = Literal["portable", "target", "engine"]
 SourceFormat = Literal["safetensors", "gguf"]
@@ -129,12 +130,14 @@ class EngineRecord:
         threads: Threads that it was built for; None: to be chosen where it is opened.
         profiles: Chunk lengths, each [min, max], that it was built for; empty when any will do.
         details: What the runtime's ``build`` reported and its ``open`` reads.
+        graph: ONNX graph that is opened, or that the engine's files were built of.
     """
 
     runtime: str
     threads: int | None
     profiles: tuple[tuple[int, ...], ...]
     details: Mapping[str, JsonValue]
+    graph: str = GRAPH
 
     def __post_init__(self) -> None:
         """Refuse no runtime, no threads, and profiles that are not [min, max]."""
@@ -157,8 +160,7 @@ class Manifest:
         model: Its geometry.
         target: What it was optimized for, as ``cpu``; None for a portable graph.
         precision: Type of the weights: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``int4``.
-        cache: ``grow``: present = past + new; ``shared``: past and present are one fixed buffer.
-        logits: ``last``: one row a sequence; ``all``: one a position.
+        contract: How the graph that is opened wants to be called.
         max_context: Most tokens that one row may hold; None: only memory limits it.
         weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
         engine: The runtime's record; None unless ``kind`` is ``engine``.
@@ -175,8 +177,7 @@ class Manifest:
     model: ModelGeometry
     target: TargetName | None
     precision: str
-    cache: CacheKind
-    logits: LogitsKind
+    contract: Contract
     max_context: int | None
     weight_bytes: int
     engine: EngineRecord | None
@@ -185,7 +186,7 @@ class Manifest:
     measured: Mapping[str, float]
     files: Mapping[str, FileRecord]
     tools: Mapping[str, str]
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         """Refuse a manifest that contradicts itself.
@@ -195,8 +196,6 @@ class Manifest:
                 name that leaves the directory, an error that is not a finite number.
         """
         _require_one_of("kind", self.kind, get_args(ArtifactKind))
-        _require_one_of("cache", self.cache, get_args(CacheKind))
-        _require_one_of("logits", self.logits, get_args(LogitsKind))
         _require_version(self.schema_version, "the manifest")
         if not self.precision:
             raise ArtifactError("the manifest names no precision")
@@ -232,6 +231,7 @@ class Manifest:
             ArtifactError: not JSON, another schema version, an unknown or missing key, a value that is refused.
         """
         value = from_text(text, where)
+        value = upgrade(value, where)
         # Before the keys: another version has other keys, and naming the first of them would mislead.
         version = value.get("schema_version") if isinstance(value, Mapping) else None
         _require_version(version, where)

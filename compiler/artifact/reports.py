@@ -6,10 +6,11 @@ In: results of the driver. Out: frozen dataclasses, each with ``to_json``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmc.compiler.artifact.manifest import Manifest, PassRecord
+from llmc.compiler.base.contract import ContractPart
 from llmc.compiler.base.json_record import JsonValue, encode
 
 
@@ -21,11 +22,13 @@ class PassOutcome:
         record: What the manifest keeps.
         rejections: (node, reason) of each place where a fusion did not fire.
         milliseconds: Duration.
+        contract: How the graph wants to be called from then on, as far as the pass changed that.
     """
 
     record: PassRecord
     rejections: tuple[tuple[str, str], ...]
     milliseconds: float
+    contract: ContractPart = field(default_factory=ContractPart)
 
     @property
     def shortfalls(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import FileRecord, Manifest, Source
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import ExportOptions
@@ -31,7 +32,7 @@ from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, record_golden
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.pipeline import portable_passes
-from llmc.passes.runner import run_passes
+from llmc.passes.runner import merge_contract, run_passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,8 +90,7 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
         model=geometry,
         target=None,
         precision=options.dtype,
-        cache="grow",
-        logits="all",
+        contract=merge_contract(Contract(), outcomes),
         max_context=geometry.max_position_embeddings,
         weight_bytes=decode_weight_bytes(trace.model),
         engine=None,

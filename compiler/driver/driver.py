@@ -33,8 +33,7 @@ from llmc.compiler.driver.target_passes import engine_passes, max_context, targe
 from llmc.compiler.driver.verification import report
 from llmc.compiler.graph.write_model import write_model
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
-from llmc.passes.lowering.set_cache_io import cache_kind
-from llmc.passes.runner import run_passes
+from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import make_builder, require_builder
 
 log = logging.getLogger(__name__)
@@ -224,8 +223,7 @@ def _target_manifest(
         kind="target",
         target=options.target,
         precision=options.precision,
-        cache=cache_kind(model),
-        logits=options.logits,
+        contract=merge_contract(portable.contract, outcomes),
         max_context=max_context(portable.model, options),
         weight_bytes=decode_weight_bytes(model),
         passes=(*portable.passes, *(outcome.record for outcome in outcomes)),
@@ -245,10 +243,15 @@ def _build(
     if passes:
         model = ir.load(staging / GRAPH)
         outcomes = run_passes(model, passes)
-        target = replace(target, passes=(*target.passes, *(outcome.record for outcome in outcomes)))
+        target = replace(
+            target,
+            contract=merge_contract(target.contract, outcomes),
+            passes=(*target.passes, *(outcome.record for outcome in outcomes)),
+        )
         onnx.save_model(ir.to_proto(model), staging / ENGINE_GRAPH)
-    details = builder.build(staging, staging, threads=threads)
-    record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=dict(details))
+    details = dict(builder.build(staging, staging, threads=threads))
+    graph = str(details.pop("graph"))
+    record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=details, graph=graph)
     return write_manifest(
         staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
     )

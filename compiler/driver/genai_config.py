@@ -138,7 +138,7 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
             "do_sample": False,
             **settings.search(),
             "max_length": context,
-            "past_present_share_buffer": manifest.cache == "shared",
+            "past_present_share_buffer": manifest.contract.cache == "shared",
         },
     }
 

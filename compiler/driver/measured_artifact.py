@@ -17,7 +17,6 @@ from llmc.compiler.base.errors import EngineError, MissingDependencyError, Verif
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.verification import Measured, measure, report, tolerances
-from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.runtimes.device.cuda import cuda_devices
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.session.engine import Session
@@ -108,5 +107,4 @@ def _may_be_unmeasured(manifest: Manifest) -> bool:
 
 def _weight_precision(manifest: Manifest) -> str:
     """Weights that were rounded to half precision stay so, whatever they are computed with."""
-    rounded = any(record.name == ConvertFloat.__name__ and record.counts for record in manifest.passes)
-    return "fp16" if rounded and manifest.precision == "fp32" else manifest.precision
+    return manifest.contract.rounded_to or "fp32" if manifest.precision == "fp32" else manifest.precision

@@ -140,8 +140,8 @@ def engine_passes(target: Manifest) -> list[GraphPass]:
     row = get_target(str(target.target))
     if row.family == "ort-cuda":
         # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
-        lowered = any(record.name == "LowerAttention" and record.counts.get("attention") for record in target.passes)
-        return cuda_engine_passes() if lowered and target.cache == "shared" else []
+        contract = target.contract
+        return cuda_engine_passes() if contract.rows == "slot0" and contract.cache == "shared" else []
     if row.family == "standard":
         return tensorrt_engine_passes() if row.takes_sizes else []
     return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []

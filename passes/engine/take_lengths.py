@@ -58,6 +58,7 @@ class TakeLengths(GraphPass):
             # Else what only this one was computed from would become an input that nothing reads.
             _remove_unused(graph)
         if tally.fired:
+            tally.state(lengths="inputs")
             _remove_unused(graph)
             mask = graph_input(model, ATTENTION_MASK)
             if mask is not None and (readers := list(mask.uses())):

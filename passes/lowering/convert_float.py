@@ -13,18 +13,18 @@ stream and the norms that read it may stay float32 as well: see :mod:`llmc.passe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.contract import FloatType
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.graph.lazy_weight import LazyWeight, as_weight, cast_weight, numpy_dtype
 from llmc.passes.graph.graph_query import SMALL, add_initializer, producer
 from llmc.passes.graph_pass import GraphPass, Tally
 from llmc.passes.lowering.residual_stream import residual_stream
 
-HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+HALF: dict[ir.DataType, FloatType] = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -37,7 +37,7 @@ class ConvertFloat(GraphPass):
         wide_residual: To half, but the residual stream stays float32.
     """
 
-    to: Literal["fp32", "fp16", "bf16"] = "fp32"
+    to: FloatType = "fp32"
     wide_residual: bool = False
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
@@ -51,12 +51,14 @@ class ConvertFloat(GraphPass):
         else:
             wide = residual_stream(model.graph) if self.wide_residual else set()
             _ToHalf(model.graph, TYPES[self.to], tally, wide).run()
+            tally.state(rounded_to=self.to)
 
 
 def _to_float32(graph: ir.Graph, tally: Tally) -> None:
     """Initializers, graph inputs, what nodes make, and casts to half."""
     for value in graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype in HALF:
+        if value.const_value is not None and (half := HALF.get(value.const_value.dtype)) is not None:
+            tally.state(rounded_to=half)
             value.const_value = cast_weight(value.const_value, ir.DataType.FLOAT)
             value.dtype = ir.DataType.FLOAT
             tally.count("weights")
@@ -65,7 +67,8 @@ def _to_float32(graph: ir.Graph, tally: Tally) -> None:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
             tally.count("casts")
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
-        if value.dtype in HALF:
+        if value.dtype is not None and (half := HALF.get(value.dtype)) is not None:
+            tally.state(rounded_to=half)
             value.dtype = ir.DataType.FLOAT
             tally.count("values")
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.base.contract import LOGITS
+from llmc.compiler.base.contract import LOGITS, ContractPart
 from llmc.passes.graph.chunk_lengths import chunk_lengths
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, small_initializer
 from llmc.passes.graph_pass import FusionPass, NearMiss
@@ -38,6 +38,10 @@ class LastTokenLogits(FusionPass):
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Put a GatherND before the output projection."""
         _cut(model, _projection(node), _logits(model))
+
+    def states(self) -> ContractPart:
+        """One row of logits a sequence."""
+        return {"logits": "last"}
 
 
 def _logits(model: ir.Model) -> ir.Value:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.base.contract import ATTENTION_MASK, PAST, PRESENT, SEQLENS, TOTAL_LENGTH
+from llmc.compiler.base.contract import ATTENTION_MASK, PAST, PRESENT, SEQLENS, TOTAL_LENGTH, ContractPart
 from llmc.compiler.graph.operators import cached_attention
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
@@ -76,6 +76,10 @@ class LowerAttention(FusionPass):
     def finish(self, model: ir.Model) -> None:
         """Sort: what all need may have been made near the end of the graph."""
         model.graph.sort()
+
+    def states(self) -> ContractPart:
+        """The kernel counts a row's tokens from slot 0."""
+        return {"rows": "slot0", "ragged_chunks": self.query_seqlens}
 
     def _require_kernel(self, node: ir.Node) -> None:
         """Raise NearMiss where GroupQueryAttention cannot compute what the call asks for."""

@@ -49,17 +49,12 @@ class SetCacheIO(GraphPass):
                     if getattr(old, "value", old) != length:
                         value.shape = ir.Shape([batch, heads, length, dim])
                         tally.count("dimensions")
+        keys_and_values = any(_is_key_or_value(value, PAST) for value in model.graph.inputs)
+        tally.state(cache=kind if keys_and_values else "shared")
         unused = [v for v in model.graph.inputs if v.name == POSITION_IDS and not list(v.uses())]
         for value in unused:
             model.graph.inputs.remove(value)
             tally.count("unused inputs")
-
-
-def cache_kind(model: ir.Model) -> CacheKind:
-    """How the KV cache of a graph goes in and out, read from its inputs."""
-    pasts = [value for value in model.graph.inputs if _is_key_or_value(value, PAST) and value.shape is not None]
-    lengths = {getattr(value.shape[2], "value", None) for value in pasts if value.shape is not None}
-    return "shared" if lengths == {"capacity"} or not pasts else "grow"
 
 
 def _is_key_or_value(value: ir.Value, prefix: str) -> bool:

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.base.contract import PAST_LENGTHS
+from llmc.compiler.base.contract import PAST_LENGTHS, ContractPart
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_bias import LOWEST
 from llmc.passes.attention.visible_slots import Reach, Slots, visible_slots
@@ -73,6 +73,10 @@ class UseStandardAttention(FusionPass):
         model.graph.opset_imports[""] = max(OPSET, model.graph.opset_imports.get("", 0))
         model.ir_version = max(model.ir_version, 11)
         model.graph.sort()
+
+    def states(self) -> ContractPart:
+        """A fixed cache is written from slot 0 on."""
+        return {"rows": "slot0"} if self.cache == "scatter" else {}
 
     def _lower(self, model: ir.Model, node: ir.Node) -> None:
         graph, given = model.graph, node.attributes

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
-from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, CacheKind
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, CacheKind, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.targets import TargetName
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
@@ -94,7 +94,7 @@ def read_facts(path: Path) -> MemoryFacts:
         graph = ir.load(graph_file).graph
     except Exception as error:  # protobuf, onnx_ir and the file system have no common base
         raise ArtifactError(f"{graph_file} cannot be read as an ONNX model ({type(error).__name__})") from error
-    shared = manifest is not None and manifest.cache == "shared"
+    contract = Contract() if manifest is None else manifest.contract
     engines = _engines(manifest)
     longest = manifest.max_context if manifest is not None else None
     return MemoryFacts(
@@ -103,7 +103,7 @@ def read_facts(path: Path) -> MemoryFacts:
         target=manifest.target if manifest is not None else None,
         max_context=longest if engines is None else min(longest or engines.max_context, engines.max_context),
         weight_bytes=weight_bytes(graph),
-        cache=tuple(_cache_inputs(graph, "shared" if shared else "grow")),
+        cache=tuple(_cache_inputs(graph, contract.cache)),
         engines=engines,
     )
 
@@ -135,11 +135,12 @@ def _graph_file(path: Path, manifest: Manifest | None) -> Path:
         return path
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; give an artifact directory or an .onnx file")
-    named = manifest.engine.details.get("graph") if manifest is not None and manifest.engine is not None else None
-    names = (*([named] if isinstance(named, str) else []), *_GRAPHS)
+    engine = manifest.engine if manifest is not None else None
+    names = _GRAPHS if engine is None else (engine.graph,)
     found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
-        raise ArtifactError(f"{path} holds neither {' nor '.join(_GRAPHS)}; give an artifact that llmc made")
+        missing = " and ".join(f"no {name}" for name in names)
+        raise ArtifactError(f"{path} holds {missing}; give an artifact that llmc made")
     return found
 
 

@@ -23,7 +23,7 @@ from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
-from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
+from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class OnnxRuntimeCpu:
         graph = self._graph(directory, manifest, options)
         inference = _make_inference(graph, options)
         info = engine_info(manifest, self.name, count, inference)
-        return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+        return OnnxRuntimeSession(inference, info, manifest.contract)
 
     def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
         import onnxruntime
@@ -100,7 +100,7 @@ def open_graph(directory: Path, *, threads: int | None = None) -> Session:
     count = threads or physical_cores()
     inference = _make_inference(directory / GRAPH, _session_options(count))
     info = engine_info(manifest, OnnxRuntimeCpu.name, count, inference)
-    return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+    return OnnxRuntimeSession(inference, info, manifest.contract)
 
 
 def _without_weights(options: Any) -> Any:
@@ -123,15 +123,14 @@ def engine_info(
         vocab_size=inference.get_outputs()[0].shape[2],
         num_layers=sum(item.name.endswith(".key") for item in past),
         max_context=manifest.max_context or UNLIMITED,
-        logits=manifest.logits,
-        cache=manifest.cache,
+        logits=manifest.contract.logits,
+        cache=manifest.contract.cache,
         cache_bytes_per_token=per_token,
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,
         threads=threads,
         details={
             **(manifest.engine.details if manifest.engine else {}),
-            RAGGED_CHUNKS: _takes_ragged_chunks(manifest),
             **({} if device is None else {"device": device}),
         },
     )
@@ -140,22 +139,6 @@ def engine_info(
 def _item_bytes(element_type: str) -> int:
     """Bytes of an element of one of ONNX Runtime's tensor types."""
     return 2 if "16" in element_type else 1 if "8" in element_type else 4
-
-
-def is_fused(manifest: Manifest) -> bool:
-    """Whether each row's tokens lie from slot 0 of its cache on; else slots are columns of the attention mask."""
-    lowered = [record for record in manifest.passes if record.counts.get("attention")]
-    return any(
-        record.name == "LowerAttention"
-        or (record.name == "UseStandardAttention" and record.fields.get("cache") == "scatter")
-        for record in lowered
-    )
-
-
-def _takes_ragged_chunks(manifest: Manifest) -> bool:
-    """Whether rows of one chunk may differ in length when the cache is not empty."""
-    lowered = [record for record in manifest.passes if record.name == "LowerAttention"]
-    return all(record.fields.get("query_seqlens", True) for record in lowered)
 
 
 def _session_options(threads: int | None) -> Any:

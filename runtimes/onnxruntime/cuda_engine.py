@@ -27,7 +27,7 @@ from llmc.runtimes.device.interface import Device, HostDevice
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
-from llmc.runtimes.onnxruntime.cpu_engine import engine_info, is_fused
+from llmc.runtimes.onnxruntime.cpu_engine import engine_info
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import Session
 
@@ -86,12 +86,12 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
         raise EngineError(
             f"{directory} holds a graph for a GPU and no engine yet; make one: llmc build {directory} -o DIR"
         )
-    graph = directory / (ENGINE_GRAPH if (directory / ENGINE_GRAPH).exists() else GRAPH)
-    inference = load(str(graph), device)
+    takes_lengths = manifest.contract.lengths == "inputs"
+    inference = load(str(directory / (ENGINE_GRAPH if takes_lengths else GRAPH)), device)
     info = engine_info(manifest, runtime, 0, inference, device=device.description)
-    if graph.name == GRAPH:
+    if not takes_lengths:
         log.warning("attention runs outside the runtime's own operator: inputs and cache go through host memory")
-        return OnnxRuntimeSession(inference, info, fused=is_fused(manifest))
+        return OnnxRuntimeSession(inference, info, manifest.contract)
     logits = next(item for item in inference.get_outputs() if item.name == LOGITS)
     samplers = SamplerCache(device, lambda model: load(model, device), info.vocab_size, ELEMENT_TYPES[logits.type][0])
     return DeviceSession(GraphIO(inference, device), info, device, samplers, _fits(directory, device))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, Contract
 from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.session.capabilities import RowEditor
 from llmc.runtimes.session.engine import (
@@ -36,19 +36,15 @@ from llmc.runtimes.session.engine import (
 )
 from llmc.runtimes.session.host_logits import HostLogits
 
-RAGGED_CHUNKS = "ragged_chunks"
-"""Key in :attr:`EngineInfo.details`: rows of one chunk may differ in length when the cache is not empty."""
-
 
 class OnnxRuntimeSession(Session, RowEditor):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
-    mixes_lengths = True
-
-    def __init__(self, inference: Any, info: EngineInfo, *, fused: bool) -> None:
-        """Wrap a loaded graph; ``fused`` says which of the two kinds it is."""
+    def __init__(self, inference: Any, info: EngineInfo, contract: Contract) -> None:
+        """Wrap a loaded graph, and call it as its contract says."""
         self._inference = inference
-        self._fused = fused
+        self._contract, self._fused = contract, contract.rows == "slot0"
+        self.mixes_lengths = contract.ragged_chunks
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = POSITION_IDS in inputs
@@ -89,7 +85,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
             self._allocate(batch, capacity)
             return
-        if self._info.cache == "grow":
+        if self._contract.cache == "grow":
             self._bind_empty_cache(batch)
         self._bind_empty_states(batch)
 
@@ -100,7 +96,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         try:
             self._mask = np.ones((batch, capacity), np.int64)
             self._mask_flat = np.ones(batch * capacity, np.int64)
-            if self._info.cache == "grow":
+            if self._contract.cache == "grow":
                 self._bind_empty_cache(batch)
             else:
                 self._bind_shared_cache(batch, capacity)
@@ -143,7 +139,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         full = lengths is None
         ragged = chunk > 1 and not full and bool((valid != chunk).any())
-        if ragged and self._lengths.any() and not self._info.details.get(RAGGED_CHUNKS, True):
+        if ragged and self._lengths.any() and not self._contract.ragged_chunks:
             raise EngineError(
                 "rows of unequal length can only be continued in chunks by a graph made with ONNX Runtime 1.32 or "
                 "newer; optimize again with it, or prefill each prompt whole"
@@ -160,7 +156,7 @@ class OnnxRuntimeSession(Session, RowEditor):
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
         before = self._lengths.copy()
         self._lengths += valid
-        if self._info.cache == "grow":
+        if self._contract.cache == "grow":
             self._carry_cache(before, valid, chunk)
         self._turn_states()
         return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
@@ -179,7 +175,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         if input_ids.shape != self._chunk:
             batch, chunk = self._chunk = input_ids.shape
             self._ids = np.empty((batch, chunk), np.int64)
-            rows = chunk if self._info.logits == "all" else 1
+            rows = chunk if self._contract.logits == "all" else 1
             self._logits: npt.NDArray[Any] = np.empty((batch, rows, self._info.vocab_size), self._logits_type)
             self._binding.bind_ortvalue_input(INPUT_IDS, _ort_value(self._ids))
             self._binding.bind_ortvalue_output(LOGITS, _ort_value(self._logits))
@@ -189,7 +185,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         """Row sums are the tokens held, sums over the last ``chunk`` columns the valid ones of this chunk."""
         batch, before = len(valid), int(self._lengths.max())
         width = before + chunk
-        if width > self._capacity and self._info.cache == "shared":
+        if width > self._capacity and self._contract.cache == "shared":
             # The kernel wants room for the chunk's columns after the longest row, be they valid or not.
             raise EngineError(
                 f"a row holds {before} tokens and the chunk has {chunk} columns, more than the cache's "

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.contract import LOGITS
+from llmc.compiler.base.contract import GRAPH, LOGITS
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.openvino.library import (
@@ -33,7 +33,7 @@ from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
 from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
 
-GRAPH, MODEL = "model.onnx", "openvino_model.xml"
+MODEL = "openvino_model.xml"
 
 
 class OpenVino:
@@ -51,7 +51,7 @@ class OpenVino:
         openvino = load_openvino()
         model = read_stateful(openvino, graph_directory / GRAPH)
         openvino.save_model(model, str(output / MODEL), compress_to_fp16=False)
-        return {"graph": MODEL, "openvino": version_of(openvino)}
+        return {"graph": GRAPH, "openvino": version_of(openvino)}
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine.
@@ -93,8 +93,8 @@ def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: 
         vocab_size=model.output(LOGITS).get_partial_shape()[2].get_length(),
         num_layers=len(caches) // 2,
         max_context=manifest.max_context or UNLIMITED,
-        logits=manifest.logits,
-        cache=manifest.cache,
+        logits=manifest.contract.logits,
+        cache=manifest.contract.cache,
         cache_bytes_per_token=numbers * element.size,
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,

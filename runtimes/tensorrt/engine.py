@@ -79,6 +79,7 @@ class TensorRT:
             )
             log.warning("%s%s", built.receipt.findings[0], more)
         return {
+            "graph": ENGINE_GRAPH,
             "version": library.version,
             "plan": built.plan.to_json(),
             "receipt": built.receipt.summary(),
@@ -143,8 +144,8 @@ def open_on(
         vocab_size=decoder.vocab_size,
         num_layers=sum(tensor.past.endswith(".key") for tensor in decoder.cache),
         max_context=min(manifest.max_context or plan.max_context, plan.max_context),
-        logits=manifest.logits,
-        cache=manifest.cache,
+        logits=manifest.contract.logits,
+        cache=manifest.contract.cache,
         cache_bytes_per_token=sum(tensor.nbytes(1, 1) for tensor in decoder.cache),
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llmc.compiler.artifact.manifest import EngineRecord, FileRecord, Manifest, PassRecord, Source
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.geometry import ModelGeometry
 
 
@@ -41,8 +42,7 @@ def manifest(geometry: ModelGeometry) -> Manifest:
         model=geometry,
         target="cpu",
         precision="int4",
-        cache="shared",
-        logits="last",
+        contract=Contract(rows="slot0", cache="shared", logits="last"),
         max_context=128,
         weight_bytes=1000,
         engine=EngineRecord(runtime="onnxruntime-cpu", threads=2, profiles=((1, 512),), details={"a": [1, None]}),

@@ -262,7 +262,7 @@ def test_attention_that_is_no_node(tampered: Callable[[Callable[[ir.Model], None
     for cache in ("grow", "shared"):
         optimize(directory, tmp_path / cache, OptimizeOptions(cache=cache, logits="all"))  # type: ignore[arg-type]
         # Such attention makes a longer tensor of the past and the new: its cache grows, whatever was asked for.
-        assert open_artifact(tmp_path / cache).manifest.cache == "grow"
+        assert open_artifact(tmp_path / cache).manifest.contract.cache == "grow"
         assert_same_numbers(directory, tmp_path / cache)
 
 

@@ -12,13 +12,14 @@ import pytest
 
 from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.contract import Contract, ContractPart
 from llmc.compiler.base.errors import PassError, UsageError
 from llmc.compiler.graph.lazy_weight import TensorWeight
 from llmc.passes import runner as module
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
 from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
-from llmc.passes.runner import dump_graph, run_passes, snake_case, weight_bytes
+from llmc.passes.runner import dump_graph, merge_contract, run_passes, snake_case, weight_bytes
 
 
 def small_model():
@@ -64,6 +65,16 @@ class NeverFits(FusionPass):
 
 
 @dataclass(frozen=True)
+class States(GraphPass):
+    """Says what its graph has become."""
+
+    part: ContractPart
+
+    def rewrite(self, model: ir.Model, tally: Tally) -> None:
+        tally.state(**self.part)
+
+
+@dataclass(frozen=True)
 class Breaks(GraphPass):
     """Raises."""
 
@@ -83,6 +94,14 @@ def test_a_record_says_what_happened():
     assert outcome.milliseconds >= 0
     (again,) = run_passes(model, [DropRelu()])
     assert not again.record.modified
+
+
+def test_what_passes_state_of_their_graph_is_merged_in_order():
+    before = Contract(logits="last", cache="shared")
+    first, last = States({"rows": "slot0", "ragged_chunks": False}), States({"ragged_chunks": True, "cache": "grow"})
+    outcomes = run_passes(small_model(), [first, DropRelu(), last])
+    assert merge_contract(before, outcomes) == Contract(rows="slot0", logits="last")
+    assert merge_contract(before, []) == before
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.contract import Contract
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.lowering.residual_stream import residual_stream
-from llmc.passes.lowering.set_cache_io import cache_kind
 from llmc.passes.pipeline import StandardTarget, portable_passes, standard_passes, tensorrt_engine_passes
 from llmc.passes.quantization.quantize_standard import QuantizeStandard
-from llmc.passes.runner import run_passes
+from llmc.passes.runner import merge_contract, run_passes
 
 from .conftest import DIM, KV_HEADS, LAYERS, VOCABULARY
 from .formats.small_numbers import stood_for
@@ -163,7 +163,7 @@ def test_openvino(portable: Traced, expected: list[list[Array]]) -> None:
     found = kinds(model)
     assert (found["Attention"], found["TensorScatter"]) == (LAYERS, 0)
     assert (found["RotaryEmbedding"], found["RMSNormalization"]) == (2 * LAYERS, 2 * LAYERS + 1)
-    assert cache_kind(model) == "grow"
+    assert merge_contract(Contract(), outcomes.values()) == Contract(logits="last")
     assert [value.name for value in model.graph.inputs] == ["input_ids", "attention_mask", "position_ids", *PAST]
     assert all(value.dtype == ir.DataType.FLOAT for value in model.graph.outputs)
     assert error(Led(model, scatter=False), expected) < 1e-5
@@ -186,7 +186,9 @@ def test_tensorrt(portable: Traced, expected: list[list[Array]], activations: An
     assert all(not outcome.shortfalls for outcome in outcomes.values())
     found = kinds(model)
     assert (found["Attention"], found["TensorScatter"]) == (LAYERS, 2 * LAYERS)
-    assert cache_kind(model) == "shared"
+    rounded: Any = None if activations == "fp32" else activations
+    called = Contract(rows="slot0", cache="shared", logits="last", rounded_to=rounded)
+    assert merge_contract(Contract(), outcomes.values()) == called
     kind = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[activations]
     assert {value.dtype for value in model.graph.outputs} == {kind}
     assert {value.dtype for value in model.graph.inputs if value.name in PAST} == {kind}

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from llmc.compiler.base.contract import Contract
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import EngineInfo, Int64Array
 
@@ -129,10 +130,13 @@ def load(text: str, *, half: bool = False) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def open_session(graph: str | Any, *, fused: bool = False, **fields: Any) -> OnnxRuntimeSession:
+def open_session(
+    graph: str | Any, *, fused: bool = False, contract: Contract | None = None, **fields: Any
+) -> OnnxRuntimeSession:
     """A session over a graph, by its text or loaded; keywords replace fields of its EngineInfo."""
     info = replace(EngineInfo("test", WIDTH, 1, 64, "all", "grow", 4, 4, "fp32", 1), **fields)
-    return OnnxRuntimeSession(load(graph) if isinstance(graph, str) else graph, info, fused=fused)
+    called = contract or Contract(rows="slot0" if fused else "mask", cache=info.cache, logits=info.logits)
+    return OnnxRuntimeSession(load(graph) if isinstance(graph, str) else graph, info, called)
 
 
 class Watched:

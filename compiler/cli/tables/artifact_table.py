@@ -53,8 +53,8 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{model.model_type}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("target", manifest.target or "any ONNX runtime"),
         ("precision", manifest.precision),
-        ("KV cache", manifest.cache),
-        ("logits", manifest.logits),
+        ("KV cache", manifest.contract.cache),
+        ("logits", manifest.contract.logits),
         ("weights read per token", size(manifest.weight_bytes)),
         ("on disk", size(sum(record.bytes for record in manifest.files.values()))),
     ]

@@ -12,7 +12,11 @@ import pytest
 
 import llmc.compiler.artifact.manifest as manifest_module
 from llmc.compiler.artifact.manifest import EngineRecord, FileRecord, Manifest, PassRecord, Source, manifest_schema
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import ArtifactError
+from llmc.compiler.base.json_record import encode
+
+CONTRACT = encode(Contract())
 
 
 def changed(manifest: Manifest, **values: Any) -> str:
@@ -37,14 +41,14 @@ def test_equal_records_give_equal_bytes_whatever_the_order_and_number_type(manif
 
 
 def test_portable_manifest_has_neither_target_nor_engine(manifest: Manifest) -> None:
-    portable = dataclasses.replace(manifest, kind="portable", target=None, engine=None, cache="grow", logits="all")
+    portable = dataclasses.replace(manifest, kind="portable", target=None, engine=None, contract=Contract())
     assert Manifest.from_json(portable.to_json()) == portable
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema_version": 2}, r"out/llmc\.json has schema version 2, and this llmc reads version 1"),
+        ({"schema_version": 3}, r"out/llmc\.json has schema version 3, and this llmc reads version 2"),
         ({"schema_version": True}, "schema version True"),
         ({"invented": 1}, "unknown key 'invented'"),
         ({"kind": "magic"}, "kind: 'magic' is not one of portable, target, engine"),
@@ -62,10 +66,13 @@ def test_portable_manifest_has_neither_target_nor_engine(manifest: Manifest) -> 
         ({"measured": {"kl": -1.0}}, "kl is -1.0"),
         ({"tolerances": {"top1": -0.5}}, "top1 is -0.5"),
         ({"measured": {"kl": True}}, r"measured\['kl'\]: expected a number, found a boolean"),
-        ({"schema_version": 0}, "has schema version 0, and this llmc reads version 1"),
-        ({"schema_version": 2, "invented": 1}, "has schema version 2, and this llmc reads version 1"),
-        ({"cache": "paged"}, "cache: 'paged' is not one of grow, shared"),
-        ({"logits": "first"}, "logits: 'first' is not one of last, all"),
+        ({"schema_version": 0}, "has schema version 0, and this llmc reads version 2"),
+        ({"schema_version": 3, "invented": 1}, "has schema version 3, and this llmc reads version 2"),
+        ({"contract": {}}, "contract: the key 'rows' is missing"),
+        ({"contract": {**CONTRACT, "cache": "paged"}}, "contract: cache: 'paged' is not one of grow, shared"),
+        ({"contract": {**CONTRACT, "logits": "first"}}, "contract: logits: 'first' is not one of last, all"),
+        ({"contract": {**CONTRACT, "ragged_chunks": 1}}, "contract: ragged_chunks: expected a boolean"),
+        ({"target": "abacus"}, "target: 'abacus' is not one of cpu, cuda"),
         ({"precision": ""}, "the manifest names no precision"),
         ({"kind": "portable", "engine": None}, "a portable artifact cannot have target 'cpu'"),
         ({"kind": "target", "engine": None, "target": None}, "a target artifact cannot have target None"),
@@ -123,9 +130,7 @@ def test_the_ends_of_what_is_accepted(manifest: Manifest) -> None:
     ("field", "value", "message"),
     [
         ("kind", "magic", "kind 'magic' is not one of portable, target, engine"),
-        ("cache", "paged", "cache 'paged' is not one of grow, shared"),
-        ("logits", "first", "logits 'first' is not one of last, all"),
-        ("schema_version", 2, "the manifest has schema version 2"),
+        ("schema_version", 3, "the manifest has schema version 3"),
         ("tolerances", {"kl": float("inf")}, "kl is inf, not a finite error"),
         ("tolerances", {"kl": float("nan")}, "kl is nan, not a finite error"),
         ("measured", {"top1": 1.0, "kl": float("inf")}, "kl is inf, not a finite error"),
@@ -203,4 +208,4 @@ def test_the_shipped_schema_is_the_dataclasses(manifest: Manifest) -> None:
     assert described["required"] == sorted(written)
     assert described["additionalProperties"] is False
     assert described["$defs"]["PassRecord"]["required"] == sorted(written["passes"][0])
-    assert described["properties"]["schema_version"] == {"enum": [1]}
+    assert described["properties"]["schema_version"] == {"enum": [2]}

@@ -15,6 +15,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest, PassRecord
 from llmc.compiler.artifact.reports import PassOutcome, VerifyReport
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.driver import driver
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
@@ -41,9 +42,9 @@ def golden() -> Golden:
     return Golden(zeros, np.ones(1, np.int64), zeros, zeros[..., None], logits, logits[0], 64)
 
 
-def outcome(name: str, fired: int = 1, *reasons: str) -> PassOutcome:
+def outcome(name: str, fired: int = 1, *reasons: str, **contract: Any) -> PassOutcome:
     record = PassRecord(name, {}, True, {"fired": fired}, {"fired": 1 if fired else 9}, 2, 1, 0, 0)
-    return PassOutcome(record, tuple((f"node{i}", reason) for i, reason in enumerate(reasons)), 1.0)
+    return PassOutcome(record, tuple((f"node{i}", reason) for i, reason in enumerate(reasons)), 1.0, contract)
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Remembered:
         given: Their arguments, the last of each.
     """
 
-    outcomes: list[PassOutcome] = field(default_factory=lambda: [outcome("Fuse")])
+    outcomes: list[PassOutcome] = field(default_factory=lambda: [outcome("Fuse", logits="last")])
     engine_outcomes: list[PassOutcome] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
         def build(self, source: Path, output: Path, *, threads: int | None) -> dict[str, Any]:
             made.note("build", threads=threads, files={path.name for path in source.iterdir()})
             (output / "engine.plan").write_bytes(b"plan")
-            return {"capacity": 128}
+            return {"capacity": 128, "graph": "engine.plan"}
 
     def make_builder(target: Manifest, options: Any, progress: Any) -> Builder:
         made.note("make_builder", target=target, options=options)
@@ -132,8 +133,7 @@ def portable(manifest: Manifest) -> Manifest:
         target=None,
         engine=None,
         precision="fp32",
-        cache="grow",
-        logits="all",
+        contract=Contract(),
         max_context=8192,
         weight_bytes=7,
         tools=OTHER_TOOLS,

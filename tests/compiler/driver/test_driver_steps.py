@@ -12,6 +12,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import GOLDEN
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
 from llmc.compiler.base.options import EngineOptions, OptimizeOptions
 from llmc.compiler.base.progress import NoProgress
@@ -80,8 +81,8 @@ def test_what_optimize_records(source: Path, tmp_path: Path, helpers: Remembered
     report = driver.optimize(source, tmp_path / "out", options)
     made = report.manifest
     assert made == open_artifact(tmp_path / "out").manifest
-    assert (made.kind, made.target, made.precision, made.logits) == ("target", "cpu", "int8", "last")
-    assert (made.cache, made.max_context, made.weight_bytes) == ("grow", 99, WEIGHT_BYTES)
+    assert (made.kind, made.target, made.precision) == ("target", "cpu", "int8")
+    assert (made.contract, made.max_context, made.weight_bytes) == (Contract(logits="last"), 99, WEIGHT_BYTES)
     assert (made.tolerances, made.measured) == ({}, {})
     assert [record.name for record in made.passes] == ["PackQKV", "Fuse"]
     assert made.tools == tool_versions() != OTHER_TOOLS
@@ -90,9 +91,10 @@ def test_what_optimize_records(source: Path, tmp_path: Path, helpers: Remembered
     assert helpers.calls == ["target_passes", "target passes", "measure"]
 
 
-def test_the_caches_kind_is_read_from_the_graph(tmp_path: Path, manifest: Manifest, helpers: Remembered) -> None:
-    path = make(tmp_path / "portable", portable(manifest), length="capacity")
-    assert driver.optimize(path, tmp_path / "out", OptimizeOptions()).manifest.cache == "shared"
+def test_the_passes_state_how_the_graph_is_called(source: Path, tmp_path: Path, helpers: Remembered) -> None:
+    helpers.outcomes = [outcome("A", rows="slot0"), outcome("B"), outcome("C", cache="shared", rounded_to="bf16")]
+    made = driver.optimize(source, tmp_path / "out", OptimizeOptions()).manifest
+    assert made.contract == Contract(rows="slot0", cache="shared", rounded_to="bf16")
 
 
 def test_the_passes_have_the_ranges_and_say_what_they_do(source: Path, tmp_path: Path, helpers: Remembered) -> None:
@@ -179,10 +181,13 @@ def test_what_build_records(lowered: Path, tmp_path: Path, helpers: Remembered, 
     assert not (tmp_path / "out" / "engine.onnx").exists()
 
 
-def test_an_engines_own_graph_is_there_when_it_is_built(lowered: Path, tmp_path: Path, helpers: Remembered) -> None:
-    helpers.engine_outcomes = [outcome("TakeLengths")]
+def test_an_engines_own_graph_is_there_when_it_is_built(
+    lowered: Path, tmp_path: Path, helpers: Remembered, manifest: Manifest
+) -> None:
+    helpers.engine_outcomes = [outcome("TakeLengths", lengths="inputs")]
     made = driver.build(lowered, tmp_path / "out")
     assert [record.name for record in made.passes] == ["PackQKV", "TakeLengths"]
+    assert made.contract == replace(manifest.contract, lengths="inputs")
     assert {"model.onnx", "model.onnx.data", "engine.onnx"} <= helpers.given["build"]["files"]
     assert ir.load(tmp_path / "out" / "engine.onnx").graph.name == "engine passes"
     assert ir.load(tmp_path / "out" / "model.onnx").graph.name == "tiny"

@@ -14,6 +14,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import GOLDEN, Golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import VerifyReport
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import ArtifactError, MissingDependencyError, UsageError
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NoProgress
@@ -106,13 +107,14 @@ def test_an_export_replaces_nothing_unasked(tmp_path: Path, helpers: Remembered,
 
 
 def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembered) -> None:
-    helpers.engine_outcomes = [outcome("TakeLengths")]
+    helpers.engine_outcomes = [outcome("TakeLengths", lengths="inputs")]
     engine = EngineOptions()
     options = CompileOptions(ExportOptions(), OptimizeOptions(precision="int8", context=99), 5, engine)
     report = driver.compile_model("model", tmp_path / "out", options)
     made = report.manifest
     assert made == open_artifact(tmp_path / "out").manifest
-    assert (made.kind, made.precision, made.max_context, made.cache) == ("engine", "int8", 99, "grow")
+    assert (made.kind, made.precision, made.max_context) == ("engine", "int8", 99)
+    assert made.contract == Contract(logits="last", lengths="inputs")
     assert [record.name for record in made.passes] == ["PackQKV", "Fuse", "TakeLengths"]
     assert made.engine is not None
     assert (made.engine.threads, helpers.given["build"]["threads"]) == (5, 5)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import CacheKind, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.driver.genai_config import GENAI_CONFIG, genai_config, refusal, write_genai_config
 
@@ -189,8 +190,8 @@ def test_the_context_is_the_graphs_or_else_the_models(config: Config, limit: int
 
 
 @pytest.mark.parametrize(("kind", "shared"), [("shared", True), ("grow", False)])
-def test_whether_past_and_present_are_one_buffer(config: Config, kind: str, shared: bool) -> None:
-    assert config(cache=kind)["search"]["past_present_share_buffer"] is shared
+def test_whether_past_and_present_are_one_buffer(config: Config, kind: CacheKind, shared: bool) -> None:
+    assert config(contract=Contract(cache=kind))["search"]["past_present_share_buffer"] is shared
 
 
 def test_a_gpu_is_asked_for_without_its_graphs(config: Config) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, VerificationError
 from llmc.compiler.base.progress import NoProgress
 from llmc.compiler.driver import measured_artifact
@@ -184,21 +185,19 @@ def test_a_cuda_graph_is_measured_when_it_is_an_engine(machine: Machine, manifes
     assert measure_and_record(Path(), engine(manifest, "cuda"), NoProgress())[1] is not None
 
 
-def converted(manifest: Manifest, precision: str, counts: dict[str, int]) -> Manifest:
-    """An engine of a graph in which ConvertFloat, not as the last pass, converted so much."""
-    (record,) = manifest.passes
-    conversion = replace(record, name="ConvertFloat", counts=counts, expected={})
-    return replace(manifest, precision=precision, passes=(conversion, record))
+def rounded(manifest: Manifest, precision: str, to: Any) -> Manifest:
+    """An engine whose weights went through a float type."""
+    return replace(manifest, precision=precision, contract=Contract(rounded_to=to))
 
 
 @pytest.mark.parametrize(
-    ("precision", "counts", "limit"),
-    [("fp32", {"weights": 3}, 0.026), ("fp32", {}, None), ("int4", {"scales": 3}, 0.026)],
+    ("precision", "to", "limit"),
+    [("fp32", "fp16", 0.026), ("fp32", "bf16", 0.026), ("fp32", None, None), ("int4", "fp16", 0.026)],
 )
 def test_weights_rounded_to_half_precision_are_not_held_to_float32s_tolerances(
-    machine: Machine, manifest: Manifest, precision: str, counts: dict[str, int], limit: float | None
+    machine: Machine, manifest: Manifest, precision: str, to: str | None, limit: float | None
 ) -> None:
-    made = converted(manifest, precision, counts)
+    made = rounded(manifest, precision, to)
     if limit is None:
         with pytest.raises(VerificationError, match=r"largest logit error is 0\.02, 0\.001 is accepted"):
             measure_and_record(Path(), made, NoProgress())
@@ -212,9 +211,9 @@ def test_int4s_weights_have_int4s_limit_whatever_their_scales_were_rounded_to(
     machine: Machine, manifest: Manifest
 ) -> None:
     machine.measured = Measured(0.02, 0.5, 1.0)
-    assert measure_and_record(Path(), converted(manifest, "int4", {"scales": 3}), NoProgress())[1] is not None
+    assert measure_and_record(Path(), rounded(manifest, "int4", "fp16"), NoProgress())[1] is not None
     with pytest.raises(VerificationError, match=r"mean KL divergence is 0\.5, 0\.1 is accepted"):
-        measure_and_record(Path(), converted(manifest, "fp32", {"weights": 3}), NoProgress())
+        measure_and_record(Path(), rounded(manifest, "fp32", "fp16"), NoProgress())
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.artifact.manifest import Manifest, PassRecord
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
@@ -213,24 +214,18 @@ def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry
     assert only(without, QuantizeCache).scales == ()
 
 
-def lowered(count: int) -> PassRecord:
-    return PassRecord("LowerAttention", {}, bool(count), {"attention": count} if count else {}, {}, 1, 1, 1, 1)
-
-
 @pytest.mark.parametrize(
-    ("records", "cache", "takes_lengths"),
+    ("contract", "takes_lengths"),
     [
-        ((lowered(3),), "shared", True),
-        ((lowered(3),), "grow", False),
-        ((lowered(0),), "shared", False),
-        ((), "shared", False),
-        ((replace(lowered(3), name="UseStandardAttention"),), "shared", False),
+        (Contract(rows="slot0", cache="shared"), True),
+        (Contract(rows="slot0", cache="grow"), False),
+        (Contract(rows="mask", cache="shared"), False),
     ],
 )
 def test_a_cuda_engine_takes_lengths_where_attention_does(
-    manifest: Manifest, records: tuple[PassRecord, ...], cache: Any, takes_lengths: bool
+    manifest: Manifest, contract: Contract, takes_lengths: bool
 ) -> None:
-    target = replace(manifest, target="cuda", passes=records, cache=cache)
+    target = replace(manifest, target="cuda", contract=contract)
     assert engine_passes(target) == (cuda_engine_passes() if takes_lengths else [])
 
 

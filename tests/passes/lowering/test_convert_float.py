@@ -33,6 +33,7 @@ def test_everything_becomes_float32(half: str, lazy: bool) -> None:
     model = make(half, lazy=lazy)
     tally = apply(ConvertFloat(), model)
     assert (tally.fired["weights"], tally.fired["casts"]) == (2, 1)
+    assert tally.contract == {"rounded_to": "fp16" if half == "float16" else "bf16"}
     values = [*model.graph.inputs, *model.graph.initializers.values(), *(o for n in model.graph for o in n.outputs)]
     assert {value.dtype for value in values} == {ir.DataType.FLOAT}
     assert all(isinstance(value.const_value, LazyWeight) for value in model.graph.initializers.values())
@@ -55,6 +56,7 @@ def test_numbers_are_those_of_float32() -> None:
 def test_a_float32_graph_is_left_alone() -> None:
     model = parse("m (float[n, 16] x, int64[n] i) => (y) { y = MatMul(x, w) }", {"w": draw(16, 8)})
     assert left_alone(ConvertFloat(), model) == []
+    assert ConvertFloat()(model).tally.contract == {}
 
 
 # --- to half precision ----------------------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ def test_a_graph_that_an_embedding_feeds_is_entirely_half(to: Any, half: ir.Data
     model = decoder()
     tally = apply(ConvertFloat(to), model)
     assert tally.fired == {"weights": 4, "casts": 1, "values": 10}
+    assert tally.contract == {"rounded_to": to}
     values = [
         *model.graph.inputs, *model.graph.initializers.values(), *(o for n in model.graph for o in n.outputs)
     ]  # fmt: skip

@@ -65,6 +65,7 @@ def test_each_rows_last_token(head: str, lengths: list[int], past: int, wider: i
     before = run(model, given_feeds)["logits"]
     tally = apply(LastTokenLogits(), model)
     assert tally.fired == tally.expected == {"logits": 1}
+    assert tally.contract == {"logits": "last"}
     assert dims(model.graph.outputs[0]) == ["batch", 1, VOCABULARY]
     close(run(model, given_feeds), {"logits": last(before, lengths)})
 
@@ -129,6 +130,7 @@ def test_lengths_are_counted_once_for_logits_and_attention() -> None:
 def test_near_misses(head: str, reason: str) -> None:
     model = make(head)
     assert left_alone(LastTokenLogits(), model) == [reason]
+    assert LastTokenLogits()(model).tally.contract == {}
     assert LastTokenLogits()(model).tally.expected == {"logits": 1}
 
 

@@ -83,6 +83,7 @@ def test_attributes() -> None:
     model = Call(window=4, softcap=1.5, sinks=True, interleaved=True).model()
     tally = apply(LowerAttention(query_seqlens=True), model)
     assert tally.fired == tally.expected == {"attention": 1}
+    assert tally.contract == {"rows": "slot0", "ragged_chunks": True}
     node = node_of(model, "GroupQueryAttention")
     assert node.domain == "com.microsoft"
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {
@@ -114,7 +115,8 @@ def test_what_it_makes_is_named() -> None:
 def test_the_kernels_own_norm() -> None:
     """No CPU kernel has it; the inputs and the epsilon are where the operator wants them."""
     model = Call(qk_norm=True).model()
-    apply(LowerAttention(query_seqlens=False, qk_norm=True), model)
+    tally = apply(LowerAttention(query_seqlens=False, qk_norm=True), model)
+    assert tally.contract == {"rows": "slot0", "ragged_chunks": False}
     node = node_of(model, "GroupQueryAttention")
     assert [value.name for value in node.inputs[14:] if value is not None] == ["q_norm", "k_norm"]
     assert node.attributes.get_float("qk_norm_epsilon") == pytest.approx(1e-3)

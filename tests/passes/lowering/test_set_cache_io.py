@@ -8,7 +8,7 @@ import pytest
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import node_label
 from llmc.passes.lowering.lower_attention import LowerAttention
-from llmc.passes.lowering.set_cache_io import SetCacheIO, cache_kind
+from llmc.passes.lowering.set_cache_io import SetCacheIO
 from llmc.passes.lowering.use_standard_attention import UseStandardAttention
 
 from ..graphs import apply, left_alone, node_of, parse
@@ -77,7 +77,7 @@ def test_a_portable_graph_has_no_shared_cache() -> None:
     model = make(lowered=False)
     tally = apply(SetCacheIO("shared"), model)
     assert lengths(model) == ["past", "past", "total", "total"]
-    assert cache_kind(model) == "grow"
+    assert tally.contract == {"cache": "grow"}
     (rejection,) = tally.rejections
     assert rejection.reason == "it makes present.0.key and does not write in place, so the cache grows"
     assert rejection.node == node_label(node_of(model, "CachedAttention"))
@@ -97,7 +97,7 @@ def test_one_layer_that_does_not_write_in_place_is_enough() -> None:
         model.graph, first, [first], [lowered], list(first.outputs), list(lowered.outputs)
     )
     tally = apply(SetCacheIO("shared"), model)
-    assert cache_kind(model) == "grow"
+    assert tally.contract == {"cache": "grow"}
     assert [r.reason.split(" and ")[0] for r in tally.rejections] == ["it makes present.1.key"]
 
 
@@ -121,26 +121,8 @@ def test_a_scatter_writes_in_place(cache: Literal["scatter", "concat"], kind: st
     model = make(lowered=False)
     UseStandardAttention(cache)(model)
     tally = apply(SetCacheIO("shared"), model)
-    assert cache_kind(model) == kind
+    assert tally.contract == {"cache": kind}
     assert bool(tally.rejections) == (kind == "grow")
-
-
-@pytest.mark.parametrize(
-    ("slots", "kind"),
-    [
-        (["capacity", "capacity"], "shared"),
-        (["past", "capacity"], "grow"),
-        (["capacity", "past"], "grow"),
-        (["slots", "slots"], "grow"),
-        ([64, 64], "grow"),
-        ([None, None], "grow"),
-    ],
-)
-def test_the_kind_is_read_from_every_input(slots: list[str | int | None], kind: str) -> None:
-    model = make()
-    for value, length in zip((v for v in model.graph.inputs if v.name and "past_key" in v.name), slots, strict=True):
-        value.shape = ir.Shape(["batch", 2, length, 16])
-    assert cache_kind(model) == kind
 
 
 def with_tensor(name: str, shape: str, op: str) -> ir.Model:
@@ -159,11 +141,11 @@ def test_states_keep_their_shape(kind: Literal["grow", "shared"]) -> None:
     """They have no slot per token, so they go round with either kind."""
     name = "past_key_values.1.conv_state"
     model = with_tensor("1.conv_state", "float[batch, 2, 3, 16]", f'Neg("{name}")')
-    apply(SetCacheIO(kind), model)
+    tally = apply(SetCacheIO(kind), model)
     state = next(value for value in model.graph.inputs if value.name == name)
     assert dims(state) == ["batch", 2, 3, 16]
     assert dims(next(v for v in model.graph.outputs if v.name == "present.1.conv_state")) == ["batch", 2, 3, 16]
-    assert cache_kind(model) == kind
+    assert tally.contract == {"cache": kind}
 
 
 def test_keys_of_an_indexer_grow() -> None:
@@ -172,7 +154,7 @@ def test_keys_of_an_indexer_grow() -> None:
     model = with_tensor("0.indexer_key", "float[batch, past, 32]", f'Concat<axis=1>("{name}", k)')
     tally = SetCacheIO("shared")(model).tally
     assert dims(next(value for value in model.graph.inputs if value.name == name)) == ["batch", "past", 32]
-    assert cache_kind(model) == "grow"
+    assert tally.contract == {"cache": "grow"}
     assert [rejection.reason for rejection in tally.rejections] == [
         "it makes present.0.indexer_key and does not write in place, so the cache grows"
     ]
@@ -185,7 +167,7 @@ def test_a_tensor_of_unknown_shape_may_grow(shape: ir.Shape | None) -> None:
     model = with_tensor("1.conv_state", "float[batch, 2, 3]", f'Neg("{name}")')
     next(value for value in model.graph.inputs if value.name == name).shape = shape
     tally = apply(SetCacheIO("shared"), model)
-    assert cache_kind(model) == "grow"
+    assert tally.contract == {"cache": "grow"}
     assert [rejection.reason for rejection in tally.rejections] == [
         "it makes present.1.conv_state and does not write in place, so the cache grows"
     ]
@@ -197,7 +179,8 @@ def test_a_cache_of_states_alone_has_no_slots() -> None:
         "present.0.recurrent_state" = Neg("past_key_values.0.recurrent_state") }"""
     model = parse(text)
     assert left_alone(SetCacheIO("shared"), model) == []
-    assert cache_kind(model) == "shared"
+    for kind in ("shared", "grow"):
+        assert SetCacheIO(kind)(model).tally.contract == {"cache": "shared"}  # type: ignore[arg-type]
 
 
 def test_a_graph_as_asked_for_is_left_alone() -> None:

@@ -43,7 +43,7 @@ def test_a_newer_opset_stays() -> None:
 
 def test_attention_over_a_growing_cache() -> None:
     model = Call(window=3).model()
-    apply(UseStandardAttention("concat"), model)
+    assert apply(UseStandardAttention("concat"), model).contract == {}
     node = node_of(model, "Attention")
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"scale": pytest.approx(0.3)}
     assert [value.name for value in node.inputs[1:] if value is not None] == [
@@ -62,7 +62,7 @@ def test_attention_over_a_growing_cache() -> None:
 
 def test_attention_over_a_fixed_cache() -> None:
     model = Call().model()
-    apply(UseStandardAttention("scatter"), model)
+    assert apply(UseStandardAttention("scatter"), model).contract == {"rows": "slot0"}
     scatters = [node for node in model.graph if node.op_type == "TensorScatter"]
     assert [node.attributes.get_int("axis") for node in scatters] == [2, 2]
     assert {node.inputs[2].name for node in scatters if node.inputs[2] is not None} == {"past_lengths"}

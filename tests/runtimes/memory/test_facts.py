@@ -12,6 +12,7 @@ import pytest
 
 from llmc.compiler.artifact.artifact import write_manifest
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, EngineRecord, Manifest, Source
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
@@ -40,7 +41,13 @@ def facts_of(tmp_path: Path) -> Callable[..., MemoryFacts]:
     return read
 
 
-def manifest(details: dict[str, Any] | None = None, target: str = "cpu", **fields: Any) -> Manifest:
+def manifest(
+    details: dict[str, Any] | None = None,
+    target: str = "cpu",
+    cache: Any = "grow",
+    graph: str = "model.onnx",
+    **fields: Any,
+) -> Manifest:
     geometry = ModelGeometry(
         model_type="llama",
         num_layers=1,
@@ -55,14 +62,19 @@ def manifest(details: dict[str, Any] | None = None, target: str = "cpu", **field
         sliding_windows=(None,),
         tie_word_embeddings=False,
     )
-    engine = EngineRecord("onnxruntime-cpu", None, (), details or {})
-    wanted: dict[str, Any] = {"kind": "engine", "engine": engine, "cache": "grow", "max_context": 128, **fields}
+    engine = EngineRecord("onnxruntime-cpu", None, (), details or {}, graph)
+    wanted: dict[str, Any] = {
+        "kind": "engine",
+        "engine": engine,
+        "contract": Contract(cache=cache, logits="last"),
+        "max_context": 128,
+        **fields,
+    }
     return Manifest(
         source=Source(name="tiny", format="safetensors", files={}, licence=None),
         model=geometry,
         target=target,
         precision="fp16",
-        logits="last",
         weight_bytes=1000,
         passes=(),
         tolerances={},
@@ -135,12 +147,13 @@ def test_the_context_is_that_of_the_engines_and_the_models(
 
 
 def test_which_graph_is_opened(facts_of: Callable[..., MemoryFacts], tmp_path: Path) -> None:
-    """The one that the manifest names, else the engine's, else the portable one; a file is itself."""
+    """The one that the manifest names; without one the engine's, else the portable one; a file is itself."""
     for name in ("engine.onnx", "special.onnx"):
         ir.save(ir.from_onnx_text(GRAPH), tmp_path / name)
     assert facts_of().graph_file.name == "engine.onnx"
-    assert facts_of(details={"graph": "special.onnx"}).graph_file.name == "special.onnx"
-    assert facts_of(details={"graph": "gone.onnx"}).graph_file.name == "engine.onnx"
+    assert facts_of(graph="special.onnx").graph_file.name == "special.onnx"
+    with pytest.raises(ArtifactError, match=r"holds no gone\.onnx"):
+        facts_of(graph="gone.onnx")
     for name in ("engine.onnx", MANIFEST_NAME):
         (tmp_path / name).unlink()
     assert facts_of().graph_file.name == "model.onnx"

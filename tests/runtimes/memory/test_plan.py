@@ -189,7 +189,7 @@ def test_a_context_beyond_the_engines_is_refused(saved: Path) -> None:
 
 
 def test_no_graph(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"neither engine\.onnx nor model\.onnx"):
+    with pytest.raises(ArtifactError, match=r"holds no engine\.onnx and no model\.onnx"):
         read_facts(tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):
         read_facts(tmp_path / "nothing")

@@ -12,28 +12,22 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.kernels.library import KernelsUnavailable
 from llmc.runtimes.onnxruntime import cpu_engine as onnxruntime_engine
-from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info, is_fused, open_graph
-from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS
+from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info, open_graph
 
 from ..session_graphs import GROWING, load
 
 Level = onnxruntime.GraphOptimizationLevel
 
 
-def manifest(
-    *passes: Any, details: dict[str, Any] | None = None, threads: int | None = None, **fields: Any
-) -> SimpleNamespace:
+def manifest(details: dict[str, Any] | None = None, threads: int | None = None, **fields: Any) -> SimpleNamespace:
     """Of an engine where there are details, else of a graph."""
     engine = None if details is None else SimpleNamespace(details=details, threads=threads)
-    known = {"max_context": None, "logits": "all", "cache": "grow", "weight_bytes": 1, "precision": "fp32"}
-    return SimpleNamespace(engine=engine, passes=passes, **{**known, **fields})
-
-
-def lowered(name: str, count: int = 1, **fields: Any) -> SimpleNamespace:
-    return SimpleNamespace(name=name, counts={"attention": count} if count else {}, fields=fields)
+    known = {"max_context": None, "contract": Contract(), "weight_bytes": 1, "precision": "fp32"}
+    return SimpleNamespace(engine=engine, **{**known, **fields})
 
 
 @pytest.fixture
@@ -51,8 +45,8 @@ def opened(
 ) -> Callable[..., tuple[str, Any, Any]]:
     """Opens an engine of a manifest; the graph's name, the options, the session."""
 
-    def open_it(*passes: Any, asked: int | None = None, **fields: Any) -> tuple[str, Any, Any]:
-        made = manifest(*passes, **fields)
+    def open_it(*, asked: int | None = None, **fields: Any) -> tuple[str, Any, Any]:
+        made = manifest(**fields)
         monkeypatch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
         session = OnnxRuntimeCpu().open(Path("engine"), threads=asked)
         graph, options = inferences[-1]
@@ -179,55 +173,24 @@ def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> No
 # --- what kind of graph ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("passes", "fused"),
-    [
-        ([], False),
-        ([lowered("LowerAttention")], True),
-        ([lowered("LowerAttention", 0)], False),
-        ([lowered("UseStandardAttention", cache="scatter")], True),
-        ([lowered("UseStandardAttention", cache="concat")], False),
-        ([lowered("UseStandardAttention", 0, cache="scatter")], False),
-        ([lowered("PackQkv")], False),
-        ([lowered("UseStandardAttention", cache="concat"), lowered("LowerAttention")], True),
-    ],
-)
-def test_rows_begin_at_slot_0_where_attention_was_lowered(passes: list[Any], fused: bool) -> None:
-    assert is_fused(manifest(*passes)) is fused  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("passes", "ragged"),
-    [
-        ([], True),
-        ([lowered("LowerAttention")], True),
-        ([lowered("LowerAttention", query_seqlens=True)], True),
-        ([lowered("LowerAttention", query_seqlens=False)], False),
-        ([lowered("LowerAttention", query_seqlens=True), lowered("LowerAttention", query_seqlens=False)], False),
-        ([lowered("UseStandardAttention", query_seqlens=False)], True),
-    ],
-)
-def test_rows_of_a_later_chunk_may_differ_where_the_kernel_knows_their_lengths(
-    passes: list[Any], ragged: bool
-) -> None:
-    info = engine_info(manifest(*passes), "test", 1, load(GROWING))  # type: ignore[arg-type]
-    assert info.details[RAGGED_CHUNKS] is ragged
-
-
-def test_the_session_knows_what_kind_it_runs(opened: Any) -> None:
+def test_the_session_obeys_the_contract(opened: Any) -> None:
     """Rows of two lengths: a graph that concatenates wants its cache padded on the left, by an unfused session."""
-    for passes in ((), (lowered("UseStandardAttention", cache="concat"),)):
-        _, _, session = opened(*passes, details={})
-        session.reset(2, 8)
+    _, _, session = opened(details={})
+    session.reset(2, 8)
+    session.forward(np.array([[1, 2], [3, 0]]), np.array([2, 1]))
+    last = session.forward(np.array([[1], [2]])).host()[1, 0].tolist()
+    assert last[-2:] == [1010 * 3, 1010 * 2 + 101]
+    _, _, session = opened(details={}, contract=Contract(ragged_chunks=False))
+    session.reset(2, 8)
+    session.forward(np.array([[1, 2], [3, 0]]), np.array([2, 1]))
+    with pytest.raises(EngineError, match="rows of unequal length can only be continued"):
         session.forward(np.array([[1, 2], [3, 0]]), np.array([2, 1]))
-        last = session.forward(np.array([[1], [2]])).host()[1, 0].tolist()
-        assert last[-2:] == [1010 * 3, 1010 * 2 + 101]
 
 
 def test_what_is_said_of_an_engine() -> None:
     made = manifest(details={"onnxruntime": "1"}, max_context=77)
     info = engine_info(made, "onnxruntime-cpu", 3, load(GROWING))  # type: ignore[arg-type]
     assert (info.runtime, info.threads, info.max_context) == ("onnxruntime-cpu", 3, 77)
-    assert info.details == {"onnxruntime": "1", RAGGED_CHUNKS: True}
+    assert info.details == {"onnxruntime": "1"}
     on_gpu = engine_info(manifest(), "x", 0, load(GROWING), device="cuda:0 H")  # type: ignore[arg-type]
     assert (on_gpu.max_context, on_gpu.details["device"]) == (1 << 30, "cuda:0 H")

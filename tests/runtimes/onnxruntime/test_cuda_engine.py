@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError
 from llmc.runtimes.device.cuda import CudaDevice
 from llmc.runtimes.device.interface import HostDevice
@@ -93,7 +94,7 @@ def test_the_artifact_says_what_it_is(directory: Path) -> None:
     assert manifest.target == "cuda"
     assert manifest.engine is not None
     assert manifest.engine.runtime == "onnxruntime-cuda"
-    assert manifest.engine.details["graph"] == "engine.onnx"
+    assert (manifest.engine.graph, manifest.contract.lengths) == ("engine.onnx", "inputs")
 
 
 def test_without_a_gpu_it_says_so(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +163,8 @@ def test_without_an_engine_graph_the_plain_one_runs(
     expected.reset(1, 20)
     logits = expected.forward(np.array(PROMPTS[:1], np.int64)).host()
     copy = copy_without(directory, tmp_path / "plain", "engine.onnx")
+    manifest = open_artifact(copy).manifest
+    write_manifest(copy, replace(manifest, contract=replace(manifest.contract, lengths="mask"), files={}))
     with caplog.at_level(logging.WARNING):
         session = engine.open_on_host(copy)
     assert isinstance(session, OnnxRuntimeSession)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.onnxruntime.cpu_engine import engine_info
-from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
+from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 
 from ..session_graphs import BASE, GROWING, SHARED, SLOPES, STATES, WIDTH, Watched, chunk, load, open_session
 
@@ -253,7 +254,7 @@ def test_lengths_that_were_read_stay() -> None:
 
 def test_graphs_that_continue_no_ragged_chunks() -> None:
     """A first chunk may be ragged, and a later one of a token per row, of some rows or of whole rows."""
-    session = open_session(STATES, details={RAGGED_CHUNKS: False})
+    session = open_session(STATES, contract=Contract(ragged_chunks=False))
     session.reset(2, 32)
     feed(session, [[1, 2], [3]])
     feed(session, [[1], []])
@@ -264,7 +265,7 @@ def test_graphs_that_continue_no_ragged_chunks() -> None:
     assert session.lengths.tolist() == [5, 3]
     session.reset(2, 32)
     assert feed(session, [[1, 2], [3]]) == [state_of([1, 2]), state_of([3])]
-    other = open_session(STATES, details={RAGGED_CHUNKS: True})
+    other = open_session(STATES, contract=Contract(ragged_chunks=True))
     other.reset(2, 32)
     feed(other, [[1], [2]])
     assert feed(other, [[1, 2], [3]]) == [state_of([1, 1, 2]), state_of([2, 3])]
@@ -285,7 +286,7 @@ def test_the_most_likely_token_follows_each_row_s_last_valid_one(half: bool) -> 
 def test_bytes_per_token_count_what_grows() -> None:
     """Two heads of one key and one value and three of an indexer, in float32; no state."""
     manifest: Any = SimpleNamespace(
-        engine=None, passes=(), max_context=None, logits="all", cache="grow", weight_bytes=1, precision="fp32"
+        engine=None, max_context=None, contract=Contract(), weight_bytes=1, precision="fp32"
     )
     info = engine_info(manifest, "test", 1, load(GROWING))
     assert (info.cache_bytes_per_token, info.num_layers, info.vocab_size) == (4 * (2 + 2 + 3), 1, WIDTH)

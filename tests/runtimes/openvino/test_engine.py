@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino import engine as engine_module
 from llmc.runtimes.openvino.engine import OpenVino
@@ -33,8 +34,7 @@ def artifact(built: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
         engine=SimpleNamespace(details=details, threads=None),
         precision="fp32",
         max_context=None,
-        logits="all",
-        cache="grow",
+        contract=Contract(),
         weight_bytes=5,
     )
     found = SimpleNamespace(manifest=manifest, file=lambda name: folder / name)
@@ -45,7 +45,7 @@ def artifact(built: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 def test_what_a_build_writes_and_records(built: tuple[Path, dict[str, Any]]) -> None:
     """Weights as they are: half of them would do for OpenVINO's own default."""
     folder, details = built
-    assert details == {"graph": "openvino_model.xml", "openvino": openvino.__version__.split("-")[0]}
+    assert details == {"graph": "model.onnx", "openvino": openvino.__version__.split("-")[0]}
     model = openvino.Core().read_model(str(folder / "openvino_model.xml"))
     types = {
         node.get_element_type().get_type_name() for node in model.get_ops() if node.get_type_name() == "Constant"

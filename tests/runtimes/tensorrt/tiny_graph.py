@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.graph.write_model import write_model
 from llmc.passes.pipeline import StandardTarget, standard_passes, tensorrt_engine_passes
 from llmc.passes.quantization.quantize_standard import QuantizeStandard
@@ -69,7 +70,12 @@ def manifest_of(folder: Path, plan: CapacityPlan, logits: Literal["last", "all"]
     portable = open_artifact(exported()[1]).manifest
     record = EngineRecord("tensorrt-rtx", None, (), {"version": "9.9", "plan": plan.to_json()})
     return replace(
-        portable, kind="engine", target="tensorrt-rtx", engine=record, logits=logits, cache="shared", max_context=128
+        portable,
+        kind="engine",
+        target="tensorrt-rtx",
+        engine=record,
+        contract=Contract(rows="slot0", lengths="inputs", cache="shared", logits=logits),
+        max_context=128,
     )
 
 

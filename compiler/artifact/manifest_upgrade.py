@@ -1,0 +1,59 @@
+"""Manifests of earlier versions as the present one has them; the only place that knows what they meant.
+
+In: JSON values as :mod:`~llmc.compiler.artifact.manifest` reads them. Out: those of the present version.
+
+Version 1 kept no contract: how a graph wants to be called was read off the passes that had run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, Contract
+from llmc.compiler.base.errors import ArtifactError
+from llmc.compiler.base.json_record import JsonValue, encode
+
+
+def upgrade(value: JsonValue, where: str) -> JsonValue:
+    """The value itself unless it is a manifest of version 1.
+
+    Raises:
+        ArtifactError: it says that it is one and has not the keys of one.
+    """
+    if not isinstance(value, Mapping) or value.get("schema_version") != 1 or value["schema_version"] is True:
+        return value
+    try:
+        return _from_version_1(value)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{where} is no manifest of version 1 ({error!r}); make the artifact again") from error
+
+
+def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:
+    contract = Contract(
+        rows="slot0" if any(_starts_at_slot_0(record) for record in value["passes"]) else "mask",
+        ragged_chunks=all(record["fields"].get("query_seqlens", True) for record in _of(value, "LowerAttention")),
+        lengths="inputs" if any(_of(value, "TakeLengths")) else "mask",
+        cache=value["cache"],
+        logits=value["logits"],
+        rounded_to="fp16" if any(record["counts"] for record in _of(value, "ConvertFloat")) else None,
+    )
+    engine = value["engine"]
+    if engine is not None:
+        details = {name: detail for name, detail in engine["details"].items() if name != "graph"}
+        graph = ENGINE_GRAPH if ENGINE_GRAPH in value["files"] else GRAPH
+        engine = {**engine, "details": details, "graph": graph}
+    kept = {name: item for name, item in value.items() if name not in {"cache", "logits"}}
+    return {**kept, "contract": encode(contract), "engine": engine, "schema_version": 2}
+
+
+def _of(value: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    return (record for record in value["passes"] if record["name"] == name)
+
+
+def _starts_at_slot_0(record: Mapping[str, Any]) -> bool:
+    """Attention that was lowered into a cache whose rows begin there."""
+    return bool(record["counts"].get("attention")) and (
+        record["name"] == "LowerAttention"
+        or (record["name"] == "UseStandardAttention" and record["fields"].get("cache") == "scatter")
+    )

@@ -77,7 +77,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ),
         (
             "runtimes/bench",
-            "compiler/artifact runtimes/device runtimes/engines runtimes/machine runtimes/session",
+            "compiler/artifact runtimes/engines runtimes/generation runtimes/machine runtimes/session",
         ),
     )
 }

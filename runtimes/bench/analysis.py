@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchResult, Comparison, Subject, SubjectRecord
+from llmc.runtimes.bench.results import (
+    BenchCase,
+    BenchOptions,
+    BenchResult,
+    Comparison,
+    GenerationResult,
+    Subject,
+    SubjectRecord,
+)
+from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad, is_on_cuda
@@ -51,6 +60,8 @@ class Peak:
 
 
 Samples = dict[tuple[str, BenchCase], list[Sample]]
+Generations = dict[tuple[str, BenchCase], list[list[Timings]]]
+"""Per subject and case, each round's requests."""
 
 
 @dataclass
@@ -149,6 +160,26 @@ def _result(
         device_peak_bytes=None if peak is None else peak.device_bytes,
         joules_per_token=Summary.of([joules / tokens for joules, _ in energies]) if energies else None,
         power_w=Summary.of([joules / sample.decode_s for joules, sample in energies]) if energies else None,
+    )
+
+
+def analyze_generations(generations: Generations) -> tuple[GenerationResult, ...]:
+    """Figures of the requests of every case and subject, in the order in which they were measured."""
+    return tuple(_generation(label, case, rounds) for (label, case), rounds in generations.items())
+
+
+def _generation(label: str, case: BenchCase, rounds: Sequence[Sequence[Timings]]) -> GenerationResult:
+    requests = [request for each in rounds for request in each]
+    spans = [max(r.ticks[-1] for r in each) - min(r.ticks[0] for r in each) for each in rounds]
+    return GenerationResult(
+        label=label,
+        case=case,
+        ttft_ms=Percentiles.of([1e3 * ttft for r in requests if (ttft := r.ttft_s) is not None]),
+        tpot_ms=Percentiles.of([1e3 * tpot for r in requests if (tpot := r.tpot_s) is not None]),
+        itl_ms=Percentiles.of([1e3 * gap for r in requests for gap in r.itl_s.tolist()]),
+        tokens_per_s=Summary.of(
+            [1e9 * case.gen * len(each) / span for each, span in zip(rounds, spans, strict=True)]
+        ),
     )
 
 

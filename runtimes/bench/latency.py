@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.bench.analysis import analyze, compare, gpu_warnings, warnings_of
+from llmc.runtimes.bench.analysis import analyze, analyze_generations, compare, gpu_warnings, warnings_of
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
@@ -94,6 +94,7 @@ def run_benchmark(
         warnings=_warnings(bench, reached, results, (load_before, load_after), gpu_load),
         copy_bandwidth=copies,
         gpu_load=gpu_load,
+        generations=analyze_generations(bench.generations),
     )
 
 

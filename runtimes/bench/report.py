@@ -21,6 +21,8 @@ def render_report(report: BenchReport) -> Group:
     """The whole report: machine, figures, comparison where there are several subjects, warnings, conventions."""
     parts: list[Text | Table] = [machine_line(report), *gpu_lines(report)]
     parts += [results_table(report), latency_table(report)]
+    if report.generations:
+        parts.append(generation_table(report))
     if report.comparisons:
         parts.append(comparison_table(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
@@ -104,6 +106,22 @@ def latency_table(report: BenchReport) -> Table:
             spread(result.tpot_ms, ".2f"),
             *(f"{value:.2f}" for value in (gaps.p50, gaps.p90, gaps.p95, gaps.p99)),
         )
+    return table
+
+
+def generation_table(report: BenchReport) -> Table:
+    """Requests through the generation loop: one row per case and subject."""
+    options = report.options
+    sampling = f"temperature {options.temperature:g}" if options.temperature else "greedy"
+    table = Table(title=f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}")
+    table.add_column("case", no_wrap=True)
+    table.add_column("engine")
+    for heading in ("TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s"):
+        table.add_column(heading, justify="right")
+    for result in report.generations:
+        figures = [(each.p50, each.p99) for each in (result.ttft_ms, result.tpot_ms, result.itl_ms)]
+        cells = (f"{value:.2f}" for pair in figures for value in pair)
+        table.add_row(result.case.name, result.label, *cells, spread(result.tokens_per_s, ".1f"))
     return table
 
 

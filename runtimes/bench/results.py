@@ -36,6 +36,8 @@ CONVENTIONS: Mapping[str, str] = {
     "sampling": "excluded on the CPU: a step ends with an arg-max whose token is not fed back, llama.cpp's with its "
     "logits computed (llama-bench's tg); included in llmc's steps on a device and in both genais': greedy, the token "
     "is fed back",
+    "generation": "the loop of llmc generate, sampling included: as many requests at a time as a case has rows, the "
+    "next one when one ends; TTFT counts from a request's arrival, tokens/s are those of all requests of a round",
     "rounds": "one run of each subject in turn, case by case, then the next round; one at a time: half of the rounds "
     "of each subject, then the second halves in reverse order; figures are medians (min - max)",
     "peak_rss": "VmHWM of a fresh process that loads, warms up and runs the case once; file-backed pages included; "
@@ -90,6 +92,8 @@ class BenchOptions:
             and case).
         load_window_s: Seconds that other processes are watched before and after.
         load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
+        generate: Requests of each round that go through the generation loop, too; 0: none.
+        temperature: Theirs; 0 is greedy.
         one_at_a_time: Whether only one subject is open at any time, for models that do not fit into memory together:
             a subject runs half of its rounds before the next one is opened, and the second halves come in reverse
             order, so that a drift of the machine meets all alike. The first opening measures memory and load.
@@ -103,8 +107,14 @@ class BenchOptions:
     load_window_s: float = 1.0
     load_warning: float = 0.10
     one_at_a_time: bool = False
+    generate: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.generate < 0:
+            raise UsageError(
+                f"bench: {self.generate} requests to generate; give at least 1, or leave --generate away"
+            )
         if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
             raise UsageError("bench: runs and threads must be at least 1, warm_steps at least 0")
 
@@ -176,6 +186,27 @@ class BenchResult:
 
 
 @dataclass(frozen=True)
+class GenerationResult:
+    """One subject's figures for requests that went through the generation loop, all rounds together.
+
+    Attributes:
+        label: The subject.
+        case: Tokens of each request's prompt and answer, and how many requests ran at a time.
+        ttft_ms: From a request's arrival to its first token.
+        tpot_ms: Of each request.
+        itl_ms: The single gaps.
+        tokens_per_s: New tokens of all requests of a round, from the first arrival to the last token.
+    """
+
+    label: str
+    case: BenchCase
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles
+    itl_ms: Percentiles
+    tokens_per_s: Summary
+
+
+@dataclass(frozen=True)
 class Comparison:
     """First subject over another, round by round; a ratio of throughputs, above 1 when the first is faster.
 
@@ -200,7 +231,8 @@ class Comparison:
 class BenchReport:
     """A whole benchmark, all that is needed to read its figures later.
 
-    ``copy_bandwidth`` and ``gpu_load`` (before, after) are None unless a subject runs on a GPU.
+    ``copy_bandwidth`` and ``gpu_load`` (before, after) are None unless a subject runs on a GPU; ``generations`` is
+    empty unless they were asked for.
     """
 
     machine: MachineFingerprint
@@ -214,6 +246,7 @@ class BenchReport:
     warnings: tuple[str, ...]
     copy_bandwidth: CopyBandwidth | None = None
     gpu_load: tuple[GpuLoad, GpuLoad] | None = None
+    generations: tuple[GenerationResult, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``; ``conventions`` states what each figure means."""
@@ -226,6 +259,7 @@ class BenchReport:
             "options": asdict(self.options),
             "subjects": [{**asdict(subject), "info": dict(subject.info)} for subject in self.subjects],
             "results": [{**asdict(result), "case": _case_json(result.case)} for result in self.results],
+            "generations": [{**asdict(result), "case": _case_json(result.case)} for result in self.generations],
             "comparisons": [{**asdict(item), "case": _case_json(item.case)} for item in self.comparisons],
             "other_load": {"before": self.other_load_before, "after": self.other_load_after},
             "gpu_load": self.gpu_load and dict(zip(("before", "after"), map(asdict, self.gpu_load), strict=True)),

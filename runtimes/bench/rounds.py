@@ -18,12 +18,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llmc.runtimes.bench.analysis import Opened, Peak, Sample, Samples, with_energy
+from llmc.runtimes.bench.analysis import Generations, Opened, Peak, Sample, Samples, with_energy
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
-from llmc.runtimes.bench.workers.remote import WorkerProcess
+from llmc.runtimes.bench.workers.remote import LLMC_WORKER, WorkerProcess
+from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.gpu import GpuSampler, is_on_cuda
 from llmc.runtimes.machine.load import LoadMeter
 
@@ -72,10 +73,16 @@ def plan_visits(subjects: Sequence[Subject], runs: int) -> list[Visit]:
 
 def count_steps(subjects: Sequence[Subject], cases: Sequence[BenchCase], options: BenchOptions) -> int:
     """Steps that :meth:`Rounds.measure` announces."""
-    runs = len(subjects) * options.runs
+    generating = sum(_generates(subject) for subject in subjects) if options.generate else 0
+    runs = (len(subjects) + generating) * options.runs
     if options.one_at_a_time:
         return len(cases) * (runs + len(plan_visits(subjects, options.runs)))
     return len(cases) * (runs + len(subjects) * (1 + options.measure_memory))
+
+
+def _generates(subject: Subject) -> bool:
+    """Whether a subject has the loop of llmc's users: peers have their own."""
+    return subject.command == LLMC_WORKER
 
 
 @dataclass
@@ -94,6 +101,7 @@ class Rounds:
     opened: dict[str, Opened] = field(default_factory=dict)
     peaks: dict[tuple[str, BenchCase], Peak] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
+    generations: Generations = field(default_factory=dict)
     idle_share: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -188,21 +196,31 @@ class Rounds:
                 for name, before in idle.items():
                     share = (workers[name].cpu_seconds() - before) / seconds
                     self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))
+                self._generate(worker, case, turn)
 
     def _open(self, worker: WorkerProcess, subject: Subject) -> None:
         answer = worker.request("open", path=str(subject.path), threads=self.options.threads)
         known = self.opened.setdefault(subject.label, Opened(subject, answer["info"], answer["base_rss_bytes"]))
         known.load_s.append(answer["load_s"])
 
-    def _run(self, worker: WorkerProcess, case: BenchCase, turn: int) -> dict[str, Any]:
-        return worker.request(
-            "run",
-            prompt=case.prompt,
-            gen=case.gen,
-            batch=case.batch,
-            seed=self.options.seed + turn,
-            warm_steps=self.options.warm_steps,
+    def _generate(self, worker: WorkerProcess, case: BenchCase, turn: int) -> None:
+        """A round's requests, where they are asked for and the subject can."""
+        if not self.options.generate or not _generates(self.opened[worker.label].subject):
+            return
+        count = self.options.generate
+        self.steps.begin(f"{worker.label}, {case.name}: {count} requests, round {turn + 1} of {self.options.runs}")
+        answer = worker.request(
+            "generate", **self._fields(case, turn), requests=count, temperature=self.options.temperature
         )
+        timings = [Timings(ticks) for ticks in answer["ticks"]]
+        self.generations.setdefault((worker.label, case), []).append(timings)
+
+    def _run(self, worker: WorkerProcess, case: BenchCase, turn: int) -> dict[str, Any]:
+        return worker.request("run", **self._fields(case, turn))
+
+    def _fields(self, case: BenchCase, turn: int) -> dict[str, Any]:
+        """What a worker's RunRequest is made of."""
+        return {**asdict(case), "seed": self.options.seed + turn, "warm_steps": self.options.warm_steps}
 
 
 def _sample(answer: Mapping[str, Any], load: float) -> Sample:

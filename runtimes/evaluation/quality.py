@@ -125,9 +125,8 @@ def window_logits(
             "--logits all, or allow stepping token by token, which is slow"
         )
     seen: list[FloatArray] = []
-    request = Request(
-        window.tolist(), 0, watch=lambda _, logits: seen.append(logits.copy() if step_by_step else logits)
-    )
+    keep = np.copy if step_by_step else np.asarray
+    request = Request(window.tolist(), 0, watch=lambda _, logits: seen.append(keep(logits)))
     batch, position = Batch.of(session, [request], prefill_chunk=1 if step_by_step else chunk), 0
     while batch.busy:
         batch.step()

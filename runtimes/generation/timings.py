@@ -11,6 +11,8 @@ Tokenization is not part of them: the clock starts with token ids in hand, and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,8 +26,9 @@ class Timings:
         ticks: ``time.perf_counter_ns`` of its arrival and of each of its tokens.
     """
 
-    def __init__(self) -> None:
-        self.ticks: list[int] = []
+    def __init__(self, ticks: Sequence[int] = ()) -> None:
+        """With readings made before."""
+        self.ticks = list(ticks)
 
     def tick(self, moment: int) -> None:
         """Note the request's arrival, or its next token."""

@@ -41,6 +41,16 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            metavar="N",
+            help="Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.",
+            show_default=False,
+        ),
+    ] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of --generate; 0 is greedy.")] = 0.0,
     one_at_a_time: Annotated[
         bool,
         typer.Option(
@@ -79,7 +89,14 @@ def bench(
         cases = latency.make_cases(prompts, gen, batches)
         if peer and threads is None:
             threads = physical_cores()  # peers' own defaults differ: the comparison wants one number for all
-        options = BenchOptions(runs=runs, threads=threads, one_at_a_time=one_at_a_time, measure_memory=memory)
+        options = BenchOptions(
+            runs=runs,
+            threads=threads,
+            one_at_a_time=one_at_a_time,
+            measure_memory=memory,
+            generate=generate,
+            temperature=temperature,
+        )
         report = latency.run_benchmark(subjects_of(directories, peer or []), cases, options, progress=progress.step)
         if json_file not in {None, "-"}:
             write_json(report, Path(str(json_file)))

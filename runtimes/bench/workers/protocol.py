@@ -10,11 +10,14 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
     {"command": "run", "prompt": 128, "gen": 128, "batch": 1, "seed": 0, "warm_steps": 4}
                                                                  -> {"first_token_s": …, "step_s": [gen - 1 gaps],
                                                                      "decode_window": [begin, end], "energy_j": …}
+    {"command": "generate", "requests": 8, "temperature": 0.7, and run's}
+                                                                 -> {"ticks": [requests][1 + gen nanoseconds]}
     {"command": "memory"}                    -> {"peak_rss_bytes": …, "rss_bytes": …, "device_bytes": …}
     {"command": "close"}                                         -> {}; the worker ends
     anything that fails                                          -> {"error": message, "kind": exception's name}
 
-``decode_window``, ``energy_j`` and ``device_bytes`` are left out where a target does not know them.
+``decode_window``, ``energy_j`` and ``device_bytes`` are left out where a target does not know them; llmc's own alone
+answer ``generate``.
 
 This file needs Python 3.9 and the standard library alone: a peer's worker runs it in its own interpreter.
 """
@@ -171,6 +174,9 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
         return {"load_s": time.perf_counter() - begin, "base_rss_bytes": base, "info": info}
     if command == "run":
         return _timed(target, RunRequest(**fields))
+    if command == "generate":
+        requests, temperature = fields.pop("requests"), fields.pop("temperature")
+        return {"ticks": target.generate(RunRequest(**fields), requests, temperature)}  # type: ignore[attr-defined]
     if command == "memory":
         return {**memory_status(), **_device_bytes(target)}
     if command == "close":

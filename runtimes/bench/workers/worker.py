@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
+from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.capabilities import RowState, TokenChooser, TokenSource
 from llmc.runtimes.session.engine import Int64Array, Session
 from llmc.runtimes.session.sampling_params import SamplingParams
@@ -80,6 +82,32 @@ class SessionTarget:
         if session.chooser is not None:
             return _timed_loop(session, session.chooser, chunks, request)
         return _timed_run(session, chunks, steps)
+
+    def generate(self, request: RunRequest, requests: int, temperature: float) -> list[list[int]]:
+        """Run requests through the loop that users run, ``request.batch`` at a time, the next as soon as one ends.
+
+        Returns:
+            ``time.perf_counter_ns`` of each request's arrival and tokens, [requests][1 + gen].
+
+        Raises:
+            EngineError: nothing is open, or the engine failed.
+            UsageError: the case is longer than the engine's context.
+        """
+        if self._session is None:
+            raise EngineError("generate before open")
+        prompts = replace(request, batch=requests).prompt_tokens(self._session.info.vocab_size)
+        sampling = SamplingParams(temperature, seed=request.seed)
+        wanted = [Request(prompt, request.gen, sampling, id=number) for number, prompt in enumerate(prompts)]
+        warm = [Request(prompt, min(2 + request.warm_steps, request.gen), sampling) for prompt in prompts]
+        Batch.of(self._session, warm[: request.batch]).run()
+        batch, waiting = Batch(self._session, min(request.batch, requests), wanted[0].room), iter(wanted)
+        for first in itertools.islice(waiting, request.batch):
+            batch.add(first)
+        while batch.busy:
+            for _ in [each for each in batch.step() if each.finished]:
+                for following in itertools.islice(waiting, 1):
+                    batch.add(following)
+        return [each.timings.ticks for each in wanted]
 
     def device_bytes(self) -> int | None:
         """Most bytes of the device's memory in use while the session was open; None on the host."""

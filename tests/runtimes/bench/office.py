@@ -84,6 +84,9 @@ class Clerk:
         self.seconds += 50.0
         return {"first_token_s": float(1 + seed), "step_s": [0.5] * (gen - 1)}
 
+    def generate(self, requests: int, gen: int, **_: Any) -> dict[str, Any]:
+        return {"ticks": [[0, *((token + 2) * 10**9 for token in range(gen))] for _ in range(requests)]}
+
 
 class Watcher:
     """A sampler that notes what it is told."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Comparison, SubjectRecord
+from llmc.runtimes.bench.results import (
+    BenchCase,
+    BenchOptions,
+    BenchReport,
+    BenchResult,
+    Comparison,
+    GenerationResult,
+    SubjectRecord,
+)
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint
@@ -25,7 +33,7 @@ MACHINE = MachineFingerprint(
 CASE = BenchCase(12, 5, 3)
 
 
-def make_report(*, on_gpu: bool = True, threads: int | None = None) -> BenchReport:
+def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: int = 0) -> BenchReport:
     """Two subjects and one case; the first subject runs on a GPU where there is one."""
     mine = BenchResult(
         label="mine",
@@ -59,7 +67,7 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None) -> BenchRepo
     return BenchReport(
         machine=MACHINE,
         bandwidth=Bandwidth(Summary(10e9, 9e9, 11e9, 5), threads=4, buffer_bytes=1 << 30, cache_bytes=1 << 20),
-        options=BenchOptions(runs=3, threads=threads),
+        options=BenchOptions(runs=3, threads=threads, generate=generate),
         subjects=(
             SubjectRecord("mine", "dir/mine", {"x": 1}, Summary(1.5, 1.0, 3.0, 3), 100),
             SubjectRecord("other", "dir/other", {"x": 2}, Summary(2.5, 2.5, 2.5, 1), 200),
@@ -70,5 +78,17 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None) -> BenchRepo
         other_load_after=0.5,
         warnings=("first", "second"),
         copy_bandwidth=CopyBandwidth(Summary(2000e9, 1000e9, 3000e9, 7), 1 << 30, 50 << 20) if on_gpu else None,
+        generations=(
+            GenerationResult(
+                "mine",
+                CASE,
+                ttft_ms=Percentiles(11.0, 12.0, 13.0, 14.0, 6),
+                tpot_ms=Percentiles(21.0, 22.0, 23.0, 24.0, 6),
+                itl_ms=Percentiles(31.0, 32.0, 33.0, 34.0, 24),
+                tokens_per_s=Summary(140.0, 70.0, 280.0, 3),
+            ),
+        )
+        if generate
+        else (),
         gpu_load=(GpuLoad(0.1, 100, 1), GpuLoad(None, None, 2)) if on_gpu else None,
     )

@@ -14,6 +14,7 @@ from llmc.runtimes.bench.analysis import (
     Sample,
     Samples,
     analyze,
+    analyze_generations,
     compare,
     decode_rate,
     gpu_warnings,
@@ -23,6 +24,7 @@ from llmc.runtimes.bench.analysis import (
     with_energy,
 )
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchResult, Subject
+from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
@@ -250,3 +252,16 @@ def test_one_result_without_energy_needs_a_reason_where_energy_was_read() -> Non
     assert warning == "some decode parts were too short for the GPU's energy counter: use a larger --gen"
     assert gpu_warnings(OPTIONS, [known, silent], None, counts=False) == ()
     assert gpu_warnings(OPTIONS, [known], None, counts=True) == ()
+
+
+def test_requests_of_all_rounds_give_percentiles_and_each_round_a_rate() -> None:
+    """Two rounds of two requests of three tokens; seconds. The second round ends 6 s after its first arrival."""
+    rounds = [[(0, 1, 3, 4), (0, 2, 3, 5)], [(10, 12, 13, 14), (11, 14, 15, 16)]]
+    timings = [[Timings([10**9 * moment for moment in each]) for each in requests] for requests in rounds]
+    case = BenchCase(4, 3, 2)
+    (result,) = analyze_generations({("a", case): timings})
+    assert (result.label, result.case) == ("a", case)
+    assert result.ttft_ms == Percentiles.of([1000, 2000, 2000, 3000])
+    assert result.tpot_ms == Percentiles.of([1500, 1500, 1000, 1000])
+    assert result.itl_ms == Percentiles.of([2000, 1000, 1000, 2000, 1000, 1000, 1000, 1000])
+    assert result.tokens_per_s == Summary.of([6 / 5, 6 / 6])

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from llmc.runtimes.bench.report import (
     comparison_table,
+    generation_table,
     gpu_lines,
     latency_table,
     machine_line,
@@ -21,6 +22,7 @@ from llmc.runtimes.bench.report import (
     spread,
     write_json,
 )
+from llmc.runtimes.bench.results import BenchReport
 from llmc.runtimes.machine.summary import Summary
 
 from .reports import make_report
@@ -59,6 +61,40 @@ def test_latency() -> None:
         "p95": ["23.00", "83.00"],
         "p99": ["24.00", "84.00"],
     }
+
+
+def test_generation() -> None:
+    report = make_report(generate=2)
+    table = generation_table(report)
+    assert [str(column.header) for column in table.columns][2:] == [
+        *("TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99"),
+        "tok/s",
+    ]
+    assert [[str(cell) for cell in column.cells] for column in table.columns] == [
+        [text]
+        for text in (
+            "pp12+tg5 x3",
+            "mine",
+            "11.00",
+            "14.00",
+            "21.00",
+            "24.00",
+            "31.00",
+            "34.00",
+            "140.0 (70.0 - 280.0)",
+        )
+    ]
+    assert table.title == "Generation, 3 rounds of 2 requests, greedy"
+    warm = replace(report, options=replace(report.options, temperature=0.7))
+    assert generation_table(warm).title == "Generation, 3 rounds of 2 requests, temperature 0.7"
+    assert table.title in text_of(report)
+    assert "Generation" not in text_of(make_report())
+
+
+def text_of(report: BenchReport) -> str:
+    output = io.StringIO()
+    Console(file=output, width=200).print(render_report(report))
+    return output.getvalue()
 
 
 def test_comparison() -> None:

@@ -64,6 +64,18 @@ def test_json_of_a_report(report: BenchReport) -> None:
     assert plain["warnings"] == ["first", "second"]
 
 
+def test_json_of_generations() -> None:
+    (plain,) = json.loads(json.dumps(make_report(generate=2).to_json()))["generations"]
+    assert (plain["label"], plain["case"]["name"], plain["ttft_ms"]["p99"]) == ("mine", "pp12+tg5 x3", 14)
+    assert plain["tokens_per_s"]["median"] == 140
+    assert make_report().to_json()["generations"] == []
+
+
+def test_a_number_of_requests_that_is_none() -> None:
+    with pytest.raises(UsageError, match="-1 requests to generate"):
+        BenchOptions(generate=-1)
+
+
 def test_json_without_a_gpu(report: BenchReport) -> None:
     plain = json.loads(json.dumps(make_report(on_gpu=False).to_json()))
     assert (plain["copy_bandwidth"], plain["gpu_load"]) == (None, None)

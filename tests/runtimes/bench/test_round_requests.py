@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Peak, Sample
 from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
 from llmc.runtimes.bench.rounds import Rounds, Steps, count_steps
+from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.gpu import EnergyCurve
 from llmc.runtimes.machine.summary import Summary
 
@@ -186,3 +188,26 @@ def test_the_first_failure_ends_everything(office: Office, one_at_a_time: bool) 
         measure([A, B], [ONE], runs=1, measure_memory=False, one_at_a_time=one_at_a_time)
     assert not any(worker.is_open for worker in office.workers)
     assert office.workers[-1].failure
+
+
+def test_requests_are_generated_after_each_run_by_those_who_can(office: Office) -> None:
+    """Peers have loops of their own: llmc's is not measured with them."""
+    engine = Subject("c", Path("c"), LLMC_WORKER)
+    bench, announced = measure([A, engine], [TWO], runs=2, seed=40, warm_steps=7, generate=3, temperature=0.5)
+    asked = [(label, command) for _, label, command, _ in office.asked if command in {"run", "generate"}]
+    assert asked[-6:] == [("a", "run"), ("c", "run"), ("c", "generate")] * 2
+    fields = [fields for _, _, command, fields in office.asked if command == "generate"]
+    shared = {"prompt": 9, "gen": 5, "batch": 2, "warm_steps": 7, "requests": 3, "temperature": 0.5}
+    assert fields == [{**shared, "seed": 40}, {**shared, "seed": 41}]
+    assert [what for what, _, _ in announced if "requests" in what] == [
+        "c, pp9+tg5 x2: 3 requests, round 1 of 2",
+        "c, pp9+tg5 x2: 3 requests, round 2 of 2",
+    ]
+    assert {key: [len(each) for each in rounds] for key, rounds in bench.generations.items()} == {("c", TWO): [3, 3]}
+    assert bench.generations["c", TWO][0][0].ttft_s == 2
+
+
+def test_without_requests_nothing_is_generated(office: Office) -> None:
+    bench, _ = measure([Subject("c", Path("c"), LLMC_WORKER)], [ONE], runs=1)
+    assert bench.generations == {}
+    assert all(command != "generate" for _, _, command, _ in office.asked)

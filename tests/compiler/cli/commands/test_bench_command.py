@@ -124,3 +124,14 @@ def test_errors_as_json_only_when_stdout_is_asked_for(llmc: Run, tmp_path: Path)
 def test_labels() -> None:
     assert subject_labels([Path("x/a"), Path("y/b")]) == ["a", "b"]
     assert subject_labels([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]
+
+
+def test_requests_through_the_generation_loop(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    assert llmc("bench", tmp_path / "engine", "--generate", 8, "--temperature", 0.7).exit_code == 0
+    options = measured.call_args.args[2]
+    assert (options.generate, options.temperature) == (8, 0.7)
+    llmc("bench", tmp_path / "engine")
+    assert measured.call_args.args[2].generate == 0
+    refused = llmc("bench", tmp_path / "engine", "--generate", -1)
+    assert refused.exit_code == 2
+    assert "-1 requests to generate" in refused.stderr

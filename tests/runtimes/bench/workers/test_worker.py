@@ -278,3 +278,36 @@ def test_a_session_on_a_device_runs_its_own_loop(device_target, monkeypatch, pro
 def test_the_host_s_memory_is_not_a_device_s(device_target):
     assert device_target[0].device_bytes() is None
     assert SessionTarget().device_bytes() is None
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_requests_run_through_the_loop_of_users_the_next_when_one_ends(fake, temperature):
+    """At most two at a time: a warm-up of two, then three; this session runs them in fixed batches."""
+    session = fake.FakeSession(prefill_ms=0, step_ms=1)
+    target = SessionTarget(lambda directory, threads: session)
+    target.open("anything", None)
+    request = RunRequest(prompt=6, gen=4, batch=2, seed=3, warm_steps=1)
+    ticks = target.generate(request, 3, temperature)
+    assert [len(each) for each in ticks] == [5, 5, 5]
+    assert all(each == sorted(each) for each in ticks)
+    assert ticks[2][0] >= ticks[0][-1] > ticks[1][0] >= ticks[0][0]
+    widths = [call[1:] for call in session.calls if call[0] == "forward"]
+    assert widths == [(2, 6), (2, 1), (2, 1), (2, 6), *[(2, 1)] * 3, (1, 6), *[(1, 1)] * 3]
+    with pytest.raises(EngineError, match="generate before open"):
+        SessionTarget().generate(request, 3, 0)
+
+
+def test_a_device_chooses_the_tokens_of_requests(device_target):
+    target, session = device_target
+    ticks = target.generate(RunRequest(prompt=5, gen=9, batch=3), 3, 0.7)
+    assert [len(each) for each in ticks] == [10] * 3
+    assert session.lengths.tolist() == [5 + 8] * 3
+
+
+def test_a_request_for_generation_is_answered(fake, monkeypatch):
+    session = fake.FakeSession(prefill_ms=0, step_ms=0)
+    target = SessionTarget(lambda directory, threads: session)
+    target.open("anything", None)
+    fields = {"prompt": 3, "gen": 2, "batch": 1, "seed": 0, "warm_steps": 0, "requests": 2, "temperature": 0.0}
+    answer = protocol._answer(target, {"command": "generate", **fields})
+    assert [len(each) for each in answer["ticks"]] == [3, 3]

@@ -13,17 +13,6 @@ enum { SILU = 1, GELU_TANH = 2 }; /* activations of a gated product */
 
 enum { IN_A, IN_WEIGHT, IN_SCALES, IN_ZERO_POINTS, IN_BIAS, IN_GAMMA, IN_SKIP, IN_OFFSETS, MATMUL_INPUTS };
 
-enum {
-    IN_QUERY,
-    IN_KEY,
-    IN_VALUE,
-    IN_PAST_KEY,
-    IN_PAST_VALUE,
-    IN_SEQLENS_K,
-    IN_QUERY_SEQLENS,
-    IN_COS,
-    IN_SIN,
-    ATTENTION_INPUTS
-};
+enum { IN_QUERY, IN_KEY, IN_VALUE, IN_PAST_KEY, IN_PAST_VALUE, IN_TOTAL, IN_CHUNK, IN_COS, IN_SIN, ATTENTION_INPUTS };
 
 #endif

@@ -4,11 +4,31 @@
 #include <float.h>
 #include <math.h>
 
+#include "contract.h"
+#include "core/scratch.h"
 #include "core/vec_math.h"
 
 #define CHUNK 128 /* keys whose scores are kept at once: with 64 floats a key they fit the first-level cache */
+#define SLOTS_PER_TASK 128
+#define ROWS_PER_TASK 4
+#define MAX_PAIRS 32 /* (query, head) pairs of one task */
+#define HEADS_AT_ONCE (MAX_PAIRS / ROWS_PER_TASK)
 
-void rotate(const float *x, const float *cosine, const float *sine, int64_t dim, float factor, float *to) {
+/* Part of one pair's attention: softmax over some slots, not yet normalized. */
+typedef struct Partial {
+    float largest, total;
+    float values[LARGEST_HEAD];
+} Partial;
+
+/* A query of one head, and the slots that it sees. */
+typedef struct {
+    const float *query; /* [head_dim], scaled */
+    int64_t first, end;
+    Partial *partial;
+} Pair;
+
+/* Rotate the halves of x [dim] by the angles of one position ([dim / 2] each); to may be x. */
+static void rotate(const float *x, const float *cosine, const float *sine, int64_t dim, float factor, float *to) {
     const int64_t half = dim / 2;
     const Vec f = vec_set(factor);
     for (int64_t i = 0; i < half; i += VEC) {
@@ -25,7 +45,7 @@ void rotate(const float *x, const float *cosine, const float *sine, int64_t dim,
     }
 }
 
-void start_partial(Partial *partial, int64_t dim) {
+static void start_partial(Partial *partial, int64_t dim) {
     partial->largest = -FLT_MAX;
     partial->total = 0.0f;
     for (int64_t i = 0; i < dim; i++) partial->values[i] = 0.0f;
@@ -37,7 +57,7 @@ static void rescale(Partial *partial, float factor, int64_t dim) {
     for (int64_t i = 0; i < dim; i += VEC) vec_store(partial->values + i, vec_mul(vec_load(partial->values + i), f));
 }
 
-void merge_partial(Partial *into, const Partial *other, int64_t dim) {
+static void merge_partial(Partial *into, const Partial *other, int64_t dim) {
     const float largest = fmaxf(into->largest, other->largest);
     const float mine = expf(into->largest - largest), theirs = expf(other->largest - largest);
     rescale(into, mine, dim);
@@ -49,7 +69,7 @@ void merge_partial(Partial *into, const Partial *other, int64_t dim) {
     }
 }
 
-void finish_partial(const Partial *partial, int64_t dim, float *output) {
+static void finish_partial(const Partial *partial, int64_t dim, float *output) {
     const Vec inverse = vec_set(1.0f / partial->total);
     for (int64_t i = 0; i < dim; i += VEC) vec_store(output + i, vec_mul(vec_load(partial->values + i), inverse));
 }
@@ -119,7 +139,9 @@ INLINE void attend_chunk(Pair *pair, const float *keys, const float *values, con
     accumulate(scores, values + first * dim, dim, count, partial->values);
 }
 
-void attend(Pair *pairs, int count, const float *keys, const float *values, int64_t dim, int64_t from, int64_t to) {
+/* Add slots [from, to) of one head's keys and values ([slots, dim]) to each pair's partial result. */
+static void attend(Pair *pairs, int count, const float *keys, const float *values, int64_t dim, int64_t from,
+                   int64_t to) {
     for (int64_t start = from; start < to; start += CHUNK) {
         const int64_t end = start + CHUNK < to ? start + CHUNK : to;
         for (int p = 0; p < count; p++) {
@@ -131,4 +153,103 @@ void attend(Pair *pairs, int count, const float *keys, const float *values, int6
                 attend_chunk(pairs + p, keys, values, dim, start, end);
         }
     }
+}
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t valid_rows(const Attention *step, int64_t b) {
+    return smaller(step->chunk ? step->chunk[b] : (int64_t)step->total[b] + 1, step->seq);
+}
+
+int64_t first_slot(const Attention *step, int64_t b) { return (int64_t)step->total[b] + 1 - valid_rows(step, b); }
+
+int start_attention(Attention *step) {
+    int64_t longest = 0;
+    for (int64_t b = 0; b < step->batch; b++)
+        if (step->total[b] >= longest) longest = (int64_t)step->total[b] + 1;
+    step->row_tasks = (step->seq + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    /* With many queries there are tasks enough; with few, their slots are shared out. */
+    step->slot_tasks = step->seq > ROWS_PER_TASK ? 1 : (longest + SLOTS_PER_TASK - 1) / SLOTS_PER_TASK;
+    if (step->slot_tasks == 1 && step->seq <= ROWS_PER_TASK && longest > 32) step->slot_tasks = 2;
+    const size_t queries = (size_t)(step->batch * step->seq * step->heads);
+    const size_t parts = step->slot_tasks > 1 ? queries * step->slot_tasks : 0;
+    step->rotated = scratch_take(queries * step->dim * sizeof(float) + parts * sizeof(Partial));
+    if (step->rotated == NULL) return -1;
+    step->partials = (Partial *)(step->rotated + queries * step->dim);
+    return 0;
+}
+
+void end_attention(const Attention *step) { scratch_give(step->rotated); }
+
+void append_token(void *data, size_t index) {
+    const Attention *step = data;
+    const int64_t token = (int64_t)index, b = token / step->seq, s = token % step->seq, dim = step->dim;
+    if (s >= valid_rows(step, b)) {
+        memset(step->output + token * step->heads * dim, 0, step->heads * dim * sizeof(float));
+        return;
+    }
+    const int64_t slot = first_slot(step, b) + s;
+    const float *cosine = step->cosine ? step->cosine + slot * (dim / 2) : NULL;
+    const float *sine = step->sine ? step->sine + slot * (dim / 2) : NULL;
+    const float *query = step->query + token * step->query_stride;
+    float *rotated = step->rotated + token * step->heads * dim;
+    for (int64_t h = 0; h < step->heads; h++)
+        rotate(query + h * dim, cosine, sine, dim, step->scale, rotated + h * dim);
+    for (int64_t h = 0; h < step->kv_heads; h++) {
+        const int64_t place = ((b * step->kv_heads + h) * step->capacity + slot) * dim;
+        rotate(step->key + token * step->kv_stride + h * dim, cosine, sine, dim, 1.0f, step->keys + place);
+        memcpy(step->values + place, step->value + token * step->kv_stride + h * dim, dim * sizeof(float));
+    }
+}
+
+static Partial *parts_of(const Attention *step, int64_t b, int64_t s, int64_t head) {
+    return step->partials + ((b * step->seq + s) * step->heads + head) * step->slot_tasks;
+}
+
+size_t attention_tasks(const Attention *step) {
+    return (size_t)(step->batch * step->kv_heads * step->row_tasks * step->slot_tasks);
+}
+
+/* Some queries of one key-value head, over some of the slots. */
+void attend_task(void *data, size_t index) {
+    const Attention *step = data;
+    const int64_t part = (int64_t)index % step->slot_tasks, rest = (int64_t)index / step->slot_tasks;
+    const int64_t rows = rest % step->row_tasks * ROWS_PER_TASK, bh = rest / step->row_tasks;
+    const int64_t b = bh / step->kv_heads, kv = bh % step->kv_heads, dim = step->dim;
+    const int64_t group = step->heads / step->kv_heads, last = smaller(rows + ROWS_PER_TASK, valid_rows(step, b));
+    const float *keys = step->keys + bh * step->capacity * dim, *values = step->values + bh * step->capacity * dim;
+    for (int64_t g = 0; g < group; g += HEADS_AT_ONCE) {
+        Pair pairs[MAX_PAIRS];
+        Partial local[MAX_PAIRS];
+        int count = 0;
+        int64_t first = step->capacity, end = 0;
+        for (int64_t s = rows; s < last; s++) {
+            const int64_t slot = first_slot(step, b) + s;
+            const int64_t seen = step->window && slot + 1 > step->window ? slot + 1 - step->window : 0;
+            first = smaller(first, seen);
+            end = slot + 1;
+            for (int64_t i = g; i < smaller(g + HEADS_AT_ONCE, group); i++, count++) {
+                const int64_t head = kv * group + i;
+                Partial *partial = step->slot_tasks > 1 ? parts_of(step, b, s, head) + part : local + count;
+                start_partial(partial, dim);
+                const float *query = step->rotated + ((b * step->seq + s) * step->heads + head) * dim;
+                pairs[count] = (Pair){query, seen, end, partial};
+            }
+        }
+        const int64_t share = (end - first + step->slot_tasks - 1) / step->slot_tasks, from = first + part * share;
+        if (count > 0) attend(pairs, count, keys, values, dim, from, smaller(from + share, end));
+        for (int p = 0; p < count && step->slot_tasks == 1; p++)
+            finish_partial(pairs[p].partial, dim, step->output + (pairs[p].query - step->rotated));
+    }
+}
+
+void merge_attention(const Attention *step) {
+    for (int64_t b = 0; b < step->batch && step->slot_tasks > 1; b++)
+        for (int64_t s = 0; s < valid_rows(step, b); s++)
+            for (int64_t h = 0; h < step->heads; h++) {
+                Partial *parts = parts_of(step, b, s, h);
+                for (int64_t p = 1; p < step->slot_tasks; p++)
+                    if (parts[p].total != 0.0f) merge_partial(parts, parts + p, step->dim);
+                finish_partial(parts, step->dim, step->output + ((b * step->seq + s) * step->heads + h) * step->dim);
+            }
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "contract.h"
+#include "core/scratch.h"
 #include "core/vec_math.h"
 #include "isa/dot.h"
 
@@ -16,25 +17,20 @@ _Static_assert(HALF_MULTIPLE % VEC == 0 && HEAD_MULTIPLE % VEC == 0 && BLOCK_MUL
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-size_t plan_product(Product *p) {
-    const size_t blocks = (size_t)p->rows * p->matrix->blocks;
-    const int is_copied = p->gamma != NULL || p->skip != NULL;
+int start_product(Product *p) {
+    const size_t blocks = (size_t)(p->rows * p->matrix->blocks);
     p->stretches = p->rows < FEW_ROWS ? 1 : smaller(p->rows, STRETCHES);
     p->row_tasks = (p->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
-    return blocks * (p->matrix->block_size + 2 * sizeof(float)) +
-           is_copied * p->stretches * p->matrix->k * sizeof(float);
-}
-
-void place_product(Product *p, void *memory) {
-    const size_t blocks = (size_t)p->rows * p->matrix->blocks;
-    p->quantized.scales = memory;
+    const size_t normed = p->gamma != NULL || p->skip != NULL ? (size_t)(p->stretches * p->matrix->k) : 0;
+    p->quantized.scales = scratch_take((2 * blocks + normed) * sizeof(float) + blocks * p->matrix->block_size);
+    if (p->quantized.scales == NULL) return -1;
     p->quantized.sums = p->quantized.scales + blocks;
     p->normed = p->quantized.sums + blocks;
-    if (p->gamma != NULL || p->skip != NULL)
-        p->quantized.values = (int8_t *)(p->normed + p->stretches * p->matrix->k);
-    else
-        p->quantized.values = (int8_t *)p->normed;
+    p->quantized.values = (int8_t *)(p->normed + normed);
+    return 0;
 }
+
+void end_product(const Product *p) { scratch_give(p->quantized.scales); }
 
 static void prepare_row(const Product *p, int64_t row, float *normed) {
     const int64_t k = p->matrix->k;

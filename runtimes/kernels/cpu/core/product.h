@@ -24,12 +24,10 @@ typedef struct {
     int64_t stretches, row_tasks;
 } Product;
 
-/* Divide a product into tasks: from what is filled in above, `stretches`, and the bytes that it works in. */
-size_t plan_product(Product *product);
-void place_product(Product *product, void *memory);
-
+int start_product(Product *product);               /* divide it into tasks, from what is filled in; -1: no memory */
 void prepare_stretch(void *product, size_t index); /* index < stretches */
+void product_task(void *product, size_t index);    /* index < product_tasks(), after all stretches */
 size_t product_tasks(const Product *product);
-void product_task(void *product, size_t index); /* index < product_tasks(), after all stretches */
+void end_product(const Product *product); /* in any case */
 
 #endif

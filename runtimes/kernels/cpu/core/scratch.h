@@ -4,11 +4,8 @@
 
 #include <stddef.h>
 
-/* At least `size` bytes, aligned to 64, with any content; NULL without memory. Whoever takes memory gives it back. */
-void *scratch_take(size_t size);
-void scratch_give(void *memory);
-
-/* Free what is kept for later calls. Memory in use stays. */
-void scratch_free(void);
+void *scratch_take(size_t size); /* bytes with any content, aligned to 64; NULL: there is no memory */
+void scratch_give(void *memory); /* what was taken, back */
+void scratch_free(void);         /* what is kept for later calls */
 
 #endif

@@ -3,15 +3,15 @@
  *     GroupQueryAttention   as com.microsoft's: rotary embedding, append to the cache, causal attention
  *
  * inputs   0 query [b, s, heads x dim], or q, k and v side by side      1 key, 2 value (optional)
- *          3 past key, 4 past value [b, kv_heads, capacity, dim]        5 seqlens_k [b] int32: tokens held, less 1
- *          6 query_seqlens [b] int32: valid tokens of this chunk        7 cos, 8 sin [positions, dim / 2] (optional)
+ *          3 past key, 4 past value [b, kv_heads, capacity, dim]        5 total [b] int32: tokens held after, less 1
+ *          6 chunk [b] int32: valid tokens of this chunk                7 cos, 8 sin [positions, dim / 2] (optional)
  * outputs  0 [b, s, heads x dim]    1 present key, 2 present value: the memory of the past, where it is bound so
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "contract.h"
-#include "core/attention_step.h"
+#include "core/cached_attention.h"
 #include "core/scratch.h"
 #include "ort/operator.h"
 
@@ -34,7 +34,7 @@ static OrtStatus *make_present(OrtApi api, OrtKernelContext *context, size_t ind
 }
 
 /* Queries, keys and values: one input, or three. */
-static OrtStatus *read_tokens(OrtApi api, OrtKernelContext *context, AttentionStep *step, const Tensor *query) {
+static OrtStatus *read_tokens(OrtApi api, OrtKernelContext *context, Attention *step, const Tensor *query) {
     Tensor key = {0}, value = {0};
     TRY(read_input(api, context, IN_KEY, &key));
     TRY(read_input(api, context, IN_VALUE, &value));
@@ -53,11 +53,11 @@ static OrtStatus *read_tokens(OrtApi api, OrtKernelContext *context, AttentionSt
 }
 
 /* The length of each row, and the angles of each slot that it fills. */
-static OrtStatus *read_positions(const Kernel *kernel, OrtKernelContext *context, AttentionStep *step) {
+static OrtStatus *read_positions(const Kernel *kernel, OrtKernelContext *context, Attention *step) {
     OrtApi api = kernel->api;
     Tensor total = {0}, chunk = {0}, cosine = kernel->cosine, sine = kernel->sine;
-    TRY(read_input(api, context, IN_SEQLENS_K, &total));
-    TRY(read_input(api, context, IN_QUERY_SEQLENS, &chunk));
+    TRY(read_input(api, context, IN_TOTAL, &total));
+    TRY(read_input(api, context, IN_CHUNK, &chunk));
     TRY(read_input(api, context, IN_COS, &cosine));
     TRY(read_input(api, context, IN_SIN, &sine));
     REFUSE(api, elements(&total) != step->batch || (chunk.rank && elements(&chunk) != step->batch),
@@ -72,7 +72,7 @@ static OrtStatus *read_positions(const Kernel *kernel, OrtKernelContext *context
     return NULL;
 }
 
-static OrtStatus *read_step(const Kernel *kernel, OrtKernelContext *context, AttentionStep *step) {
+static OrtStatus *read_step(const Kernel *kernel, OrtKernelContext *context, Attention *step) {
     OrtApi api = kernel->api;
     Tensor query = {0}, past_key = {0}, past_value = {0};
     TRY(read_input(api, context, IN_QUERY, &query));
@@ -95,7 +95,7 @@ static OrtStatus *read_step(const Kernel *kernel, OrtKernelContext *context, Att
     return make_output(api, context, 0, &query, &step->output);
 }
 
-static OrtStatus *run_step(OrtApi api, OrtKernelContext *context, AttentionStep *step) {
+static OrtStatus *run_step(OrtApi api, OrtKernelContext *context, Attention *step) {
     const size_t tokens = (size_t)(step->batch * step->seq), tasks = attention_tasks(step);
     if (tokens >= FEW_TOKENS)
         TRY(ORT_PARALLEL_FOR(api)(context, append_token, tokens, 0, step));
@@ -104,20 +104,18 @@ static OrtStatus *run_step(OrtApi api, OrtKernelContext *context, AttentionStep 
     /* Late queries of a prompt see more slots: more batches than threads keep all of them busy. */
     const size_t batches = step->row_tasks == 1 ? 0 : tasks < BATCHES ? tasks : BATCHES;
     TRY(ORT_PARALLEL_FOR(api)(context, attend_task, tasks, batches, step));
-    finish_attention(step);
+    merge_attention(step);
     return NULL;
 }
 
 static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     const Kernel *kernel = opaque;
-    AttentionStep step = {0};
+    Attention step = {0};
     TRY(read_step(kernel, context, &step));
     if (step.batch * step.seq == 0) return NULL;
-    void *memory = scratch_take(plan_attention(&step));
-    REFUSE(kernel->api, memory == NULL, "out of memory");
-    place_attention(&step, memory);
+    REFUSE(kernel->api, start_attention(&step) != 0, "out of memory");
     OrtStatus *status = run_step(kernel->api, context, &step);
-    scratch_give(memory);
+    end_attention(&step);
     return status;
 }
 
@@ -156,10 +154,10 @@ static const char *name(const OrtCustomOp *op) { return (void)op, "GroupQueryAtt
 static size_t inputs(const OrtCustomOp *op) { return (void)op, ATTENTION_INPUTS; }
 static size_t outputs(const OrtCustomOp *op) { return (void)op, 3; }
 static int input_type(const OrtCustomOp *op, size_t i) {
-    return (void)op, i == IN_SEQLENS_K || i == IN_QUERY_SEQLENS ? TYPE_INT32 : TYPE_FLOAT;
+    return (void)op, i == IN_TOTAL || i == IN_CHUNK ? TYPE_INT32 : TYPE_FLOAT;
 }
 static int input_kind(const OrtCustomOp *op, size_t i) {
-    return (void)op, i == IN_KEY || i == IN_VALUE || i >= IN_QUERY_SEQLENS ? OPTIONAL : REQUIRED;
+    return (void)op, i == IN_KEY || i == IN_VALUE || i >= IN_CHUNK ? OPTIONAL : REQUIRED;
 }
 static int output_kind(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, REQUIRED; }
 

@@ -51,10 +51,7 @@ static OrtStatus *read_product(const Kernel *kernel, OrtKernelContext *context, 
 }
 
 static OrtStatus *run_product(OrtApi api, OrtKernelContext *context, Product *product) {
-    if (product->stretches > 1)
-        TRY(ORT_PARALLEL_FOR(api)(context, prepare_stretch, (size_t)product->stretches, 0, product));
-    else
-        prepare_stretch(product, 0);
+    TRY(ORT_PARALLEL_FOR(api)(context, prepare_stretch, (size_t)product->stretches, 0, product));
     return ORT_PARALLEL_FOR(api)(context, product_task, product_tasks(product), 0, product);
 }
 
@@ -63,11 +60,9 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     Product product = {0};
     TRY(read_product(kernel, context, &product));
     if (product.rows == 0) return NULL;
-    void *memory = scratch_take(plan_product(&product));
-    REFUSE(kernel->api, memory == NULL, "out of memory");
-    place_product(&product, memory);
+    REFUSE(kernel->api, start_product(&product) != 0, "out of memory");
     OrtStatus *status = run_product(kernel->api, context, &product);
-    scratch_give(memory);
+    end_product(&product);
     return status;
 }
 

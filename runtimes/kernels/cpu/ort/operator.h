@@ -95,22 +95,14 @@ static inline int last_version(const OrtCustomOp *op) { return (void)op, INT32_M
 
 /* Of the functions above, and of the file's own create, compute, destroy, inputs, input_type, input_kind, outputs,
  * output_kind. */
-#define OPERATOR(name)                                                                                               \
-    {.version = LLMC_ORT_API_VERSION,                                                                                \
-     .GetName = name,                                                                                                \
-     .GetExecutionProviderType = provider,                                                                           \
-     .GetInputType = input_type,                                                                                     \
-     .GetInputTypeCount = inputs,                                                                                    \
-     .GetOutputType = output_type,                                                                                   \
-     .GetOutputTypeCount = outputs,                                                                                  \
-     .KernelDestroy = destroy,                                                                                       \
-     .GetInputCharacteristic = input_kind,                                                                           \
-     .GetOutputCharacteristic = output_kind,                                                                         \
-     .GetInputMemoryType = memory_type,                                                                              \
-     .CreateKernelV2 = create,                                                                                       \
-     .KernelComputeV2 = compute,                                                                                     \
-     .GetStartVersion = first_version,                                                                               \
-     .GetEndVersion = last_version}
+/* clang-format off */
+#define OPERATOR(name) {                                                                                             \
+    .version = LLMC_ORT_API_VERSION, .GetName = name, .GetExecutionProviderType = provider,                          \
+    .GetInputType = input_type, .GetInputTypeCount = inputs, .GetInputCharacteristic = input_kind,                   \
+    .GetOutputType = output_type, .GetOutputTypeCount = outputs, .GetOutputCharacteristic = output_kind,             \
+    .GetInputMemoryType = memory_type, .CreateKernelV2 = create, .KernelComputeV2 = compute,                         \
+    .KernelDestroy = destroy, .GetStartVersion = first_version, .GetEndVersion = last_version }
+/* clang-format on */
 
 extern const OrtCustomOp llmc_matmul, llmc_gated_matmul, llmc_attention;
 

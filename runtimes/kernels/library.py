@@ -77,8 +77,14 @@ VARIANTS = (
         flags=("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mf16c", "-mfma"),
         default=True,
     ),
+    Variant("portable", vectors="portable", dots="portable", machine=None, needed=(), flags=(), default=False),
 )
-"""The best first."""
+"""The best first. ``portable`` is there to be compared with, and for who names it: ONNX Runtime's kernels are faster.
+
+SmolLM2-135M int4, CPU time of one thread on an AMD EPYC (Zen 5), gcc 12.2, 30 November 2026: a prompt of 512 tokens
+takes 10.2 s with it (6.3 s with -mavx2 -mfma), 0.70 s with ONNX Runtime's kernels and 0.32 s with avx512vnni; a
+decode step 33 ms (24), 6.8 and 5.9 ms.
+"""
 
 
 class KernelsUnavailable(Exception):

@@ -40,11 +40,12 @@ from llmc.runtimes.session.host_logits import HostLogits
 class OnnxRuntimeSession(Session, RowEditor):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
+    mixes_lengths = True
+
     def __init__(self, inference: Any, info: EngineInfo, contract: Contract) -> None:
         """Wrap a loaded graph, and call it as its contract says."""
         self._inference = inference
         self._contract, self._fused = contract, contract.rows == "slot0"
-        self.mixes_lengths = contract.ragged_chunks
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = POSITION_IDS in inputs
@@ -72,7 +73,7 @@ class OnnxRuntimeSession(Session, RowEditor):
     @property
     def rows(self) -> RowEditor | None:
         """The session itself, unless its graph takes no chunk that a row could begin with beside others."""
-        return self if self._info.details.get(RAGGED_CHUNKS, True) else None
+        return self if self._contract.ragged_chunks else None
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.onnxruntime.session import RAGGED_CHUNKS, OnnxRuntimeSession
+from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 
 from ..session_graphs import GROWING, SHARED, STATES, open_session
 from .test_session import feed, first_slots, slots_of, state_of
@@ -88,4 +89,4 @@ def test_what_a_row_does_not_hold_is_refused() -> None:
 
 
 def test_rows_stay_where_none_can_begin_beside_others() -> None:
-    assert open_session(STATES, details={RAGGED_CHUNKS: False}).rows is None
+    assert open_session(STATES, contract=Contract(ragged_chunks=False)).rows is None

@@ -44,7 +44,6 @@ from llmc.passes.portable.positions_by_row import PositionsByRow
 from llmc.passes.portable.recognize_attention import RecognizeAttention
 from llmc.passes.portable.use_position_ids import UsePositionIds
 from llmc.passes.quantization.quantize_cache import QuantizeCache
-from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 
@@ -114,7 +113,7 @@ class CudaTarget:
     activations: Literal["fp16", "bf16"] = "fp16"
     cache: Literal["grow", "shared"] = "shared"
     logits: Literal["last", "all"] = "last"
-    quantization: QuantizeWeights | QuantizeFp8 | None = None
+    quantization: QuantizeWeights | None = None
     quantized_cache: QuantizeCache | None = None
     pack_gate_up: bool = True
     gated_silu: bool = True

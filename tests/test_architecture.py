@@ -25,26 +25,30 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("compiler/base", ""),
         ("compiler/artifact", ""),
         ("compiler/checkpoint", ""),
-        ("compiler/graph", "compiler/checkpoint"),
+        ("compiler/quantization", ""),
+        ("compiler/graph", "compiler/checkpoint compiler/quantization"),
         ("compiler/capture", "compiler/checkpoint compiler/graph"),
         ("compiler/insight", "compiler/artifact compiler/graph passes/graph runtimes/machine runtimes/memory"),
         (
             "compiler/driver",
-            "compiler/artifact compiler/capture compiler/checkpoint compiler/graph compiler/insight passes runtimes",
+            "compiler/artifact compiler/capture compiler/checkpoint compiler/graph compiler/insight"
+            " compiler/quantization passes runtimes",
         ),
         ("compiler/cli", "compiler passes runtimes"),
         ("compiler/api", "compiler/artifact compiler/driver runtimes/generation runtimes/session"),
         ("compiler/door", "compiler/api compiler/artifact runtimes/session"),
         ("passes/graph_pass", ""),
         ("passes/graph", "compiler/graph passes/graph_pass"),
-        ("passes/formats", ""),
         ("passes/attention", "compiler/graph passes/graph passes/graph_pass"),
-        ("passes/experts", "compiler/graph passes/formats passes/graph passes/graph_pass"),
+        ("passes/experts", "compiler/graph passes/graph passes/graph_pass"),
         *(
             (f"passes/{phase}", "compiler/graph passes/attention passes/experts passes/graph passes/graph_pass")
             for phase in ("cleanup", "portable", "fusion", "lowering", "engine")
         ),
-        ("passes/quantization", "compiler/graph passes/experts passes/formats passes/graph passes/graph_pass"),
+        (
+            "passes/quantization",
+            "compiler/graph compiler/quantization passes/experts passes/graph passes/graph_pass",
+        ),
         ("passes/runner", "compiler/artifact compiler/graph passes/graph_pass"),
         (
             "passes/pipeline",

@@ -130,8 +130,7 @@ class OptimizeOptions:
             raise UsageError(f"--kv-precision is for --target {others}; {self.target} keeps the cache as it computes")
         if self.block_size is None:
             object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
-        if self.blocks < 16 or self.blocks & (self.blocks - 1):
-            raise UsageError(f"--block-size {self.block_size} is not a power of two from 16 up")
+        require_block_size(self.blocks, "--block-size")
 
     @property
     def blocks(self) -> int:
@@ -232,3 +231,13 @@ class CompileOptions:
             raise UsageError(f"--weights none is for --target {others}; {target.name} reads them to build an engine")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} leaves nobody to compute")
+
+
+def require_block_size(size: int, name: str = "block size") -> None:
+    """Refuse numbers of input features to a scale that no kernel takes.
+
+    Raises:
+        UsageError: ``size`` is no power of two from 16 up.
+    """
+    if size < 16 or size & (size - 1):
+        raise UsageError(f"{name} {size} is not a power of two from 16 up")

@@ -5,14 +5,13 @@ In: options, the model's geometry, golden data where there are some. Out: passes
 
 from __future__ import annotations
 
-from typing import Literal
-
 from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
     CpuTarget,
@@ -26,8 +25,6 @@ from llmc.passes.pipeline import (
     tensorrt_engine_passes,
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
-from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
 
@@ -63,13 +60,12 @@ def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None
     if options.cache_precision != "auto":
         ranges = golden.cache_ranges if golden is not None else None
         quantized_cache = QuantizeCache.from_ranges(options.cache_precision, ranges)
-    weights = QuantizeFp8(options.blocks) if options.precision == "fp8" else _quantization(options)
     return CudaTarget(
         max_positions=positions,
         activations=options.activations,
         cache=options.cache_io,
         logits=options.logits,
-        quantization=weights,
+        quantization=_quantization(options),
         quantized_cache=quantized_cache,
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
     )
@@ -81,42 +77,13 @@ def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget
         cache="scatter" if options.cache_io == "shared" else "concat",
         activations=options.activations if get_target(options.target).device == "gpu" else "fp32",
         logits=options.logits,
-        quantization=_standard_quantization(options),
+        quantization=_quantization(options),
     )
-
-
-def _standard_quantization(options: OptimizeOptions) -> GraphPass | None:
-    """Numbers and scales that DequantizeLinear reads."""
-    if options.precision in {"int8", "int4", "fp8", "nvfp4"}:
-        head: Literal["int8", "int4"] = "int4" if options.head == "int4" else "int8"
-        offset = options.precision == "int4" and options.symmetric is not True
-        # OpenVINO takes any zero point into its product; TensorRT takes none.
-        return QuantizeStandard(
-            options.precision,
-            head,
-            options.blocks,
-            offset,
-            "zero_point" if options.target == "openvino" else "sums",
-        )
-    return None
 
 
 def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
-    bits = {"int4": 4, "int8": 8}.get(options.precision)
-    if bits is None:
-        return None
-    head = {"int4": 4, "int8": 8, "auto": 8}[options.head]
-    on_cpu = options.target == "cpu"
-    # Four bits need the offset, which the GPU's kernel has not; eight are near enough without.
-    plain = options.symmetric if options.symmetric is not None else bits == 8 or not on_cpu
-    return QuantizeWeights(
-        bits=4 if bits == 4 else 8,
-        block_size=options.blocks,
-        symmetric=plain or on_cpu,
-        offset=not plain and on_cpu,
-        head_bits=4 if head == 4 else 8,
-        accuracy_level=4 if on_cpu else 0,
-    )
+    plan = make_plan(options)
+    return QuantizeWeights(plan, accuracy_level=4 if options.target == "cpu" else 0) if plan else None
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:

@@ -17,6 +17,7 @@ from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.reports import Check, VerifyReport
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import log_sum_exp
+from llmc.compiler.quantization.plan import largest_kl
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import FloatArray, Session
@@ -96,10 +97,6 @@ def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[f
     return float(np.abs(engine - reference).max()), max(0.0, divergence), same
 
 
-LARGEST_KL = {"int8": 0.1, "int4": 1.0}
-"""Divergence, in nats, beyond which quantized weights no longer say what the model says."""
-
-
 def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     """What ``verify`` will accept: fixed for float32; else a margin over what was measured, up to a fixed limit."""
     if precision == "fp32":
@@ -107,7 +104,7 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     margin = 1.25
     return {
         LOGIT_ERROR: measured.logit_error * margin + EXACT_LOGIT_ERROR,
-        KL: min(measured.kl * margin + 1e-4, LARGEST_KL.get(precision, 0.1)),
+        KL: min(measured.kl * margin + 1e-4, largest_kl(precision)),
         TOP1: max(0.0, measured.top1 - 0.05),
     }
 

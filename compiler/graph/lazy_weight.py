@@ -10,7 +10,6 @@ memory for a few rows, not for a tensor, and the writer streams the same way.
 
 from __future__ import annotations
 
-import io
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -184,49 +183,6 @@ class MappedWeight(LazyWeight):
         return ("mapped", self.key, self.dtype, self.transposed, self.base.identity())
 
 
-class PackedWeight(MappedWeight):
-    """Numbers of 4 bits: the function makes rows of bytes, two numbers a byte, the lower one first.
-
-    ``stored_shape`` counts numbers, of which a row has an even count; ``rows`` gives them one by one.
-    """
-
-    def __init__(
-        self,
-        base: LazyWeight,
-        stored_shape: Sequence[int],
-        dtype: ir.DataType,
-        function: Callable[[Array], Array],
-        key: tuple[Any, ...],
-    ) -> None:
-        super().__init__(base, stored_shape, dtype, function, key)
-        if self.stored_shape[-1] % 2:
-            raise ValueError(f"rows of {self.stored_shape[-1]} numbers of 4 bits fill no whole number of bytes")
-
-    def rows(self, start: int, stop: int) -> Array:
-        """The numbers of a few rows, unpacked."""
-        packed = self.function(self.base.rows(start, stop)).view(np.uint8)
-        numbers = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
-        numbers[..., 0::2], numbers[..., 1::2] = packed & 15, packed >> 4
-        kind = numpy_dtype(self.dtype)
-        if self.dtype == ir.DataType.INT4:
-            numbers = ((numbers ^ 8).astype(np.int8) - 8).astype(kind)
-        return (numbers.view(kind) if numbers.dtype == np.uint8 else numbers).reshape(-1, *self.stored_shape[1:])
-
-    def tofile(self, file: Any) -> None:
-        """Write the packed bytes, a few rows at a time."""
-        count, width = self.stored_shape[0], math.prod(self.base.stored_shape[1:])
-        step = max(1, int(MAPPED_CHUNK_BYTES // max(1, width * 4)))
-        for start in range(0, count, step):
-            made = self.function(self.base.rows(start, min(start + step, count)))
-            file.write(np.ascontiguousarray(made).view(np.uint8).reshape(-1).data)
-
-    def tobytes(self) -> bytes:
-        """The packed bytes."""
-        file = io.BytesIO()
-        self.tofile(file)
-        return file.getvalue()
-
-
 def as_weight(tensor: ir.TensorProtocol, *, transposed: bool = False) -> LazyWeight:
     """``tensor`` as a lazy weight; one that is none yet is seen in the given orientation."""
     if isinstance(tensor, LazyWeight):
@@ -236,7 +192,7 @@ def as_weight(tensor: ir.TensorProtocol, *, transposed: bool = False) -> LazyWei
 
 def transposed_weight(tensor: ir.TensorProtocol) -> LazyWeight:
     """The transpose of a matrix, without reading it."""
-    if isinstance(tensor, PackedWeight):
+    if tensor.dtype.bitwidth < 8:
         raise ValueError("numbers of 4 bits are packed along their rows, so their transpose is no view of them")
     if isinstance(tensor, SourceWeight):
         flipped = not tensor.transposed

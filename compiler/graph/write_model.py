@@ -1,27 +1,32 @@
-"""Writes a graph and its weights, one tensor at a time.
+"""Writes a graph and its weights, a few rows at a time.
 
 In: a model whose initializers may be lazy.
 Out: ``model.onnx`` and ``model.onnx.data``. Tensors with the same bytes are stored once: two initializers of
-different shape (an embedding table and the output projection tied to it) then point at the same place.
+different shape (an embedding table and the output projection tied to it) then point at the same place. The tensors
+of a quantized weight are written side by side, so that its rows are read once.
 
-The same model gives the same bytes: tensors are written in the order of their names.
+The same model gives the same bytes: tensors lie in the order of their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside model.onnx."""
 ALIGNMENT = 4096
 """A page: a runtime that maps the file then maps each tensor by itself."""
+Tensors = Mapping[str, ir.TensorProtocol]
 
 
 def write_model(
@@ -38,68 +43,102 @@ def write_model(
     Returns:
         Bytes of weights written.
     """
-    external: dict[str, tuple[int, int]] = {}
-    with (directory / DATA).open("wb") if weights else _NoFile() as file:
-        places: dict[tuple[object, ...], tuple[int, int]] = {}
-        tensors = {n: v.const_value for n, v in sorted(model.graph.initializers.items()) if v.const_value is not None}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        done = 0
+    tensors = {n: v.const_value for n, v in sorted(model.graph.initializers.items()) if v.const_value is not None}
+    starts, size = _places(tensors)
+    groups = _groups(tensors)
+    with (directory / DATA).open("wb") if weights else nullcontext() as file:
+        done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
         for name, tensor in tensors.items():
             done += tensor.nbytes
-            if tensor.nbytes <= INLINE_BYTES:
-                continue
-            key = tensor.identity() if isinstance(tensor, LazyWeight) else ("object", id(tensor))
-            if key not in places:
-                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-                start = file.tell()
-                if isinstance(file, _NoFile):
-                    file.seek(start + tensor.nbytes)
-                else:
-                    _write(tensor, file)
-                places[key] = (start, file.tell() - start)
-            if places[key][1] != tensor.nbytes:
-                raise AssertionError(f"{name} wrote {places[key][1]} bytes, not {tensor.nbytes}")
-            external[name] = places[key]
-            if progress is not None:
+            if file is not None:
+                _write(groups.pop(_group(tensor), {}), starts, file)
+            if progress is not None and name in starts:
                 progress(done, total)
-        written = file.tell()
-    onnx.save_model(_proto(model, external), directory / GRAPH)
-    return written
+    onnx.save_model(_proto(model, starts), directory / GRAPH)
+    return size
 
 
-class _NoFile:
-    """Counts where things would stand."""
-
-    _place = 0
-
-    def seek(self, place: int) -> None:
-        self._place = place
-
-    def tell(self) -> int:
-        return self._place
-
-    def __enter__(self) -> _NoFile:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+def _identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    return tensor.identity() if isinstance(tensor, LazyWeight) else ("object", id(tensor))
 
 
-def _write(tensor: ir.TensorProtocol, file: object) -> None:
-    if hasattr(tensor, "tofile"):
-        tensor.tofile(file)
-    else:
-        file.write(tensor.tobytes())  # type: ignore[attr-defined]
+def _group(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """Equal for tensors that are written at once."""
+    return tensor.weight.identity() if isinstance(tensor, QuantizedPart) else _identity(tensor)
 
 
-def _proto(model: ir.Model, external: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+def _groups(tensors: Tensors) -> dict[tuple[object, ...], dict[str, ir.TensorProtocol]]:
+    groups: dict[tuple[object, ...], dict[str, ir.TensorProtocol]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(_group(tensor), {})[name] = tensor
+    return groups
+
+
+def _places(tensors: Tensors) -> tuple[dict[str, int], int]:
+    """Where in the data file each tensor begins that does not stay in the graph; the file's size."""
+    known: dict[tuple[object, ...], tuple[int, int]] = {}
+    starts: dict[str, int] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.nbytes > INLINE_BYTES:
+            page = -(-end // ALIGNMENT) * ALIGNMENT
+            starts[name], length = known.setdefault(_identity(tensor), (page, tensor.nbytes))
+            _require_length(name, tensor, length)
+            end = max(end, starts[name] + length)
+    return starts, end
+
+
+def _write(group: Tensors, starts: Mapping[str, int], file: BinaryIO) -> None:
+    """Write tensors of the same bytes, or those of a quantized weight."""
+    parts = {name: tensor for name, tensor in group.items() if isinstance(tensor, QuantizedPart)}
+    if parts:
+        _write_parts(parts, starts, file)
+        return
+    for name, tensor in group.items():
+        if name in starts:
+            file.seek(starts[name])
+            if hasattr(tensor, "tofile"):
+                tensor.tofile(file)
+            else:
+                file.write(tensor.tobytes())
+            _require_length(name, tensor, file.tell() - starts[name])
+            return
+
+
+def _write_parts(parts: Mapping[str, QuantizedPart], starts: Mapping[str, int], file: BinaryIO) -> None:
+    """Each part grows at its place as rows are solved; one that stays in the graph keeps its bytes for it."""
+    # Of those that share a place one.
+    places: dict[int | str, str] = {starts.get(name, name): name for name in parts}
+    names = {id(parts[name]): name for name in places.values()}
+    sizes, small = dict.fromkeys(names.values(), 0), {name: b"" for name in names.values() if name not in starts}
+    weight = next(iter(parts.values())).weight
+    for part, piece in weight.pieces([parts[name] for name in sizes]):
+        name = names[id(part)]
+        if name in small:
+            small[name] += piece.tobytes()
+        else:
+            file.seek(starts[name] + sizes[name])
+            file.write(piece.data)
+        sizes[name] += piece.nbytes
+    for name, size in sizes.items():
+        _require_length(name, parts[name], size)
+        parts[name].content = small.get(name)
+
+
+def _require_length(name: str, tensor: ir.TensorProtocol, length: int) -> None:
+    if length != tensor.nbytes:
+        raise AssertionError(f"{name} wrote {length} bytes, not {tensor.nbytes}")
+
+
+def _proto(model: ir.Model, starts: Mapping[str, int]) -> onnx.ModelProto:
     """The model with references to the data file; what is lazy is put back afterwards."""
-    kept = {name: model.graph.initializers[name].const_value for name in external}
+    kept = {name: model.graph.initializers[name].const_value for name in starts}
     try:
-        for name, (offset, length) in external.items():
+        for name, start in starts.items():
             value, tensor = model.graph.initializers[name], kept[name]
             assert tensor is not None
             shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
-            value.const_value = ir.ExternalTensor(DATA, offset, length, tensor.dtype, shape=shape, name=name)
+            value.const_value = ir.ExternalTensor(DATA, start, tensor.nbytes, tensor.dtype, shape=shape, name=name)
         return ir.to_proto(model)
     finally:
         for name, tensor in kept.items():

@@ -1,39 +1,38 @@
-"""Weights to blocks of small integers, activations left as they are.
+"""Weights to small numbers, activations left as they are.
 
-    MatMul(x, W) (+ b)            →  com.microsoft::MatMulNBits(x, packed, scales, zero points, b)
-    Gather(table, ids)            →  com.microsoft::GatherBlockQuantized(packed, ids, scales, zero points)
-    MatMul(x, W) with offsets     →  MatMulNBits(x, …) + MatMul(sums of x by block, offsets)
-    MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tied table is stored once
-    MoE(x, probs, fc1, fc2)       →  com.microsoft::QMoE(x, probs, packed, scales, packed, scales, zero points)
+Each site (:mod:`~llmc.passes.quantization.sites`) is stored in the scheme that a plan names for it, by the emitter
+for the scheme's operators: ``emit_matmul_nbits``, ``emit_qmoe``, ``emit_fp8_product``, ``emit_dequantize_linear``.
 
-Round to nearest, block by block along the input features. Nothing is read here: the packed tensors are lazy and are
-made a few rows at a time while the graph is written.
+Nothing is read here: tensors are lazy and are made a few rows at a time while the graph is written.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.graph.lazy_weight import LazyWeight, MappedWeight
-from llmc.compiler.graph.operators.moe import is_moe
-from llmc.passes.experts.expert_weights import quantize_experts
-from llmc.passes.experts.routing_weights import chooses_experts
-from llmc.passes.formats.block_quantization import BlockFormat
-from llmc.passes.graph.graph_query import add_initializer, head_product, is_weight
-from llmc.passes.graph.linear import added_bias, product_weight, upright_weight
+from llmc.compiler.quantization.scheme import Scheme, scheme_of
 from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
-from llmc.passes.quantization.block_offsets import add_offsets, is_correction
+from llmc.passes.quantization.emission import Emission, Emitter
+from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
+from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
+from llmc.passes.quantization.emit_matmul_nbits import emit_gather_block_quantized, emit_matmul_nbits
+from llmc.passes.quantization.emit_qmoe import emit_qmoe
+from llmc.passes.quantization.sites import Site, find_sites
 
-DOMAIN = "com.microsoft"
-EXPERTS = "MoE"
-"""Experts with float weights: the runtime's operator, or llmc's where that could not be lowered."""
-LOOKUP_SIZE = 1 << 12
-"""Elements from which a table that is looked up in counts as an embedding."""
+_PRODUCTS: Mapping[str, Emitter] = {
+    "nbits": emit_matmul_nbits, "fp8": emit_fp8_product, "qdq": emit_dequantized_product
+}  # fmt: skip
+EMITTERS: Mapping[str, Mapping[str, Emitter]] = {
+    "linear": _PRODUCTS,
+    "head": _PRODUCTS,
+    "embedding": {"nbits": emit_gather_block_quantized, "qdq": emit_dequantized_table},
+    "experts": {"nbits": emit_qmoe},
+}
+"""By kind of site and form of scheme."""
 
 
 @dataclass(frozen=True)
@@ -41,161 +40,50 @@ class QuantizeWeights(GraphPass):
     """Quantize linear layers, embedding tables and experts.
 
     Attributes:
-        bits: 4 or 8, for linear layers.
-        block_size: Input features that share a scale; a power of two, at least 16.
-        symmetric: No zero point; else an integer per block.
-        offset: A float offset per block instead, for linear layers (see block_quantization); the output projection
-            and the embedding share their bytes, and the look-up knows no offsets. Experts, whose operator knows none
-            either, then have a zero point, which costs nothing and errs less than symmetric blocks.
-        head_bits: Bits of the output projection and of the embedding table.
-        accuracy_level: 4 computes with int8 activations where the kernel can; 0 leaves it to the runtime.
+        plan: Names of schemes by name of a site and by kind of site, which goes for those that are not named. Kinds
+            that it leaves out stay as they are, and a head is then a linear layer.
+        accuracy_level: Of MatMulNBits and QMoE: 4 computes with int8 activations where the kernel can; 0 leaves it
+            to the runtime.
     """
 
-    bits: Literal[4, 8] = 4
-    block_size: int = 32
-    symmetric: bool = True
-    offset: bool = False
-    head_bits: Literal[4, 8] = 4
+    plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse what the kernels do not take.
+        """Refuse what no operator reads.
 
         Raises:
-            UsageError: bits other than 4 and 8, or a block size that is no power of two from 16 up.
+            UsageError: there is no such scheme, or not for this kind of site.
         """
-        if self.bits not in {4, 8} or self.head_bits not in {4, 8}:
-            raise UsageError(f"weights are quantized to 4 or 8 bits, not {self.bits} or {self.head_bits}")
-        if self.block_size < 16 or self.block_size & (self.block_size - 1):
-            raise UsageError(f"block size {self.block_size} is not a power of two from 16 up")
+        for where, name in self.plan.items():
+            if (scheme := scheme_of(name)) is not None and where in EMITTERS:
+                _emitter(where, scheme)
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
-        """Visit every matrix product, every look-up and every layer's experts."""
-        head = head_product(model)
-        known: dict[tuple[object, ...], dict[str, ir.Value]] = {}
-        for node in list(model.graph):
-            if not _has_weight(node) and not _is_experts(node):
+        """Visit every site."""
+        emission = Emission(model.graph, self.accuracy_level)
+        for site in find_sites(model, head="head" in self.plan):
+            scheme = self._scheme(site)
+            if scheme is None:
                 continue
-            if node.op_type == "MatMul" and chooses_experts(node):
-                continue
-            kinds = {"Gather": "embedding", EXPERTS: "experts"}
-            what = kinds.get(node.op_type, "head" if node is head else "linear")
-            tally.expected[what] = tally.expected.get(what, 0) + 1
+            tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
             try:
-                if node.op_type == EXPERTS:
-                    quantize_experts(model.graph, node, self._format(is_head=False), self.accuracy_level)
-                elif node.op_type == "Gather":
-                    _quantize_lookup(model.graph, node, self._format(is_head=True), known)
-                else:
-                    self._quantize_product(model.graph, node, node is head, known)
-                tally.count(what)
+                _emitter(site.kind, scheme)(emission, site, scheme)
+                tally.count(site.kind)
             except NearMiss as miss:
-                tally.reject(node, str(miss))
+                tally.reject(site.node, str(miss))
         if tally.fired:
-            model.graph.opset_imports.setdefault(DOMAIN, 1)
+            emission.finish()
 
-    def _format(self, *, is_head: bool) -> BlockFormat:
-        if is_head:
-            return BlockFormat(self.head_bits, self.block_size, self.symmetric)
-        return BlockFormat(self.bits, self.block_size, self.symmetric, self.offset)
-
-    def _quantize_product(
-        self, graph: ir.Graph, node: ir.Node, is_head: bool, known: dict[tuple[object, ...], dict[str, ir.Value]]
-    ) -> None:
-        weight = product_weight(node)
-        assert weight is not None
-        name, tensor = weight
-        fmt = self._format(is_head=is_head)
-        blocks = math.ceil(tensor.stored_shape[1] / fmt.block_size)
-        packed_shape = (tensor.stored_shape[0], blocks, fmt.block_size * fmt.bits // 8)
-        if fmt.offset and tensor.stored_shape[1] % fmt.block_size:
-            raise NearMiss(
-                f"{tensor.stored_shape[1]} input features are no multiple of the block size {fmt.block_size}"
-            )
-        made = _initializers(graph, name, tensor, fmt, packed_shape, known)
-        bias, last = added_bias(node)
-        inputs = [node.inputs[0], made["packed"], made["scales"], made.get("zero_points"), None, bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        attributes = {
-            "K": tensor.stored_shape[1],
-            "N": tensor.stored_shape[0],
-            "bits": fmt.bits,
-            "block_size": fmt.block_size,
-            "accuracy_level": self.accuracy_level,
-        }
-        new = [ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name)]
-        if fmt.offset:
-            new += add_offsets(graph, node, new[0], made["offsets"], fmt.block_size)
-        old = [last] if last is node else [last, node]
-        ir.convenience.replace_nodes_and_values(graph, last, old, new, list(last.outputs), list(new[-1].outputs))
+    def _scheme(self, site: Site) -> Scheme | None:
+        name = self.plan.get(site.name, self.plan.get(site.kind))
+        return None if name is None else scheme_of(name)
 
 
-def _has_weight(node: ir.Node) -> bool:
-    """A matrix product with a constant matrix, or a look-up in one; not the small look-ups of shape arithmetic."""
-    if node.domain:
-        return False
-    if node.op_type == "MatMul":
-        return product_weight(node) is not None and not is_correction(node)
-    table = node.inputs[0] if node.op_type == "Gather" else None
-    tensor = table.const_value if table is not None and is_weight(table) else None
-    return tensor is not None and len(tensor.shape) == 2 and tensor.size >= LOOKUP_SIZE
-
-
-def _is_experts(node: ir.Node) -> bool:
-    return is_moe(node) or (node.op_type == EXPERTS and node.domain == DOMAIN)
-
-
-def _quantize_lookup(
-    graph: ir.Graph, node: ir.Node, fmt: BlockFormat, known: dict[tuple[object, ...], dict[str, ir.Value]]
-) -> None:
-    table, ids = node.inputs
-    assert table is not None
-    assert table.const_value is not None
-    rows, width = (int(d) for d in table.const_value.shape.numpy())
-    if node.attributes.get_int("axis", 0) != 0:
-        raise NearMiss("it does not look up rows")
-    if width % fmt.block_size:
-        raise NearMiss(f"its width {width} is no multiple of the block size {fmt.block_size}")
-    made = _initializers(
-        graph, table.name or "table", upright_weight(table), fmt, (rows, width * fmt.bits // 8), known
-    )
-    inputs = [made["packed"], ids, made["scales"], made.get("zero_points")]
-    while inputs[-1] is None:
-        inputs.pop()
-    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": fmt.block_size, "bits": fmt.bits}
-    new = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=node.name)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
-
-
-def _initializers(
-    graph: ir.Graph,
-    name: str,
-    tensor: LazyWeight,
-    fmt: BlockFormat,
-    packed_shape: tuple[int, ...],
-    known: dict[tuple[object, ...], dict[str, ir.Value]],
-) -> dict[str, ir.Value]:
-    """Packed integers, scales and zero points as initializers; the same weight in the same shape is made once."""
-    key = (tensor.identity(), fmt, packed_shape)
-    if key not in known:
-        height, blocks = tensor.stored_shape[0], math.ceil(tensor.stored_shape[1] / fmt.block_size)
-        uint8 = ir.DataType.UINT8
-        parts = {
-            "packed": MappedWeight(tensor, packed_shape, uint8, fmt.pack, ("packed", fmt)),
-            "scales": MappedWeight(tensor, (height, blocks), tensor.dtype, fmt.scales, ("scales", fmt)),
-        }
-        if not fmt.symmetric:
-            width = math.ceil(blocks * fmt.bits / 8)
-            parts["zero_points"] = MappedWeight(
-                tensor, (height, width), uint8, fmt.packed_zero_points, ("zeros", fmt)
-            )
-        if fmt.offset:
-            # [blocks, out] in the graph, rows of [out, blocks] while it is made.
-            key_of = ("offsets", fmt)
-            parts["offsets"] = MappedWeight(
-                tensor, (height, blocks), tensor.dtype, fmt.offsets, key_of, transposed=True
-            )
-        stem = name.removesuffix(".weight")
-        known[key] = {part: add_initializer(graph, f"{stem}.{part}", weight) for part, weight in parts.items()}
-    return known[key]
+def _emitter(kind: str, scheme: Scheme) -> Emitter:
+    emitter = EMITTERS[kind].get(scheme.form)
+    # Offsets are added to a product; look-ups and experts are operators of their own, which know zero points alone.
+    if emitter is None or (scheme.zero == "offset" and EMITTERS[kind] is not _PRODUCTS):
+        offset = " with an offset" if scheme.zero == "offset" else ""
+        raise UsageError(f"no operator for {kind} reads weights as {scheme.form} {scheme.storage.name}{offset}")
+    return emitter

@@ -27,14 +27,13 @@ from llmc.passes.pipeline import (
     tensorrt_engine_passes,
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
-from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
-from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
-CPU = cpu_passes(CpuTarget(64, quantization=QuantizeWeights()))
-CUDA = cuda_passes(CudaTarget(64, quantization=QuantizeFp8(), quantized_cache=QuantizeCache("fp8")))
-SCATTER = standard_passes(StandardTarget(64, "scatter", "fp16", quantization=QuantizeStandard("int8")))
-CONCAT = standard_passes(StandardTarget(64, "concat", quantization=QuantizeStandard("int8")))
+from .plans import in_blocks, in_fp8, in_standard
+
+CPU = cpu_passes(CpuTarget(64, quantization=in_blocks()))
+CUDA = cuda_passes(CudaTarget(64, quantization=in_fp8(), quantized_cache=QuantizeCache("fp8")))
+SCATTER = standard_passes(StandardTarget(64, "scatter", "fp16", quantization=in_standard("int8")))
+CONCAT = standard_passes(StandardTarget(64, "concat", quantization=in_standard("int8")))
 ORDERS = {"portable": portable_passes(), "cpu": CPU, "cuda": CUDA, "scatter": SCATTER, "concat": CONCAT}
 
 
@@ -59,11 +58,14 @@ def only(passes: list[GraphPass], kind: type[Any]) -> Any:
         ("cpu", "QuantizeWeights FuseTransposedMatMul RemoveDeadCode UniqueNodeNames"),
         ("cuda", "FuseRotary FuseQKNorm SimplifyShapes PackQKV PackGateUp FuseSilu FuseGatedSilu FuseSkipNorm"),
         ("cuda", "FuseSkipNorm LastTokenLogits EqualHeadWidths LowerAttention LowerMoE SetCacheIO QuantizeCache"),
-        ("cuda", "QuantizeCache QuantizeFp8 FuseTransposedMatMul RemoveDeadCode UniqueNodeNames CheckCudaKernels"),
+        (
+            "cuda",
+            "QuantizeCache QuantizeWeights FuseTransposedMatMul RemoveDeadCode UniqueNodeNames CheckCudaKernels",
+        ),
         ("scatter", "InlineRecurrence LastTokenLogits EqualHeadWidths UseStandardAttention InlineBodies"),
         ("scatter", "InlineBodies SimplifyShapes FoldConstants ConvertFloat"),
-        ("scatter", "SimplifyShapes SetCacheIO QuantizeStandard UniqueNodeNames"),
-        ("concat", "LastTokenLogits UseStandardAttention SimplifyShapes SetCacheIO PinAngleWidth QuantizeStandard"),
+        ("scatter", "SimplifyShapes SetCacheIO QuantizeWeights UniqueNodeNames"),
+        ("concat", "LastTokenLogits UseStandardAttention SimplifyShapes SetCacheIO PinAngleWidth QuantizeWeights"),
     ],
 )
 def test_what_comes_before_what(target: str, order: str) -> None:
@@ -76,18 +78,18 @@ def test_what_comes_before_what(target: str, order: str) -> None:
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_nothing_dead_is_quantized_or_left(target: str) -> None:
     order = names(ORDERS[target])
-    weights = order.index("QuantizeWeights" if target == "cpu" else "QuantizeFp8")
+    weights = order.index("QuantizeWeights")
     before = order[:weights][::-1]
     assert before.index("RemoveDeadCode") < before.index("PackQKV")
     assert before[0 if target == "cpu" else 1] == "RemoveDeadCode", "right after the cache's form"
     assert order[weights:].count("RemoveDeadCode") == 1
     for passes in (SCATTER, CONCAT):
-        assert names(passes)[-3:] == ["QuantizeStandard", "RemoveDeadCode", "UniqueNodeNames"]
+        assert names(passes)[-3:] == ["QuantizeWeights", "RemoveDeadCode", "UniqueNodeNames"]
 
 
 def test_half_precision_comes_between_fusions_and_quantization() -> None:
     """The fusions know float32; scales have the activations' type."""
-    for passes, cache in ((CUDA, "SetCacheIO"), (SCATTER, "QuantizeStandard")):
+    for passes, cache in ((CUDA, "SetCacheIO"), (SCATTER, "QuantizeWeights")):
         order = names(passes)
         first, second = (place for place, name in enumerate(order) if name == "ConvertFloat")
         fused = max(order.index(name) for name in order if name.startswith(("Fuse", "Pack", "Lower", "UseStandard"))
@@ -120,7 +122,7 @@ def test_what_is_asked_for_reaches_its_pass(target: Any, passes: Any) -> None:
         assert only(made, LowerMoE) == LowerMoE(kernel=kernels)
         assert only(made, SetCacheIO) == SetCacheIO(cache)
         assert ("LastTokenLogits" in names(made)) == (logits == "last")
-        assert not {"QuantizeWeights", "QuantizeFp8", "QuantizeCache"} & set(names(made))
+        assert not {"QuantizeWeights", "QuantizeCache"} & set(names(made))
 
 
 def test_the_defaults_of_targets() -> None:

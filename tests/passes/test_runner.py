@@ -21,6 +21,8 @@ from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import dump_graph, merge_contract, run_passes, snake_case, weight_bytes
 
+from .plans import in_blocks
+
 
 def small_model():
     x = ir.val("x", ir.DataType.FLOAT, ["n", 512])
@@ -243,7 +245,7 @@ def names(passes):
 
 
 def test_the_order_for_the_cpu():
-    order = names(cpu_passes(CpuTarget(max_positions=64, quantization=QuantizeWeights())))
+    order = names(cpu_passes(CpuTarget(max_positions=64, quantization=in_blocks())))
     positions = {name: order.index(name) for name in order}
     assert positions["FuseRotary"] < positions["FuseQKNorm"] < positions["PackQKV"] < positions["LowerAttention"]
     assert positions["LowerAttention"] < positions["SetCacheIO"] < positions["QuantizeWeights"]
@@ -258,7 +260,7 @@ def test_options_change_the_passes():
     assert names(portable_passes())[-1] == "AttachBodies"
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"head_bits": 5}, {"block_size": 24}, {"block_size": 8}])
-def test_impossible_quantization_is_refused(options):
+@pytest.mark.parametrize("plan", [{"linear": "int3"}, {"head": "int5@32"}, {"linear": "int4@24"}, {"head": "int8@8"}])
+def test_impossible_quantization_is_refused(plan):
     with pytest.raises(UsageError):
-        QuantizeWeights(**options)
+        QuantizeWeights(plan)

@@ -17,12 +17,12 @@ from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.lowering.residual_stream import residual_stream
 from llmc.passes.pipeline import StandardTarget, portable_passes, standard_passes, tensorrt_engine_passes
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.passes.runner import merge_contract, run_passes
 
+from ..compiler.quantization.small_numbers import stood_for
 from .conftest import DIM, KV_HEADS, LAYERS, VOCABULARY
-from .formats.small_numbers import stood_for
 from .graphs import Array, open_session, require_order
+from .plans import in_standard
 
 PAST = [f"past_key_values.{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 PRESENT = [name.replace("past_key_values", "present") for name in PAST]
@@ -232,12 +232,12 @@ def test_the_graph_that_a_tensorrt_engine_is_built_of(
 @pytest.mark.parametrize(
     ("target", "quantization"),
     [
-        (OPENVINO, QuantizeStandard("int8")),
-        (OPENVINO, QuantizeStandard("int4", offset=True, offset_form="zero_point")),
-        (TENSORRT, QuantizeStandard("int8")),
-        (TENSORRT, QuantizeStandard("fp8")),
-        (TENSORRT, QuantizeStandard("int4", offset=True)),
-        (TENSORRT, QuantizeStandard("int4", "int4", block_size=16)),
+        (OPENVINO, in_standard("int8")),
+        (OPENVINO, in_standard("int4", offset=True, offset_form="zero_point")),
+        (TENSORRT, in_standard("int8")),
+        (TENSORRT, in_standard("fp8")),
+        (TENSORRT, in_standard("int4", offset=True)),
+        (TENSORRT, in_standard("int4", "int4", block_size=16)),
     ],
     ids=["openvino int8", "openvino int4", "tensorrt int8", "tensorrt fp8", "tensorrt int4", "tensorrt int4 by 16"],
 )
@@ -248,7 +248,7 @@ def test_weights_of_few_bits(
     made = StandardTarget(target.max_positions, target.cache, target.activations, quantization=quantization)
     model, outcomes = optimized(portable, made)
     check(model)
-    assert outcomes["QuantizeStandard"].record.counts == {"linear": LINEARS, "embedding": 1, "head": 1}
+    assert outcomes["QuantizeWeights"].record.counts == {"linear": LINEARS, "embedding": 1, "head": 1}
     assert all(not outcome.shortfalls for outcome in outcomes.values())
     small = {ir.DataType.INT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.FLOAT8E4M3FN}
     stored = Counter(value.dtype for value in model.graph.initializers.values() if value.dtype in small)
@@ -261,7 +261,7 @@ def test_weights_of_few_bits(
 
 
 def test_a_second_quantization_finds_nothing(portable: Traced) -> None:
-    quantization = QuantizeStandard("int4", offset=True)
+    quantization = in_standard("int4", offset=True)
     model, _ = optimized(portable, StandardTarget(64, "scatter", "fp16", quantization=quantization))
     assert not quantization(model).modified
 
@@ -272,6 +272,6 @@ def test_the_order() -> None:
     assert names.index("EqualHeadWidths") < names.index("UseStandardAttention")
     assert "EqualHeadWidths" not in [type(item).__name__ for item in standard_passes(OPENVINO)]
     assert names.count("ConvertFloat") == 2
-    quantized = StandardTarget(64, "scatter", "fp16", quantization=QuantizeStandard("int8"))
+    quantized = StandardTarget(64, "scatter", "fp16", quantization=in_standard("int8"))
     passes = [type(item).__name__ for item in standard_passes(quantized)]
-    assert passes.index("QuantizeStandard") > max(i for i, name in enumerate(passes) if name == "ConvertFloat")
+    assert passes.index("QuantizeWeights") > max(i for i, name in enumerate(passes) if name == "ConvertFloat")

@@ -84,7 +84,7 @@ def test_a_plan_for_floats(portable: Path) -> None:
     assert passes["PackQKV"] == {"with_qk_norm": True}
     assert passes["SetCacheIO"] == {"kind": "shared"}
     assert {"PackGateUp", "FuseGatedSilu", "LastTokenLogits"} < set(order)
-    assert not {"QuantizeWeights", "QuantizeFp8", "QuantizeCache", "UseCpuMatMul", "TakeLengths"} & set(order)
+    assert not {"QuantizeWeights", "QuantizeCache", "UseCpuMatMul", "TakeLengths"} & set(order)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,11 @@ def test_a_plan_for_floats(portable: Path) -> None:
     [
         ({"precision": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
         ({"precision": "int4", "activations": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
-        ({"precision": "fp8"}, {"QuantizeFp8": {"block_size": 128}}),
-        ({"precision": "fp8", "block_size": 32}, {"QuantizeFp8": {"block_size": 32}}),
+        ({"precision": "fp8"}, {"QuantizeWeights": {"plan": {"linear": "fp8@128"}, "accuracy_level": 0}}),
+        (
+            {"precision": "fp8", "block_size": 32},
+            {"QuantizeWeights": {"plan": {"linear": "fp8@32"}, "accuracy_level": 0}},
+        ),
         ({"cache_precision": "int8"}, {"QuantizeCache": {"kind": "int8"}}),
         ({"cache_precision": "fp8"}, {"QuantizeCache": {"kind": "fp8"}}),
         ({"cache": "grow"}, {"SetCacheIO": {"kind": "grow"}}),
@@ -106,14 +109,15 @@ def test_a_plan_follows_the_options(portable: Path, options: dict[str, Any], exp
         assert passes[name] == fields
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("int4", 4), ("int8", 8)])
-def test_a_plan_for_integers(portable: Path, precision: Any, bits: int) -> None:
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_a_plan_for_integers(portable: Path, precision: Any) -> None:
     """The GPU's kernel takes zero points and no offsets; two products beat one and a Split."""
     passes = planned(portable, cuda(precision=precision))
     fields = passes["QuantizeWeights"]
-    assert (fields["bits"], fields["head_bits"], fields["block_size"]) == (bits, 8, 32)
-    assert (fields["accuracy_level"], fields["offset"]) == (0, False)
-    assert not planned(portable, cuda(precision=precision, symmetric=False))["QuantizeWeights"]["offset"]
+    kinds = {"linear": precision, "head": "int8", "embedding": "int8", "experts": precision}
+    assert fields == {"plan": {kind: f"{name}@32" for kind, name in kinds.items()}, "accuracy_level": 0}
+    fields = planned(portable, cuda(precision=precision, symmetric=False))["QuantizeWeights"]
+    assert fields["plan"] == {kind: f"{name}-zero@32" for kind, name in kinds.items()}
     assert "PackGateUp" not in passes
     order = list(passes)
     assert order.index("ConvertFloat") < order.index("QuantizeWeights"), "scales have the activations' type"

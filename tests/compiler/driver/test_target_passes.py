@@ -33,10 +33,10 @@ from llmc.passes.pipeline import (
     tensorrt_engine_passes,
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
-from llmc.passes.quantization.quantize_fp8 import QuantizeFp8
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
+
+from ...passes.plans import in_blocks, in_fp8, in_standard
 
 TENSORRT: list[Any] = ["tensorrt", "tensorrt-rtx"]
 
@@ -46,9 +46,9 @@ def only(passes: list[GraphPass], kind: type[Any]) -> Any:
     return found
 
 
-def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeStandard:
-    made = only(target_passes(geometry, OptimizeOptions(**options)), QuantizeStandard)
-    assert isinstance(made, QuantizeStandard)
+def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeWeights:
+    made = only(target_passes(geometry, OptimizeOptions(**options)), QuantizeWeights)
+    assert isinstance(made, QuantizeWeights)
     return made
 
 
@@ -77,35 +77,35 @@ def test_openvino_keeps_float32_and_a_growing_cache(geometry: ModelGeometry) -> 
 @pytest.mark.parametrize(
     ("options", "made"),
     [
-        ({"precision": "int8"}, QuantizeStandard("int8")),
-        ({"precision": "fp8"}, QuantizeStandard("fp8", block_size=128)),
-        ({"precision": "nvfp4"}, QuantizeStandard("nvfp4")),
-        ({"precision": "int4"}, QuantizeStandard("int4", offset=True)),
-        ({"precision": "int4", "symmetric": False}, QuantizeStandard("int4", offset=True)),
-        ({"precision": "int4", "symmetric": True, "block_size": 64}, QuantizeStandard("int4", block_size=64)),
-        ({"precision": "int4", "head": "int4"}, QuantizeStandard("int4", "int4", offset=True)),
-        ({"precision": "int8", "head": "int8"}, QuantizeStandard("int8", "int8")),
+        ({"precision": "int8"}, in_standard("int8")),
+        ({"precision": "fp8"}, in_standard("fp8", block_size=128)),
+        ({"precision": "nvfp4"}, in_standard("nvfp4")),
+        ({"precision": "int4"}, in_standard("int4", offset=True)),
+        ({"precision": "int4", "symmetric": False}, in_standard("int4", offset=True)),
+        ({"precision": "int4", "symmetric": True, "block_size": 64}, in_standard("int4", block_size=64)),
+        ({"precision": "int4", "head": "int4"}, in_standard("int4", "int4", offset=True)),
+        ({"precision": "int8", "head": "int8"}, in_standard("int8", "int8")),
     ],
 )
 @pytest.mark.parametrize("target", TENSORRT)
 def test_weights_for_tensorrt(
-    geometry: ModelGeometry, target: Any, options: dict[str, Any], made: QuantizeStandard
+    geometry: ModelGeometry, target: Any, options: dict[str, Any], made: QuantizeWeights
 ) -> None:
     assert quantization(geometry, target=target, **options) == made
 
 
 def test_openvino_takes_offsets_as_zero_points(geometry: ModelGeometry) -> None:
-    assert quantization(geometry, target="openvino", precision="int4") == QuantizeStandard(
+    assert quantization(geometry, target="openvino", precision="int4") == in_standard(
         "int4", offset=True, offset_form="zero_point"
     )
-    assert not quantization(geometry, target="openvino", precision="int4", symmetric=True).offset
-    assert quantization(geometry, target="openvino", precision="int8").weights == "int8"
+    assert quantization(geometry, target="openvino", precision="int4", symmetric=True) == in_standard("int4")
+    assert quantization(geometry, target="openvino", precision="int8") == in_standard("int8")
 
 
 @pytest.mark.parametrize("target", [*TENSORRT, "openvino"])
 def test_floats_are_not_quantized(geometry: ModelGeometry, target: Any) -> None:
     kinds = {type(item) for item in target_passes(geometry, OptimizeOptions(target=target))}
-    assert not kinds & {QuantizeStandard, QuantizeWeights}
+    assert not kinds & {QuantizeWeights}
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", *TENSORRT, "openvino"])
@@ -146,7 +146,7 @@ def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, aske
 def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any] | None) -> None:
     """Offsets where four bits need them, never zero points; products with activations of 8 bits."""
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 4}
-    quantization = None if made is None else QuantizeWeights(**defaults | made)
+    quantization = None if made is None else in_blocks(**defaults | made)
     passes = target_passes(geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options))
     assert passes == cpu_passes(
         CpuTarget(
@@ -181,8 +181,8 @@ def test_the_cpus_kernels_are_those_of_the_runtime(
         ({}, {}),
         ({"precision": "bf16"}, {"activations": "bf16"}),
         ({"cache": "grow", "logits": "all"}, {"cache": "grow", "logits": "all"}),
-        ({"precision": "fp8"}, {"quantization": QuantizeFp8(128)}),
-        ({"precision": "fp8", "block_size": 64}, {"quantization": QuantizeFp8(64)}),
+        ({"precision": "fp8"}, {"quantization": in_fp8(128)}),
+        ({"precision": "fp8", "block_size": 64}, {"quantization": in_fp8(64)}),
         ({"precision": "int4"}, {"quantization": {"bits": 4}, "pack_gate_up": False}),
         ({"precision": "int4", "symmetric": False},
          {"quantization": {"bits": 4, "symmetric": False}, "pack_gate_up": False}),
@@ -198,7 +198,7 @@ def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, 
     """Zero points or none, never offsets; activations are not rounded to 8 bits."""
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 0}
     if isinstance(made.get("quantization"), dict):
-        made = made | {"quantization": QuantizeWeights(**defaults | made["quantization"])}
+        made = made | {"quantization": in_blocks(**defaults | made["quantization"])}
     passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options))
     assert passes == cuda_passes(CudaTarget(max_positions=512, **made))
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from llmc.passes.formats.block_quantization import BlockFormat
+from ...compiler.quantization.block_numbers import BlockFormat
 
 HIDDEN, INNER = 64, 48
 FORMAT = BlockFormat(4, 32, True)

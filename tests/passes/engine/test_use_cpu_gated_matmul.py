@@ -6,8 +6,8 @@ import pytest
 
 from llmc.passes.engine.use_cpu_gated_matmul import UseCpuGatedMatMul
 from llmc.passes.engine.use_cpu_matmul import UseCpuMatMul
-from llmc.passes.formats.block_quantization import BlockFormat
 
+from ...compiler.quantization.block_numbers import BlockFormat
 from ..graphs import apply, draw, left_alone, node_of, operators, parse
 
 WIDTH, INNER = 64, 48

@@ -7,18 +7,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-import llmc.passes.experts.expert_weights
+from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import LazyWeight, TensorWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.experts.expert_weights import rearranged
-from llmc.passes.formats.block_quantization import BlockFormat
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_moe import LowerMoE
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.runtimes.onnxruntime.operator_support import has_attribute
 
+from ...compiler.quantization.block_numbers import BlockFormat
 from ..experts_graphs import EXPERTS, HIDDEN, INNER, ROUTERS, Layer
 from ..graphs import Array, apply, left_alone, node_of, operators, run
+from ..plans import in_blocks
 
 LAYERS = {
     "silu gate": Layer(),
@@ -35,7 +36,7 @@ needs_accuracy_level = pytest.mark.skipif(
 
 
 def quantize(**options: Any) -> QuantizeWeights:
-    return QuantizeWeights(**{"accuracy_level": 0, **options})
+    return in_blocks(**{"accuracy_level": 0, **options})
 
 
 def lowered(layer: Layer, *, lazy: bool = True) -> ir.Model:
@@ -86,7 +87,7 @@ def test_activations_in_eight_bits_add_little(bits: Any, accuracy: int) -> None:
     """The kernel has nothing else for 8 bits; two products of vectors that are rounded to 8 bits err by about 1 %."""
     layer = LAYERS["silu gate"]
     model = lowered(layer)
-    apply(QuantizeWeights(bits=bits, accuracy_level=accuracy), model)
+    apply(in_blocks(bits=bits, accuracy_level=accuracy), model)
     actual = run(model, layer.feeds())["logits"]
     expected = run(dequantized(layer, BlockFormat(bits, 32, True)), layer.feeds())["logits"]
     assert relative_error(actual, expected) < 0.02
@@ -107,7 +108,7 @@ def test_the_call_and_its_weights() -> None:
     layer = replace(LAYERS["clamped, [in, out], biases"], inner=INNER)
     model = lowered(layer)
     before = {name: attribute.value for name, attribute in node_of(model, "MoE").attributes.items()}
-    apply(QuantizeWeights(bits=4, symmetric=False, block_size=16), model)
+    apply(in_blocks(bits=4, symmetric=False, block_size=16), model)
     node = node_of(model, "QMoE")
     after = {name: attribute.value for name, attribute in node.attributes.items()}
     added = {"expert_weight_bits": 4, "block_size": 16, "accuracy_level": 4, "weights_prepacked": 0}
@@ -143,7 +144,7 @@ def test_an_odd_number_of_blocks(bits: Any) -> None:
     layer = Layer(hidden=48, inner=48)
     model = lowered(layer)
     fmt = BlockFormat(bits, 16, symmetric=False)
-    apply(QuantizeWeights(bits=bits, symmetric=False, block_size=16), model)
+    apply(in_blocks(bits=bits, symmetric=False, block_size=16), model)
     node = node_of(model, "QMoE")
     for index, weight in ((11, "fc1"), (12, "fc2")):
         value = node.inputs[index]
@@ -160,9 +161,9 @@ def test_rows_are_computed_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     """Of 128 rows of 32 numbers five at a time, and the last three."""
     made = []
     for size in (1 << 20, 5 * 4 * HIDDEN):
-        monkeypatch.setattr(llmc.passes.experts.expert_weights, "MAPPED_CHUNK_BYTES", size)
+        monkeypatch.setattr(lazy_weight, "MAPPED_CHUNK_BYTES", size)
         model = lowered(Layer())
-        apply(QuantizeWeights(symmetric=False, block_size=16), model)
+        apply(in_blocks(symmetric=False, block_size=16), model)
         values = [node_of(model, "QMoE").inputs[index] for index in (2, 3, 5, 6, 11, 12)]
         made.append([v.const_value.numpy() for v in values if v is not None and v.const_value is not None])
     assert len(made[0]) == 6
@@ -202,7 +203,7 @@ def test_parts_and_formats_of_a_weight_have_identities_of_their_own() -> None:
 def test_widths_that_are_no_multiple_of_a_block(sizes: dict[str, int]) -> None:
     """The inputs of the second matrix, or of the first."""
     model = lowered(Layer(**sizes))
-    assert left_alone(QuantizeWeights(), model) == ["40 input features are no multiple of the block size 32"]
+    assert left_alone(in_blocks(), model) == ["40 input features are no multiple of the block size 32"]
     assert "com.microsoft::MoE" in operators(model)
 
 
@@ -216,5 +217,5 @@ def test_scales_have_the_weights_type() -> None:
 
 def test_a_body_is_left_alone() -> None:
     plain = Layer("relu2", gated=False).model()
-    assert left_alone(QuantizeWeights(), plain) == ["they run as the operator's body, which computes with floats"]
-    assert QuantizeWeights()(plain).tally.expected == {"experts": 1}
+    assert left_alone(in_blocks(), plain) == ["they run as the operator's body, which computes with floats"]
+    assert in_blocks()(plain).tally.expected == {"experts": 1}

@@ -8,10 +8,10 @@ from llmc.compiler.graph.lazy_weight import TensorWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.lowering.lower_moe import LowerMoE
-from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from ..experts_graphs import CHOSEN, EXPERTS, HIDDEN, INNER, Layer
 from ..graphs import draw, parse
+from ..plans import in_blocks
 
 MATRICES = EXPERTS * 3 * INNER * HIDDEN
 BIASES = EXPERTS * (2 * INNER + HIDDEN)
@@ -32,7 +32,7 @@ def test_of_the_experts_those_count_that_a_token_has() -> None:
     LowerMoE()(model)
     RemoveDeadCode()(model)
     assert decode_weight_bytes(model) - small(model) == share * 4 * (MATRICES + BIASES)
-    QuantizeWeights(bits=4)(model)
+    in_blocks(bits=4)(model)
     RemoveDeadCode()(model)
     assert decode_weight_bytes(model) - small(model) == share * (MATRICES * (0.5 + 4 / 32) + 4 * BIASES)
 

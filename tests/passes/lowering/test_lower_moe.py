@@ -18,6 +18,7 @@ from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from ..experts_graphs import CHOSEN, EXPERTS, HIDDEN, INNER, ROUTERS, SUMS_TO_ONE, Layer
 from ..graphs import Array, apply, draw, left_alone, node_of, operators, run
+from ..plans import in_blocks
 
 LAYERS = {
     "silu gate": Layer(),
@@ -248,7 +249,7 @@ def test_a_runtime_without_the_kernels() -> None:
 
 
 def test_the_pipeline_lowers_before_it_quantizes() -> None:
-    target = CpuTarget(max_positions=64, quantization=QuantizeWeights(), expert_kernels=False)
+    target = CpuTarget(max_positions=64, quantization=in_blocks(), expert_kernels=False)
     passes = cpu_passes(target)
     kinds = [type(item) for item in passes]
     assert kinds.index(LowerMoE) < kinds.index(QuantizeWeights)

@@ -16,12 +16,12 @@ from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph.lazy_weight import LazyWeight, StackedWeight, TensorWeight, transposed_weight
 from llmc.compiler.graph.write_model import write_model
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
-from llmc.passes.formats import standard_formats as formats
 from llmc.passes.lowering.convert_float import ConvertFloat
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 
-from ..formats.small_numbers import FP4, codes, content, packed, signed, stood_for
+from ...compiler.quantization import standard_numbers as formats
+from ...compiler.quantization.small_numbers import FP4, codes, content, packed, signed, stood_for
 from ..graphs import Array, apply, draw, operators, run
+from ..plans import in_standard
 from ..quantized_graphs import (
     FORMATS,
     HIDDEN,
@@ -48,7 +48,7 @@ from ..quantized_graphs import (
     ids=["int8", "fp8", "int4", "int4 by 16", "offset", "offset by 64", "zero point", "zero point by 64"],
 )  # fmt: skip
 def test_numbers_are_those_that_are_stored(options: dict[str, Any], ends: Any, head: str) -> None:
-    graph_pass = QuantizeStandard(head=ends, **options)
+    graph_pass = in_standard(head=ends, **options)
     model = make(head)
     exact = run(model, IDS)["logits"]
     tally = apply(graph_pass, model)
@@ -56,8 +56,8 @@ def test_numbers_are_those_that_are_stored(options: dict[str, Any], ends: Any, h
     assert not tally.rejections
     apply(RemoveDeadCode(), model)
     tied = head == TIED
-    zero_point = graph_pass.offset_form == "zero_point"
-    more = (["Reshape", "Cast", "Sub"] if zero_point else ["Reshape", "ReduceMean"]) if graph_pass.offset else []
+    zero_point = "offset_form" in options
+    more = (["Reshape", "Cast", "Sub"] if zero_point else ["Reshape", "ReduceMean"]) if "offset" in options else []
     assert set(operators(model)) == {"DequantizeLinear", "Transpose", "Gather", "MatMul", "Add", "Mul", *more}
     assert operators(model).count("DequantizeLinear") == (1 if tied else 2) + (0 if zero_point else 3)
     matrices = {
@@ -66,7 +66,7 @@ def test_numbers_are_those_that_are_stored(options: dict[str, Any], ends: Any, h
     for name, matrix in matrices.items():
         original = weights()[name] if name == "table" else weights()[name].T
         assert matrix.shape == original.shape
-        limit = {"int8": 0.01, "fp8": 0.04, "int4": 0.15}[ends if name in {"table", "head_w"} else graph_pass.weights]
+        limit = {"int8": 0.01, "fp8": 0.04, "int4": 0.15}[ends if name in {"table", "head_w"} else options["weights"]]
         assert np.std(matrix - original) < limit * np.std(original), name
     logits = run(model, IDS)["logits"]
     np.testing.assert_allclose(logits, forward(matrices, weights()["up_b"], tied=tied), rtol=2e-5, atol=2e-4)
@@ -80,7 +80,7 @@ def test_the_operators_definition_gives_the_products_of_what_is_stored(options: 
     model = make(TIED)
     if to == "fp16":
         apply(ConvertFloat(to), model)
-    apply(QuantizeStandard(**options), model)
+    apply(in_standard(**options), model)
     RemoveDeadCode()(model)
     [logits] = onnx.reference.ReferenceEvaluator(ir.to_proto(model)).run(None, IDS)
     matrices = {name: stood_for(model, name) for name in ("table", "up_w", "gate_w", "down_w")}
@@ -96,7 +96,7 @@ def test_half_precision_gives_the_products_of_what_is_stored(options: dict[str, 
     """Sums of 64 and 128 products, each operand rounded to eleven bits."""
     model = make(TIED)
     apply(ConvertFloat("fp16"), model)
-    apply(QuantizeStandard(**options), model)
+    apply(in_standard(**options), model)
     RemoveDeadCode()(model)
     matrices = {name: stood_for(model, name) for name in ("table", "up_w", "gate_w", "down_w")}
     wanted = forward(matrices, weights()["up_b"], tied=True)
@@ -117,7 +117,7 @@ def test_a_tied_table_is_stored_once(tmp_path: Path, kind: Any) -> None:
     sizes = {}
     for name, head in (("tied", TIED), ("untied", UNTIED)):
         model = make(head)
-        apply(QuantizeStandard("int8", kind), model)
+        apply(in_standard("int8", kind), model)
         RemoveDeadCode()(model)
         (tmp_path / name).mkdir()
         write_model(model, tmp_path / name)
@@ -137,7 +137,7 @@ def test_a_table_that_was_turned_on_loading_is_the_same_table(tmp_path: Path) ->
     stored = TensorWeight(ir.tensor(weights()["table"]), ir.DataType.FLOAT, transposed=False)
     model.graph.initializers["table"].const_value = stored
     model.graph.initializers["head_w"].const_value = transposed_weight(stored)
-    apply(QuantizeStandard("int8"), model)
+    apply(in_standard("int8"), model)
     RemoveDeadCode()(model)
     table, head = stood_for(model, "table"), stood_for(model, "head_w")
     np.testing.assert_array_equal(table, head)
@@ -147,7 +147,7 @@ def test_a_table_that_was_turned_on_loading_is_the_same_table(tmp_path: Path) ->
 def test_the_file_reads_back(tmp_path: Path, kind: Any) -> None:
     """By onnx's own reader, number by number."""
     model = make()
-    apply(QuantizeStandard(kind, None), model)
+    apply(in_standard(kind, None), model)
     RemoveDeadCode()(model)
     wanted = stood_for(model, "down_w") if kind != "nvfp4" else FP4[codes(packed(model, "down_w.nvfp4"))]
     write_model(model, tmp_path)
@@ -168,7 +168,7 @@ def test_the_file_reads_back(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
 def test_onnxruntime_reads_the_file(tmp_path: Path, kind: Any) -> None:
     model = make(TIED)
-    apply(QuantizeStandard(kind), model)
+    apply(in_standard(kind), model)
     RemoveDeadCode()(model)
     write_model(model, tmp_path)
     options = ort.SessionOptions()
@@ -185,7 +185,7 @@ def test_an_offset_is_worth_its_bytes() -> None:
     errors = []
     for offset in (False, True):
         model = make()
-        apply(QuantizeStandard("int4", offset=offset), model)
+        apply(in_standard("int4", offset=offset), model)
         original = weights()["up_w"].T
         errors.append(np.std(stood_for(model, "up_w") - original) / np.std(original))
     assert errors[1] < 0.9 * errors[0]
@@ -195,7 +195,7 @@ def test_sums_that_half_precision_cannot_hold() -> None:
     """32 inputs of 3,000 add up to 96,000; their mean is one."""
     model = two_layers({"w": draw(64, 64, scale=0.01) + np.float32(0.01), "head": draw(64, 64, scale=0.1)})
     apply(ConvertFloat("fp16"), model)
-    apply(QuantizeStandard("int4", None, offset=True), model)
+    apply(in_standard("int4", None, offset=True), model)
     feeds = {"x": np.full((1, 64), 3000, np.float16)}
     logits = run(model, feeds)["logits"]
     wanted = feeds["x"].astype(np.float64) @ stood_for(model, "w").T @ content(model, "head").astype(np.float64)
@@ -213,7 +213,7 @@ def test_a_minimum_and_a_scale_come_back(form: Any) -> None:
     model = two_layers({"w": np.ascontiguousarray(array.T), "head": np.eye(INNER, dtype=np.float32)})
     feeds = {"x": draw(5, HIDDEN)}
     before = run(model, feeds)
-    apply(QuantizeStandard("int4", None, offset=True, offset_form=form), model)
+    apply(in_standard("int4", None, offset=True, offset_form=form), model)
     if form == "sums":
         np.testing.assert_array_equal(signed(packed(model, "w.int4")), q.reshape(INNER, HIDDEN) - 8)
     else:
@@ -236,7 +236,7 @@ def test_weights_of_any_orientation() -> None:
     model.graph.initializers["table"].const_value = transposed_weight(stored(w["table"].T))
     plain = make()
     for each in (model, plain):
-        apply(QuantizeStandard("int4", "int8", offset=True), each)
+        apply(in_standard("int4", "int8", offset=True), each)
     for name in ("up_w", "gate_w", "down_w", "table", "head_w"):
         np.testing.assert_array_equal(stood_for(model, name), stood_for(plain, name))
 
@@ -245,7 +245,7 @@ def test_a_matrix_of_zeros() -> None:
     model = two_layers({"w": np.zeros((64, 64), np.float32), "head": draw(64, 64)})
     for kind in FORMATS:
         quantized = ir.from_proto(ir.to_proto(model))
-        apply(QuantizeStandard(kind, None), quantized)
+        apply(in_standard(kind, None), quantized)
         made = stood_for(quantized, "w")
         assert not made.any()
         assert (content(quantized, "w.scales").astype(np.float32) > 0).all()
@@ -254,7 +254,7 @@ def test_a_matrix_of_zeros() -> None:
 def test_the_formats_are_those_of_the_arithmetic() -> None:
     """Numbers and scales go through the functions that are tested by themselves."""
     model = make()
-    apply(QuantizeStandard("int4", "int8", offset=True), model)
+    apply(in_standard("int4", "int8", offset=True), model)
     rows = np.ascontiguousarray(weights()["down_w"].T)
     np.testing.assert_array_equal(packed(model, "down_w.int4"), formats.offset_int4(rows, 32))
     np.testing.assert_array_equal(content(model, "down_w.offsets"), formats.int4_offsets(rows, 32).T * 32)

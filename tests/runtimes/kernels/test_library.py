@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.passes.formats.block_quantization import BlockFormat
-
+from ...compiler.quantization.block_numbers import BlockFormat
 from .operators import library
 
 pytestmark = pytest.mark.usefixtures("variant")

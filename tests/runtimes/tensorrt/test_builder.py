@@ -14,7 +14,6 @@ import pytest
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NoProgress
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.runtimes.memory.capacity_plan import BuildOptions
 from llmc.runtimes.tensorrt import builder as builder_module
 from llmc.runtimes.tensorrt.bindings import Library, open_library
@@ -22,6 +21,7 @@ from llmc.runtimes.tensorrt.builder import build_engines
 from llmc.runtimes.tensorrt.engine_graph import EngineGraph, read_engine_graph
 from llmc.runtimes.tensorrt.receipt import Receipt
 
+from ...passes.plans import in_standard
 from ...tensorrt_rtx import needs_tensorrt_rtx
 from .tiny_graph import graph_directory
 
@@ -94,7 +94,7 @@ def test_one_engine_per_capacity_with_two_profiles(
 
 
 def test_the_precision_that_was_asked_for(library: Library, folder: Path, tmp_path: Path) -> None:
-    quantization = QuantizeStandard("int8", "int8", 32)
+    quantization = in_standard("int8", "int8", 32)
     graph = read_engine_graph(graph_directory(folder, "fp16", quantization) / "engine.onnx")
     built = build_engines(library, graph, tmp_path, options(precision="int8", strict=True), NoProgress())
     assert built.receipt.findings == ()
@@ -105,7 +105,7 @@ def test_the_precision_that_was_asked_for(library: Library, folder: Path, tmp_pa
 
 
 def test_eight_bit_floats_are_not_for_every_gpu(library: Library, folder: Path, tmp_path: Path) -> None:
-    quantization = QuantizeStandard("fp8", "int8", 32)
+    quantization = in_standard("fp8", "int8", 32)
     graph = read_engine_graph(graph_directory(folder, "fp16", quantization) / "engine.onnx")
     with pytest.raises(EngineError, match=r"fp8_e4m3; fp8 weights need a GPU of compute capability 8\.9 or later"):
         build_engines(library, graph, tmp_path, options("fp8", capabilities=("8.0",)), NoProgress())

@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from llmc.compiler.base.errors import EngineError
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 from llmc.runtimes.tensorrt.bindings import Library, open_library
 from llmc.runtimes.tensorrt.engine_graph import read_engine_graph
 from llmc.runtimes.tensorrt.lost_inputs import lost_inputs, require_nothing_lost
 
+from ...passes.plans import in_standard
 from ...tensorrt_rtx import needs_tensorrt_rtx
 from .stub_network import Layer, Parsed, Tensor
 from .tiny_graph import graph_directory
@@ -184,7 +184,7 @@ def lost(library: Library, model: onnx.ModelProto, path: Path) -> list[str]:
 def test_whole_decoders_lose_nothing(
     folder: Path, library: Library, model_type: str, config: dict[str, object], weights: str | None
 ) -> None:
-    quantization = QuantizeStandard("int4", "int8", 32) if weights else None
+    quantization = in_standard("int4", "int8", 32) if weights else None
     made = graph_directory(folder, "fp16", quantization, model_type, config=tuple(config.items()))
     graph = read_engine_graph(made / "engine.onnx")
     assert lost(library, graph.at_capacity(64), graph.path) == []

@@ -14,7 +14,7 @@ from llmc.compiler.artifact.manifest import EngineRecord, Manifest
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.graph.write_model import write_model
 from llmc.passes.pipeline import StandardTarget, standard_passes, tensorrt_engine_passes
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
@@ -41,14 +41,14 @@ def exported(model_type: str = "llama", **config: Any) -> tuple[Path, Path]:
 def graph_directory(
     folder: Path,
     activations: Float = "fp32",
-    quantization: QuantizeStandard | None = None,
+    quantization: QuantizeWeights | None = None,
     model_type: str = "llama",
     logits: Literal["last", "all"] = "last",
     config: tuple[tuple[str, Any], ...] = (),
 ) -> Path:
     """A directory with ``model.onnx``, ``engine.onnx`` and the weights."""
     _, portable = exported(model_type, **dict(config))
-    weights = quantization.weights if quantization else ""
+    weights = "-".join(quantization.plan.values()) if quantization else ""
     options = "-".join(f"{key}{value}" for key, value in config)
     made = folder / f"trt-{model_type}-{activations}-{weights}-{logits}-{options}"
     if made.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graphs import Array
+from ...passes.graphs import Array
 
 E2M1 = np.asarray([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 FP4 = np.concatenate([E2M1, -E2M1]).astype(np.float32)

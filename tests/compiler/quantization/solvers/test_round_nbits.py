@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.compiler.base.errors import UsageError
-from llmc.passes.formats.block_quantization import BlockFormat
-
-from ..graphs import draw, parse, run
+from ....passes.graphs import draw, parse, run
+from ..block_numbers import BlockFormat
 
 Array = npt.NDArray[Any]
 FORMATS = [BlockFormat(bits, size, symmetric) for bits in (4, 8) for size in (16, 32) for symmetric in (True, False)]
@@ -116,11 +114,6 @@ def test_blocks_that_come_with_an_offset_are_met() -> None:
     rows = (levels * scale + low).astype(np.float32).reshape(5, 64)
     fmt = BlockFormat(4, 32, symmetric=True, offset=True)
     np.testing.assert_allclose(fmt.dequantize(rows), rows, rtol=0, atol=1e-6)
-
-
-def test_a_block_has_one_kind_of_zero_point() -> None:
-    with pytest.raises(UsageError, match="a block has a zero point or an offset, not both"):
-        BlockFormat(4, 32, symmetric=False, offset=True)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -231,9 +224,11 @@ def test_shapes(fmt: BlockFormat) -> None:
     blocks = -(-50 // fmt.block_size)
     assert fmt.pack(rows).shape == (5, blocks * fmt.block_size * fmt.bits // 8)
     assert fmt.scales(rows).shape == (5, blocks)
-    assert fmt.packed_zero_points(rows).shape == (5, -(-blocks * fmt.bits // 8))
     assert fmt.dequantize(rows).shape == (5, 50)
-    assert fmt.pack(rows).dtype == fmt.packed_zero_points(rows).dtype == np.uint8
+    assert fmt.pack(rows).dtype == np.uint8
+    if not fmt.symmetric:
+        zero_points = fmt.packed_zero_points(rows)
+        assert (zero_points.shape, zero_points.dtype) == ((5, -(-blocks * fmt.bits // 8)), np.uint8)
     assert fmt.scales(rows).dtype == np.float32
 
 
@@ -241,11 +236,13 @@ def test_shapes(fmt: BlockFormat) -> None:
 def test_rows_are_quantized_alone(fmt: BlockFormat) -> None:
     """The writer streams a few rows at a time."""
     rows = draw(6, 48)
-    for part in (fmt.pack, fmt.scales, fmt.packed_zero_points):
+    for part in (fmt.pack, fmt.scales, *([] if fmt.symmetric else [fmt.packed_zero_points])):
         assert np.array_equal(np.concatenate([part(rows[:1]), part(rows[1:4]), part(rows[4:])]), part(rows))
 
 
-def test_a_format_without_offsets_has_zeros() -> None:
-    offsets = BlockFormat(4, 32, True).offsets(draw(3, 70))
-    assert offsets.dtype == np.float32
-    assert np.array_equal(offsets, np.zeros((3, 3)))
+def test_zero_points_are_integers_and_offsets_floats() -> None:
+    rows = draw(3, 70)
+    assert BlockFormat(4, 32, True).solve(rows).zeros is None
+    assert BlockFormat(4, 32, False).zeros(rows).dtype == np.uint8
+    offsets = BlockFormat(4, 32, True, offset=True).zeros(rows)
+    assert (offsets.shape, offsets.dtype) == ((3, 3), np.float32)

@@ -3,23 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmc.compiler.base.contract import DATA
-from llmc.compiler.base.errors import UsageError
 from llmc.compiler.graph.lazy_weight import LazyWeight, TensorWeight, transposed_weight
 from llmc.compiler.graph.write_model import write_model
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.lowering.convert_float import ConvertFloat
-from llmc.passes.quantization.quantize_fp8 import LARGEST, QuantizeFp8, quantize, scales_of
 
+from ...compiler.quantization import standard_numbers as formats
 from ..graphs import Array, apply, draw, left_alone, node_of, operators, parse
+from ..plans import in_fp8
 
 KERNEL = "MatMulBlockQuantizedFp8Weight"
 TEXT = "m (float[n, 64] x) => (float[n, 40] y) { h = MatMul(x, w) \n y = Add(h, b) }"
@@ -42,77 +39,12 @@ def content(value: ir.Value | None) -> Array:
     return array
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    rows=st.integers(1, 5), blocks=st.integers(1, 4), block_size=st.sampled_from([16, 32, 128]),
-    scale=st.sampled_from([1e-6, 0.02, 1.0, 3e4]), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_blocks_are_rounded_to_the_nearest(rows: int, blocks: int, block_size: int, scale: float, seed: int) -> None:
-    array = draw(rows, blocks * block_size, seed=seed, scale=scale)
-    scales, packed = scales_of(array, block_size), quantize(array, block_size)
-    assert (scales.shape, scales.dtype) == ((rows, blocks), np.float32)
-    assert (packed.shape, packed.dtype) == (array.shape, ml_dtypes.float8_e4m3fn)
-    largest = np.abs(array).reshape(rows, blocks, block_size).max(axis=2)
-    np.testing.assert_allclose(scales * LARGEST, largest, rtol=1e-6)
-    ratio = array.reshape(rows, blocks, block_size) / scales[..., None]
-    every = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    every = every[np.isfinite(every)]
-    nearest = np.abs(ratio[..., None] - every).min(axis=-1).reshape(array.shape)
-    off = np.abs(ratio.reshape(array.shape) - packed.astype(np.float32))
-    np.testing.assert_allclose(off, nearest, rtol=0, atol=1e-4)
-    # Three bits of mantissa: at most 1/16 off, or half the smallest step below 2^-6.
-    error = np.abs(dequantized(packed, scales, block_size) - array)
-    step = np.repeat(scales, block_size, axis=1) * 2.0**-10
-    assert (error <= np.maximum(np.abs(array) / 16, step) * 1.001).all()
-
-
-def test_the_largest_weight_of_a_block_is_kept() -> None:
-    array = draw(3, 64)
-    kept = dequantized(quantize(array, 32), scales_of(array, 32), 32)
-    places = np.abs(array).reshape(3, 2, 32).argmax(axis=2)[..., None]
-    both = [np.take_along_axis(part.reshape(3, 2, 32), places, axis=2) for part in (kept, array)]
-    np.testing.assert_allclose(both[0], both[1], rtol=1e-6)
-
-
-def test_ties_go_to_the_even_number() -> None:
-    """From 16 to 32 every second number is one of E4M3's; the even ones end in a mantissa of 0."""
-    array = np.zeros((1, 16), np.float32)
-    array[0, :6] = [448, 17, 19, 21, 23, -17]
-    assert quantize(array, 16).astype(np.float32)[0, :6].tolist() == [448, 16, 20, 20, 24, -16]
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-44])
-def test_blocks_of_nothing_have_a_scale(value: float) -> None:
-    array = np.zeros((2, 32), np.float32)
-    array[1, 3] = value
-    assert scales_of(array, 16).tolist() == [[1, 1], [1, 1]]
-    assert np.isfinite(quantize(array, 16).astype(np.float32)).all()
-
-
-def test_weights_beyond_the_largest_number_are_the_largest() -> None:
-    """The smallest floats have few scales between them; 448 of this one do not reach the block's weights."""
-    value = np.float32(1.4 * 448) * np.finfo(np.float32).smallest_subnormal
-    array = np.full((2, 16), value, np.float32)
-    array[1] *= -1
-    assert (scales_of(array, 16) == np.finfo(np.float32).smallest_subnormal).all()
-    assert quantize(array, 16).astype(np.float32)[:, 0].tolist() == [448, -448]
-
-
-def test_half_precision_weights_are_taken_as_they_are() -> None:
-    array = draw(4, 32)
-    for dtype in (np.float16, ml_dtypes.bfloat16):
-        rounded = array.astype(dtype)
-        wide = rounded.astype(np.float32)
-        np.testing.assert_array_equal(scales_of(rounded, 16), scales_of(wide, 16))
-        np.testing.assert_array_equal(quantize(rounded, 16).view(np.uint8), quantize(wide, 16).view(np.uint8))
-
-
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_it_matches(lazy: bool, block_size: int) -> None:
     model = parse(TEXT, weights(), lazy=lazy)
     next(iter(model.graph)).name = "layers.0.up_proj/MatMul"
-    tally = apply(QuantizeFp8(block_size), model)
+    tally = apply(in_fp8(block_size), model)
     assert tally.fired == tally.expected == {"linear": 1}
     node = node_of(model, KERNEL)
     assert (node.domain, node.name) == ("com.microsoft", "layers.0.up_proj/MatMul")
@@ -130,7 +62,9 @@ def test_it_matches(lazy: bool, block_size: int) -> None:
     apply(RemoveDeadCode(), model)
     assert set(model.graph.initializers) == {"w.fp8", "w.fp8_scales", "b"}
     w = weights()
-    np.testing.assert_array_equal(content(packed).view(np.uint8), quantize(w["w"].T, block_size).view(np.uint8))
+    np.testing.assert_array_equal(
+        content(packed).view(np.uint8), formats.fp8_blocks(w["w"].T, block_size).view(np.uint8)
+    )
     matrix = dequantized(content(packed), content(scales), block_size)
     x_values = draw(5, 64, seed=9)
     exact = x_values @ w["w"]
@@ -141,7 +75,7 @@ def test_it_matches(lazy: bool, block_size: int) -> None:
 def test_scales_are_float32_beside_half_activations(to: Any) -> None:
     model = parse(TEXT, weights(), lazy=True)
     apply(ConvertFloat(to), model)
-    apply(QuantizeFp8(32), model)
+    apply(in_fp8(32), model)
     node = node_of(model, KERNEL)
     half = ir.DataType.FLOAT16 if to == "fp16" else ir.DataType.BFLOAT16
     types = [value.dtype if value is not None else None for value in node.inputs]
@@ -151,7 +85,7 @@ def test_scales_are_float32_beside_half_activations(to: Any) -> None:
 
 def test_without_a_bias() -> None:
     model = parse("m (float[n, 64] x) => (y) { y = MatMul(x, w) }", {"w": draw(64, 40)})
-    apply(QuantizeFp8(32), model)
+    apply(in_fp8(32), model)
     assert len(node_of(model, KERNEL).inputs) == 3
 
 
@@ -159,7 +93,7 @@ def test_without_a_bias() -> None:
 def test_an_addition_that_is_no_bias_stays(text: str) -> None:
     text = f"m (float[n, 64] x, float[n, 40] z) => (y) {{ h = MatMul(x, w) \n {text} }}"
     model = parse(text, weights())
-    apply(QuantizeFp8(32), model)
+    apply(in_fp8(32), model)
     assert "Add" in operators(model)
     assert len(node_of(model, KERNEL).inputs) == 3
 
@@ -172,9 +106,9 @@ def test_weights_of_any_orientation() -> None:
     for weight in (transposed_weight(stored), turned):
         model = parse(TEXT, weights())
         model.graph.initializers["w"].const_value = weight
-        apply(QuantizeFp8(16), model)
+        apply(in_fp8(16), model)
         packed = content(model.graph.initializers["w.fp8"])
-        np.testing.assert_array_equal(packed.view(np.uint8), quantize(array.T, 16).view(np.uint8))
+        np.testing.assert_array_equal(packed.view(np.uint8), formats.fp8_blocks(array.T, 16).view(np.uint8))
 
 
 def test_a_tied_head_is_a_table_of_its_own() -> None:
@@ -183,18 +117,18 @@ def test_a_tied_head_is_a_table_of_its_own() -> None:
     }"""
     table = draw(96, 64)
     model = parse(text, {"table": table}, lazy=True)
-    apply(QuantizeFp8(32), model)
+    apply(in_fp8(32), model)
     apply(RemoveDeadCode(), model)
     assert operators(model) == ["Gather", f"com.microsoft::{KERNEL}"]
     assert model.graph.initializers["table"].dtype == ir.DataType.FLOAT
     packed = content(model.graph.initializers["table.fp8"])
-    np.testing.assert_array_equal(packed.view(np.uint8), quantize(table, 32).view(np.uint8))
+    np.testing.assert_array_equal(packed.view(np.uint8), formats.fp8_blocks(table, 32).view(np.uint8))
 
 
 def test_a_weight_that_two_products_share_is_stored_once(tmp_path: Path) -> None:
     text = "m (float[n, 64] x) => (y) { h = MatMul(x, w) \n t = Tanh(h) \n y = MatMul(t, w) }"
     model = parse(text, {"w": draw(64, 64)}, lazy=True)
-    apply(QuantizeFp8(32), model)
+    apply(in_fp8(32), model)
     apply(RemoveDeadCode(), model)
     written = write_model(model, tmp_path)
     assert written == (tmp_path / DATA).stat().st_size == 64 * 64
@@ -209,22 +143,22 @@ def test_a_router_keeps_its_floats() -> None:
     body = "r = MatMul(x, router) \n s = Softmax<axis=-1>(r) \n v, i = TopK(s, two) \n y = MatMul(x, head)"
     constants = {"router": draw(64, 40), "head": draw(64, 40), "two": np.asarray([2])}
     model = parse(f"m (float[n, 64] x) => (y, v, i) {{ {body} }}", constants, lazy=True)
-    assert apply(QuantizeFp8(32), model).expected == {"linear": 1}
+    assert apply(in_fp8(32), model).expected == {"linear": 1}
     assert operators(model).count("MatMul") == 1
 
 
 def test_a_near_miss_is_left_alone() -> None:
     model = parse(TEXT, weights())
     reason = "its 64 input features are no multiple of the block size 128"
-    assert left_alone(QuantizeFp8(), model) == [reason]
-    assert QuantizeFp8()(model).tally.expected == {"linear": 1}
+    assert left_alone(in_fp8(), model) == [reason]
+    assert in_fp8()(model).tally.expected == {"linear": 1}
 
 
 @pytest.mark.parametrize("body", ["y = MatMul(x, z)", "y = MatMul(x, experts)", "y = llmc.MatMul(x, w)"])
 def test_products_that_stay(body: str) -> None:
     constants = {"experts": draw(2, 64, 64), "w": draw(64, 64)}
     model = parse(f"m (float[64, 64] x, float[64, 64] z) => (y) {{ {body} }}", constants)
-    assert left_alone(QuantizeFp8(16), model) == []
+    assert left_alone(in_fp8(16), model) == []
 
 
 def test_nothing_is_read_while_the_graph_is_rewritten() -> None:
@@ -234,10 +168,4 @@ def test_nothing_is_read_while_the_graph_is_rewritten() -> None:
 
     model = parse(TEXT, weights())
     model.graph.initializers["w"].const_value = Unread((40, 64), ir.DataType.FLOAT, transposed=True)
-    assert QuantizeFp8(32)(model).modified
-
-
-@pytest.mark.parametrize("block_size", [8, 48, 0])
-def test_a_block_size_that_no_kernel_takes(block_size: int) -> None:
-    with pytest.raises(UsageError, match=f"block size {block_size} is not a power of two from 16 up"):
-        QuantizeFp8(block_size)
+    assert in_fp8(32)(model).modified

@@ -7,17 +7,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.base.errors import UsageError
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import LazyWeight, TensorWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
-from llmc.passes.formats import standard_formats as formats
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.convert_float import ConvertFloat
-from llmc.passes.quantization.quantize_standard import QuantizeStandard
 
-from ..formats.small_numbers import content, packed, stood_for
+from ...compiler.quantization import standard_numbers as formats
+from ...compiler.quantization.small_numbers import content, packed, stood_for
 from ..graphs import Array, apply, draw, left_alone, node_of, operators, parse
+from ..plans import in_standard
 from ..quantized_graphs import (
     FORMATS,
     HIDDEN,
@@ -37,7 +36,7 @@ from ..quantized_graphs import (
 def test_nvfp4_has_two_levels(head: Any) -> None:
     """ONNX Runtime has no kernel for the numbers on a CPU; the product is NumPy's."""
     model = make()
-    tally = apply(QuantizeStandard("nvfp4", head), model)
+    tally = apply(in_standard("nvfp4", head), model)
     assert tally.fired == {"linear": 3} | ({} if head is None else {"embedding": 1, "head": 1})
     assert model.graph.opset_imports[""] == 23
     RemoveDeadCode()(model)
@@ -63,7 +62,7 @@ def test_nvfp4_has_two_levels(head: Any) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_how_a_weight_is_stored(kind: Any) -> None:
     model = make()
-    apply(QuantizeStandard(kind), model)
+    apply(in_standard(kind), model)
     numbers, scales = model.graph.initializers[f"down_w.{kind}"], model.graph.initializers["down_w.scales"]
     assert (numbers.dtype, dims(numbers)) == (TYPES[kind], [HIDDEN, INNER])
     blocks = {"int8": [], "fp8": [], "int4": [INNER // 32], "nvfp4": [INNER // 16]}[kind]
@@ -87,7 +86,7 @@ def test_the_operators_version(kind: Any, opset: int) -> None:
     for before in (20, 24):
         model = make()
         model.graph.opset_imports[""] = before
-        QuantizeStandard(kind, None)(model)
+        in_standard(kind, None)(model)
         assert model.graph.opset_imports[""] == max(before, opset)
 
 
@@ -100,16 +99,16 @@ def test_the_operators_version(kind: Any, opset: int) -> None:
 def test_scales_have_the_type_of_the_activations(options: dict[str, Any], to: Any) -> None:
     model = make(TIED)
     apply(ConvertFloat(to), model)
-    graph_pass = QuantizeStandard(**options)
+    graph_pass = in_standard(**options)
     apply(graph_pass, model)
     RemoveDeadCode()(model)
     half = ir.DataType.FLOAT16 if to == "fp16" else ir.DataType.BFLOAT16
     names = [f"{name}.scales" for name in ("table", "up_w", "gate_w", "down_w")]
-    if graph_pass.weights == "nvfp4":
+    if options["weights"] == "nvfp4":
         names = ["table.scales", "up_w.matrix_scale"]
         assert model.graph.initializers["up_w.scales"].dtype == ir.DataType.FLOAT8E4M3FN
-    if graph_pass.offset:
-        names.append("up_w.zero_points" if graph_pass.offset_form == "zero_point" else "up_w.offsets")
+    if "offset" in options:
+        names.append("up_w.zero_points" if "offset_form" in options else "up_w.offsets")
     for name in names:
         value = model.graph.initializers[name]
         assert value.dtype == half
@@ -119,13 +118,13 @@ def test_scales_have_the_type_of_the_activations(options: dict[str, Any], to: An
     assert {node.outputs[0].dtype for node in model.graph} == {half}
     require_standard(model)
     error = np.std(stood_for(model, "up_w") - weights()["up_w"].T) / np.std(weights()["up_w"])
-    assert error < {"int8": 0.01, "fp8": 0.04, "int4": 0.13, "nvfp4": 0.13}[graph_pass.weights]
+    assert error < {"int8": 0.01, "fp8": 0.04, "int4": 0.13, "nvfp4": 0.13}[options["weights"]]
 
 
 def test_the_bias_stays() -> None:
     model = make()
     bias, add = model.graph.initializers["up_b"], node_of(model, "Add")
-    apply(QuantizeStandard("int8"), model)
+    apply(in_standard("int8"), model)
     assert bias in add.inputs
     assert content(model, "up_b").dtype == np.float32
     product = next(value for value in add.inputs if value is not bias)
@@ -135,7 +134,7 @@ def test_the_bias_stays() -> None:
 
 def test_layers_and_ends_have_formats_of_their_own() -> None:
     model = make()
-    apply(QuantizeStandard("int4", "int8"), model)
+    apply(in_standard("int4", "int8"), model)
     RemoveDeadCode()(model)
     stored = {
         name.split(".")[0]: name.split(".")[1] for name in model.graph.initializers if name.endswith(("int4", "int8"))
@@ -145,7 +144,7 @@ def test_layers_and_ends_have_formats_of_their_own() -> None:
 
 def test_all_have_blocks_of_the_size_that_is_asked_for() -> None:
     model = make()
-    apply(QuantizeStandard("int4", "int4", block_size=16), model)
+    apply(in_standard("int4", "int4", block_size=16), model)
     for name, rows, width in (("table", 96, HIDDEN), ("head_w", 96, HIDDEN), ("down_w", HIDDEN, INNER)):
         assert dims(model.graph.initializers[f"{name}.scales"]) == [rows, width // 16]
     nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
@@ -157,18 +156,14 @@ def test_names_are_those_of_the_weights_without_their_ending() -> None:
     value = model.graph.initializers.pop("down_w")
     value.name = "layers.0.down_proj.weight"
     model.graph.initializers[value.name] = value
-    apply(QuantizeStandard("int4", offset=True), model)
+    apply(in_standard("int4", offset=True), model)
     parts = {name for name in model.graph.initializers if name.startswith("layers.0.down_proj.")}
     assert parts == {f"layers.0.down_proj.{part}" for part in ("weight", "int4", "scales", "offsets")}
 
 
-def test_defaults() -> None:
-    assert QuantizeStandard("int4") == QuantizeStandard("int4", "int8", 32, False, "sums")
-
-
 def test_ends_may_stay_as_they_are() -> None:
     model = make(TIED)
-    tally = apply(QuantizeStandard("int8", None), model)
+    tally = apply(in_standard("int8", None), model)
     assert tally.expected == {"linear": 3}
     RemoveDeadCode()(model)
     assert model.graph.initializers["table"].dtype == ir.DataType.FLOAT
@@ -181,14 +176,14 @@ def test_the_head_behind_a_softcap() -> None:
         t = Tanh(d)
         logits = Mul(t, cap)""")  # fmt: skip
     model = parse(text, weights() | {"cap": np.asarray(30, np.float32)}, lazy=True)
-    assert apply(QuantizeStandard("int4", "int8"), model).fired == {"embedding": 1, "linear": 3, "head": 1}
+    assert apply(in_standard("int4", "int8"), model).fired == {"embedding": 1, "linear": 3, "head": 1}
     assert "head_w.int8" in model.graph.initializers
 
 
 def test_blocks_with_an_offset_share_the_sums_of_their_input() -> None:
     """Up and gate read the same x; down reads something else; head and table have no offset."""
     model = make()
-    apply(QuantizeStandard("int4", "int8", offset=True), model)
+    apply(in_standard("int4", "int8", offset=True), model)
     RemoveDeadCode()(model)
     counts = operators(model)
     assert (counts.count("ReduceMean"), counts.count("Reshape")) == (2, 2)
@@ -207,16 +202,16 @@ def test_blocks_with_an_offset_share_the_sums_of_their_input() -> None:
 def test_a_block_that_does_not_divide() -> None:
     model = two_layers({"w": draw(48, 64), "head": draw(64, 40)})
     for options in ({}, {"offset": True}, ZERO_POINT):
-        graph_pass = QuantizeStandard(**{"weights": "int4", "head": None, **options})
+        graph_pass = in_standard(**{"weights": "int4", "head": None, **options})
         assert left_alone(graph_pass, model) == ["its 48 input features are no multiple of the block size 32"]
         assert graph_pass(model).tally.expected == {"linear": 1}
-    tally = apply(QuantizeStandard("int4", "int8", block_size=32), model)
+    tally = apply(in_standard("int4", "int8", block_size=32), model)
     assert (tally.fired, tally.expected) == ({"head": 1}, {"linear": 1, "head": 1})
 
 
 def test_nvfp4_blocks_that_do_not_divide() -> None:
     model = two_layers({"w": draw(40, 64), "head": draw(64, 40)})
-    assert left_alone(QuantizeStandard("nvfp4", None), model) == [
+    assert left_alone(in_standard("nvfp4", None), model) == [
         "its 40 input features are no multiple of the block size 16"
     ]
 
@@ -226,7 +221,7 @@ def test_a_router_keeps_its_floats() -> None:
         h = MatMul(x, w) \n logits = MatMul(h, head)"""
     constants = {"router": draw(64, 40), "w": draw(64, 64), "head": draw(64, 40), "two": np.asarray([2])}
     model = parse(f"m (float[n, 64] x) => (logits, v, i) {{ {body} }}", constants, lazy=True)
-    assert apply(QuantizeStandard("int8"), model).expected == {"linear": 1, "head": 1}
+    assert apply(in_standard("int8"), model).expected == {"linear": 1, "head": 1}
     RemoveDeadCode()(model)
     assert model.graph.initializers["router"].dtype == ir.DataType.FLOAT
 
@@ -236,24 +231,24 @@ def test_small_tables_and_products_of_activations_stay() -> None:
         x = Gather(small, ids) \n logits = MatMul(x, z) \n y = MatMul(a, stack)
         other = llmc.MatMul(x, w) \n rows = llmc.Gather(w, ids) \n two = Gather(stack, ids) }"""
     model = parse(text, {"small": draw(63, 64), "stack": draw(2, 64, 64), "w": draw(64, 64)})
-    assert left_alone(QuantizeStandard("int8"), model) == []
+    assert left_alone(in_standard("int8"), model) == []
 
 
 def test_a_table_of_4096_elements_is_an_embedding() -> None:
     text = "m (int64[n] ids, float[64, 64] z) => (y, logits) { y = Gather(t, ids) \n logits = Neg(z) }"
-    assert apply(QuantizeStandard("int8"), parse(text, {"t": draw(64, 64)})).fired == {"embedding": 1}
+    assert apply(in_standard("int8"), parse(text, {"t": draw(64, 64)})).fired == {"embedding": 1}
 
 
-def test_columns_of_a_table_are_no_embedding() -> None:
+def test_columns_of_a_table_stay() -> None:
     text = "m (int64[n] ids, float[64, 64] z) => (x, logits) { x = Gather<axis=1>(table, ids) \n logits = Neg(z) }"
-    assert left_alone(QuantizeStandard("int8"), parse(text, {"table": draw(128, 64)})) == []
+    assert left_alone(in_standard("int8"), parse(text, {"table": draw(128, 64)})) == ["it does not look up rows"]
 
 
 def test_a_weight_that_two_products_share_is_dequantized_once() -> None:
     text = """m (float[n, 64] x) => (float[n, 64] logits) {
         h = MatMul(x, w) \n t = Tanh(h) \n g = MatMul(t, w) \n logits = MatMul(g, head) }"""
     model = parse(text, {"w": draw(64, 64), "head": draw(64, 64, seed=1)}, lazy=True)
-    assert apply(QuantizeStandard("int4", None), model).fired == {"linear": 2}
+    assert apply(in_standard("int4", None), model).fired == {"linear": 2}
     assert (operators(model).count("DequantizeLinear"), operators(model).count("Transpose")) == (1, 1)
 
 
@@ -278,7 +273,7 @@ def test_a_weight_in_two_forms_is_stored_twice(options: dict[str, Any], forms: d
         h = MatMul(x, w) \n t = Tanh(h) \n logits = MatMul(t, w) }"""
     w = draw(64, 64, scale=0.2) + np.float32(0.1)
     model = parse(text, {"w": w}, lazy=True)
-    assert apply(QuantizeStandard(**options), model).fired == {"linear": 1, "head": 1}
+    assert apply(in_standard(**options), model).fired == {"linear": 1, "head": 1}
     read = [form_of(node.inputs[1]) for node in model.graph if node.op_type == "MatMul"]
     assert [name for name in read if name in forms] == list(forms), "the layer first, and then the head"
     numbers = [model.graph.initializers[name].const_value for name in forms]
@@ -297,7 +292,7 @@ def test_the_scale_of_a_matrix_is_that_of_its_largest_weight(row: int, monkeypat
     w = draw(32, 48)
     w[3, row] = -13.5
     model = two_layers({"w": w, "head": draw(48, 16)})
-    apply(QuantizeStandard("nvfp4", None), model)
+    apply(in_standard("nvfp4", None), model)
     np.testing.assert_allclose(content(model, "w.matrix_scale"), 13.5 / 6 / 448, rtol=1e-6)
 
 
@@ -312,7 +307,7 @@ def test_nothing_is_read_while_the_graph_is_rewritten() -> None:
             array = weights()[name]
             unread = Unread(array.shape[::-1], ir.DataType.FLOAT, transposed=True)
             model.graph.initializers[name].const_value = unread
-        assert QuantizeStandard(kind, offset=kind == "int4")(model).modified
+        assert in_standard(kind, offset=kind == "int4")(model).modified
 
 
 def test_a_matrix_is_read_once_for_its_scale() -> None:
@@ -327,23 +322,8 @@ def test_a_matrix_is_read_once_for_its_scale() -> None:
     model.graph.initializers["up_w"].const_value = Counted(
         ir.tensor(weights()["up_w"]), ir.DataType.FLOAT, transposed=True
     )
-    apply(QuantizeStandard("nvfp4", None), model)
+    apply(in_standard("nvfp4", None), model)
     Counted.reads = 0
     model.graph.initializers["up_w.nvfp4"].const_value.tobytes()  # type: ignore[union-attr]
     model.graph.initializers["up_w.scales"].const_value.tobytes()  # type: ignore[union-attr]
     assert Counted.reads <= 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"weights": "int2"}, "weights are quantized to int8, int4, fp8, nvfp4, not to int2"),
-        ({"weights": "int8", "offset": True}, "blocks with an offset are for int4, not for int8"),
-        ({"weights": "int4", "block_size": 48}, "block size 48 is not a power of two from 16 up"),
-        ({"weights": "int4", "block_size": 8}, "block size 8 is not a power of two from 16 up"),
-        ({"weights": "int4", "block_size": 0}, "block size 0 is not a power of two from 16 up"),
-    ],
-)
-def test_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        QuantizeStandard(**options)

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.passes.formats import standard_formats as formats
-
-from ..graphs import Array, draw
-from .small_numbers import FP4, FP8, codes, signed
+from ....passes.graphs import Array, draw
+from .. import standard_numbers as formats
+from ..small_numbers import FP4, FP8, codes, signed
 
 FEW = settings(max_examples=25, deadline=None)
 DTYPES: list[Any] = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -104,12 +103,10 @@ def test_int4_with_an_offset(array: Array, dtype: Any, size: int) -> None:
     largest = np.abs(wide).max(axis=2, keepdims=True)
     # Half a step, and what the offset and the scale lose where they are stored.
     assert (np.abs(back - wide) <= scales[..., None] * 0.5001 + largest * 3 * EPSILON[dtype]).all()
-    unsigned = by_block(codes(formats.uint4(array, size)), size)
-    np.testing.assert_array_equal(unsigned, numbers + 8)
-    zero_points = formats.uint4_zero_points(array, size).astype(np.float64)
-    np.testing.assert_allclose(
-        (unsigned - zero_points[..., None]) * scales[..., None], back, atol=1e-6 * largest.max()
-    )
+    unsigned = formats.solve(array, f"qdq-uint4-offset@{size}")
+    np.testing.assert_array_equal(by_block(unsigned.levels, size), numbers + 8)
+    np.testing.assert_array_equal(unsigned.scales, scales)
+    np.testing.assert_array_equal(unsigned.zeros, offsets)
     if dtype is np.float32:
         assert (numbers.min(axis=2) == -8).all()
         assert (numbers.max(axis=2) == 7).all()
@@ -135,9 +132,10 @@ def test_the_lower_half_of_a_byte_comes_first() -> None:
     array[0, :4] = [7, -8, 3, -1]
     assert formats.int4_scales(array, 16).tolist() == [[1]]
     assert formats.int4(array, 16)[0, :3].tolist() == [0x87, 0xF3, 0x00]
-    wide = np.zeros((1, 16), np.float32)
+    wide = np.zeros((2, 16), np.float32)
     wide[0, :4] = [6, -0.5, 1.5, 4]
-    assert formats.nvfp4(wide, 1.0)[0, :3].tolist() == [0x97, 0x63, 0x00]
+    wide[1, 0] = 6 * 448
+    assert formats.nvfp4(wide)[0, :3].tolist() == [0x97, 0x63, 0x00]
 
 
 @FEW
@@ -149,9 +147,9 @@ def test_nvfp4(rows: int, blocks: int, scale: float, seed: int, spread: float) -
     """Two levels: a block's scale is the E4M3 number next to its largest weight / 6, in units of the matrix's."""
     array = draw(rows, blocks * 16, seed=seed, scale=scale)
     array[:, :16] *= np.float32(spread)
-    whole = formats.nvfp4_matrix_scale(float(np.abs(array).max()))
+    whole = formats.nvfp4_matrix_scale(array)
     assert whole == pytest.approx(float(np.abs(array).max()) / 6 / 448, rel=1e-6)
-    scales, packed = formats.nvfp4_scales(array, whole), formats.nvfp4(array, whole)
+    scales, packed = formats.nvfp4_scales(array), formats.nvfp4(array)
     assert (scales.dtype, scales.shape) == (ml_dtypes.float8_e4m3fn, (rows, blocks))
     assert (packed.dtype, packed.shape) == (np.uint8, (rows, blocks * 8))
     wide = by_block(array, 16)
@@ -182,7 +180,8 @@ def test_ties_go_to_the_even_number() -> None:
     wide[0, :7] = [15, 0.5, 1.5, 2.5, 3.5, 14.5, 0]
     assert signed(formats.offset_int4(wide, 16))[0, :7].tolist() == [7, -8, -6, -6, -4, 6, -8]
     wide[0, :7] = [6, 0.25, 0.75, 1.25, 1.75, 2.5, 5]
-    assert FP4[codes(formats.nvfp4(wide, 1.0))][0, :7].tolist() == [6, 0, 1, 1, 2, 2, 4]
+    wide = np.concatenate([wide, np.full((1, 16), 6 * 448, np.float32)])
+    assert FP4[codes(formats.nvfp4(wide))][0, :7].tolist() == [6, 0, 1, 1, 2, 2, 4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,10 +198,9 @@ def test_blocks_of_nothing_have_positive_scales(value: float, dtype: Any) -> Non
     assert not formats.int4(array, 16).any()
     back = signed(formats.offset_int4(array, 16)) + np.repeat(formats.int4_offsets(array, 16), 16, axis=1)
     assert np.abs(back).max() == 0
-    whole = formats.nvfp4_matrix_scale(abs(value), dtype)
-    assert whole == 1
-    assert (formats.nvfp4_scales(array, whole).astype(np.float32) == 2.0**-9).all()
-    assert not FP4[codes(formats.nvfp4(array, whole))].any()
+    assert formats.nvfp4_matrix_scale(array) == 1
+    assert (formats.nvfp4_scales(array).astype(np.float32) == 2.0**-9).all()
+    assert not FP4[codes(formats.nvfp4(array))].any()
 
 
 def test_constant_blocks_are_their_offset() -> None:
@@ -217,8 +215,8 @@ def test_scales_that_half_precision_makes_0_are_positive() -> None:
     array = np.full((1, 16), 6e-8, np.float16)
     for scales in (formats.int8_scales(array), formats.fp8_scales(array), formats.int4_scales(array, 16)):
         assert (scales == 1).all()
-    assert formats.nvfp4_matrix_scale(6e-8, np.float16) == 1
-    assert formats.nvfp4_matrix_scale(6e-8) == pytest.approx(6e-8 / 2688)
+    assert formats.nvfp4_matrix_scale(array) == 1
+    assert formats.nvfp4_matrix_scale(array.astype(np.float32)) == pytest.approx(float(array[0, 0]) / 2688)
 
 
 def test_what_a_rounded_scale_does_not_reach_is_cut_off() -> None:

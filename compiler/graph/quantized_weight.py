@@ -1,0 +1,153 @@
+"""Several tensors of one quantized weight, whose rows are read and solved once.
+
+In: a lazy weight, a scheme, a solver. Out: :class:`QuantizedPart` tensors (numbers, scales, zero points), which
+compose and are written as any other. Each can be made alone; the writer asks for all parts of a weight together, few
+rows at a time, or the rows of a layer, as the solver needs them (:meth:`QuantizedWeight.pieces`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph import lazy_weight
+from llmc.compiler.graph.lazy_weight import Array, LazyWeight, numpy_dtype
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Solved, Solver, Statistics, pack
+
+
+class QuantizedWeight:
+    """Rows of a matrix [out, in], or of a stack of matrices [count, out, in], in a scheme's numbers."""
+
+    def __init__(self, base: LazyWeight, scheme: Scheme, solver: Solver, seen: Statistics | None = None) -> None:
+        self.base, self.scheme, self.solver, self.seen = base, scheme, solver, seen
+
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two that have the same numbers."""
+        return ("solved", self.base.identity(), self.scheme, self.solver, id(self.seen) if self.seen else None)
+
+    def numbers(self) -> QuantizedPart:
+        """[out, in] numbers in the scheme's type."""
+        storage, signed = self.scheme.storage, self.scheme.storage in {ir.DataType.INT4, ir.DataType.INT8}
+        flip = np.uint8(1 << self.scheme.bits - 1)
+
+        def bits(solved: Solved) -> Array:
+            return solved.levels ^ flip if signed else solved.levels.view(np.uint8)
+
+        return self.part("numbers", self.base.stored_shape, storage, bits)
+
+    def part(
+        self,
+        name: str,
+        stored_shape: Sequence[int],
+        dtype: ir.DataType,
+        function: Callable[[Solved], Array],
+        *,
+        transposed: bool = False,
+    ) -> QuantizedPart:
+        """A tensor whose rows are a function of solved rows.
+
+        Args:
+            name: Says what it is: parts of one weight and one name have the same bytes.
+            stored_shape: The rows' shape, or () for one number of a layer.
+            dtype: Of the tensor.
+            function: Gives values, which are cast to ``dtype``, or uint8, which are its bits, one number each.
+            transposed: The tensor is the transpose of the rows.
+        """
+        return QuantizedPart(self, name, stored_shape, dtype, function, transposed=transposed)
+
+    def solve(self, start: int, stop: int) -> Iterator[Solved]:
+        """Rows ``start:stop`` of the base, few at a time; whole layers where the solver needs them."""
+        height, *_, features = self.base.stored_shape
+        whole, stacked = self.solver.needs_layer(self.scheme), len(self.base.stored_shape) > 2
+        few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // (4 * features))
+        read = 1 if stacked else height if whole else few
+        for low in range(start, stop, read):
+            rows = self.base.rows(low, min(low + read, stop)).reshape(-1, features)
+            step = len(rows) if whole else few
+            for row in range(0, len(rows), step):
+                yield self.solver.solve(rows[row : row + step], self.seen, self.scheme)
+
+    def pieces(self, parts: Sequence[QuantizedPart]) -> Iterator[tuple[QuantizedPart, Array]]:
+        """The bytes of parts of this weight, uint8, a piece of each in turn; what is transposed comes last."""
+        turned: dict[int, list[Array]] = {id(part): [] for part in parts if part.transposed}
+        for solved in self.solve(0, self.base.stored_shape[0]):
+            for part in parts:
+                piece = part.piece(solved)
+                if part.transposed:
+                    turned[id(part)].append(piece)
+                else:
+                    yield part, piece
+        for part in parts:
+            if part.transposed:
+                yield part, np.ascontiguousarray(part.values(turned[id(part)]).T).view(np.uint8).reshape(-1)
+
+
+class QuantizedPart(LazyWeight):
+    """A tensor of a :class:`QuantizedWeight`; numbers of 4 bits are two a byte in files and one by one in memory."""
+
+    def __init__(
+        self,
+        weight: QuantizedWeight,
+        name: str,
+        stored_shape: Sequence[int],
+        dtype: ir.DataType,
+        function: Callable[[Solved], Array],
+        *,
+        transposed: bool,
+    ) -> None:
+        super().__init__(stored_shape, dtype, transposed=transposed)
+        if dtype.bitwidth < 8 and self.stored_shape[-1] % 2:
+            raise ValueError(f"rows of {self.stored_shape[-1]} numbers of 4 bits fill no whole number of bytes")
+        self.weight, self.part_name, self.function = weight, name, function
+        self.content: bytes | None = None
+        """The bytes of a tensor that stays in the graph, once they were made for its weight's other parts."""
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows, solved for this part alone."""
+        height = self.weight.base.stored_shape[0]
+        whole = not self.stored_shape or self.weight.solver.needs_layer(self.weight.scheme)
+        low, high = (0, height) if whole else (start, stop)
+        values = self.values([self.piece(solved) for solved in self.weight.solve(low, high)])
+        return values[start - low : stop - low] if self.stored_shape else values
+
+    def values(self, pieces: Sequence[Array]) -> Array:
+        """What bytes of whole rows stand for."""
+        content, kind = np.concatenate(pieces), numpy_dtype(self.dtype)
+        if self.dtype.bitwidth < 8:
+            content = np.stack([content & 15, content >> 4], axis=1).reshape(-1)
+            if self.dtype == ir.DataType.INT4:
+                content = ((content ^ 8).astype(np.int8) - 8).astype(kind)
+        values: Array = content.view(kind).reshape((-1, *self.stored_shape[1:]) if self.stored_shape else ())
+        return values
+
+    def piece(self, solved: Solved) -> Array:
+        """The bytes of solved rows, [bytes] uint8."""
+        values = self.function(solved)
+        if self.dtype.bitwidth < 8:
+            values = pack(values.reshape(len(values), -1) & np.uint8(15), self.dtype.bitwidth)
+        elif values.dtype != np.uint8:
+            values = values.astype(numpy_dtype(self.dtype), copy=False)
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+    def chunks(self) -> Iterator[Array]:
+        """All rows at once: a file is written by pieces."""
+        yield self.rows(0, self.stored_shape[0] if self.stored_shape else 1)
+
+    def tofile(self, file: Any) -> None:
+        """Write the bytes, a few rows at a time."""
+        for _, piece in self.weight.pieces([self]):
+            file.write(piece.data)
+
+    def tobytes(self) -> bytes:
+        """The bytes as they are written."""
+        if self.content is None:
+            return b"".join(piece.tobytes() for _, piece in self.weight.pieces([self]))
+        return self.content
+
+    def identity(self) -> tuple[Any, ...]:
+        """The weight's, and the part's name (not the shape: one set of bytes may be seen in two shapes)."""
+        return ("part", self.part_name, self.dtype, self.transposed, self.weight.identity())

@@ -1,0 +1,85 @@
+"""Which weights are in which scheme: what ``--precision``, ``--symmetric``, ``--head`` and ``--block-size`` mean.
+
+In: options. Out: a plan, names of schemes by kind of site; a name of a site in it goes before its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from llmc.compiler.base.options import OptimizeOptions
+from llmc.compiler.quantization.scheme import SCHEMES, scheme_name
+
+Plan = Mapping[str, str]
+Pair = tuple[str, str]
+"""Schemes of blocks without and with a zero point or offset."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a precision means on a target.
+
+    Attributes:
+        linear: Schemes of linear layers.
+        ends: Of the head and the embedding, by ``--head``; ``auto`` is int8. Empty: the head is a linear layer like
+            others, the embedding keeps its floats.
+        experts: Of experts; none where they keep their floats.
+        asymmetric: The second of each pair is the default.
+    """
+
+    linear: Pair
+    ends: Mapping[str, Pair]
+    experts: Pair | None = None
+    asymmetric: bool = False
+
+
+# A head and a table that are tied share their bytes, and the look-up knows no offsets. Experts' operator knows none
+# either: a zero point costs nothing and errs less than symmetric blocks.
+_CPU_ENDS: Final = {"int8": ("int8", "int8"), "int4": ("int4", "int4")}
+_CUDA_ENDS: Final = {"int8": ("int8", "int8-zero"), "int4": ("int4", "int4-zero")}
+_QDQ_ENDS: Final = {"int8": ("qdq-int8", "qdq-int8"), "int4": ("qdq-int4", "qdq-int4")}
+_TENSORRT: Final = {
+    "int8": Meaning(("qdq-int8", "qdq-int8"), _QDQ_ENDS),
+    "int4": Meaning(("qdq-int4", "qdq-int4-offset"), _QDQ_ENDS, asymmetric=True),
+    "fp8": Meaning(("qdq-fp8", "qdq-fp8"), _QDQ_ENDS),
+    "nvfp4": Meaning(("qdq-nvfp4", "qdq-nvfp4"), _QDQ_ENDS),
+}
+MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
+    "cpu": {
+        "int8": Meaning(("int8", "int8-offset"), _CPU_ENDS, ("int8", "int8-zero")),
+        "int4": Meaning(("int4", "int4-offset"), _CPU_ENDS, ("int4", "int4-zero"), asymmetric=True),
+    },
+    # Its kernels know zero points but no offsets.
+    "cuda": {
+        "int8": Meaning(("int8", "int8-zero"), _CUDA_ENDS, ("int8", "int8-zero")),
+        "int4": Meaning(("int4", "int4-zero"), _CUDA_ENDS, ("int4", "int4-zero")),
+        "fp8": Meaning(("fp8", "fp8"), {}),
+    },
+    "tensorrt": _TENSORRT,
+    "tensorrt-rtx": _TENSORRT,
+    # It takes any zero point into its product; TensorRT takes none.
+    "openvino": {
+        "int8": Meaning(("qdq-int8", "qdq-int8"), _QDQ_ENDS),
+        "int4": Meaning(("qdq-int4", "qdq-uint4-offset"), _QDQ_ENDS, asymmetric=True),
+    },
+}
+"""By target and precision; floats have none."""
+
+
+def make_plan(options: OptimizeOptions) -> Plan:
+    """The plan that options ask for; empty where weights keep their floats."""
+    meaning = MEANINGS[options.target].get(options.precision)
+    if meaning is None:
+        return {}
+    ends = meaning.ends.get("int4" if options.head == "int4" else "int8")
+    pairs = {"linear": meaning.linear, "head": ends, "embedding": ends, "experts": meaning.experts}
+    second = meaning.asymmetric if options.symmetric is None else not options.symmetric
+    return {kind: scheme_name(pair[second], options.blocks) for kind, pair in pairs.items() if pair is not None}
+
+
+def largest_kl(precision: str) -> float:
+    """Divergence, in nats, beyond which weights of a precision no longer say what the model says."""
+    meanings = (table[precision] for table in MEANINGS.values() if precision in table)
+    return max((SCHEMES[meaning.linear[0]].largest_kl for meaning in meanings), default=0.1)

@@ -1,0 +1,111 @@
+"""Schemes: in what numbers a weight is stored, by name.
+
+In: a name, as ``int4-offset@64`` (the block size is left out where the scheme has one of its own). Out: its
+:class:`Scheme`. A new scheme is a row of :data:`SCHEMES`, and its place in :mod:`llmc.compiler.quantization.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import require_block_size
+
+Form = Literal["nbits", "fp8", "qdq"]
+Zero = Literal["none", "integer", "offset"]
+FLOAT = "float"
+"""In place of a scheme's name: the weight keeps its floats."""
+_INTEGERS = frozenset({ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.INT8})
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a weight is stored: ``value = (number - zero point) * scale``, or ``number * scale + offset``.
+
+    Attributes:
+        form: The operators that read it, whose specifications say how scales are rounded: ``nbits`` (MatMulNBits,
+            GatherBlockQuantized, QMoE; numbers are packed into bytes), ``fp8`` (MatMulBlockQuantizedFp8Weight) or
+            ``qdq`` (DequantizeLinear of the ONNX standard).
+        storage: Type of one number.
+        block: Input features that share a scale; None: all of a row.
+        zero: Per block nothing, an integer zero point in the numbers' range, or a float offset.
+    """
+
+    form: Form
+    storage: ir.DataType
+    block: int | None
+    zero: Zero = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse block sizes that no kernel takes, and zero points of floats.
+
+        Raises:
+            UsageError: the scheme makes no sense.
+        """
+        if self.block is not None:
+            require_block_size(self.block)
+        if self.zero != "none" and not (self.is_integer and self.block):
+            raise UsageError(f"blocks of integers may have a zero point or an offset, {self.storage.name} has none")
+
+    @property
+    def bits(self) -> int:
+        """Of one number."""
+        return self.storage.bitwidth
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether numbers are integers and not small floats."""
+        return self.storage in _INTEGERS
+
+    @property
+    def largest_kl(self) -> float:
+        """Divergence, in nats, beyond which weights of this kind no longer say what the model says."""
+        return 1.0 if self.is_integer and self.bits == 4 else 0.1
+
+    def blocks(self, features: int) -> int:
+        """Scales of a row."""
+        return 1 if self.block is None else -(-features // self.block)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "int4": Scheme("nbits", ir.DataType.UINT4, 32),
+    "int4-zero": Scheme("nbits", ir.DataType.UINT4, 32, "integer"),
+    "int4-offset": Scheme("nbits", ir.DataType.UINT4, 32, "offset"),
+    "int8": Scheme("nbits", ir.DataType.UINT8, 32),
+    "int8-zero": Scheme("nbits", ir.DataType.UINT8, 32, "integer"),
+    "int8-offset": Scheme("nbits", ir.DataType.UINT8, 32, "offset"),
+    "fp8": Scheme("fp8", ir.DataType.FLOAT8E4M3FN, 128),
+    "qdq-int8": Scheme("qdq", ir.DataType.INT8, None),
+    "qdq-fp8": Scheme("qdq", ir.DataType.FLOAT8E4M3FN, None),
+    "qdq-int4": Scheme("qdq", ir.DataType.INT4, 32),
+    # An offset that the numbers' type cannot hold is a small product of its own (``block_offsets``) …
+    "qdq-int4-offset": Scheme("qdq", ir.DataType.INT4, 32, "offset"),
+    # … or comes off before the scale, as a zero point that is no whole number.
+    "qdq-uint4-offset": Scheme("qdq", ir.DataType.UINT4, 32, "offset"),
+    "qdq-nvfp4": Scheme("qdq", ir.DataType.FLOAT4E2M1, 16),
+}
+_FIXED = frozenset({"qdq-nvfp4"})
+"""Schemes whose format knows one block size."""
+
+
+def scheme_name(name: str, block: int) -> str:
+    """A row's name with a block size, where the scheme has blocks of any size."""
+    return name if SCHEMES[name].block is None or name in _FIXED else f"{name}@{block}"
+
+
+def scheme_of(name: str) -> Scheme | None:
+    """The scheme of a name; None for :data:`FLOAT`.
+
+    Raises:
+        UsageError: there is none of that name, or it does not take the block size.
+    """
+    row, at, block = name.partition("@")
+    if name == FLOAT:
+        return None
+    if row not in SCHEMES or (at and not (block.isdecimal() and scheme_name(row, int(block)) == name)):
+        raise UsageError(f"{name} is no scheme; there are {', '.join(SCHEMES)}, with @ and a block size behind most")
+    return replace(SCHEMES[row], block=int(block)) if at else SCHEMES[row]

@@ -1,0 +1,80 @@
+"""What emitters of quantized weights share: initializers that several nodes read, calls, nodes that go first.
+
+In: a site and its scheme, from an emitter. Out: the graph with what was made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+
+from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.operators.signature import Signature
+from llmc.compiler.graph.quantized_weight import QuantizedWeight
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Solver
+from llmc.compiler.quantization.solvers.round import RoundToNearest
+from llmc.passes.graph.linear import added_bias
+from llmc.passes.quantization.sites import Site
+
+T = TypeVar("T")
+
+
+@dataclass
+class Emission:
+    """One run over a graph.
+
+    Attributes:
+        graph: Gets what emitters make; ``first`` with :meth:`finish`.
+        accuracy_level: Of the runtime's operators.
+        solver: Chooses numbers.
+        first: Nodes that go before everything else.
+    """
+
+    graph: ir.Graph
+    accuracy_level: int = 0
+    solver: Solver = field(default_factory=RoundToNearest)
+    first: list[ir.Node] = field(default_factory=list)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def solved(self, weight: LazyWeight, scheme: Scheme) -> QuantizedWeight:
+        """The weight in the scheme's numbers, which nobody has read yet."""
+        return QuantizedWeight(weight, scheme, self.solver)
+
+    def once(self, weight: LazyWeight, what: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What ``make`` makes, once for each weight and ``what``, however many nodes read it."""
+        key = (weight.identity(), *what)
+        if key not in self._known:
+            self._known[key] = make()
+        made: T = self._known[key]
+        return made
+
+    def call(
+        self,
+        operator: Signature,
+        inputs: Mapping[str, ir.Value | None],
+        attributes: Mapping[str, Any],
+        name: str | None,
+    ) -> ir.Node:
+        """A call of an operator of the runtime's, whose domain the graph then declares."""
+        self.graph.opset_imports.setdefault(operator.domain, 1)
+        return operator.make(inputs, attributes, name=name)
+
+    def replace_product(self, node: ir.Node, make: Callable[[ir.Value | None], Sequence[ir.Node]]) -> None:
+        """Put what ``make`` makes of the bias, the last of which gives the result, where product and bias were."""
+        bias, last = added_bias(node)
+        new, old = make(bias), [last] if last is node else [last, node]
+        ir.convenience.replace_nodes_and_values(
+            self.graph, last, old, list(new), list(last.outputs), list(new[-1].outputs)
+        )
+
+    def finish(self) -> None:
+        """Insert the nodes that go first."""
+        self.graph.insert_before(self.graph[0], self.first)
+
+
+Emitter = Callable[[Emission, Site, Scheme], None]
+"""Rewrites a site to operators that read its weights in the scheme; raises NearMiss where these do not take them."""

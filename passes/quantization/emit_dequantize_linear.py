@@ -1,0 +1,132 @@
+"""Weights of linear layers and tables as small numbers, in the form of the ONNX standard.
+
+    MatMul(x, W)         →  MatMul(x, Transpose(DequantizeLinear(numbers [out, in], scales)))
+    Gather(table, ids)   →  Gather(DequantizeLinear(numbers, scales), ids)
+
+Numbers keep the checkpoint's layout, output features first: a tied table and projection are stored once, and rows are
+quantized as they are read. TensorRT and OpenVINO keep such weights small inside the product; a runtime that does
+not computes the floats first, with the same result. An offset that the numbers' type does not hold is added to the
+product (:mod:`block_offsets`) for INT4; for UINT4 it comes off before the scale, as a zero point that is no whole
+number, spelled out as DequantizeLinear has none such: Mul(Sub(Cast(numbers), zero points), scales).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.quantized_weight import QuantizedWeight
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Array, Solved
+from llmc.passes.graph.graph_query import add_initializer, copy_dtype, small_initializer
+from llmc.passes.graph_pass import NearMiss
+from llmc.passes.quantization.block_offsets import add_offsets
+from llmc.passes.quantization.emission import Emission
+from llmc.passes.quantization.sites import Site, require_blocks
+
+_FLOAT4 = ir.DataType.FLOAT4E2M1
+_NAMES = {
+    ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8E4M3FN: "fp8", _FLOAT4: "nvfp4"
+}  # fmt: skip
+"""What initializers of numbers are called."""
+
+
+def emit_dequantized_table(emission: Emission, site: Site, scheme: Scheme) -> None:
+    """A look-up of rows."""
+    if site.node.attributes.get_int("axis", 0) != 0:
+        raise NearMiss("it does not look up rows")
+    site.node.replace_input_with(0, _upright(emission, *site.weights[0], scheme))
+
+
+def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> None:
+    """A product."""
+    node, (name, weight) = site.node, site.weights[0]
+    turned = _transposed(emission, name, weight, scheme)
+    if scheme.zero == "none" or scheme.storage == ir.DataType.UINT4:
+        node.replace_input_with(1, turned)
+        return
+    rows, features = weight.stored_shape
+    block, output = scheme.block or features, node.outputs[0]
+    product = ir.node("MatMul", [node.inputs[0], turned], name=node.name)
+    product.outputs[0].shape = output.shape
+    copy_dtype(output, product.outputs[0])
+    # Of means and not of sums: 32 large activations may add up to more than float16 holds.
+    lazy = emission.solved(weight, scheme).part(
+        "offsets", (rows, features // block), weight.dtype, lambda r: _offsets(r) * block, transposed=True
+    )
+    offsets = add_initializer(emission.graph, f"{name}.offsets", lazy)
+    new = [product, *add_offsets(emission.graph, node, product, offsets, block, means=True)]
+    new[-1].outputs[0].shape = output.shape
+    ir.convenience.replace_nodes_and_values(emission.graph, node, [node], new, [output], [new[-1].outputs[0]])
+
+
+def _transposed(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> ir.Value:
+    """[in, out] dequantized."""
+    upright = _upright(emission, name, weight, scheme)
+
+    def make() -> ir.Value:
+        node = ir.node("Transpose", [upright], {"perm": [1, 0]}, name=f"{name}/Transpose")
+        return _output(emission, node, weight.stored_shape[::-1], weight.dtype)
+
+    return emission.once(weight, (scheme, "transposed"), make)
+
+
+def _upright(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> ir.Value:
+    """[out, in] dequantized."""
+    require_blocks(weight.stored_shape[1], scheme.block)
+    make = _with_zero_points if scheme.storage == ir.DataType.UINT4 else _dequantized
+    solved = emission.solved(weight, scheme)
+    return emission.once(weight, (scheme,), lambda: make(emission, name, solved))
+
+
+def _dequantized(emission: Emission, name: str, solved: QuantizedWeight) -> ir.Value:
+    scheme, weight, graph = solved.scheme, solved.base, emission.graph
+    rows, features = weight.stored_shape
+    opset, two_levels = graph.opset_imports, scheme.storage == _FLOAT4
+    opset[""] = max(23 if two_levels else 21, opset.get("", 0))
+    by_block = {} if scheme.block is None else {"block_size": scheme.block}
+    shape = (rows, scheme.blocks(features)) if by_block else (rows,)
+    kind = ir.DataType.FLOAT8E4M3FN if two_levels else weight.dtype
+    scales = add_initializer(graph, f"{name}.scales", solved.part("scales", shape, kind, lambda r: r.scales))
+    if two_levels:
+        lazy = solved.part("matrix scale", (), weight.dtype, lambda r: np.asarray(r.matrix_scale))
+        matrix = add_initializer(graph, f"{name}.matrix_scale", lazy)
+        node = ir.node("DequantizeLinear", [scales, matrix], name=f"{name}/scales")
+        scales = _output(emission, node, shape, weight.dtype)
+    numbers = add_initializer(graph, f"{name}.{_NAMES[scheme.storage]}", solved.numbers())
+    attributes = {"axis": 1 if by_block else 0, **by_block}
+    node = ir.node("DequantizeLinear", [numbers, scales], attributes, name=f"{name}/DequantizeLinear")
+    return _output(emission, node, weight.stored_shape, weight.dtype)
+
+
+def _with_zero_points(emission: Emission, name: str, solved: QuantizedWeight) -> ir.Value:
+    """Blocks are an axis of their own, along which zero points and scales are broadcast."""
+    scheme, weight, graph = solved.scheme, solved.base, emission.graph
+    rows, features = weight.stored_shape
+    opset, blocks, middle = graph.opset_imports, scheme.blocks(features), np.float32(2 ** (scheme.bits - 1))
+    opset[""] = max(21, opset.get("", 0))
+    shape, dtype = (rows, blocks, features // blocks), weight.dtype
+    stored = solved.part("numbers", shape, scheme.storage, lambda r: r.levels)
+    value = add_initializer(graph, f"{name}.uint4", stored)
+    value = _output(emission, ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}/Cast"), shape, dtype)
+    functions = {"zero_points": lambda r: middle - _offsets(r) / r.scales, "scales": lambda r: r.scales}
+    for operator, part in (("Sub", "zero_points"), ("Mul", "scales")):
+        lazy = solved.part(part, (rows, blocks, 1), dtype, functions[part])
+        operand = add_initializer(graph, f"{name}.{part}", lazy)
+        value = _output(emission, ir.node(operator, [value, operand], name=f"{name}/{operator}"), shape, dtype)
+    whole = weight.stored_shape
+    flat = small_initializer(graph, f"shape_{rows}_{features}", np.asarray(whole, np.int64))
+    return _output(emission, ir.node("Reshape", [value, flat], name=f"{name}/Reshape"), whole, dtype)
+
+
+def _offsets(rows: Solved) -> Array:
+    assert rows.zeros is not None
+    return rows.zeros
+
+
+def _output(emission: Emission, node: ir.Node, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+    emission.first.append(node)
+    value = node.outputs[0]
+    value.shape, value.dtype = ir.Shape(shape), dtype
+    return value

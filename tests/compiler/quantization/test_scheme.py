@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.quantization.scheme import FLOAT, SCHEMES, Scheme, scheme_name, scheme_of
+
+UINT4, FP8 = ir.DataType.UINT4, ir.DataType.FLOAT8E4M3FN
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+def test_every_name_says_its_scheme(name: str) -> None:
+    scheme = SCHEMES[name]
+    assert scheme_of(name) == scheme
+    written = scheme_name(name, 64)
+    again = scheme_of(written)
+    assert again is not None
+    assert again.block == (64 if "@" in written else scheme.block)
+    assert ("@" in written) == (scheme.block not in {None, 16})
+    assert (again.form, again.storage, again.zero) == (scheme.form, scheme.storage, scheme.zero)
+
+
+def test_floats_have_no_scheme() -> None:
+    assert scheme_of(FLOAT) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("int3", "int3 is no scheme; there are int4, int4-zero,"),
+        ("qdq-int8@32", "qdq-int8@32 is no scheme"),
+        ("qdq-nvfp4@32", "qdq-nvfp4@32 is no scheme"),
+        ("int4@", "int4@ is no scheme"),
+        ("int4@many", "int4@many is no scheme"),
+        ("int4@48", "block size 48 is not a power of two from 16 up"),
+        ("int4@8", "block size 8 is not a power of two from 16 up"),
+        ("fp8@0", "block size 0 is not a power of two from 16 up"),
+    ],
+)
+def test_names_that_are_none(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        scheme_of(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fp8", FP8, 128, "integer"), "FLOAT8E4M3FN has none"),
+        (("qdq", ir.DataType.INT8, None, "offset"), "INT8 has none"),
+        (("nbits", UINT4, 24), "block size 24 is not a power of two from 16 up"),
+    ],
+)
+def test_what_makes_no_sense(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scheme(*arguments)
+
+
+def test_the_last_block_may_be_shorter() -> None:
+    assert [Scheme("nbits", UINT4, 32).blocks(features) for features in (1, 32, 33, 64)] == [1, 1, 2, 2]
+    assert SCHEMES["qdq-int8"].blocks(4096) == 1
+
+
+def test_what_is_said_of_schemes() -> None:
+    assert {name: (scheme.bits, scheme.largest_kl) for name, scheme in SCHEMES.items()} == {
+        **dict.fromkeys(["int4", "int4-zero", "int4-offset"], (4, 1.0)),
+        **dict.fromkeys(["int8", "int8-zero", "int8-offset", "fp8", "qdq-int8", "qdq-fp8"], (8, 0.1)),
+        **dict.fromkeys(["qdq-int4", "qdq-int4-offset", "qdq-uint4-offset"], (4, 1.0)),
+        "qdq-nvfp4": (4, 0.1),
+    }

@@ -18,6 +18,10 @@ MUTMUT := mutmut==3.8.1
 LLAMA_CPP := llama-cpp-python==0.3.36
 DEMO := artifacts/smollm2-135m-int4
 GPU_BUNDLE := dist/gpu-bundle
+GPU_WHEELS := onnxruntime-gpu==1.31.1 onnx-ir==1.1.0 gguf==0.19.0 sentencepiece==0.2.3
+GPU_PLATFORMS := manylinux_2_34 manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014
+GPU_PYTHON ?= 3.12
+PART_SIZE ?= 60M
 # Processes that run tests; each takes up to 5 GB.
 WORKERS ?= 2
 
@@ -80,10 +84,14 @@ demo: $(STAMP) ## compile SmolLM2-135M to an int4 CPU engine, verify it, generat
 	$(BIN)/llmc generate $(DEMO) --chat -p 'Explain in one paragraph why the sea has tides.' --max-tokens 120
 	$(BIN)/llmc bench $(DEMO) --prompt 128,512 --gen 128 --runs 3
 
-# WITH names further files, as WITH="tests artifacts/engine"; BUNDLE further options, as BUNDLE="--part-size 1G".
+# WITH names further files, EXTRA further wheels, as WITH="tests artifacts/engine" EXTRA="rich==15.0.0".
 .PHONY: gpu-bundle
 gpu-bundle: $(STAMP) ## pack what a GPU machine without a network needs, in parts (WITH="tests artifacts/engine")
-	$(BIN)/python -m llmc.runtimes.bundle.gpu_bundle -o $(GPU_BUNDLE) $(if $(WITH),--with $(WITH)) $(BUNDLE)
+	@rm -rf build && mkdir -p build/wheels
+	SOURCE_DATE_EPOCH=315532800 $(PIP) wheel -q --no-deps --no-build-isolation -w build/wheels .
+	$(PIP) download -q --no-deps --only-binary=:all: --implementation cp --python-version $(GPU_PYTHON) \
+	    $(GPU_PLATFORMS:%=--platform %_x86_64) -d build/wheels $(GPU_WHEELS) $(EXTRA)
+	bash tests/gpu/bundle/pack.sh $(GPU_BUNDLE) $(PART_SIZE) $(GPU_PYTHON) build/wheels $(WITH)
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,6 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("runtimes/session", ""),
         ("runtimes/machine", ""),
         ("runtimes/kernels", ""),
-        ("runtimes/bundle", ""),
         ("runtimes/lint", ""),
         ("runtimes/memory", "compiler/artifact"),
         ("runtimes/reference", "runtimes/session"),

@@ -1,14 +1,4 @@
-"""The script that installs a bundle on a machine without a network.
-
-In: nothing. Out: :func:`install_script`, the text of ``install.sh`` (POSIX sh).
-"""
-
-from __future__ import annotations
-
-MARKER = ".llmc-gpu-bundle"
-"""File that says that a folder was made by the script, so that it may replace what is in it."""
-
-_SCRIPT = r"""#!/bin/sh
+#!/bin/sh
 # Installs a bundle that `make gpu-bundle` made. It needs Python @PYTHON@ with pip, tar and sha256sum; no network.
 #
 #     sh install.sh [PREFIX]         PREFIX: $HOME/llmc-gpu unless given
@@ -52,11 +42,11 @@ while read -r sum name; do
 done <"$sums"
 say "all parts are there and whole"
 
-if [ -e "$prefix" ] && [ ! -f "$prefix/@MARKER@" ] && [ -n "$(ls -A "$prefix" 2>/dev/null)" ]; then
+if [ -e "$prefix" ] && [ ! -f "$prefix/.llmc-gpu-bundle" ] && [ -n "$(ls -A "$prefix" 2>/dev/null)" ]; then
     fail "$prefix exists and was not made by this script; give another prefix: sh install.sh PREFIX"
 fi
 mkdir -p "$prefix" || fail "$prefix cannot be made; give another prefix: sh install.sh PREFIX"
-: >"$prefix/@MARKER@"
+: >"$prefix/.llmc-gpu-bundle"
 rm -rf "$prefix/wheels" "$prefix/files" "$prefix/site"
 while read -r sum name; do
     cat "$folder/$name"
@@ -67,9 +57,3 @@ say "installed into $prefix/site"
 [ ! -d "$prefix/files" ] || say "further files are in $prefix/files"
 printf "export PYTHONPATH='%s'\${PYTHONPATH:+:\$PYTHONPATH}\n" "$prefix/site"
 printf "export PATH='%s':\$PATH\n" "$prefix/site/bin"
-"""
-
-
-def install_script(python: str) -> str:
-    """The script for wheels of one Python version, as ``3.12``."""
-    return _SCRIPT.replace("@PYTHON@", python).replace("@MARKER@", MARKER)

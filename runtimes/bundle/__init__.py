@@ -1,1 +1,0 @@
-"""Wheels and an install script for a machine without a network."""

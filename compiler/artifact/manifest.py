@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal, get_args
 
@@ -169,6 +169,7 @@ class Manifest:
         measured: Errors measured when the artifact was made, by metric.
         files: Every other file of the directory, by its relative name.
         tools: Versions of llmc and of the packages that shaped the bytes.
+        plan: Schemes of quantized weights by kind of site or name of a site; empty where weights keep their floats.
         schema_version: Version of this format.
     """
 
@@ -186,6 +187,7 @@ class Manifest:
     measured: Mapping[str, float]
     files: Mapping[str, FileRecord]
     tools: Mapping[str, str]
+    plan: Mapping[str, str] = field(default_factory=dict)
     schema_version: Literal[2] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

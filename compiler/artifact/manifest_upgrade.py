@@ -44,7 +44,7 @@ def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:
         graph = ENGINE_GRAPH if ENGINE_GRAPH in value["files"] else GRAPH
         engine = {**engine, "details": details, "graph": graph}
     kept = {name: item for name, item in value.items() if name not in {"cache", "logits"}}
-    return {**kept, "contract": encode(contract), "engine": engine, "schema_version": 2}
+    return {**kept, "contract": encode(contract), "engine": engine, "plan": {}, "schema_version": 2}
 
 
 def _of(value: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:

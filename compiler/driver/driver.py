@@ -32,6 +32,7 @@ from llmc.compiler.driver.measured_artifact import measure_and_record, measure_a
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
 from llmc.compiler.driver.verification import report
 from llmc.compiler.graph.write_model import write_model
+from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import make_builder, require_builder
@@ -231,6 +232,7 @@ def _target_manifest(
         measured={},
         files={},
         tools=tool_versions(),
+        plan=make_plan(options),
     )
 
 

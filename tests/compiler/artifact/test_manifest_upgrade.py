@@ -17,6 +17,7 @@ def version_1(manifest: Manifest, *passes: dict[str, Any], **values: Any) -> str
     """The text that the version before this one would have written."""
     written = json.loads(manifest.to_json())
     contract = written.pop("contract")
+    assert not written.pop("plan"), "version 1 had none"
     engine = written["engine"]
     if engine is not None:
         engine["details"]["graph"] = engine.pop("graph")

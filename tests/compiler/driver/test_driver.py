@@ -22,8 +22,10 @@ from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOp
 from llmc.compiler.driver import measured_artifact
 from llmc.compiler.driver.driver import build, compile_model, export, optimize, plan, verify
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1
+from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.fusion.fuse_silu import FuseSilu
 from llmc.passes.quantization.quantize_cache import HEADROOM, LARGEST_INT8
+from llmc.passes.quantization.quantize_weights import EMITTERS
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
 from llmc.runtimes.onnxruntime.operator_support import has_input
 
@@ -211,8 +213,17 @@ def test_fp8_weights(portable: Path, tmp_path: Path) -> None:
     kernels = [node for node in graph if node.op_type == "MatMulBlockQuantizedFp8Weight"]
     # Packed projections, output, gate and up in one, down; and the head.
     assert len(kernels) == 4 * LAYERS + 1
-    assert report.manifest.precision == "fp8"
+    assert (report.manifest.precision, report.manifest.plan) == ("fp8", {"linear": "fp8@32"})
     assert report.shortfalls == ()
+
+
+def test_a_manifest_keeps_the_plan(portable: Path, tmp_path: Path) -> None:
+    """It says more than a precision: the head's scheme, block sizes, zero points. Engines keep their graph's."""
+    options = cuda(precision="int4", head="int4", symmetric=False, block_size=16)
+    report = optimize(portable, tmp_path / "target", options)
+    assert report.manifest.plan == make_plan(options) == dict.fromkeys(EMITTERS, "int4-zero@16")
+    assert build(tmp_path / "target", tmp_path / "engine").plan == report.manifest.plan
+    assert open_artifact(portable).manifest.plan == {}
 
 
 def test_two_ways_to_the_same_engine(whole: Path, portable: Path, tmp_path: Path) -> None:

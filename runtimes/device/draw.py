@@ -1,10 +1,11 @@
-"""The draw of a token as ONNX nodes: logits and a uniform number per row in, a token per row out.
+"""The draw of a token as ONNX nodes: logits, settings and a uniform number per row in, a token per row out.
 
     top-k, top-p:       TopK (in groups, then of those) ─▶ candidates by id ─▶ filters ─▶ cumulative sum ─▶ token
     the vocabulary:     blocks ─▶ sums ─▶ which block ─▶ cumulative sum inside ─▶ token
 
 Both do what :mod:`sampling` does, in its order: the cumulative sum runs over ascending token ids, and
-the token is the first whose sum exceeds ``uniform x total``. The nodes are chosen for ONNX Runtime's CUDA provider
+the token is the first whose sum exceeds ``uniform x total``. Each row is computed by itself, whatever the others ask
+for. The nodes are chosen for ONNX Runtime's CUDA provider
 and for a captured CUDA graph:
 
 * Every operator has a CUDA kernel for its types at :data:`OPSET`. A kernel without a last version is taken only for
@@ -25,13 +26,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.runtimes.session.sampling_params import SamplingParams
-
 OPSET = 18
 TIES = 64
 """Candidates beyond the k-th: up to so many tokens as likely as the k-th are kept besides the k."""
-TOP_P_CANDIDATES = 1024
-"""The most likely tokens among which top-p without top-k chooses."""
 MAX_BLOCK = 1024  # CUDA's CumSum adds an axis up in one thread per element
 PADDED_BLOCK = 512
 _BELOW_ONE = np.float32(1 - 2.0**-24)
@@ -39,8 +36,9 @@ _BELOW_ONE = np.float32(1 - 2.0**-24)
 
 @dataclass
 class GraphWriter:
-    """Collects nodes and constants; a tensor is its name."""
+    """Collects nodes and constants of a sampler for logits of ``vocab_size``; a tensor is its name."""
 
+    vocab_size: int
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[tuple[str, tuple[int, ...], bytes], Any] = field(default_factory=dict)
 
@@ -102,46 +100,57 @@ class GraphWriter:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-def uses_candidates(params: SamplingParams, vocab_size: int) -> bool:
-    """Whether the draw is among the most likely tokens; otherwise it is from the whole vocabulary."""
-    return 0 < params.top_k < vocab_size or params.top_p < 1
+@dataclass(frozen=True)
+class RowSettings:
+    """What the rows ask for, each [batch, 1] float32.
+
+    Attributes:
+        temperature: Positive.
+        top_k: How many candidates are kept; as many as there are where nothing limits them.
+        top_p: Infinity where it keeps all.
+        log_min_p: Negative infinity where it keeps all.
+    """
+
+    temperature: str
+    top_k: str
+    top_p: str
+    log_min_p: str
 
 
 def draw_from_candidates(
-    graph: GraphWriter, params: SamplingParams, vocab_size: int, logits: str, wide: str, uniform: str
+    graph: GraphWriter, settings: RowSettings, count: int, logits: str, wide: str, uniform: str, *, limited: bool
 ) -> tuple[str, str]:
     """Draw with top-k, top-p or both, and min-p.
 
     Args:
         graph: Where the nodes go.
-        params: The filters.
-        vocab_size: Width of the logits.
+        settings: What the rows ask for.
+        count: Candidates: the most likely tokens of each row.
         logits: [batch, vocab_size], of a type that TopK takes.
         wide: The same in float32.
         uniform: [batch, 1] float32 in [0, 1).
+        limited: Every row has a top-k below ``count``.
 
     Returns:
-        The token, [batch, 1] int64, and whether the row's logits are sound, [batch, 1] bool.
+        The token, [batch, 1] int64, and the mass of what can be drawn, [batch, 1] float32.
     """
-    limit = params.top_k if 0 < params.top_k < vocab_size else 0
-    count = min(vocab_size, limit + TIES if limit else TOP_P_CANDIDATES)
-    values, ids = most_likely(graph, logits, vocab_size, count)
+    values, ids = most_likely(graph, logits, count)
     # From here on by descending id. A sort keeps the order of equal entries, and of equally likely tokens the host's
     # top-p takes the highest ids first.
     ids, places = graph.largest(ids, count)
     if logits != wide:
         values = graph.cast(values, TensorProto.FLOAT)
     scores = graph.op("GatherElements", values, places, axis=1)
-    if limit:
-        scores = graph.drop(graph.op("Less", scores, graph.at(values, limit - 1, 1)), scores, -math.inf)
+    last = graph.op("Sub", graph.cast(settings.top_k, TensorProto.INT64), graph.constant(1, np.int64))
+    below = graph.op("Less", scores, graph.op("GatherElements", values, last, axis=1))
+    bound = graph.op("Add", settings.top_k, graph.number(TIES))
+    beyond = graph.op("LessOrEqual", bound, graph.cast(places, TensorProto.FLOAT))
+    scores = graph.drop(graph.op("Or", below, beyond), scores, -math.inf)
     most = graph.at(values, 0, 1)
-    scaled = _scale(graph, scores, most, params.temperature)
-    weights = graph.op("Exp", scaled)
-    if params.top_p < 1:
-        everything = weights if limit else graph.op("Exp", _scale(graph, wide, most, params.temperature))
-        weights = _top_p(graph, weights, graph.reduce("ReduceSum", everything, 1), params.top_p, count)
-    if params.min_p > 0:
-        weights = graph.drop(graph.op("Less", scaled, graph.number(math.log(params.min_p))), weights, 0.0)
+    scaled = _scale(graph, scores, most, settings.temperature)
+    everything = "" if limited else graph.op("Exp", _scale(graph, wide, most, settings.temperature))
+    weights = _top_p(graph, graph.op("Exp", scaled), everything, settings, count)
+    weights = graph.drop(graph.op("Less", scaled, settings.log_min_p), weights, 0.0)
     # Ids descend: where the host's sum over ascending ids exceeds its target, this one has reached the rest of the
     # total. Not a CumSum from the end: CUDA starts each of its sums elsewhere, so that they need not be monotone.
     cumulative = graph.cumsum(weights)
@@ -149,26 +158,19 @@ def draw_from_candidates(
     target = graph.op("Mul", graph.op("Sub", graph.number(1.0), uniform), total)
     passed = graph.op("Less", cumulative, target)
     place = graph.reduce("ReduceSum", graph.cast(passed, TensorProto.FLOAT), 1)
-    token = graph.op("GatherElements", ids, graph.cast(place, TensorProto.INT64), axis=1)
-    # Without top-k the total over the vocabulary has met every logit, and NaN leaves nothing inside top-p; with top-k
-    # NaN may hide among the others.
-    sound = sum_is_sound(graph, wide) if limit else graph.op("Greater", total, graph.number(0.0))
-    return token, sound
+    return graph.op("GatherElements", ids, graph.cast(place, TensorProto.INT64), axis=1), total
 
 
-def draw_from_all(
-    graph: GraphWriter, params: SamplingParams, vocab_size: int, wide: str, uniform: str
-) -> tuple[str, str]:
+def draw_from_all(graph: GraphWriter, settings: RowSettings, wide: str, uniform: str) -> tuple[str, str]:
     """Draw from the whole vocabulary, with min-p or without any filter; as :func:`draw_from_candidates`."""
-    blocks, width = split_vocabulary(vocab_size)
-    if padding := blocks * width - vocab_size:
+    blocks, width = split_vocabulary(graph.vocab_size)
+    if padding := blocks * width - graph.vocab_size:
         pads = graph.constant([0, 0, 0, padding], np.int64)
         wide = graph.op("Pad", wide, pads, graph.number(-math.inf))
     scores = graph.reshape(wide, -1, blocks, width)
     most = graph.reduce("ReduceMax", graph.reduce("ReduceMax", scores, 2), 1)
-    scaled = _scale(graph, scores, most, params.temperature)
-    if params.min_p > 0:
-        scaled = graph.drop(graph.op("Less", scaled, graph.number(math.log(params.min_p))), scaled, -math.inf)
+    scaled = _scale(graph, scores, most, graph.reshape(settings.temperature, -1, 1, 1))
+    scaled = graph.drop(graph.op("Less", scaled, graph.reshape(settings.log_min_p, -1, 1, 1)), scaled, -math.inf)
     weights = graph.op("Exp", scaled)
     sums = graph.reduce("ReduceSum", weights, 2, keepdims=False)
     # In float64, as on the host: float32 would move every token's bounds by 1e-7 of the total.
@@ -183,19 +185,19 @@ def draw_from_all(
     place = _invert(graph, inside, graph.cast(rest, TensorProto.FLOAT), width)
     start = graph.op("Mul", block, graph.number(width))
     token = graph.cast(graph.op("Add", start, place), TensorProto.INT64)
-    return token, graph.op("Less", target, total)
+    return token, graph.cast(total, TensorProto.FLOAT)
 
 
-def most_likely(graph: GraphWriter, logits: str, vocab_size: int, count: int) -> tuple[str, str]:
+def most_likely(graph: GraphWriter, logits: str, count: int) -> tuple[str, str]:
     """The ``count`` largest of logits [batch, vocab_size], descending, and their ids, both [batch, count].
 
     CUDA's TopK gives a row to one block of threads, which reads it several times; so groups of tokens go first, side
     by side.
     """
-    groups = split_for_top_k(vocab_size, count)
+    groups = split_for_top_k(graph.vocab_size, count)
     if groups == 1:
         return graph.largest(logits, count)
-    width = vocab_size // groups
+    width = graph.vocab_size // groups
     values, ids = graph.largest(graph.reshape(logits, -1, groups, width), count)
     starts = graph.constant(np.arange(groups)[:, None] * width, np.int64)
     ids = graph.reshape(graph.op("Add", ids, starts), -1, groups * count)
@@ -233,19 +235,26 @@ def sum_is_sound(graph: GraphWriter, wide: str) -> str:
     return graph.op("Less", graph.reduce("ReduceSum", wide, 1), graph.number(math.inf))
 
 
-def _scale(graph: GraphWriter, scores: str, most: str, temperature: float) -> str:
+def _scale(graph: GraphWriter, scores: str, most: str, temperature: str) -> str:
     """(scores - most) / temperature."""
-    shifted = graph.op("Sub", scores, most)
-    return shifted if temperature == 1 else graph.op("Div", shifted, graph.number(temperature))
+    return graph.op("Div", graph.op("Sub", scores, most), temperature)
 
 
-def _top_p(graph: GraphWriter, weights: str, total: str, top_p: float, count: int) -> str:
-    """Weights [batch, count] without those before which the likelier ones already reach ``top_p`` of ``total``."""
+def _top_p(graph: GraphWriter, weights: str, everything: str, settings: RowSettings, count: int) -> str:
+    """Weights [batch, count] without those before which the likelier ones already reach top-p of the total.
+
+    The total is that of ``everything`` [batch, vocab_size] where top-k limits nothing, else that of the weights.
+    """
     # TopK orders NaN anyhow, and its order says where ScatterElements writes.
     weights = graph.op("Where", graph.op("Greater", weights, graph.number(0.0)), weights, graph.number(0.0))
     descending, order = graph.largest(weights, count)
     before = graph.cumsum(descending, exclusive=True)
-    kept = graph.op("Less", before, graph.op("Mul", total, graph.number(top_p)))
+    # Not a ReduceSum, whose rounding would depend on how many candidates there are beside the row's own.
+    total = graph.op("Add", graph.at(before, count - 1, 1), graph.at(descending, count - 1, 1))
+    if everything:
+        limited = graph.op("Less", settings.top_k, graph.number(count))
+        total = graph.op("Where", limited, total, graph.reduce("ReduceSum", everything, 1))
+    kept = graph.op("Less", before, graph.op("Mul", total, settings.top_p))
     descending = graph.op("Where", kept, descending, graph.number(0.0))
     return graph.op("ScatterElements", weights, order, descending, axis=1)
 

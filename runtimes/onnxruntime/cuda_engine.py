@@ -21,9 +21,9 @@ from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH, LOGITS
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
-from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import Device, HostDevice
+from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory

@@ -27,8 +27,8 @@ from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.json_record import to_text
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.device.cuda import CudaDevice, require_gpu
-from llmc.runtimes.device.decode_loop import SamplerCache
 from llmc.runtimes.device.interface import HostDevice
+from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.capacity_plan import BuildOptions, CapacityPlan
 from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -10,13 +11,20 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-from llmc.runtimes.device.sampler import build_sampler, uniforms
+from llmc.runtimes.device.sampler import (
+    UNIFORM_STEPS,
+    SamplerKind,
+    build_sampler,
+    kind_of,
+    settings_of,
+    uniforms,
+)
 from llmc.runtimes.session.capabilities import RowState
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 Array = np.ndarray[Any, Any]
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-STATE = {"next_step": "step", "next_seqlens_k": "seqlens_k", "next_log": "log"}
+STATE = {"next_step": "step", "next_seqlens_k": "seqlens_k"}
 FILTERS: list[dict[str, float]] = [
     {},
     {"min_p": 0.05},
@@ -36,18 +44,20 @@ class Steps:
 
     def __init__(
         self,
-        params: SamplingParams,
+        params: SamplingParams | Sequence[SamplingParams],
         vocab: int,
         rows: int,
         *,
-        steps: int = 64,
         dtype: str = "float32",
         draws: Array | None = None,
         in_place: bool = False,
         provider: str = "CPUExecutionProvider",
+        kind: SamplerKind | None = None,
         **options: Any,
     ) -> None:
-        model = build_sampler(params, vocab, TYPES[dtype], steps, **options)
+        every = [params] * rows if isinstance(params, SamplingParams) else params
+        kind = kind or kind_of(every, vocab)
+        model = build_sampler(kind, vocab, TYPES[dtype], **options)
         onnx.checker.check_model(model, full_check=True)
         settings = ort.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = 1, 3
@@ -55,11 +65,14 @@ class Steps:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self.session = ort.InferenceSession(model.SerializeToString(), settings, providers=[provider])
         self.type, self.in_place = TYPES[dtype], in_place
-        self.uniforms = draws_of(params, rows, steps) if draws is None else draws.astype(np.float32)
+        states = [RowState(0, one, row, 0, 1) for row, one in enumerate(every)]
+        self.settings = settings_of(states, kind, vocab)
+        self.uniforms = uniforms(states, 0) if draws is None else draws.astype(np.float32)
+        if len(self.uniforms) < UNIFORM_STEPS:
+            self.uniforms = np.resize(self.uniforms, (UNIFORM_STEPS, rows))
         self.step = np.zeros(1, np.int64)
         self.seqlens_k = np.arange(rows, dtype=np.int32)
         self.active = np.ones(rows, np.int32)
-        self.log = np.full((steps, rows), -7, np.int64)
         self.ids = np.zeros((rows, 1), np.int64)
 
     def __call__(self, logits: Array) -> Array:
@@ -71,12 +84,13 @@ class Steps:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         outputs = {"next_ids": self.ids}
-        for output, name in STATE.items():
+        state = {output: name for output, name in STATE.items() if name in names}
+        for output, name in state.items():
             outputs[output] = getattr(self, name) if self.in_place else np.empty_like(getattr(self, name))
         for output, array in outputs.items():
             binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(array))
         self.session.run_with_iobinding(binding)
-        for output, name in STATE.items():
+        for output, name in state.items():
             setattr(self, name, outputs[output])
         return self.ids[:, 0].copy()
 
@@ -88,11 +102,6 @@ class Steps:
             return ort.OrtValue.ortvalue_from_numpy(batch.astype(np.float16))
         bits = batch.astype(ml_dtypes.bfloat16).view(np.uint16)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, self.type)
-
-
-def draws_of(params: SamplingParams, rows: int, steps: int) -> Array:
-    """Uniforms from step 0 on of rows that are numbered from 0."""
-    return uniforms([RowState(0, params, row, 0, 1) for row in range(rows)], steps + 1)[1:]
 
 
 def random_logits(seed: int, rows: int, vocab: int, dtype: str = "float32", spread: float = 3.0) -> Array:

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.device.draw import OPSET, TIES, TOP_P_CANDIDATES, split_for_top_k, split_vocabulary
-from llmc.runtimes.device.sampler import MAX_TOP_K, build_sampler, supports, uniforms
+from llmc.runtimes.device.draw import OPSET, TIES, split_for_top_k, split_vocabulary
+from llmc.runtimes.device.sampler import (
+    CANDIDATES,
+    MAX_TOP_K,
+    UNIFORM_STEPS,
+    SamplerKind,
+    build_sampler,
+    kind_of,
+    supports,
+    uniforms,
+)
 from llmc.runtimes.session.capabilities import RowState
 from llmc.runtimes.session.sampling import Sampler, filter_tokens, random_uniform
 from llmc.runtimes.session.sampling_params import SamplingParams
@@ -30,7 +39,7 @@ CUDA: dict[str, tuple[int, set[str]]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), (14, _WIDE)),
     **dict.fromkeys(("Less", "Greater", "Equal", "Min"), (13, _WIDE)),
     "LessOrEqual": (16, _WIDE),
-    "And": (7, {"bool"}),
+    **dict.fromkeys(("And", "Or"), (7, {"bool"})),
     "ArgMax": (13, _FLOATS),
     "Clip": (13, _WIDE),
     "Cast": (13, _WIDE | {"bool", "bfloat16"}),
@@ -51,7 +60,7 @@ CUDA: dict[str, tuple[int, set[str]]] = {
 
 def count_differences(params: SamplingParams, vocab: int, dtype: str, rows: int = 64, steps: int = 32) -> int:
     """Steps in which the graph and the host's sampler choose otherwise, of ``rows * steps``."""
-    graph = Steps(params, vocab, rows, steps=steps, dtype=dtype)
+    graph = Steps(params, vocab, rows, dtype=dtype)
     host = [Sampler(params, vocab, row) for row in range(rows)]
     different = 0
     for step in range(steps):
@@ -79,14 +88,13 @@ def test_bfloat16_logits() -> None:
     assert count_differences(SamplingParams(), 500, "bfloat16", rows=8) == 0
 
 
-@pytest.mark.parametrize("kind", ["argmax", "topk"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_greedy_takes_the_lowest_of_equal_tokens(kind: str, dtype: str) -> None:
+def test_greedy_takes_the_lowest_of_equal_tokens(dtype: str) -> None:
     logits = random_logits(1, 5, 6000, dtype)
     logits[0, [70, 1500, 5999]] = 40.0
     logits[1] = 60.0  # their sum is beyond float16
     logits[2] = -60.0
-    graph = Steps(SamplingParams(), 6000, 5, dtype=dtype, greedy_kind=kind)
+    graph = Steps(SamplingParams(), 6000, 5, dtype=dtype)
     assert graph(logits).tolist() == [70, 0, 0, *logits[3:].argmax(axis=1)]
 
 
@@ -94,10 +102,10 @@ def test_ties_with_the_kth_token_are_kept_up_to_the_bound() -> None:
     draws = np.tile(np.linspace(0, 1 - 2.0**-24, 400), (1, 1))
     logits = np.zeros((400, 900), np.float32)
     logits[:, 500:520] = 1.0
-    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, steps=1, draws=draws)
+    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, draws=draws)
     assert set(graph(logits).tolist()) == set(range(500, 520))
     logits[:, 100:300] = 1.0
-    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, steps=1, draws=draws)
+    graph = Steps(SamplingParams(temperature=1.0, top_k=3), 900, 400, draws=draws)
     drawn = set(graph(logits).tolist())
     assert len(drawn) == 3 + TIES
     assert drawn < {*range(100, 300), *range(500, 520)}
@@ -115,20 +123,20 @@ def test_ties_inside_top_p_are_those_of_the_host() -> None:
 
 
 def test_top_p_is_renormalised_over_its_candidates() -> None:
-    vocab, rows = 3 * TOP_P_CANDIDATES, 4096
+    vocab, rows = 3 * CANDIDATES[-1], 4 * CANDIDATES[-1]
     row = np.full(vocab, -1.0, np.float32)
-    row[1::3] = 1.0  # TOP_P_CANDIDATES of them, with 0.787 of the mass
+    row[1::3] = 1.0  # as many of them as there are candidates, with 0.787 of the mass
     draws = (np.arange(rows)[None] + 0.5) / rows
-    graph = Steps(SamplingParams(temperature=1.0, top_p=0.95), vocab, rows, steps=1, draws=draws)
+    graph = Steps(SamplingParams(temperature=1.0, top_p=0.95), vocab, rows, draws=draws)
     counts = np.bincount(graph(np.tile(row, (rows, 1))), minlength=vocab)
-    assert counts[1::3].tolist() == [rows // TOP_P_CANDIDATES] * TOP_P_CANDIDATES
+    assert counts[1::3].tolist() == [rows // CANDIDATES[-1]] * CANDIDATES[-1]
 
 
 @pytest.mark.parametrize("fields", [{}, {"top_k": 12}, {"top_p": 0.8}, {"min_p": 0.05}], ids=str)
 def test_frequencies_follow_the_distribution(fields: dict[str, float]) -> None:
     params = SamplingParams(temperature=1.2, seed=11, **fields)
     logits = random_logits(5, 1, 600, spread=1.5)
-    graph = Steps(params, 600, 1000, steps=20)
+    graph = Steps(params, 600, 1000)
     counts = sum(np.bincount(graph(np.tile(logits, (1000, 1))), minlength=600) for _ in range(20))
     tokens, scaled = filter_tokens(logits[0], params)
     expected = np.zeros(600)
@@ -159,7 +167,6 @@ def test_broken_and_finished_rows_get_no_token(params: SamplingParams, dtype: st
     assert tokens[[0, 1, 2, 3, 5]].tolist() == [-1] * 5
     assert 1000 <= tokens[4] < vocab
     assert 0 <= tokens[6] < vocab
-    assert graph.log[0].tolist() == tokens.tolist()
     assert graph.seqlens_k.tolist() == [1, 2, 3, 4, 5, 5, 7]
 
 
@@ -168,7 +175,7 @@ def with_nan_last(*arguments: Any, **options: Any) -> onnx.ModelProto:
     model = build_sampler(*arguments, **options)
     nodes = []
     for node in model.graph.node:
-        if node.op_type == "TopK" and node.input[0] in ("logits", model.graph.node[1].output[0]):
+        if node.op_type == "TopK" and node.input[0] in ("logits", model.graph.node[0].output[0]):
             nodes.append(onnx.helper.make_node("IsNaN", [node.input[0]], ["is nan"]))
             nodes.append(onnx.helper.make_node("Where", ["is nan", "least", node.input[0]], ["sorted"]))
             node.input[0] = "sorted"
@@ -198,7 +205,7 @@ def test_a_set_that_reaches_top_p_exactly_takes_no_more() -> None:
     for fields in ({"top_p": 0.5}, {"top_p": 0.5, "top_k": 9}):
         params = SamplingParams(temperature=1.0, **fields)
         assert filter_tokens(row, params)[0].tolist() == [301, 650]
-        drawn = Steps(params, 700, 40, steps=1, draws=draws)(np.tile(row, (40, 1)))
+        drawn = Steps(params, 700, 40, draws=draws)(np.tile(row, (40, 1)))
         assert sorted(set(drawn.tolist())) == [301, 650]
 
 
@@ -206,9 +213,7 @@ def test_a_set_that_reaches_top_p_exactly_takes_no_more() -> None:
 def test_no_token_behind_the_vocabulary_is_drawn(vocab: int) -> None:
     """Primes, whose blocks are padded; logits far below 0, so that padding of 0 would have all the mass."""
     draws = np.linspace(0, 1 - 2.0**-24, 300)[None]
-    drawn = Steps(SamplingParams(temperature=1.0), vocab, 300, steps=1, draws=draws)(
-        np.full((300, vocab), -9.0, np.float32)
-    )
+    drawn = Steps(SamplingParams(temperature=1.0), vocab, 300, draws=draws)(np.full((300, vocab), -9.0, np.float32))
     assert abs(drawn - np.floor(draws[0] * vocab)).max() <= 1
     assert drawn.max() == vocab - 1
 
@@ -234,15 +239,15 @@ def test_draws_at_the_end_of_a_block_stay_inside_it() -> None:
     ends = np.cumsum(np.exp(row, dtype=np.float64).reshape(blocks, width).sum(axis=1))[:-1]
     near = (ends / np.exp(row, dtype=np.float64).sum()).astype(np.float32)
     draws = np.concatenate([near + np.float32(shift * 2.0**-24) for shift in range(-8, 8)])
-    graph = Steps(SamplingParams(temperature=1.0), 4096, draws.size, steps=1, draws=draws[None])
+    graph = Steps(SamplingParams(temperature=1.0), 4096, draws.size, draws=draws[None])
     assert (graph(np.tile(row, (draws.size, 1))) % width != 0).all()
 
 
 @pytest.mark.parametrize("params", GRAPHS, ids=str)
 def test_outputs_may_lie_in_the_memory_of_their_inputs(params: SamplingParams) -> None:
     rows, steps = 3, 6
-    apart, in_place = (Steps(params, 700, rows, steps=steps, in_place=place) for place in (False, True))
-    held = in_place.step, in_place.seqlens_k, in_place.log
+    apart, in_place = (Steps(params, 700, rows, in_place=place) for place in (False, True))
+    held = in_place.step, in_place.seqlens_k
     tokens = []
     for step in range(steps):
         logits = random_logits(step, rows, 700, spread=1.0)
@@ -250,9 +255,8 @@ def test_outputs_may_lie_in_the_memory_of_their_inputs(params: SamplingParams) -
             apart.active[1] = in_place.active[1] = 0
         tokens.append(in_place(logits).tolist())
         assert apart(logits).tolist() == tokens[-1]
-    assert held[0].tolist() == [steps]
+    assert held[0].tolist() == [0 if params.greedy else steps]
     assert held[1].tolist() == [steps, 1 + 3, 2 + steps] == apart.seqlens_k.tolist()
-    assert held[2].tolist() == tokens == apart.log.tolist()
     assert [row[1] for row in tokens[3:]] == [-1] * 3
     assert len({row[0] for row in tokens}) > 1  # each step read logits and uniforms of its own
 
@@ -265,28 +269,21 @@ def test_lengths_of_64_bits(params: SamplingParams) -> None:
     assert graph.seqlens_k.tolist() == [2**40 + 1, 5, 8]
 
 
-def test_a_step_beyond_the_log_leaves_it() -> None:
-    graph = Steps(SamplingParams(), 50, 2, steps=2)
-    graph.step[0] = 2
-    graph(random_logits(0, 2, 50))
-    assert (graph.log == -7).all()
-
-
 @pytest.mark.parametrize("params", GRAPHS, ids=str)
 def test_inputs_that_are_overwritten_are_read_by_the_node_that_writes(params: SamplingParams) -> None:
-    model = build_sampler(params, 700, TensorProto.FLOAT16, 8)
-    for output, name in STATE.items():
+    model = build_sampler(kind_of([params], 700), 700, TensorProto.FLOAT16)
+    for output, name in list(STATE.items())[int(params.greedy) :]:
         readers = [node for node in model.graph.node if name in node.input]
         assert [list(node.output) for node in readers] == [[output]]
-        assert readers[0].op_type in ("Add", "Where")  # elementwise: no element is read after another was written
+        assert readers[0].op_type == "Add"  # elementwise: no element is read after another was written
 
 
 @pytest.mark.parametrize("vocab", [700, 1031, 9000])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("params", GRAPHS, ids=str)
 def test_cuda_has_a_kernel_for_every_node(params: SamplingParams, dtype: str, vocab: int) -> None:
-    for kind in ("argmax", "topk"):
-        model = build_sampler(params, vocab, TYPES[dtype], 8, greedy_kind=kind)  # type: ignore[arg-type]
+    for kind in (kind_of([params], vocab), SamplerKind(min(CANDIDATES[0], vocab), True)):
+        model = build_sampler(kind, vocab, TYPES[dtype])
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         values = [*inferred.input, *inferred.output, *inferred.value_info]
         types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -301,18 +298,18 @@ def test_cuda_has_a_kernel_for_every_node(params: SamplingParams, dtype: str, vo
 
 
 def test_the_greedy_graph_is_small() -> None:
-    nodes = [node.op_type for node in build_sampler(SamplingParams(), 4096, TensorProto.FLOAT, 8).graph.node]
-    assert len([name for name in nodes if name != "Reshape"]) == 10
-    assert "uniforms" not in {item.name for item in build_sampler(SamplingParams(), 9, 1, 8).graph.input}
+    graph = build_sampler(SamplerKind(), 4096, TensorProto.FLOAT).graph
+    assert len([node for node in graph.node if node.op_type != "Reshape"]) == 7
+    assert {item.name for item in graph.input} == {"logits", "active", "seqlens_k"}
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 40))
-def test_uniforms_are_those_of_the_host_rounded_down(seed: int, row: int, steps: int) -> None:
-    rows = [RowState(0, SamplingParams(temperature=1.0, seed=seed), row, 0, 1), None]
-    rounded = uniforms(rows, steps + 1)[1:]
-    assert rounded.dtype == np.float32
-    for step, value in enumerate(rounded[:, 0]):
-        exact = random_uniform(seed, row, step)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(0, 2**33))
+def test_uniforms_are_those_of_the_host_rounded_down(seed: int, row: int, begin: int) -> None:
+    rows = [None, RowState(0, SamplingParams(temperature=1.0, seed=seed), row, 3, 1)]
+    rounded = uniforms(rows, begin)
+    assert (rounded.dtype, rounded.shape) == (np.float32, (UNIFORM_STEPS, 2))
+    for step, value in enumerate(rounded[:, 1]):
+        exact = random_uniform(seed, row, 3 + begin + step)
         assert float(value) <= exact < float(np.nextafter(value, np.float32(2)))
         assert value < 1
 
@@ -340,20 +337,11 @@ def test_groups_for_top_k_of_common_vocabularies() -> None:
 def test_what_the_device_leaves_to_the_host() -> None:
     for params in (SamplingParams(repetition_penalty=1.1), SamplingParams(temperature=1.0, top_k=MAX_TOP_K + 1)):
         assert not supports(params)
-        with pytest.raises(UsageError, match="sampled on the host"):
-            build_sampler(params, 100, TensorProto.FLOAT, 8)
     assert supports(SamplingParams(top_k=5000))  # greedy: no filter applies
     assert supports(SamplingParams(temperature=1.0, top_k=MAX_TOP_K))
 
 
-@pytest.mark.parametrize(
-    ("vocab", "kind", "steps", "message"),
-    [
-        (100, TensorProto.INT32, 8, "element type 6"),
-        (0, TensorProto.FLOAT, 8, "0 tokens and 8 steps"),
-        (100, TensorProto.FLOAT, 0, "100 tokens and 0 steps"),
-    ],
-)
-def test_sizes_and_types_that_make_no_sampler(vocab: int, kind: int, steps: int, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build_sampler(SamplingParams(), vocab, kind, steps)
+@pytest.mark.parametrize(("vocab", "element", "said"), [(100, TensorProto.INT32, 6), (0, TensorProto.FLOAT, 1)])
+def test_sizes_and_types_that_make_no_sampler(vocab: int, element: int, said: int) -> None:
+    with pytest.raises(UsageError, match=f"element type {said} and {vocab} tokens cannot be sampled"):
+        build_sampler(SamplerKind(), vocab, element)

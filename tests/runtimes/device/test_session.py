@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.device.decode_loop import MOST_RECORDINGS, MOST_SAMPLERS, SamplerCache
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
+from llmc.runtimes.device.sampler_cache import MOST_SAMPLERS, SamplerCache
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
+from llmc.runtimes.device.step_recorder import MOST_RECORDINGS
 from llmc.runtimes.onnxruntime.cuda_engine import load
 from llmc.runtimes.session.engine import FloatArray, Int64Array
 from llmc.runtimes.session.sampling_params import SamplingParams
@@ -304,7 +305,7 @@ def test_a_recorded_step_is_the_step(session: DeviceSession) -> None:
         session.forward(ids, lengths)
         logits = session.forward(column(50, 60, 70))
         if not recorded:
-            session.run_step()
+            session.recorder.run_step()
         results.append(logits.host())
     assert np.array_equal(*results)
 

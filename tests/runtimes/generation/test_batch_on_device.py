@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.device.decode_loop import DeviceChooser
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.generation.text_engine import Reply
@@ -39,7 +40,7 @@ def generate(session: DeviceSession, params: SamplingParams | None = None, **opt
 
 
 def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DeviceSession, "can_choose", lambda session, settings: False)
+    monkeypatch.setattr(DeviceChooser, "can_choose", lambda chooser, settings: False)
 
 
 @pytest.mark.parametrize("params", ALL)
@@ -48,8 +49,8 @@ def test_the_device_gives_the_host_s_tokens(
     session: DeviceSession, params: SamplingParams, chunk: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops = []
-    loop = session.begin
-    monkeypatch.setattr(session, "begin", lambda *args: loops.append(loop(*args)) or loops[-1])
+    loop = session.chooser.begin
+    monkeypatch.setattr(session.chooser, "begin", lambda *args: loops.append(loop(*args)) or loops[-1])
     there = generate(session, params, prefill_chunk=chunk)
     lengths = session.lengths.tolist()
     assert len(loops) == 1
@@ -125,8 +126,8 @@ def test_when_a_caller_ends_all_rows_the_lengths_are_right(session: DeviceSessio
 def test_few_tokens(session: DeviceSession, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     free = generate(session).tokens
     loops: list[int] = []
-    loop = session.begin
-    monkeypatch.setattr(session, "begin", lambda *args: loops.append(1) or loop(*args))
+    loop = session.chooser.begin
+    monkeypatch.setattr(session.chooser, "begin", lambda *args: loops.append(1) or loop(*args))
     assert generate(session, max_tokens=count).tokens == tuple(row[:count] for row in free)
     assert len(loops) == (count > 1)
     assert session.lengths.tolist() == [len(prompt) + count - 1 for prompt in PROMPTS]
@@ -196,7 +197,7 @@ def test_stop_strings_end_their_row(session: DeviceSession, monkeypatch: pytest.
 
 
 def test_the_penalty_is_applied_on_the_host(session: DeviceSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "begin", lambda *args: pytest.fail("the device knows no penalty"))
+    monkeypatch.setattr(session.chooser, "begin", lambda *args: pytest.fail("the device knows no penalty"))
     made = generate(session, SamplingParams(repetition_penalty=1e6)).tokens
     for prompt, row in zip(PROMPTS, made, strict=True):
         assert len({*prompt, *row}) == len(set(prompt)) + 12

@@ -223,7 +223,7 @@ def test_the_loop_on_the_device_chooses_what_the_host_chooses(
     session = open_fake(folder, tmp_path, FakeModule(is_rtx))
     made = generate(session, PROMPTS, params, max_tokens=9).tokens
     assert session.chooser is not None
-    session._samplers = None
+    session._samplers = session.chooser = None
     on_host = generate(session, PROMPTS, params, max_tokens=9).tokens
     assert made == on_host
     assert len(set(made)) == 3
@@ -234,7 +234,7 @@ def test_the_loop_on_the_device_chooses_what_the_host_chooses(
 def test_it_is_benchmarked(folder: Path, tmp_path: Path, module: FakeModule, on_device: bool) -> None:
     session = open_fake(folder, tmp_path, module)
     if not on_device:
-        session._samplers = None
+        session._samplers = session.chooser = None
     target = SessionTarget(lambda path, threads: session)
     assert target.open(str(tmp_path), None)["runtime"] == "tensorrt-rtx"
     module.runs.clear()
@@ -252,8 +252,7 @@ def test_without_samplers_the_host_chooses(session: DeviceSession) -> None:
     session.reset(2, 20)
     logits = session.forward(np.array([PROMPTS[2], PROMPTS[2]], np.int64))
     assert logits.argmax().tolist() == logits.host()[:, 0].argmax(axis=1).tolist()
-    with pytest.raises(EngineError, match="choose them on the host"):
-        session.begin([None, None])
+    assert DeviceSession(session._io, session.info, session._device, None).chooser is None
 
 
 def test_logits_that_are_not_finite_are_no_token(session: DeviceSession) -> None:

@@ -254,8 +254,8 @@ def test_a_session_on_a_device_runs_its_own_loop(device_target, monkeypatch, pro
     target, session = device_target
     request = RunRequest(prompt=prompt, gen=gen, batch=batch)
     loops, resets = [], []
-    begin, reset = session.begin, session.reset
-    monkeypatch.setattr(session, "begin", lambda *args: loops.append(begin(*args)) or loops[-1])
+    begin, reset = session.chooser.begin, session.reset
+    monkeypatch.setattr(session.chooser, "begin", lambda *args: loops.append(begin(*args)) or loops[-1])
     monkeypatch.setattr(session, "reset", lambda *args: resets.append(args) or reset(*args))
     times = target.run(request)
     assert resets == [(batch, prompt + gen - 1)] * 2

@@ -1,0 +1,59 @@
+"""The rows of a session's cache on a device: what they hold, and whose turn it is to work on them.
+
+In: the cache's buffers. Out: :class:`CacheRows`, the session's
+:class:`~llmc.runtimes.session.capabilities.RowEditor`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmc.runtimes.device.decoder import Decoder
+from llmc.runtimes.device.interface import Device
+from llmc.runtimes.device.session_buffers import SessionBuffers, part
+from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.engine import Int64Array, require_prefix
+
+
+class CacheRows(RowEditor):
+    """What a session, its recorder and its decode loops know of the cache in common.
+
+    Attributes:
+        lengths: Tokens that each row holds, [batch] int64.
+        capacity: Slots of each row.
+        turn: Counts who has worked on the rows: a loop goes on only while it was the last.
+    """
+
+    def __init__(self, device: Device, decoder: Decoder, memory: SessionBuffers) -> None:
+        """No rows yet."""
+        self._device, self._decoder, self._memory = device, decoder, memory
+        self.lengths: Int64Array = np.zeros(0, np.int64)
+        self.capacity = 0
+        self.turn = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, capacity)."""
+        return len(self.lengths), self.capacity
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether the decoder takes such a chunk as it is."""
+        return self._decoder.traits.ragged_chunks
+
+    def take_turn(self) -> int:
+        """End whatever loop works on the rows; returns the number of the new turn."""
+        self.turn += 1
+        return self.turn
+
+    def hold(self, row: int, source: int, length: int) -> None:
+        """Copy slots within the cache, on the device; see :class:`RowEditor`."""
+        require_prefix(self.lengths, source, length)
+        self.take_turn()
+        self.lengths[row] = length
+        for tensor in self._decoder.cache if length and row != source else ():
+            size, slot = tensor.nbytes(1, self.capacity), tensor.width * tensor.itemsize
+            cache = self._memory.named[tensor.past]
+            origin, target = (part(cache, index * size, size) for index in (source, row))
+            strides = (self.capacity * slot, self.capacity * slot)
+            self._device.copy_pieces(origin, target, tensor.heads, length * slot, strides)

@@ -122,9 +122,15 @@ def test_logits_of_every_token(shared: Shared, engine: llmc.Engine) -> None:
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_an_engine_for_one_text(engine_directory: Path, engine: llmc.Engine) -> None:
+def test_an_engine_for_one_text(engine_directory: Path, engine: llmc.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine:
-        assert llmc.generate(engine_directory, "w7", max_tokens=4, threads=1) == engine.generate("w7", max_tokens=4)
+        expected = engine.generate("w7", max_tokens=4)
+    closed: list[bool] = []
+    monkeypatch.setattr(llmc.Engine, "close", lambda self: closed.append(True))
+    assert llmc.generate(engine_directory, "w7", max_tokens=4, threads=1) == expected
+    with pytest.raises(UsageError):
+        llmc.generate(engine_directory, [], max_tokens=4)
+    assert closed == [True, True]
 
 
 def test_errors_are_llmcs(engine: llmc.Engine, tmp_path: Path) -> None:

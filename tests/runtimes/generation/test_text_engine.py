@@ -98,3 +98,23 @@ def test_speed_is_that_of_tokens_after_each_rows_first(fake_session: Any) -> Non
 def test_speed_in_words() -> None:
     assert str(Speed(96, 0.0314, 85.21)) == "TTFT 31 ms, 96 tokens, 85.2 tok/s"
     assert str(Speed(0, None, None)) == "0 tokens"
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("all", [0, 1, 2, 3, 4, 5, 6]), ("last", [6])])
+def test_logits_of_a_prompt_that_goes_in_pieces(
+    fake_session: Any, byte_level: Any, kind: str, rows: list[int]
+) -> None:
+    """An engine for chunks of 3; the array is the caller's, and a reply that runs is at its end."""
+    tokenizer, prompt = TextTokenizer(byte_level), [5, 9, 2, 7, 5, 1, 8]
+    engine = TextEngine(fake_session(vocab_size=400, logits=kind, profiles=((1, 3),)), tokenizer)
+    reply = engine.reply([prompt], SamplingParams(), (), 4)
+    next(iter(reply))
+    logits = engine.logits(prompt)
+    whole = fake_session(vocab_size=400, logits="all")
+    whole.reset(1, len(prompt))
+    expected = whole.forward(np.array([prompt], np.int64)).host()[0]
+    np.testing.assert_array_equal(logits, expected[rows])
+    engine.logits([3])
+    np.testing.assert_array_equal(logits, expected[rows])
+    with pytest.raises(EngineError, match="ended by a newer one"):
+        list(reply)

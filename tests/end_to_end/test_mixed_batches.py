@@ -1,0 +1,43 @@
+"""Requests that come and go on every kind of session: each gives the tokens that it gives alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmc.runtimes.engines import open_session
+from llmc.runtimes.generation.batch import Batch
+
+from ..runtimes.mixed_batches import check_requests_come_and_go, make_requests, random_prompts
+from ..shared import Shared
+from .conftest import BOTH, Built
+from .test_row_editing import MODELS, WAYS, open_one
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("kind", "config"), MODELS)
+def test_tiny_models(shared: Shared, way: str, kind: str, config: dict[str, Any]) -> None:
+    if way == "openvino" and kind == "lfm2":
+        pytest.skip("OpenVINO 2026.4 refuses states of convolutions")
+    if way == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    session = open_one(shared, way, kind, config)
+    assert session.rows is not None
+    check_requests_come_and_go(session, make_requests(random_prompts()))
+    check_requests_come_and_go(session, make_requests(random_prompts()), rows=2, chunk=None)
+    session.close()
+
+
+@pytest.mark.parametrize("built", BOTH, indirect=True)
+def test_int4_engines(built: Built) -> None:
+    session = open_session(built.engine(precision="int4"), threads=2)
+    prompts = [built.tokens(skip)[:length] for skip, length in ((2, 41), (4, 5), (7, 57), (9, 18), (11, 33))]
+    check_requests_come_and_go(session, make_requests(prompts), rows=2, chunk=16)
+    many = make_requests(prompts)()
+    Batch.of(session, many).run()
+    single = make_requests(prompts)()
+    for request in single:
+        Batch.of(session, [request]).run()
+    assert [request.tokens for request in many] == [request.tokens for request in single]
+    session.close()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation.batch import Batch
+from llmc.runtimes.generation.request import Request
+from llmc.runtimes.session.engine import FloatArray, Session
+from llmc.runtimes.session.sampling import Sampler
 
 from ..runtimes.mixed_batches import check_requests_come_and_go, make_requests, random_prompts
 from ..shared import Shared
@@ -30,14 +34,42 @@ def test_tiny_models(shared: Shared, way: str, kind: str, config: dict[str, Any]
 
 
 @pytest.mark.parametrize("built", BOTH, indirect=True)
-def test_int4_engines(built: Built) -> None:
-    session = open_session(built.engine(precision="int4"), threads=2)
-    prompts = [built.tokens(skip)[:length] for skip, length in ((2, 41), (4, 5), (7, 57), (9, 18), (11, 33))]
-    check_requests_come_and_go(session, make_requests(prompts), rows=2, chunk=16)
-    many = make_requests(prompts)()
-    Batch.of(session, many).run()
-    single = make_requests(prompts)()
-    for request in single:
-        Batch.of(session, [request]).run()
-    assert [request.tokens for request in many] == [request.tokens for request in single]
+def test_float32_engines(built: Built) -> None:
+    session = open_session(built.target(), threads=2)
+    check_requests_come_and_go(session, make_requests(prompts_of(built)), rows=2, chunk=16)
     session.close()
+
+
+def prompts_of(built: Built) -> list[list[int]]:
+    return [built.tokens(skip)[:length] for skip, length in ((2, 41), (4, 5), (7, 57), (9, 18), (11, 33))]
+
+
+@pytest.mark.parametrize("built", BOTH, indirect=True)
+def test_int4_engines(built: Built) -> None:
+    """Along the batch's own tokens: activations are rounded to 8 bits, so a sum in another order may move a draw."""
+    session = open_session(built.engine(precision="int4"), threads=2)
+    requests = make_requests(prompts_of(built), max_tokens=24)()
+    batch = Batch(session, 2, 96, prefill_chunk=16)
+    for request in requests:
+        batch.add(request)
+    batch.run()
+    same = [agreement(session, request) for request in requests]
+    assert np.mean(np.concatenate(same)) > 0.9, same
+    session.close()
+
+
+def agreement(session: Session, request: Request) -> list[bool]:
+    """Of each token, whether it would be chosen after those before it by the request alone."""
+    sampler = Sampler(request.sampling, session.info.vocab_size, request.id)
+    sampler.observe(request.ids)
+    same: list[bool] = []
+
+    def watch(position: int, logits: FloatArray) -> None:
+        step = position + len(logits) - len(request.ids)
+        token = request.tokens[step]
+        same.append(sampler.sample(logits[-1], step) == token)
+        sampler.observe((token,))
+
+    led = Request(request.prompt, request.max_tokens, forced=request.tokens, watch=watch)
+    Batch.of(session, [led]).run()
+    return same

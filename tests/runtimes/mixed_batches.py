@@ -25,7 +25,12 @@ SETTINGS = [
 def make_requests(prompts: Sequence[Sequence[int]], **fields: Any) -> Callable[[], list[Request]]:
     """Fresh requests of these prompts, with settings and budgets in turn; every call gives the same ones."""
     return lambda: [
-        Request(prompt, 5 + 3 * (number % 3), SETTINGS[number % len(SETTINGS)], id=number, **fields)
+        Request(
+            **{"max_tokens": 5 + 3 * (number % 3), **fields},
+            prompt=prompt,
+            sampling=SETTINGS[number % len(SETTINGS)],
+            id=number,
+        )
         for number, prompt in enumerate(prompts)
     ]
 

@@ -6,12 +6,14 @@ under ``runtimes/``; which passes make its graph is its family's function in ``c
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from llmc.compiler.base.contract import CacheKind
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import MissingDependencyError, UsageError
+from llmc.compiler.base.versions import DISTRIBUTION
 
 TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
 Family = Literal["ort-cpu", "ort-cuda", "standard"]
@@ -45,6 +47,7 @@ class Target:
 
     Attributes:
         name: As ``--target`` takes it.
+        title: Name of the runtime in sentences.
         runtime: Name of the engine that builds and opens it, as in ``runtimes/engines.py``.
         family: Which passes make its graph.
         device: Where its engines compute.
@@ -64,6 +67,7 @@ class Target:
     """
 
     name: TargetName
+    title: str
     runtime: str
     family: Family
     device: Literal["cpu", "gpu"]
@@ -78,10 +82,25 @@ class Target:
     not_counted: str = "weights that ONNX Runtime copies into another layout when it opens the engine"
     genai_providers: tuple[Mapping[str, Mapping[str, str]], ...] | None = None
 
+    @property
+    def install(self) -> str:
+        """Command that installs what it needs."""
+        return f"pip install '{DISTRIBUTION}[{self.name}]'"
+
+    def require_installed(self) -> None:
+        """Say that the runtime is missing, without loading it.
+
+        Raises:
+            MissingDependencyError: it is not installed.
+        """
+        if not any(is_importable(module) for module in self.requirement.modules):
+            raise MissingDependencyError(f"{self.title} is not installed; {self.install}")
+
 
 TARGETS = (
     Target(
         name="cpu",
+        title="ONNX Runtime",
         runtime="onnxruntime-cpu",
         family="ort-cpu",
         device="cpu",
@@ -92,6 +111,7 @@ TARGETS = (
     ),
     Target(
         name="cuda",
+        title="ONNX Runtime",
         runtime="onnxruntime-cuda",
         family="ort-cuda",
         device="gpu",
@@ -113,6 +133,7 @@ TARGETS = (
     ),
     Target(
         name="tensorrt",
+        title="TensorRT",
         runtime="tensorrt",
         family="standard",
         device="gpu",
@@ -125,6 +146,7 @@ TARGETS = (
     ),
     Target(
         name="tensorrt-rtx",
+        title="TensorRT-RTX",
         runtime="tensorrt-rtx",
         family="standard",
         device="gpu",
@@ -143,6 +165,7 @@ TARGETS = (
     ),
     Target(
         name="openvino",
+        title="OpenVINO",
         runtime="openvino-cpu",
         family="standard",
         device="cpu",
@@ -151,6 +174,14 @@ TARGETS = (
         requirement=Requirement(("openvino",)),
     ),
 )
+
+
+def is_importable(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def get_target(name: str) -> Target:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from llmc.compiler.base.versions import llmc_version
 from llmc.compiler.cli.commands.bench_command import bench
 from llmc.compiler.cli.commands.build_command import build
 from llmc.compiler.cli.commands.compile_command import compile_
@@ -30,7 +31,6 @@ LICENCE_NOTE = (
     "Licence: the built-in model gemma3-270m comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
     "which are not an open-source licence; installing its package is how you accept them. smollm2-135m: Apache-2.0."
 )
-DISTRIBUTION = "llmc-toolchain"
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,7 @@ def describe(
 ) -> None:
     """Compile a language model into an engine that runs fast here, prove that it still says the same, measure it."""
     if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"llmc {version_of(DISTRIBUTION)}")
+        typer.echo(f"llmc {llmc_version()}")
         raise typer.Exit
 
 

@@ -24,6 +24,7 @@ from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageE
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.driver.captured_model import capture_model, write_golden
@@ -35,7 +36,8 @@ from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.runner import merge_contract, run_passes
-from llmc.runtimes.engines import make_builder, require_builder
+from llmc.runtimes.engines import get_engine
+from llmc.runtimes.session.engine import EngineSource
 
 log = logging.getLogger(__name__)
 ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -162,7 +164,7 @@ def compile_model(
     Raises:
         LlmcError: as ``export``, ``optimize`` and ``build``.
     """
-    require_builder(options.optimize.target)
+    get_target(options.optimize.target).require_installed()
     progress.start("Reading checkpoint")
     exporting = options.export
     checkpoint = open_checkpoint(
@@ -240,9 +242,9 @@ def _build(
     staging: Path, target: Manifest, options: EngineOptions, threads: int | None, progress: Progress
 ) -> Manifest:
     progress.start("Building engine")
-    builder = make_builder(target, options, progress)
-    passes = engine_passes(target)
-    if passes:
+    options.require_target(str(target.target))
+    engine, rewritten = get_engine(get_target(str(target.target)).runtime), None
+    if passes := engine_passes(target):
         model = ir.load(staging / GRAPH)
         outcomes = run_passes(model, passes)
         target = replace(
@@ -250,10 +252,11 @@ def _build(
             contract=merge_contract(target.contract, outcomes),
             passes=(*target.passes, *(outcome.record for outcome in outcomes)),
         )
-        onnx.save_model(ir.to_proto(model), staging / ENGINE_GRAPH)
-    details = dict(builder.build(staging, staging, threads=threads))
-    graph = str(details.pop("graph"))
-    record = EngineRecord(runtime=builder.name, threads=threads, profiles=(), details=details, graph=graph)
+        rewritten = staging / ENGINE_GRAPH
+        onnx.save_model(ir.to_proto(model), rewritten)
+    source = EngineSource(staging / GRAPH, rewritten, target.max_context, target.precision)
+    built = engine.build(source, staging, options, threads=threads, progress=progress)
+    record = EngineRecord(engine.name, threads, profiles=(), details=dict(built.details), graph=built.graph)
     return write_manifest(
         staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
     )

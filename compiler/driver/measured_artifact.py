@@ -13,13 +13,12 @@ from llmc.compiler.artifact.artifact import write_manifest
 from llmc.compiler.artifact.golden import Golden, load_golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import VerifyReport
-from llmc.compiler.base.errors import EngineError, MissingDependencyError, VerificationError
+from llmc.compiler.base.errors import EngineError, VerificationError
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.verification import Measured, measure, report, tolerances
 from llmc.runtimes.device.cuda import cuda_devices
-from llmc.runtimes.engines import open_session
-from llmc.runtimes.session.engine import Session
+from llmc.runtimes.engines import get_engine, runtime_of
 
 log = logging.getLogger(__name__)
 
@@ -63,40 +62,11 @@ def measure_anywhere(
         EngineError: neither runs.
         VerificationError: the vocabulary is another one.
     """
-    session, where = _open(directory, manifest, threads)
+    session, where = get_engine(runtime_of(manifest)).open_anywhere(directory, threads=threads)
     try:
         return measure(session, golden), where
     finally:
         session.close()
-
-
-def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
-    target = get_target(manifest.target or "cpu")
-    if manifest.kind != "engine" or target.device == "cpu":
-        return open_session(directory, threads=threads), ""
-    gpu = bool(cuda_devices())
-    if not target.runs_on_ort_cpu:
-        if gpu:
-            return open_session(directory, threads=threads), ""
-        from llmc.runtimes.onnxruntime.cuda_engine import open_on_host
-
-        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
-    if gpu:
-        try:
-            return open_session(directory, threads=threads), ""
-        except (EngineError, MissingDependencyError) as error:
-            log.warning("the engine does not open here: %s", error)
-    from llmc.runtimes.onnxruntime.cpu_engine import open_graph
-
-    why = "no GPU here that it supports" if gpu else "there is no GPU here"
-    try:
-        session = open_graph(directory, threads=threads)
-    except EngineError as error:
-        said = str(error).partition(" Op with name")[0].removesuffix(".")
-        raise EngineError(
-            f"{why}, and the CPU does not run the graph that the engine was built of: {said}"
-        ) from error
-    return session, f"the graph it was built of, on ONNX Runtime's CPU provider: {why}"
 
 
 def _may_be_unmeasured(manifest: Manifest) -> bool:

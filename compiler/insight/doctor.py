@@ -8,17 +8,16 @@ A target may be able to build and unable to run: TensorRT-RTX's builder, for one
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmc.compiler.base.targets import TARGETS, Requirement, Target
+from llmc.compiler.base.targets import TARGETS, Requirement, Target, is_importable
+from llmc.compiler.base.versions import DISTRIBUTION
 from llmc.runtimes.machine.fingerprint import MachineFingerprint, installed_versions, machine_fingerprint
 
-DISTRIBUTION = "llmc-toolchain"
 REPORTED_PACKAGES = (
     DISTRIBUTION,
     "torch",
@@ -135,8 +134,8 @@ def examine() -> DoctorReport:
 def target_status(target: Target, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
     """What one target can do, given ONNX Runtime's providers and the GPUs."""
     requirement, needs = target.requirement, []
-    install = f"pip install '{DISTRIBUTION}[{target.name}]'"
-    installed = any(_importable(module) for module in requirement.modules)
+    install = target.install
+    installed = any(is_importable(module) for module in requirement.modules)
     if not installed:
         needs.append(f"{requirement.modules[0]} is not installed: {install}")
     elif requirement.provider is not None and requirement.provider not in providers:
@@ -144,7 +143,8 @@ def target_status(target: Target, providers: Sequence[str], gpus: Sequence[Gpu])
             f"the installed ONNX Runtime has no {requirement.provider}: "
             f"uninstall it (pip uninstall onnxruntime onnxruntime-gpu), then {install}"
         )
-    needs += [f"{module} is not installed: {install}" for module in requirement.companions if not _importable(module)]
+    missing = [module for module in requirement.companions if not is_importable(module)]
+    needs += [f"{module} is not installed: {install}" for module in missing]
     prepared = installed if requirement.builds_with_modules else not needs
     if target.device == "gpu":
         needs += _gpu_needs(requirement, gpus)
@@ -165,17 +165,9 @@ def _gpu_needs(requirement: Requirement, gpus: Sequence[Gpu]) -> list[str]:
     return []
 
 
-def _importable(module: str) -> bool:
-    """Whether a module can be found, without importing it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
 def execution_providers() -> tuple[tuple[str, ...], str | None]:
     """ONNX Runtime's execution providers, best first, and why it does not load (None when it does or is absent)."""
-    if not _importable("onnxruntime"):
+    if not is_importable("onnxruntime"):
         return (), None
     try:
         import onnxruntime

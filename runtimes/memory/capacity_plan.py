@@ -1,6 +1,6 @@
 """Which engine runs with which length of the KV cache.
 
-In: options of a build. Out: :class:`CapacityPlan`, which the manifest keeps: an engine's cache has one length, and a
+In: what a build made. Out: :class:`CapacityPlan`, which the manifest keeps: an engine's cache has one length, and a
 decode step pays for all of it, so there is one engine per length (bucket) and the smallest that holds a request runs.
 """
 
@@ -11,51 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
-from llmc.compiler.base.options import DEFAULT_CONTEXT, EngineOptions
-
-SHORTEST, FACTOR = 1024, 8
-"""The first bucket by default, and how much longer the next one is."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What an engine is built for.
-
-    Attributes:
-        engine: What was asked for.
-        context: Longest row that the graph computes; None: :data:`~llmc.compiler.base.options.DEFAULT_CONTEXT`.
-        precision: Type of weights that was asked for, with which the engine is compared; None: it is not.
-    """
-
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    context: int | None = None
-    precision: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a cache that is longer than the graph's context.
-
-        Raises:
-            UsageError: it is.
-        """
-        longest = max(self.engine.capacities, default=0)
-        if self.context is not None and longest > self.context:
-            raise UsageError(
-                f"--capacity {longest} is more than the {self.context} tokens that the graph was made for; "
-                "optimize the model again with a longer --context"
-            )
-
-    @property
-    def capacities(self) -> tuple[int, ...]:
-        """Lengths of the cache, ascending."""
-        if self.engine.capacities:
-            return tuple(sorted(set(self.engine.capacities)))
-        context = self.context or DEFAULT_CONTEXT
-        sizes = [context]
-        size = SHORTEST
-        while size < context:
-            sizes.append(size)
-            size *= FACTOR
-        return tuple(sorted(sizes))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU.
 
-In (build): a target graph's directory. Out: ``engine.onnx`` over the same weights file. Where llmc's own operators
+In (build): a target graph. Out: ``engine.onnx`` over the same weights file. Where llmc's own operators
 are in it already, it runs with the kernel library of the machine that opens it; else it becomes the graph as ONNX
 Runtime optimizes it, so that a start does not optimize again.
 In (open): an engine's or a graph's directory. Out: a session.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,47 @@ from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
+from llmc.compiler.base.options import EngineOptions
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
+from llmc.runtimes.session.engine import UNLIMITED, BuiltEngine, Engine, EngineInfo, EngineSource, Session
 
 log = logging.getLogger(__name__)
 PROVIDERS = ["CPUExecutionProvider"]
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(Engine):
     """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name = "onnxruntime-cpu"
 
-    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
-        """Make ``engine.onnx``, unless a pass already made it of llmc's own operators.
+    def build(
+        self,
+        source: EngineSource,
+        output: Path,
+        options: EngineOptions,
+        *,
+        threads: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> BuiltEngine:
+        """Make ``engine.onnx``, unless passes already made it of llmc's own operators.
 
         Raises:
             EngineError: the runtime refused the graph.
         """
         import onnxruntime
 
-        options = _session_options(threads)
-        if (output / ENGINE_GRAPH).exists():
-            _make_inference(graph_directory / GRAPH, _without_weights(options))
-            return {"graph": ENGINE_GRAPH, "kernels": "llmc.cpu"}
-        # Level 3 would add layouts of this very processor; level 2 is every fusion that any x86 or Arm CPU can run.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(output / ENGINE_GRAPH)
-        _make_inference(graph_directory / GRAPH, _without_weights(options))
-        return {"graph": ENGINE_GRAPH, "onnxruntime": onnxruntime.__version__}
+        session = _session_options(threads)
+        details = {"kernels": "llmc.cpu"}
+        if source.rewritten is None:
+            details = {"onnxruntime": onnxruntime.__version__}
+            # Level 3 would add layouts of this very processor; level 2: every fusion that any x86 or Arm CPU can run.
+            session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            session.optimized_model_filepath = str(output / ENGINE_GRAPH)
+        _make_inference(source.model, _without_weights(session))
+        return BuiltEngine(ENGINE_GRAPH, details)
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine or a graph.

@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider.
 
-In (build): a target graph's directory, where a pass has made ``engine.onnx``. Out: what the manifest records; a
+In (build): a target graph, of which passes have made ``engine.onnx``. Out: what the manifest records; a
 machine without a GPU builds as well. In (open): an engine's directory and a GPU. Out: a session whose cache, inputs
 and logits live on the GPU, and whose decode steps are recorded as CUDA graphs.
 
@@ -20,7 +20,9 @@ from typing import Any
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH, LOGITS
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
-from llmc.runtimes.device.cuda import CudaDevice, require_gpu
+from llmc.compiler.base.options import EngineOptions
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import Device, HostDevice
 from llmc.runtimes.device.sampler_cache import SamplerCache
@@ -29,7 +31,7 @@ from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
 from llmc.runtimes.onnxruntime.cpu_engine import engine_info
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.engine import BuiltEngine, Engine, EngineSource, Session
 
 log = logging.getLogger(__name__)
 PROVIDER = "CUDAExecutionProvider"
@@ -44,15 +46,22 @@ KERNEL_CHOICES: Mapping[str, str] = {"ORT_ENABLE_XQA": "0"}
 """Environment in which the graph is loaded: the runtime reads these choices of kernels from nowhere else."""
 
 
-class OnnxRuntimeCuda:
+class OnnxRuntimeCuda(Engine):
     """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name = "onnxruntime-cuda"
 
-    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+    def build(
+        self,
+        source: EngineSource,
+        output: Path,
+        options: EngineOptions,
+        *,
+        threads: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> BuiltEngine:
         """Say which graph is opened; that a GPU takes it shows when it is verified."""
-        graph = ENGINE_GRAPH if (output / ENGINE_GRAPH).exists() else GRAPH
-        return {"graph": graph, "device": "cuda"}
+        return BuiltEngine(source.graph.name, {})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine on the GPU.
@@ -64,6 +73,12 @@ class OnnxRuntimeCuda:
         """
         require_gpu(directory)
         return _open(directory, self.name, CudaDevice())
+
+    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """On the GPU or, where there is none, on the host."""
+        if cuda_devices():
+            return self.open(directory, threads=threads), ""
+        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
 
 
 def open_on_host(directory: Path) -> Session:

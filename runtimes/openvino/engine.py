@@ -1,6 +1,6 @@
 """OpenVINO on the CPU.
 
-In (build): a target graph's directory. Out: ``openvino_model.xml`` and ``openvino_model.bin``, a model that keeps its
+In (build): a target graph. Out: ``openvino_model.xml`` and ``openvino_model.bin``, a model that keeps its
 own KV cache; OpenVINO GenAI and optimum-intel open the directory, too.
 In (open): an engine's directory. Out: a session.
 
@@ -10,15 +10,16 @@ Small weights stay small: the model holds integers and their scales, and the CPU
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.contract import GRAPH, LOGITS
+from llmc.compiler.base.contract import LOGITS
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import EngineOptions
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.openvino.library import (
     DEVICE,
@@ -31,17 +32,25 @@ from llmc.runtimes.openvino.library import (
 )
 from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
-from llmc.runtimes.session.engine import UNLIMITED, EngineInfo, Session
+from llmc.runtimes.session.engine import UNLIMITED, BuiltEngine, Engine, EngineInfo, EngineSource, Session
 
 MODEL = "openvino_model.xml"
 
 
-class OpenVino:
+class OpenVino(Engine):
     """The engine; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "openvino-cpu"
 
-    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+    def build(
+        self,
+        source: EngineSource,
+        output: Path,
+        options: EngineOptions,
+        *,
+        threads: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> BuiltEngine:
         """Write the model.
 
         Raises:
@@ -49,9 +58,9 @@ class OpenVino:
             MissingDependencyError: it is not installed.
         """
         openvino = load_openvino()
-        model = read_stateful(openvino, graph_directory / GRAPH)
+        model = read_stateful(openvino, source.graph)
         openvino.save_model(model, str(output / MODEL), compress_to_fp16=False)
-        return {"graph": GRAPH, "openvino": version_of(openvino)}
+        return BuiltEngine(source.graph.name, {"openvino": version_of(openvino)})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine.

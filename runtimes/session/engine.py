@@ -1,6 +1,6 @@
 """What every runtime offers: an engine that builds and opens, and a session that keeps the KV cache.
 
-In: a target graph's directory (build) or an engine's directory (open).
+In: a target graph (build) or an engine's directory (open).
 Out: a :class:`Session`, which the decode loop, ``llmc bench``, ``llmc eval`` and ``llmc verify`` drive without
 knowing what runs behind it.
 
@@ -28,6 +28,8 @@ import numpy.typing as npt
 
 from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import EngineOptions
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.session.capabilities import RowEditor, TokenChooser
 
 Int64Array = npt.NDArray[np.int64]
@@ -199,18 +201,69 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EngineSource:
+    """What an engine is built of.
+
+    Attributes:
+        model: The target's graph; its weights lie beside it.
+        rewritten: What the engine's own passes made of it, over the same weights; None where it has no such passes.
+        max_context: Longest row that the graph computes; None: only memory limits it.
+        precision: Type of the weights that was asked for, with which a runtime may compare what it built.
+    """
+
+    model: Path
+    rewritten: Path | None = None
+    max_context: int | None = None
+    precision: str | None = None
+
+    @property
+    def graph(self) -> Path:
+        """The graph to build of."""
+        return self.rewritten or self.model
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a build made.
+
+    Attributes:
+        graph: Name of the ONNX graph that is opened, or that the engine's files were built of.
+        details: What ``open`` will read; plain values.
+    """
+
+    graph: str
+    details: Mapping[str, Any]
+
+
 class Engine(Protocol):
-    """A runtime: makes an engine directory from a target graph's directory, and opens it."""
+    """A runtime: makes an engine directory from a target graph, and opens it."""
 
     @property
     def name(self) -> str:
         """The runtime's name, as ``onnxruntime-cpu``."""
         ...
 
-    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
-        """Write the engine's files into ``output`` (which exists and is empty); return what the manifest records.
+    def build(
+        self,
+        source: EngineSource,
+        output: Path,
+        options: EngineOptions,
+        *,
+        threads: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> BuiltEngine:
+        """Write the engine's files into ``output``, where the source lies.
+
+        Args:
+            source: Graphs.
+            output: The artifact's directory.
+            options: What was asked of the engine; a runtime whose engines take any size needs none of it.
+            threads: Threads to build the engine for; None: chosen where it is opened.
+            progress: Told how far it is.
 
         Raises:
+            UsageError: the options do not fit the graph.
             EngineError: the runtime refused the graph.
         """
         ...
@@ -227,3 +280,14 @@ class Engine(Protocol):
             ArtifactError: the directory is not what its manifest says.
         """
         ...
+
+    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """Load an engine or, where its device is not here, what computes on the CPU as nearly the same as there is.
+
+        Returns:
+            A session, and one clause that says what it runs where that is not the engine itself; else empty.
+
+        Raises:
+            LlmcError: as :meth:`open`; where there is neither, both reasons are said.
+        """
+        return self.open(directory, threads=threads), ""

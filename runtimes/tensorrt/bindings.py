@@ -9,12 +9,12 @@ Both are imported when a library is opened, never before.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.compiler.base.targets import TargetName, get_target
 from llmc.runtimes.tensorrt.messages import Messages, make_logger
 
 STRONGLY_TYPED = "STRONGLY_TYPED"
@@ -27,23 +27,27 @@ class Binding:
 
     Attributes:
         runtime: Name of the engine, as ``tensorrt-rtx``.
-        title: Name in sentences.
-        module: Its Python module.
-        install: Command that installs it.
         builds_anywhere: Engines are built without a GPU, for several kinds of GPU at once.
         timing_cache: The builder chooses kernels by timing them; what it measured is kept for the next build.
         runtime_cache: Kernels are compiled where an engine is opened; what was compiled is kept for the next time.
         capabilities: Compute capabilities of the GPUs that it runs on; empty: those that its builder takes.
     """
 
-    runtime: str
-    title: str
-    module: str
-    install: str
+    runtime: TargetName
     builds_anywhere: bool
     timing_cache: bool
     runtime_cache: bool
     capabilities: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Name in sentences."""
+        return get_target(self.runtime).title
+
+    @property
+    def module(self) -> str:
+        """Its Python module."""
+        return get_target(self.runtime).requirement.modules[0]
 
     def require_runs_on(self, capability: str) -> None:
         """Refuse a GPU before the runtime does, in other words.
@@ -64,9 +68,6 @@ class Binding:
 BINDINGS: Mapping[str, Binding] = {
     "tensorrt": Binding(
         runtime="tensorrt",
-        title="TensorRT",
-        module="tensorrt",
-        install="pip install 'llmc-toolchain[tensorrt]'",
         builds_anywhere=False,
         timing_cache=True,
         runtime_cache=False,
@@ -74,9 +75,6 @@ BINDINGS: Mapping[str, Binding] = {
     ),
     "tensorrt-rtx": Binding(
         runtime="tensorrt-rtx",
-        title="TensorRT-RTX",
-        module="tensorrt_rtx_bindings",
-        install="pip install 'llmc-toolchain[tensorrt-rtx]'",
         builds_anywhere=True,
         timing_cache=False,
         runtime_cache=True,
@@ -219,19 +217,8 @@ def open_library(runtime: str) -> Library:
         MissingDependencyError: it is not installed.
     """
     binding = BINDINGS[runtime]
-    require_installed(runtime)
+    get_target(runtime).require_installed()
     try:
         return Library(binding, importlib.import_module(binding.module))
     except ImportError as error:
         raise MissingDependencyError(f"{binding.title} is installed and does not load: {error}") from error
-
-
-def require_installed(runtime: str) -> None:
-    """Say that a runtime's module is missing, without loading it.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    binding = BINDINGS[runtime]
-    if importlib.util.find_spec(binding.module) is None:
-        raise MissingDependencyError(f"{binding.title} is not installed; {binding.install}")

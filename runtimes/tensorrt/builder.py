@@ -19,8 +19,9 @@ import onnx
 
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.progress import Progress
-from llmc.runtimes.memory.capacity_plan import Bucket, BuildOptions, CapacityPlan
+from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.tensorrt.bindings import Library
+from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.engine_graph import EngineGraph
 from llmc.runtimes.tensorrt.file_cache import FileCache, write_atomically
 from llmc.runtimes.tensorrt.lost_inputs import require_nothing_lost

@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX.
 
-In (build): a target graph's directory, where a pass has made ``engine.onnx``. Out: ``engine_N.plan`` for each length
+In (build): a target graph, of which passes have made ``engine.onnx``. Out: ``engine_N.plan`` for each length
 N of the cache, ``receipt.json``, and what the manifest records. TensorRT-RTX builds on any machine; TensorRT needs
 the GPU that it builds for.
 In (open): an engine's directory and a GPU. Out: a session whose cache, inputs and logits live on the GPU; decode
@@ -14,26 +14,27 @@ on the host; no engine of these has run on a GPU yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnx import TensorProto
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.contract import ENGINE_GRAPH
-from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.compiler.base.json_record import to_text
+from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.runtimes.device.cuda import CudaDevice, require_gpu
+from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
-from llmc.runtimes.memory.capacity_plan import BuildOptions, CapacityPlan
+from llmc.runtimes.memory.capacity_plan import CapacityPlan
+from llmc.runtimes.onnxruntime.cpu_engine import open_graph
 from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load
-from llmc.runtimes.session.engine import EngineInfo, Session
+from llmc.runtimes.session.engine import BuiltEngine, Engine, EngineInfo, EngineSource, Session
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Binding, Library, open_library
+from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.builder import build_engines
 from llmc.runtimes.tensorrt.decoder import TensorRTDecoder
 from llmc.runtimes.tensorrt.engine_graph import read_engine_graph
@@ -43,33 +44,39 @@ from llmc.runtimes.tensorrt.receipt import RECEIPT
 log = logging.getLogger(__name__)
 
 
-class TensorRT:
+class TensorRT(Engine):
     """TensorRT; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "tensorrt"
-
-    def __init__(self, options: BuildOptions | None = None, progress: Progress = NO_PROGRESS) -> None:
-        """Options are for :meth:`build` alone."""
-        self._options, self._progress = options or BuildOptions(), progress
 
     @property
     def binding(self) -> Binding:
         """What it is made of."""
         return BINDINGS[self.name]
 
-    def build(self, graph_directory: Path, output: Path, *, threads: int | None = None) -> Mapping[str, Any]:
+    def build(
+        self,
+        source: EngineSource,
+        output: Path,
+        options: EngineOptions,
+        *,
+        threads: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> BuiltEngine:
         """Write an engine for each length of the cache.
 
         Raises:
+            UsageError: a length is beyond the graph's context.
             EngineError: the library refuses the graph, or leaves something out of it.
             MissingDependencyError: the library is not installed.
         """
         library = open_library(self.name)
-        graph = read_engine_graph(graph_directory / ENGINE_GRAPH)
+        asked = BuildOptions(options, source.max_context, source.precision)
+        graph = read_engine_graph(source.graph)
         timings = None
         if library.binding.timing_cache:
             timings = FileCache.in_home(self.name, f"{library.version}.timings")
-        built = build_engines(library, graph, output, self._options, self._progress, timings)
+        built = build_engines(library, graph, output, asked, progress, timings)
         (output / RECEIPT).write_text(to_text(built.receipt.to_json()), encoding="utf-8")
         if built.receipt.findings:
             more = (
@@ -78,13 +85,13 @@ class TensorRT:
                 else ""
             )
             log.warning("%s%s", built.receipt.findings[0], more)
-        return {
-            "graph": ENGINE_GRAPH,
+        details = {
             "version": library.version,
             "plan": built.plan.to_json(),
             "receipt": built.receipt.summary(),
-            "capabilities": list(self._options.engine.capabilities),
+            "capabilities": list(options.capabilities),
         }
+        return BuiltEngine(source.graph.name, details)
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine on the GPU.
@@ -101,6 +108,24 @@ class TensorRT:
         device = CudaDevice()
         self.binding.require_runs_on(device.compute_capability)
         return open_on(device, library, directory, manifest, plan)
+
+    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """On the GPU or, where there is none or none that it supports, the graph it was built of on the host."""
+        why = "there is no GPU here"
+        if cuda_devices():
+            try:
+                return self.open(directory, threads=threads), ""
+            except (EngineError, MissingDependencyError) as error:
+                log.warning("the engine does not open here: %s", error)
+                why = "no GPU here that it supports"
+        try:
+            session = open_graph(directory, threads=threads)
+        except EngineError as error:
+            said = str(error).partition(" Op with name")[0].removesuffix(".")
+            raise EngineError(
+                f"{why}, and the CPU does not run the graph that the engine was built of: {said}"
+            ) from error
+        return session, f"the graph it was built of, on ONNX Runtime's CPU provider: {why}"
 
 
 class TensorRTRtx(TensorRT):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import pytest
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import MissingDependencyError, UsageError
 from llmc.compiler.base.targets import TARGETS, Target, TargetName, get_target
 from llmc.runtimes.engines import get_engine
 
@@ -35,3 +38,16 @@ def test_a_row_agrees_with_the_rest(row: Target) -> None:
 
 def test_a_graph_of_standard_operators_runs_anywhere() -> None:
     assert [row.name for row in TARGETS if not row.runs_on_ort_cpu] == ["cuda"]
+
+
+@pytest.mark.parametrize("row", TARGETS, ids=lambda row: row.name)
+def test_a_missing_runtime_is_said_without_loading_it(row: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in row.requirement.modules:
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        monkeypatch.setattr(sys.modules[module], "__spec__", ModuleSpec(module, None), raising=False)
+    row.require_installed()
+    for module in row.requirement.modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError) as raised:
+        row.require_installed()
+    assert str(raised.value) == f"{row.title} is not installed; pip install 'llmc-toolchain[{row.name}]'"

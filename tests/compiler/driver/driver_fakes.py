@@ -17,6 +17,7 @@ from llmc.compiler.artifact.manifest import Manifest, PassRecord
 from llmc.compiler.artifact.reports import PassOutcome, VerifyReport
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.driver import driver
+from llmc.runtimes.session.engine import BuiltEngine, EngineSource
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
 tiny (int64[batch, chunk] input_ids, float[batch, 2, LENGTH, 8] "past_key_values.0.key")
@@ -92,13 +93,14 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     class Builder:
         name = "runtime"
 
-        def build(self, source: Path, output: Path, *, threads: int | None) -> dict[str, Any]:
-            made.note("build", threads=threads, files={path.name for path in source.iterdir()})
+        def build(self, source: EngineSource, output: Path, options: Any, **given: Any) -> BuiltEngine:
+            files = {path.name for path in output.iterdir()}
+            made.note("build", source=source, options=options, files=files, **given)
             (output / "engine.plan").write_bytes(b"plan")
-            return {"capacity": 128, "graph": "engine.plan"}
+            return BuiltEngine(source.graph.name, {"capacity": 128})
 
-    def make_builder(target: Manifest, options: Any, progress: Any) -> Builder:
-        made.note("make_builder", target=target, options=options)
+    def get_engine(name: str) -> Builder:
+        made.note("get_engine", runtime=name)
         return Builder()
 
     def capture_model(checkpoint: Any, options: Any, progress: Any) -> Any:
@@ -117,7 +119,7 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     monkeypatch.setattr(driver, "engine_passes", engine_passes)
     monkeypatch.setattr(driver, "run_passes", run_passes)
     monkeypatch.setattr(driver, "measure_and_record", measure_and_record)
-    monkeypatch.setattr(driver, "make_builder", make_builder)
+    monkeypatch.setattr(driver, "get_engine", get_engine)
     monkeypatch.setattr(driver, "capture_model", capture_model)
     monkeypatch.setattr(driver, "write_golden", write_golden)
     monkeypatch.setattr(driver, "write_genai_config", lambda *_: "it has states")

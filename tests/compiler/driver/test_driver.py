@@ -27,6 +27,7 @@ from llmc.passes.fusion.fuse_silu import FuseSilu
 from llmc.passes.quantization.quantize_cache import HEADROOM, LARGEST_INT8
 from llmc.passes.quantization.quantize_weights import EMITTERS
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
+from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu
 from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ...end_to_end.tiny import save_model
@@ -62,7 +63,8 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine without one does, wherever the tests run."""
-    monkeypatch.setattr(measured_artifact, "cuda_devices", list)
+    for module in (measured_artifact, onnxruntime_cuda_engine):
+        monkeypatch.setattr(module, "cuda_devices", list)
 
 
 def cuda(**options: Any) -> OptimizeOptions:
@@ -322,7 +324,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Refuses:
 
     monkeypatch.setattr(measured_artifact, "measure", fail)
     monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", lambda _: session)
-    monkeypatch.setattr(measured_artifact, "open_session", lambda _, threads: session)
+    for engine in (OnnxRuntimeCpu, onnxruntime_cuda_engine.OnnxRuntimeCuda):
+        monkeypatch.setattr(engine, "open", lambda *_, **__: session)
     return session
 
 
@@ -340,7 +343,8 @@ def test_a_kernel_that_the_cpu_lacks_is_a_warning(
 def test_where_the_target_is_here_it_is_an_error(
     portable: Path, tmp_path: Path, refused: Refuses, monkeypatch: pytest.MonkeyPatch, target: Any
 ) -> None:
-    monkeypatch.setattr(measured_artifact, "cuda_devices", lambda: ["a GPU"])
+    for module in (measured_artifact, onnxruntime_cuda_engine):
+        monkeypatch.setattr(module, "cuda_devices", lambda: ["a GPU"])
 
     def make() -> None:
         optimize(portable, tmp_path / "target", OptimizeOptions(target=target))

@@ -166,7 +166,7 @@ def test_strict_fails_on_shortfalls_and_nothing_else_does(
 
 
 def test_what_build_records(lowered: Path, tmp_path: Path, helpers: Remembered, manifest: Manifest) -> None:
-    options = EngineOptions(max_batch=3)
+    options = EngineOptions(strict=True)
     made = driver.build(lowered, tmp_path / "out", options, threads=5)
     assert made == open_artifact(tmp_path / "out").manifest
     assert made.engine is not None
@@ -174,9 +174,9 @@ def test_what_build_records(lowered: Path, tmp_path: Path, helpers: Remembered, 
     assert made.engine.details == {"capacity": 128}
     assert (made.tolerances, made.measured) == ({}, {}), "those of the target graph are not the engine's"
     assert made.passes == manifest.passes
-    assert helpers.calls == ["make_builder", "build", "measure"]
+    assert helpers.calls == ["get_engine", "build", "measure"]
     assert helpers.given["build"]["threads"] == 5
-    assert helpers.given["make_builder"]["options"] is options
+    assert helpers.given["build"]["options"] is options
     assert "engine.plan" in made.files
     assert not (tmp_path / "out" / "engine.onnx").exists()
 
@@ -191,4 +191,4 @@ def test_an_engines_own_graph_is_there_when_it_is_built(
     assert {"model.onnx", "model.onnx.data", "engine.onnx"} <= helpers.given["build"]["files"]
     assert ir.load(tmp_path / "out" / "engine.onnx").graph.name == "engine passes"
     assert ir.load(tmp_path / "out" / "model.onnx").graph.name == "tiny"
-    assert helpers.given["make_builder"]["options"] == EngineOptions()
+    assert helpers.given["build"]["options"] == EngineOptions()

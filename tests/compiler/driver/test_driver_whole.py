@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,13 @@ def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembere
         "write_golden",
         "target_passes",
         "target passes",
-        "make_builder",
+        "get_engine",
         "engine passes",
         "build",
         "measure",
     ]
     assert helpers.given["target_passes"]["golden"] is not None
-    assert helpers.given["make_builder"]["options"] is engine
+    assert helpers.given["build"]["options"] is engine
     assert report.outcomes == tuple(helpers.outcomes)
     assert report.verification == VerifyReport(())
     assert (report.skipped, report.genai_refusal) == ("the model needs 32 GiB", "it has states")
@@ -139,11 +140,8 @@ def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembere
 def test_a_runtime_that_is_not_installed_is_said_before_any_work(
     tmp_path: Path, helpers: Remembered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def require(name: str) -> None:
-        raise MissingDependencyError(f"{name} is not installed")
-
-    monkeypatch.setattr(driver, "require_builder", require)
-    with pytest.raises(MissingDependencyError, match="openvino is not installed"):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match="OpenVINO is not installed"):
         driver.compile_model("model", tmp_path / "out", CompileOptions(optimize=OptimizeOptions(target="openvino")))
     assert helpers.calls == []
 

@@ -15,11 +15,14 @@ from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, VerificationError
 from llmc.compiler.base.progress import NoProgress
+from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver import measured_artifact
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1, Measured
-from llmc.runtimes.onnxruntime import cpu_engine as onnxruntime_engine
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
+from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu
+from llmc.runtimes.openvino.engine import OpenVino
+from llmc.runtimes.tensorrt import engine as tensorrt_engine
 
 GOLDEN = cast(Golden, object())
 CPU = "ONNX Runtime's CPU provider"
@@ -77,12 +80,14 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(measured_artifact, "cuda_devices", lambda: ["gpu"] * made.gpus)
-    monkeypatch.setattr(measured_artifact, "open_session", made.open("itself"))
+    for module in (measured_artifact, onnxruntime_cuda_engine, tensorrt_engine):
+        monkeypatch.setattr(module, "cuda_devices", lambda: ["gpu"] * made.gpus)
+    for kind in (OnnxRuntimeCpu, onnxruntime_cuda_engine.OnnxRuntimeCuda, tensorrt_engine.TensorRT, OpenVino):
+        monkeypatch.setattr(kind, "open", lambda _, *given, **threads: made.open("itself")(*given, **threads))
     monkeypatch.setattr(measured_artifact, "measure", made.measure)
     monkeypatch.setattr(measured_artifact, "load_golden", lambda directory: GOLDEN)
     monkeypatch.setattr(measured_artifact, "write_manifest", made.write)
-    monkeypatch.setattr(onnxruntime_engine, "open_graph", made.open("graph"))
+    monkeypatch.setattr(tensorrt_engine, "open_graph", made.open("graph"))
     monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", made.open("host"))
     return made
 
@@ -91,8 +96,10 @@ def graph(manifest: Manifest, target: str, precision: str = "fp16") -> Manifest:
     return replace(manifest, kind="target", engine=None, target=target, precision=precision)
 
 
-def engine(manifest: Manifest, target: str) -> Manifest:
-    return replace(manifest, target=target, precision="fp16")
+def engine(manifest: Manifest, target: Any) -> Manifest:
+    assert manifest.engine is not None
+    record = replace(manifest.engine, runtime=get_target(target).runtime)
+    return replace(manifest, target=target, precision="fp16", engine=record)
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino"])

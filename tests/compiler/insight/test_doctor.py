@@ -66,7 +66,7 @@ def test_every_companion_must_be_there():
 def test_cuda_needs_its_provider_and_its_bindings(monkeypatch):
     cuda = get_target("cuda")
     installed = {"onnxruntime", "cuda.bindings"}
-    monkeypatch.setattr(doctor, "_importable", lambda module: module in installed)
+    monkeypatch.setattr(doctor, "is_importable", lambda module: module in installed)
     assert target_status(cuda, ("CUDAExecutionProvider",), (H100,)).can_run
     status = target_status(cuda, ("CUDAExecutionProvider",), ())
     assert (status.can_build, status.can_run) == (True, False)
@@ -120,13 +120,13 @@ def test_without_a_list_of_capabilities_every_gpu_will_do():
     ],
 )
 def test_gpus_of_tensorrt_rtx(monkeypatch, capability, supported):
-    monkeypatch.setattr(doctor, "_importable", lambda module: True)
+    monkeypatch.setattr(doctor, "is_importable", lambda module: True)
     status = target_status(get_target("tensorrt-rtx"), (), (replace(H100, compute_capability=capability),))
     assert (status.can_build, status.can_run) == (True, supported)
 
 
 def test_what_builds_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(doctor, "_importable", lambda module: True)
+    monkeypatch.setattr(doctor, "is_importable", lambda module: True)
     providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
     status = {each.name: target_status(each, providers, ()) for each in TARGETS}
     assert {name: (item.can_build, item.can_run) for name, item in status.items()} == {
@@ -151,10 +151,10 @@ def test_a_processor_without_int8_products_is_a_note(monkeypatch, isa, slow):
 
 
 def test_a_module_of_a_package_that_is_not_there_is_not_there():
-    assert not doctor._importable("no_such_package.module")
-    assert not doctor._importable("json.no_such_module")
-    assert not doctor._importable("")
-    assert doctor._importable("json.decoder")
+    assert not doctor.is_importable("no_such_package.module")
+    assert not doctor.is_importable("json.no_such_module")
+    assert not doctor.is_importable("")
+    assert doctor.is_importable("json.decoder")
 
 
 def test_a_gpu_that_the_runtime_refuses():
@@ -199,7 +199,7 @@ def test_an_onnxruntime_that_does_not_load_is_a_note(monkeypatch, tmp_path):
 
 
 def test_no_onnxruntime(monkeypatch):
-    monkeypatch.setattr(doctor, "_importable", lambda module: False)
+    monkeypatch.setattr(doctor, "is_importable", lambda module: False)
     report = examine()
     assert report.execution_providers == ()
     assert all(not target.can_run for target in report.targets)
@@ -223,8 +223,8 @@ def test_import_is_light():
 def test_engines_for_cuda_are_built_with_any_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass makes them; the provider and cuda-bindings are for running."""
     cuda = get_target("cuda")
-    monkeypatch.setattr(doctor, "_importable", lambda module: module == "onnxruntime")
+    monkeypatch.setattr(doctor, "is_importable", lambda module: module == "onnxruntime")
     status = doctor.target_status(cuda, ["CPUExecutionProvider"], [])
     assert (status.can_build, status.can_run) == (True, False)
-    monkeypatch.setattr(doctor, "_importable", lambda module: False)
+    monkeypatch.setattr(doctor, "is_importable", lambda module: False)
     assert not doctor.target_status(cuda, [], []).can_build

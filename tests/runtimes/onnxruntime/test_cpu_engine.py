@@ -14,9 +14,11 @@ import pytest
 
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.options import EngineOptions
 from llmc.runtimes.kernels.library import KernelsUnavailable
 from llmc.runtimes.onnxruntime import cpu_engine as onnxruntime_engine
 from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info, open_graph
+from llmc.runtimes.session.engine import BuiltEngine, EngineSource
 
 from ..session_graphs import GROWING, load
 
@@ -147,9 +149,9 @@ def test_activations_are_not_rounded(opened: Any) -> None:
 
 def test_a_build_optimizes_for_any_processor(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
     graphs = tmp_path / "graph"
-    built = OnnxRuntimeCpu().build(graphs, tmp_path)
+    built = OnnxRuntimeCpu().build(EngineSource(graphs / "model.onnx"), tmp_path, EngineOptions())
     ((graph, options),) = inferences
-    assert built == {"graph": "engine.onnx", "onnxruntime": onnxruntime.__version__}
+    assert built == BuiltEngine("engine.onnx", {"onnxruntime": onnxruntime.__version__})
     assert graph == graphs / "model.onnx"
     assert options.optimized_model_filepath == str(tmp_path / "engine.onnx")
     assert options.graph_optimization_level == Level.ORT_ENABLE_EXTENDED
@@ -157,8 +159,9 @@ def test_a_build_optimizes_for_any_processor(inferences: list[tuple[Path, Any]],
 
 
 def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
-    (tmp_path / "engine.onnx").touch()
-    assert OnnxRuntimeCpu().build(tmp_path, tmp_path) == {"graph": "engine.onnx", "kernels": "llmc.cpu"}
+    source = EngineSource(tmp_path / "model.onnx", tmp_path / "engine.onnx")
+    built = OnnxRuntimeCpu().build(source, tmp_path, EngineOptions())
+    assert built == BuiltEngine("engine.onnx", {"kernels": "llmc.cpu"})
     ((graph, options),) = inferences
     assert (graph.name, options.optimized_model_filepath) == ("model.onnx", "")
 
@@ -166,7 +169,7 @@ def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[
 def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses model\.onnx: .+") as raised:
-        OnnxRuntimeCpu().build(tmp_path, tmp_path / "out")
+        OnnxRuntimeCpu().build(EngineSource(tmp_path / "model.onnx"), tmp_path / "out", EngineOptions())
     assert "\n" not in str(raised.value)
 
 

@@ -40,7 +40,7 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_missing_library_is_said_before_a_model_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingDependencyError, match="openvino is not installed"):
+    with pytest.raises(MissingDependencyError, match="OpenVINO is not installed"):
         compile_model("no/such/model", tmp_path / "out", CompileOptions(optimize=OptimizeOptions(target="openvino")))
 
 

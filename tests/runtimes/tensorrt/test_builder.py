@@ -14,9 +14,9 @@ import pytest
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NoProgress
-from llmc.runtimes.memory.capacity_plan import BuildOptions
 from llmc.runtimes.tensorrt import builder as builder_module
 from llmc.runtimes.tensorrt.bindings import Library, open_library
+from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.builder import build_engines
 from llmc.runtimes.tensorrt.engine_graph import EngineGraph, read_engine_graph
 from llmc.runtimes.tensorrt.receipt import Receipt

@@ -59,7 +59,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("runtimes/machine", ""),
         ("runtimes/kernels", ""),
         ("runtimes/lint", ""),
-        ("runtimes/memory", "compiler/artifact"),
+        ("runtimes/memory", "compiler/artifact compiler/graph"),
         ("runtimes/reference", "runtimes/session"),
         ("runtimes/evaluation", "runtimes/generation runtimes/session"),
         ("runtimes/device", "runtimes/session"),

@@ -6,22 +6,19 @@ ONNX Runtime. It may depend on query, keys, values, the padding mask, the positi
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import first_line
-from llmc.compiler.graph.operators.domain import OPSET
 from llmc.passes.attention.attention_site import AttentionSite, Heads
 from llmc.passes.graph.graph_query import dims
+from llmc.passes.graph.subgraph import Array, call_sizes, content, cut, shape_of
 from llmc.passes.graph_pass import NearMiss
 
-Array = npt.NDArray[Any]
 LARGEST = 32 * 2**20
 """Bytes of a constant that belongs to attention: a table of masks is one, a projection of a real model is not."""
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -34,8 +31,7 @@ class ExtractedAttention:
 
     Attributes:
         site: Where it is.
-        nodes: Its nodes, in graph order.
-        constants: The initializers that it reads.
+        part: Its nodes and constants.
         signature: Equal for two that compute the same.
     """
 
@@ -47,11 +43,11 @@ class ExtractedAttention:
         """
         self.site = site
         self._cuts = {site.query.value: QUERY, site.key.outputs[0]: KEY, site.value.outputs[0]: VALUE}
-        self.constants: list[ir.Value] = []
-        self._shapes: list[ir.Node] = []
-        self.nodes = self._ancestors(model)
         self._feeds = {v: v.name or "" for v in model.graph.inputs if v.name in FEEDS}
-        self._constant_arrays = {v: _array(v, self._half) for v in self.constants}
+        self.part = cut([site.output.value], {*self._cuts, *self._feeds}, largest=LARGEST)
+        if site.product not in self.part.nodes:
+            raise NearMiss("its values are not weighted by the products of its queries and keys")
+        self._constant_arrays = {v: _array(v, self._half) for v in self.part.constants}
         self.signature = self._sign()
         self._session: Any = None
 
@@ -83,43 +79,16 @@ class ExtractedAttention:
         """
         batch, _, seq, _ = query.shape
         total = mask.shape[1]
-        sizes = {"batch": batch, "sequence": seq, "past": total - seq, "total": total}
+        sizes = call_sizes(batch, total - seq, seq)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - seq :]
         feeds: dict[str, Array] = {QUERY: to_layout(query, self.site.query), KEY: key, VALUE: value}
         feeds |= {"attention_mask": mask, "position_ids": positions}
-        feeds |= {f"shape_{i}": np.asarray(shape_of(node, sizes)) for i, node in enumerate(self._shapes)}
+        feeds |= {f"shape_{i}": np.asarray(shape_of(node, sizes)) for i, node in enumerate(self.part.lengths)}
         if self._session is None:
             self._session = open_graph(self._graph())
         known = {item.name for item in self._session.get_inputs()}
         output = run_session(self._session, {name: array for name, array in feeds.items() if name in known})[0]
         return from_layout(output, self.site.output)
-
-    def _ancestors(self, model: ir.Model) -> list[ir.Node]:
-        found: set[ir.Node] = set()
-        constants: dict[ir.Value, None] = {}
-        stack: list[ir.Value | None] = [self.site.output.value]
-        while stack:
-            value = stack.pop()
-            if value is None or value in self._cuts or (value.is_graph_input() and value.name in FEEDS):
-                continue
-            if value.is_initializer():
-                if value.const_value is None or value.const_value.nbytes > LARGEST:
-                    raise NearMiss(f"it depends on the weight {value.name}")
-                constants[value] = None
-                continue
-            node = value.producer()
-            if node is None:
-                raise NearMiss(f"it depends on {value.name}, too")
-            if node.domain or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
-                raise NearMiss(f"it depends on {node.op_type}, which is not measured")
-            if node not in found:
-                found.add(node)
-                stack.extend(() if _is_length(node) else reversed(node.inputs))
-        if self.site.product not in found:
-            raise NearMiss("its values are not weighted by the products of its queries and keys")
-        self._shapes = [node for node in model.graph if node in found and _is_length(node)]
-        self.constants = list(constants)
-        return [node for node in model.graph if node in found]
 
     def _sign(self) -> str:
         """Operators, attributes and constants, with the values numbered in order."""
@@ -130,10 +99,10 @@ class ExtractedAttention:
         site = self.site
         layouts = [(heads.kind, heads.count) for heads in (site.query, site.output)]
         parts: list[str] = [f"{layouts} {site.kv_heads} {site.key_dim} {site.value_dim} {self._half}"]
-        for index, node in enumerate(self.nodes):
+        for index, node in enumerate(self.part.nodes):
             inputs = (
                 [dims(node.inputs[0])]
-                if node in self._shapes
+                if node in self.part.lengths
                 else [numbers.get(v, "") if v else "" for v in node.inputs]
             )
             options = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
@@ -150,79 +119,14 @@ class ExtractedAttention:
             copies[value] = ir.Value(name=name, type=float_type, shape=ir.Shape([None] * ranks[name]))
         for value, name in self._feeds.items():
             copies[value] = ir.Value(name=name, type=int_type, shape=ir.Shape([None, None]))
-        for index, node in enumerate(self._shapes):
+        for index, node in enumerate(self.part.lengths):
             copies[node.outputs[0]] = ir.Value(name=f"shape_{index}", type=int_type, shape=ir.Shape([None]))
-        inputs = list(copies.values())
-        for index, (constant, array) in enumerate(self._constant_arrays.items()):
-            tensor = ir.tensor(array, name=f"constant_{index}")
-            copies[constant] = ir.val(f"constant_{index}", const_value=tensor)
-        initializers = [copies[constant] for constant in self.constants]
-        nodes = [self._copy(node, index, copies) for index, node in enumerate(self.nodes) if node not in self._shapes]
-        output = copies[self.site.output.value]
-        output.type = float_type
-        return ir.Graph(
-            inputs, [output], nodes=nodes, initializers=initializers, opset_imports={"": OPSET}, name="cut"
-        )
-
-    def _copy(self, node: ir.Node, index: int, copies: dict[ir.Value, ir.Value]) -> ir.Node:
-        inputs = [copies[value] if value is not None else None for value in node.inputs]
-        attributes = list(node.attributes.values())
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == self._half:
-            attributes = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
-        copy = ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs))
-        for number, (old, new) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
-            new.name, copies[old] = f"value_{index}_{number}", new
-        return copy
+        return self.part.copy(copies, self._constant_arrays, self._half)
 
 
 def _array(value: ir.Value, half: ir.DataType | None) -> Array:
-    assert value.const_value is not None
-    array = np.asarray(value.const_value.numpy())
-    return array.astype(np.float32) if half is not None and value.const_value.dtype == half else array
-
-
-def _is_length(node: ir.Node) -> bool:
-    """Whether a node asks for a shape that is known by the names of its dimensions."""
-    if node.op_type != "Shape":
-        return False
-    try:
-        shape_of(node, {"batch": 2, "sequence": 3, "past": 5, "total": 8})
-    except NearMiss:
-        return False
-    return True
-
-
-def shape_of(node: ir.Node, sizes: Mapping[str, int]) -> list[int]:
-    """What a Shape node gives, from the symbolic dimensions of its input.
-
-    Raises:
-        NearMiss: a dimension is not known.
-    """
-    shape = dims(node.inputs[0])
-    if shape is None:
-        raise NearMiss("a shape is not known")
-    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
-    return [dim if isinstance(dim, int) else _size(dim, sizes) for dim in shape[start:end]]
-
-
-def _size(text: str | None, sizes: Mapping[str, int]) -> int:
-    """A symbolic dimension: names and numbers, added, subtracted and multiplied."""
-
-    def compute(tree: ast.expr) -> int:
-        match tree:
-            case ast.Name(id=name) if name in sizes:
-                return sizes[name]
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return compute(left) + compute(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return compute(left) - compute(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return compute(left) * compute(right)
-        raise NearMiss(f"the dimension {text} is not known")
-
-    return compute(ast.parse(text or "_", mode="eval").body)
+    array = content(value)
+    return array.astype(np.float32) if half is not None and array.dtype == half.numpy() else array
 
 
 def to_layout(array: Array, heads: Heads) -> Array:

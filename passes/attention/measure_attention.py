@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
 from llmc.compiler.graph.operators.domain import DOMAIN, OPSET, VERSION
-from llmc.passes.attention.extract_attention import Array, ExtractedAttention, open_graph, run_session
+from llmc.passes.attention.extract_attention import ExtractedAttention, open_graph, run_session
+from llmc.passes.graph.subgraph import Array
 from llmc.passes.graph_pass import NearMiss
 
 TOLERANCE = 1e-5

@@ -17,14 +17,13 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import POSITION_IDS
 from llmc.compiler.graph.operators import cached_attention
-from llmc.compiler.graph.operators.domain import OPSET
 from llmc.passes.attention.attention_paths import to_merged, walk_to_core
-from llmc.passes.graph.graph_query import add_initializer, dims, graph_input, insert_before, is_weight
+from llmc.passes.graph.graph_query import add_initializer, graph_input, insert_before
+from llmc.passes.graph.subgraph import compute, content, cut
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
 FloatArray = npt.NDArray[np.float32]
@@ -137,68 +136,13 @@ def tabulate(values: list[ir.Value], positions: ir.Value, at: npt.NDArray[np.int
     Raises:
         NearMiss: they depend on another input, or on an operator that cannot be computed here.
     """
-    nodes = _ancestors(values, positions)
-    feed = {"position_ids": at[None, :]}
-    graph = _copy_subgraph(nodes, values, positions)
-    try:
-        from onnx.reference import ReferenceEvaluator
-
-        results = ReferenceEvaluator(graph).run(None, feed)
-    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, IndexError) as error:
-        raise NearMiss(f"its angles cannot be computed ahead of time: {error}") from error
+    part = cut(values, {positions}, largest=None, by_length=False, subject="its angles depend")
+    if any(value.producer() is None for value in values):
+        raise NearMiss("its angles are constants, not computed from the position")
+    ids = ir.val(POSITION_IDS, ir.DataType.INT64, ["batch", "seq"])
+    graph = part.copy({positions: ids}, {constant: content(constant) for constant in part.constants})
+    results = compute(graph, {POSITION_IDS: at[None, :]}, "its angles")
     for result in results:
         if result.ndim != 3 or result.shape[:2] != (1, len(at)):
             raise NearMiss(f"its angles have the shape {result.shape}, not one row per position")
     return [np.ascontiguousarray(result[0]) for result in results]
-
-
-def _ancestors(values: list[ir.Value], positions: ir.Value) -> list[ir.Node]:
-    """Nodes between ``positions`` and ``values``, in graph order."""
-    found: set[ir.Node] = set()
-    stack: list[ir.Value | None] = list(values)
-    while stack:
-        value = stack.pop()
-        if value is None or value is positions or is_weight(value):
-            continue
-        node = value.producer()
-        if node is None:
-            raise NearMiss(f"its angles depend on the input {value.name}")
-        if node not in found:
-            found.add(node)
-            # Shapes of inputs are known to be [1, positions]; only position_ids may be asked for its shape.
-            stack.extend(node.inputs)
-    makers = [value.producer() for value in values]
-    if None in makers or makers[0] is None or makers[0].graph is None:
-        raise NearMiss("its angles are constants, not computed from the position")
-    return [node for node in makers[0].graph if node in found]
-
-
-def _copy_subgraph(nodes: list[ir.Node], values: list[ir.Value], positions: ir.Value) -> onnx.ModelProto:
-    mapping: dict[ir.Value, ir.Value] = {positions: ir.val("position_ids", ir.DataType.INT64, ["batch", "seq"])}
-    initializers: list[ir.Value] = []
-    copies: list[ir.Node] = []
-    for node in nodes:
-        inputs: list[ir.Value | None] = []
-        for value in node.inputs:
-            if value is not None and value not in mapping and is_weight(value):
-                assert value.const_value is not None
-                mapping[value] = ir.val(value.name, const_value=ir.tensor(value.const_value.numpy(), name=value.name))
-                initializers.append(mapping[value])
-            inputs.append(mapping[value] if value is not None else None)
-        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            mapping[old] = new
-        copies.append(copy)
-    for value in values:
-        if dims(value) is None:
-            raise NearMiss(f"{value.name} has no known shape")
-    graph = ir.Graph(
-        [mapping[positions]],
-        [mapping[v] for v in values],
-        nodes=copies,
-        initializers=initializers,
-        opset_imports={"": OPSET},
-        name="angles",
-    )
-    return ir.to_proto(ir.Model(graph, ir_version=10))

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import POSITION_IDS
-from llmc.passes.graph.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, graph_input, insert_before, small_initializer
+from llmc.passes.graph.subgraph import slot_offset
 from llmc.passes.graph_pass import GraphPass, Tally
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -36,7 +36,7 @@ class PositionsByRow(GraphPass):
         for node in list(model.graph):
             if node.domain or node.op_type not in {"Reshape", "Unsqueeze"} or not _is_row(node.outputs[0]):
                 continue
-            chain = _chain(model, node.inputs[0])
+            chain = _chain(node.inputs[0])
             if chain is not None:
                 _replace(model.graph, node, positions, *chain)
                 tally.count("positions")
@@ -52,7 +52,7 @@ def _is_row(value: ir.Value) -> bool:
     return all(use.node.op_type in ELEMENTWISE | {"Expand"} for use in value.uses())
 
 
-def _chain(model: ir.Model, value: ir.Value | None) -> tuple[list[tuple[ir.Node, int]], int] | None:
+def _chain(value: ir.Value | None) -> tuple[list[tuple[ir.Node, int]], int] | None:
     """The element-wise nodes from the slots of the chunk to ``value``, and what the slots are offset by.
 
     Returns:
@@ -60,7 +60,7 @@ def _chain(model: ir.Model, value: ir.Value | None) -> tuple[list[tuple[ir.Node,
     """
     nodes: list[tuple[ir.Node, int]] = []
     while value is not None:
-        if (offset := _offset(model, value)) is not None:
+        if (offset := _offset(value)) is not None:
             return nodes[::-1], offset
         node = value.producer()
         if node is None or node.domain or node.op_type not in ELEMENTWISE:
@@ -78,21 +78,9 @@ def _is_scalar(value: ir.Value) -> bool:
     return content is not None and content.size == 1
 
 
-def _offset(model: ir.Model, value: ir.Value) -> int | None:
+def _offset(value: ir.Value) -> int | None:
     """What is added to a token's slot to give ``value``; None when it is something else than slots."""
-    if dims(value) != ["sequence"]:
-        return None
-    offsets = set()
-    for past, seq in SAMPLES:
-        try:
-            made = evaluate(model, value, past=past, seq=seq)
-        except NotConstant:
-            return None
-        if made.shape != (seq,) or not np.array_equal(made, made[0] + np.arange(seq)):
-            return None
-        offsets.add(float(made[0]) - past)
-    found = offsets.pop() if len(offsets) == 1 else 0.5
-    return int(found) if found.is_integer() else None
+    return slot_offset([value], lambda results: results[0]) if dims(value) == ["sequence"] else None
 
 
 def _replace(

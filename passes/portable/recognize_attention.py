@@ -91,7 +91,7 @@ def _replace(graph: ir.Graph, attention: ExtractedAttention, facts: AttentionFac
         (site.value.outputs[0], call.outputs[2]),
     ):
         _take_place(old, replacement)
-    for dead in (*reversed(attention.nodes), site.key, site.value):
+    for dead in (*reversed(attention.part.nodes), site.key, site.value):
         if not any(value.uses() or value.is_graph_output() for value in dead.outputs):
             graph.remove(dead, safe=True)
 

@@ -11,6 +11,7 @@ lengths: they depend on nothing but the lengths, and are the slots of the chunk,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import POSITION_IDS
 from llmc.compiler.base.errors import UnsupportedModelError
-from llmc.passes.graph.evaluate_subgraph import SAMPLES, NotConstant, evaluate
 from llmc.passes.graph.graph_query import (
     constant,
     copy_dtype,
@@ -29,6 +29,7 @@ from llmc.passes.graph.graph_query import (
     is_weight,
     small_initializer,
 )
+from llmc.passes.graph.subgraph import slot_offset
 from llmc.passes.graph_pass import GraphPass, Tally, node_label
 from llmc.passes.portable.spread_rows import Spread, apply_spread, plan_spread
 
@@ -49,7 +50,7 @@ class UsePositionIds(GraphPass):
         for node in list(model.graph):
             if node.domain or node.op_type not in {"Gather", "Slice"} or not is_weight(node.inputs[0]):
                 continue
-            offset = _offset(model, node)
+            offset = _offset(node)
             if offset is None:
                 continue
             spread = plan_spread(node.outputs[0]) if len(dims(node.outputs[0]) or ()) == 2 else Spread()
@@ -65,7 +66,7 @@ class UsePositionIds(GraphPass):
             tally.count("positions")
 
 
-def _offset(model: ir.Model, node: ir.Node) -> int | None:
+def _offset(node: ir.Node) -> int | None:
     """What is added to a token's slot to find its row of the table; None when the lookup is another one."""
     table = dims(node.inputs[0])
     if table is None or len(table) != 2:
@@ -81,17 +82,7 @@ def _offset(model: ir.Model, node: ir.Node) -> int | None:
         values = [node.inputs[1], node.inputs[2]]
         if all(constant(value) is not None for value in values):
             return None
-    offsets = set()
-    for past, seq in SAMPLES:
-        try:
-            results = [evaluate(model, value, past=past, seq=seq) for value in values]
-        except NotConstant:
-            return None
-        rows = _rows(node.op_type, results)
-        if rows.shape != (seq,) or not np.array_equal(rows, rows[0] + np.arange(seq)):
-            return None
-        offsets.add(int(rows[0]) - past)
-    return offsets.pop() if len(offsets) == 1 else None
+    return slot_offset(values, partial(_rows, node.op_type))
 
 
 def _rows(op_type: str, results: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

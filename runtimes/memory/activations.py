@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.dimensions import size_of
+
 _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _KEEP_ALL = _VIEWS | {"Transpose", "Cast"}
 #: Operators whose output has no more elements than their first input.
@@ -89,7 +91,7 @@ class ValueSizes:
         """Take the sizes of the symbolic dimensions."""
         self.unknown: Counter[str] = Counter()
         self._dimensions = dimensions
-        self._expressions: dict[str, int | None] = {}
+        self._expressions: dict[int | str | None, int | None] = {}
         self._elements: dict[ir.Value, int | None] = {}
         self._itemsizes: dict[ir.Value, float] = {}
 
@@ -116,17 +118,13 @@ class ValueSizes:
         shape = value.shape if value.const_value is None else value.const_value.shape
         if shape is None:
             return None
-        sizes = [dim if isinstance(dim, int) else self._size(dim) for dim in shape]
+        sizes = [self._size(dim) for dim in shape]
         return math.prod(size for size in sizes if size is not None) if None not in sizes else None
 
-    def _size(self, dim: ir.SymbolicDimProtocol) -> int | None:
-        name = dim.value
-        if name is None or not isinstance(dim, ir.SymbolicDim):
-            return None
+    def _size(self, dim: int | ir.SymbolicDimProtocol) -> int | None:
+        name = dim if isinstance(dim, int) else dim.value
         if name not in self._expressions:
-            found = self._dimensions.get(name)
-            computed = dim.evaluate(self._dimensions) if found is None else found
-            self._expressions[name] = computed if isinstance(computed, int) else None
+            self._expressions[name] = size_of(dim, self._dimensions)
         return self._expressions[name]
 
     def inside(self, node: ir.Node) -> ValueSizes:
@@ -192,11 +190,9 @@ class ValueSizes:
         scanned = node.inputs[_states(node) :]
         axes = node.attributes.get_ints("scan_input_axes", [0] * len(scanned))
         for value, axis in zip(scanned, axes, strict=True):
-            if value is not None and value.shape is not None:
-                dim = value.shape[axis]
-                length = dim if isinstance(dim, int) else self._size(dim)
-                if length is not None:
-                    return length
+            length = self._size(value.shape[axis]) if value is not None and value.shape is not None else None
+            if length is not None:
+                return length
         return None
 
     def _itemsize(self, value: ir.Value) -> float:

@@ -14,12 +14,8 @@ from llmc.runtimes.session.sampling_params import SamplingParams
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=1.1, top_k=30, seed=3)
-SETTINGS = [
-    GREEDY,
-    SAMPLED,
-    SamplingParams(temperature=0.8, top_p=0.9, seed=5),
-    SamplingParams(repetition_penalty=1.3),
-]
+NUCLEUS = SamplingParams(temperature=0.8, top_p=0.9, seed=5)
+SETTINGS = [GREEDY, SAMPLED, NUCLEUS, SamplingParams(repetition_penalty=1.3)]
 
 
 def make_requests(prompts: Sequence[Sequence[int]], **fields: Any) -> Callable[[], list[Request]]:

@@ -11,12 +11,14 @@ import pytest
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decode_loop import DeviceChooser
 from llmc.runtimes.device.session import DeviceSession
+from llmc.runtimes.generation.request import Request
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.generation.text_engine import Reply
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ... import generation
 from ...generation import Generation, begin
+from ..mixed_batches import NUCLEUS, check_requests_come_and_go, make_requests, random_prompts
 from ..tiny_engine import PROMPTS, open_tiny
 
 SAMPLED = SamplingParams(temperature=1.2, top_k=20, seed=3)
@@ -208,3 +210,38 @@ def test_an_engine_with_all_logits_generates_too(session: DeviceSession) -> None
     opened = open_tiny("all")
     assert generate(opened).tokens == generate(opened, prefill_chunk=3).tokens == expected
     opened.close()
+
+
+# --- requests that come and go ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings", [[SamplingParams()], [SamplingParams(), SAMPLED, NUCLEUS]], ids=["greedy", "mixed"]
+)
+def test_requests_come_and_go_and_the_device_goes_on(
+    session: DeviceSession, settings: list[SamplingParams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop begins again with other rows; what was recorded serves it."""
+    requests = make_requests(random_prompts())
+
+    def fresh() -> list[Request]:
+        made = requests()
+        for number, request in enumerate(made):
+            request.sampling = settings[number % len(settings)]
+        return made
+
+    assert session.chooser is not None
+    states: list[Any] = []
+    begin_loop = session.chooser.begin
+    monkeypatch.setattr(session.chooser, "begin", lambda rows: states.append(rows) or begin_loop(rows))
+    check_requests_come_and_go(session, fresh)
+    together = [[row.step for row in rows if row is not None] for rows in states if len(rows) == 3]
+    assert len(together) > 1
+    assert any(len(set(steps)) > 1 for steps in together), "rows go on at different steps"
+
+
+def test_a_request_that_the_device_cannot_serve_makes_the_host_choose_while_it_is_there(
+    session: DeviceSession,
+) -> None:
+    """A repetition penalty is the host's."""
+    check_requests_come_and_go(session, make_requests(random_prompts()))

@@ -91,7 +91,7 @@ def _name(entry: Option) -> str:
 
 def _parameter(entry: Option, hint: Any, default: Any) -> inspect.Parameter:
     if entry.parse is not None:
-        hint, default = str | None, None
+        hint, default = str | None, ",".join(map(str, default)) or None
     elif typing.get_origin(hint) is tuple:
         hint, default = list[typing.get_args(hint)[0]] | None, None  # type: ignore[misc]
     told = _told(entry, shown=default is not None and not entry.counts)

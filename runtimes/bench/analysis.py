@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.results import (
     BenchCase,
-    BenchOptions,
     BenchResult,
     Comparison,
     GenerationResult,

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench.analysis import analyze, analyze_generations, compare, gpu_warnings, warnings_of
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchReport, BenchResult, Subject
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth

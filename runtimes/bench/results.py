@@ -1,6 +1,6 @@
 """What a latency benchmark is asked and what it answers, as plain data.
 
-In: nothing. Out: :class:`BenchCase`, :class:`BenchOptions`, :class:`Subject`, and :class:`BenchReport` with its
+In: nothing. Out: :class:`BenchCase`, :class:`Subject`, and :class:`BenchReport` with its
 parts and its ``to_json``.
 
 Terms (vLLM's and llama-bench's, in this order of preference):
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.base.errors import UsageError
+from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import MachineFingerprint
@@ -77,46 +78,6 @@ class BenchCase:
         """As ``pp128+tg64`` or ``pp128+tg64 x4``."""
         rows = f" x{self.batch}" if self.batch != 1 else ""
         return f"pp{self.prompt}+tg{self.gen}{rows}"
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """How to measure.
-
-    Attributes:
-        runs: Rounds, at least 1; each gives every subject one run of every case.
-        threads: Threads for every subject; None: each engine's own default.
-        seed: Of the token ids. Round ``r`` uses ``seed + r``, for all subjects alike.
-        warm_steps: Untimed decode steps before each run.
-        measure_memory: Whether to measure peak RSS and load time in fresh processes (one more load for each subject
-            and case).
-        load_window_s: Seconds that other processes are watched before and after.
-        load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
-        generate: Requests of each round that go through the generation loop, too; 0: none.
-        temperature: Theirs; 0 is greedy.
-        one_at_a_time: Whether only one subject is open at any time, for models that do not fit into memory together:
-            a subject runs half of its rounds before the next one is opened, and the second halves come in reverse
-            order, so that a drift of the machine meets all alike. The first opening measures memory and load.
-    """
-
-    runs: int = 5
-    threads: int | None = None
-    seed: int = 0
-    warm_steps: int = 4
-    measure_memory: bool = True
-    load_window_s: float = 1.0
-    load_warning: float = 0.10
-    one_at_a_time: bool = False
-    generate: int = 0
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.generate < 0:
-            raise UsageError(
-                f"bench: {self.generate} requests to generate; give at least 1, or leave --generate away"
-            )
-        if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
-            raise UsageError("bench: runs and threads must be at least 1, warm_steps at least 0")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmc.runtimes.bench.analysis import Generations, Opened, Peak, Sample, Samples, with_energy
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import BenchCase, Subject
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER, WorkerProcess
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.gpu import GpuSampler, is_on_cuda

@@ -23,6 +23,7 @@ class Oven:
     heat: int = option(200, "Degrees.", least=1)
     racks: tuple[Path, ...] = option((), "Where.", "--rack", metavar="DIR", variable="RACKS")
     times: tuple[int, ...] = option((), "Minutes.", "--times", metavar="LIST", parse=number_list)
+    hours: tuple[int, ...] = option((12, 18), "At.", "--hours", metavar="LIST", parse=number_list)
     fan: bool | None = option(None, "With the fan.", "--fan/--still")
     strict: bool = option(False, "Fail when it burns.")
     loud: int = option(0, "Louder.", "--loud", "-l", counts=True)
@@ -71,7 +72,7 @@ def test_defaults_are_those_of_the_fields() -> None:
 def test_options_become_fields() -> None:
     oven = called("bread", "--heat", "180", "--rack", "a", "--rack", "b", "--times", "5,10", "--still", "-ll")["oven"]
     assert oven == Oven(180, (Path("a"), Path("b")), (5, 10), fan=False, loud=2)
-    assert called("bread", "--fan")["oven"] == Oven(fan=True)
+    assert called("bread", "--fan", "--hours", "6")["oven"] == Oven(fan=True, hours=(6,))
     assert called("bread", RACKS="c")["oven"] == Oven(racks=(Path("c"),))
 
 
@@ -79,7 +80,7 @@ def test_a_flag_of_two_configurations_is_one_option_for_both() -> None:
     call = called("bread", "--strict")
     assert (call["oven"], call["dough"]) == (Oven(strict=True), Dough(strict=True))
     names = list(inspect.signature(flat(bake)).parameters)
-    assert names == ["name", "heat", "rack", "times", "fan", "strict", "loud"]
+    assert names == ["name", "heat", "rack", "times", "hours", "fan", "strict", "loud"]
 
 
 def test_what_is_no_option_here_is_refused() -> None:
@@ -97,7 +98,16 @@ def test_a_text_that_cannot_be_read_is_a_usage_error() -> None:
 
 def test_help_says_what_the_fields_say() -> None:
     shown = " ".join(run("--help").output.split())
-    for words in ("Bake.", "Degrees.", "default: 200", "Fail when it burns.", "--fan", "--still", "env var: RACKS"):
+    for words in (
+        "Bake.",
+        "Degrees.",
+        "default: 200",
+        "default: 12,18",
+        "Fail when it burns.",
+        "--fan",
+        "--still",
+        "env var: RACKS",
+    ):
         assert words in shown
     assert "Fail when it is sour." not in shown
 

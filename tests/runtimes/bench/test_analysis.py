@@ -23,7 +23,8 @@ from llmc.runtimes.bench.analysis import (
     warnings_of,
     with_energy,
 )
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, BenchResult, Subject
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import BenchCase, BenchResult, Subject
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth

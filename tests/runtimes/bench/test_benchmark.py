@@ -11,7 +11,8 @@ import pytest
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
-from llmc.runtimes.bench.results import BenchCase, BenchOptions
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import BenchCase
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad

@@ -8,8 +8,9 @@ from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Sample, compare, step_bytes, warnings_of
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
+from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.report import render_report, spread, write_json
-from llmc.runtimes.bench.results import BenchCase, BenchOptions
+from llmc.runtimes.bench.results import BenchCase
 from llmc.runtimes.bench.workers.remote import WorkerProcess
 from llmc.runtimes.machine.summary import Summary
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.bench.results import CONVENTIONS, BenchCase, BenchOptions, BenchReport
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import CONVENTIONS, BenchCase, BenchReport
 
 from .reports import make_report
 

@@ -10,7 +10,8 @@ import pytest
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Peak, Sample
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.results import BenchCase, Subject
 from llmc.runtimes.bench.rounds import Rounds, Steps, count_steps
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.gpu import EnergyCurve

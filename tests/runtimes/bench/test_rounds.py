@@ -11,8 +11,9 @@ from rich.console import Console
 from llmc.runtimes.bench import latency, rounds
 from llmc.runtimes.bench.analysis import Sample, gpu_warnings, with_energy
 from llmc.runtimes.bench.latency import make_cases, run_benchmark
+from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.report import render_report
-from llmc.runtimes.bench.results import BenchCase, BenchOptions, Subject
+from llmc.runtimes.bench.results import BenchCase, Subject
 from llmc.runtimes.bench.rounds import Visit, plan_visits
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, Gpu, GpuLoad, GpuSampler

@@ -1,0 +1,65 @@
+"""How a benchmark is to measure.
+
+In: what a user asked for. Out: :class:`BenchOptions`; a value that makes no sense is a :class:`UsageError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.option_field import option
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        runs: Rounds, at least 1; each gives every subject one run of every case.
+        threads: Threads for every subject; None: each engine's own default.
+        seed: Of the token ids. Round ``r`` uses ``seed + r``, for all subjects alike.
+        warm_steps: Untimed decode steps before each run.
+        measure_memory: Whether to measure peak RSS and load time in fresh processes (one more load for each subject
+            and case).
+        load_window_s: Seconds that other processes are watched before and after.
+        load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
+        generate: Requests of each round that go through the generation loop, too; 0: none.
+        temperature: Theirs; 0 is greedy.
+        one_at_a_time: Whether only one subject is open at any time, for models that do not fit into memory together:
+            a subject runs half of its rounds before the next one is opened, and the second halves come in reverse
+            order, so that a drift of the machine meets all alike. The first opening measures memory and load.
+    """
+
+    runs: int = option(5, "Rounds; figures are medians.")
+    threads: int | None = option(
+        None, "Threads of every subject. Default: each engine's own; with a peer, one per physical core.", least=1
+    )
+    seed: int = 0
+    warm_steps: int = 4
+    measure_memory: bool = option(
+        True,
+        "Measure peak memory and load time in fresh processes, one load for each engine and case.",
+        "--memory/--no-memory",
+    )
+    load_window_s: float = 1.0
+    load_warning: float = 0.10
+    one_at_a_time: bool = option(
+        False,
+        "Open one subject, run half of its rounds, close it, and so on; then the second halves in reverse order. For "
+        "models that do not fit into memory together.",
+    )
+    generate: int = option(
+        0,
+        "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.",
+        metavar="N",
+    )
+    temperature: float = option(0.0, "Of --generate; 0 is greedy.")
+
+    def __post_init__(self) -> None:
+        if self.generate < 0:
+            raise UsageError(
+                f"bench: {self.generate} requests to generate; give at least 1, or leave --generate away"
+            )
+        if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
+            raise UsageError("bench: runs and threads must be at least 1, warm_steps at least 0")

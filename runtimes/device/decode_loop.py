@@ -57,8 +57,9 @@ class DeviceChooser(TokenChooser):
                 f"{len(states)} of {len(rows)} rows are to go on in a session of {len(held)} rows; give an entry per "
                 "row, and one at least that takes part"
             )
-        # A row that takes no part has its slot written, too.
-        needed = held + [1 if row is None else row.steps_left for row in rows]
+        # A row that stands still while others go on has its next slot written, too.
+        left = np.array([0 if row is None else row.steps_left for row in rows])
+        needed = held + np.minimum(left + 1, left.max())
         if int(needed.max()) > self._rows.capacity:
             row = int(needed.argmax())
             raise EngineError(

@@ -121,6 +121,7 @@ class TokenChooser(Protocol):
         Settings, steps and budgets may differ from row to row; a row that has had ``steps_left`` tokens stands still.
 
         Raises:
-            EngineError: no row takes part, :meth:`can_choose` says no, or a row has no room for its tokens.
+            EngineError: no row takes part, :meth:`can_choose` says no, or a row has no room for its tokens and, where
+                it stands still before others do, for one more.
         """
         ...

@@ -151,6 +151,41 @@ def lead(session: Session, rows: Sequence[Row], *, side: str = "right", chunk: i
     return Led(np.stack(actual), np.stack(expected), np.array(chosen, np.int64))
 
 
+def lead_edited(session: Session, rows: Sequence[Row]) -> float:
+    """Largest error of a logit in three rows of a cache that are released, cut and copied while others go on."""
+    texts = [[*row.prompt, *row.continuation] for row in rows]
+    held = [(0, 0), (1, 0), (2, 0)]  # in each row of the cache: which text, and how much of it
+    assert session.rows is not None
+    session.reset(3, 192)
+    errors = []
+
+    def feed(*counts: int) -> None:
+        ids = np.full((3, max(counts)), PADDING, np.int64)
+        for index, ((text, length), count) in enumerate(zip(held, counts, strict=True)):
+            ids[index, :count] = texts[text][length : length + count]
+            held[index] = (text, length + count)
+        logits = session.forward(ids, np.array(counts, np.int64)).host()
+        for (text, length), given, count in zip(held, logits, counts, strict=True):
+            if count:
+                errors.append(float(np.abs(given[0] - rows[text].logits[length - 1]).max()))
+        assert session.lengths.tolist() == [length for _, length in held]
+
+    feed(30, 12, 21)
+    feed(1, 1, 1)
+    session.rows.release(1)
+    held[1] = (3, 0)
+    feed(1, 0, 1)
+    feed(0, 40, 0)
+    feed(1, 1, 1)
+    session.rows.copy_prefix(1, 0, 33)
+    session.rows.truncate(2, 5)
+    held[0], held[2] = (3, 33), (2, 5)
+    feed(1, 1, 1)
+    feed(7, 0, 16)
+    feed(1, 1, 1)
+    return float(np.nan_to_num(max(errors), nan=np.inf))
+
+
 def mean_kl(expected: Array, actual: Array) -> float:
     """Mean over positions of KL(softmax(expected) || softmax(actual)), nats; both [positions, vocab_size]."""
     import torch

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.onnxruntime.cuda_engine import nodes_elsewhere
+from llmc.runtimes.session.capabilities import RowState
 from llmc.runtimes.session.padding import pad_prompts
 from llmc.runtimes.session.sampling import Sampler
 from llmc.runtimes.session.sampling_params import SamplingParams
@@ -73,6 +76,31 @@ def test_the_sampled_loop_draws_what_the_host_draws(
         other += int((np.array(drawn) != made[step]).sum())
     assert other <= OTHER_DRAWS * batch * (STEPS - 1) + 1, f"{other} of {batch * (STEPS - 1)} draws differ"
     assert len({tuple(column) for column in made.T.tolist()}) == batch
+
+
+@pytest.mark.parametrize("opened", HALF, indirect=True)
+def test_rows_of_one_loop_ask_for_different_things(opened: Opened, rows: list[Row]) -> None:
+    """Greedy rows and each kind of draw in one recorded graph; a second loop with other settings is no new one."""
+    session, kinds = opened.session, [*SAMPLED.values(), SamplingParams(), replace(SAMPLED["top-k"], min_p=0.05)]
+    assert session.chooser is not None
+    for seed in (0, 20):
+        settings = [replace(kinds[(row + seed) % 5], seed=seed + row) for row in range(8)]
+        first = prefill(session, rows)
+        states = [RowState(int(first[row]), settings[row], row, 1, STEPS - 1 - 3 * row) for row in range(8)]
+        loop = session.chooser.begin(states)
+        made = np.stack([first, *(loop.tokens(step) for step in range(1, STEPS))])
+        other = count = 0
+        prefill(session, rows)
+        samplers = [Sampler(settings[row], session.info.vocab_size, row) for row in range(8)]
+        for step in range(1, STEPS):
+            logits = session.forward(np.maximum(made[step - 1], 0)[:, None]).host()[:, 0]
+            for row in range(8):
+                if step <= states[row].steps_left:
+                    other += int(samplers[row].sample(logits[row], step) != made[step, row])
+                    count += 1
+                else:
+                    assert made[step, row] == -1
+        assert other <= OTHER_DRAWS * count + 1, f"{other} of {count} draws differ"
 
 
 @pytest.mark.parametrize("opened", HALF, indirect=True)

@@ -9,7 +9,7 @@ import pytest
 
 from ..generation import generate
 from .conftest import STEPS, Engines, Opened
-from .reference import Led, Row, lead, mean_kl
+from .reference import Led, Row, lead, lead_edited, mean_kl
 
 ERROR = {"fp16": 0.2, "bf16": 1.2}
 """Largest difference of a logit from float32; an H100 had 0.125 and 0.78."""
@@ -82,6 +82,16 @@ def test_what_fewer_bits_cost(opened: Opened, half: Led, rows: list[Row], record
     agreement = float((half.chosen == led.chosen).mean())
     measured = record(kl_to_fp16=kl, kl_to_float32=led.mean_kl, top1_agreement=agreement, error=led.error)
     assert 0 < kl <= KL_TO_FP16[opened.directory.name], measured
+
+
+@pytest.mark.parametrize(
+    "opened", [pytest.param(name, id=name) for name in ("fp16", "kv-fp8", "kv-int8")], indirect=True
+)
+def test_rows_are_released_cut_and_copied(opened: Opened, rows: list[Row], record: Record) -> None:
+    """No further from the reference than rows that hold nothing else from the start."""
+    bound = 1.5 * lead(opened.session, rows[:4], steps=8).error
+    error = lead_edited(opened.session, rows)
+    assert error <= bound, record(error=error, bound=bound)
 
 
 @pytest.mark.parametrize("opened", [pytest.param(name, id=name) for name in ("int4", "kv-fp8")], indirect=True)

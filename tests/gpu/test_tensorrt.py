@@ -22,7 +22,7 @@ from llmc.runtimes.tensorrt.bindings import BINDINGS
 
 from ..generation import generate
 from .conftest import STEPS, Engines
-from .reference import Row, lead
+from .reference import Row, lead, lead_edited
 
 ERROR, MEAN_KL = {"fp16": 0.2, "bf16": 1.2}, {"fp16": 4e-5, "bf16": 2e-3, "int4": 0.3}
 """Those of the same weights on ONNX Runtime's CUDA provider; none of these was measured with TensorRT yet."""
@@ -124,6 +124,10 @@ def test_rows_move_to_a_longer_cache(half: DeviceSession, rows: list[Row]) -> No
             half.grow(1000)
         logits.append(half.forward(np.array([[7]], np.int64)).host())
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=ERROR["fp16"])
+
+
+def test_rows_are_released_cut_and_copied(half: DeviceSession, rows: list[Row]) -> None:
+    assert lead_edited(half, rows) <= ERROR["fp16"]
 
 
 def test_an_engine_without_weights_gets_them_from_the_graph(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.device.decode_loop import LOOKAHEAD
+from llmc.runtimes.device.sampler import UNIFORM_STEPS
 from llmc.runtimes.device.session import CAPACITY_STEP, DeviceSession
-from llmc.runtimes.session.capabilities import TokenSource
+from llmc.runtimes.session.capabilities import RowState, TokenSource
 from llmc.runtimes.session.sampling import Sampler
 from llmc.runtimes.session.sampling_params import SamplingParams
 
@@ -258,3 +261,91 @@ def test_samplers_keep_their_memory() -> None:
     assert held[0] == held[1] == held[2]
     session.close()
     assert device.held == {}
+
+
+MIXED = [
+    SamplingParams(temperature=1.2, top_k=20, seed=3),
+    SamplingParams(),
+    SamplingParams(temperature=0.9, top_p=0.8, seed=5),
+    SamplingParams(temperature=1.5, min_p=0.3, seed=8),
+    SamplingParams(temperature=1.1, top_k=90, top_p=0.9, min_p=0.01, seed=2**63),
+    SamplingParams(temperature=1.5, seed=1),
+]
+STEPS_LEFT = [9, 13, 1, 11, 70, 3]
+
+
+def test_rows_of_one_loop_ask_for_different_things(session: DeviceSession) -> None:
+    """Settings, numbers, steps and budgets by row: each row's tokens are those that it gets alone."""
+    prompts = [[*PROMPTS[row % 3], 40 + row] for row in range(6)]
+
+    def begin_at(rows: list[int]) -> tuple[list[RowState], TokenSource]:
+        session.reset(len(rows), 90)
+        first = session.forward(*rows_of([prompts[row] for row in rows])).argmax().tolist()
+        states = [
+            RowState(token, MIXED[row], 7 - row, 1 + 5 * row, STEPS_LEFT[row])
+            for row, token in zip(rows, first, strict=True)
+        ]
+        assert session.chooser is not None
+        return states, session.chooser.begin(states)
+
+    _, loop = begin_at(list(range(6)))
+    together = np.array([loop.tokens(step) for step in range(1, 71)])
+    assert session.lengths.tolist() == [len(prompt) + left for prompt, left in zip(prompts, STEPS_LEFT, strict=True)]
+    for row, left in enumerate(STEPS_LEFT):
+        assert together[left:, row].tolist() == [-1] * (70 - left)
+        (state,), loop = begin_at([row])
+        alone = [int(loop.tokens(step)[0]) for step in range(1, left + 1)]
+        assert together[:left, row].tolist() == alone
+        sampler, token, host = Sampler(state.settings, session.info.vocab_size, state.row_id), state.token, []
+        session.reset(1, 90)
+        session.forward(*rows_of([prompts[row]]))
+        for step in range(min(left, 12)):
+            logits = session.forward(np.array([[token]])).host()[0, 0]
+            token = sampler.sample(logits, state.step + step)
+            host.append(token)
+        assert host == alone[:12]
+
+
+def test_a_row_that_has_its_tokens_writes_no_more_than_the_next_slot(session: DeviceSession) -> None:
+    """One row's budget ends at the cache's end, and steps for the others are queued ahead of the reader."""
+    prompts = [[*range(3, 3 + CAPACITY_STEP - 4)], PROMPTS[0]]
+    session.reset(2, CAPACITY_STEP)
+    first = session.forward(*rows_of(prompts)).argmax().tolist()
+    assert session.chooser is not None
+    states = [RowState(first[row], SamplingParams(), row, 1, left) for row, left in ((0, 4), (1, 30))]
+    with pytest.raises(EngineError, match="row 0 holds 60 tokens and would hold 65, but the cache has room for 64"):
+        session.chooser.begin(states)
+    loop = session.chooser.begin([replace(states[0], steps_left=3), states[1]])
+    made = [loop.tokens(step).tolist() for step in range(1, 31)]
+    assert [row[0] for row in made[3:]] == [-1] * 27
+    assert session.lengths.tolist() == [CAPACITY_STEP - 1, len(PROMPTS[0]) + 30]
+    row = [*PROMPTS[0], first[1], *(tokens[1] for tokens in made)]
+    assert row[-1] == reference(session, [row[:-1]])[0].argmax()
+
+
+def test_another_mix_of_rows_records_nothing_anew() -> None:
+    device = CountingDevice()
+    session = open_tiny(device=device)
+    for seed, order in enumerate(([0, 4, 1], [4, 1, 0], [1, 0, 4])):
+        first = prefill(session)
+        settings = [replace(MIXED[index], seed=seed) for index in order]
+        states = [
+            RowState(int(token), one, row, 1, 5 + row)
+            for row, (token, one) in enumerate(zip(first, settings, strict=True))
+        ]
+        session.chooser.begin([states[0], None, states[2]] if seed == 2 else states).tokens(5)
+    assert device.events.count("record") == 1
+    session.close()
+
+
+def test_uniforms_go_on_behind_those_that_were_brought_at_once(session: DeviceSession) -> None:
+    params = SamplingParams(temperature=1.4, seed=12)
+    session.reset(1, 120)
+    first = session.forward(np.array([[5]])).argmax()
+    loop = begin_loop(session, first, params, 2 * UNIFORM_STEPS - 10)
+    made = [int(first[0]), *(int(loop.tokens(step)[0]) for step in range(1, 2 * UNIFORM_STEPS - 10))]
+    sampler = Sampler(params, session.info.vocab_size, 0)
+    session.reset(1, 120)
+    session.forward(np.array([[5]]))
+    for step, (token, following) in enumerate(itertools.pairwise(made), 1):
+        assert sampler.sample(session.forward(np.array([[token]])).host()[0, 0], step) == following

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,54 @@ def test_greedy_takes_the_lowest_of_equal_tokens(dtype: str) -> None:
     logits[2] = -60.0
     graph = Steps(SamplingParams(), 6000, 5, dtype=dtype)
     assert graph(logits).tolist() == [70, 0, 0, *logits[3:].argmax(axis=1)]
+
+
+MIX = [*(replace(params, seed=row) for row, params in enumerate(GRAPHS)), SamplingParams(temperature=1.6, top_k=64)]
+
+
+@pytest.mark.parametrize("vocab", [100, 1031, 9000])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for(dtype: str, vocab: int) -> None:
+    """Greedy ones, too; along the way logits with ties, which are common in half precision, and a broken row."""
+    together = Steps(MIX, vocab, len(MIX), dtype=dtype)
+    alone = []
+    for row, params in enumerate(MIX):
+        alone.append(Steps(params, vocab, 1, dtype=dtype))
+        alone[-1].uniforms = together.uniforms[:, [row]]
+    for step in range(24):
+        logits = random_logits(step, len(MIX), vocab, dtype)
+        if step % 3 == 1:
+            logits = np.round(logits)
+        logits[step % len(MIX), 7] = np.nan
+        given = together(logits)
+        assert given.tolist() == [int(one(logits[[row]])[0]) for row, one in enumerate(alone)]
+        assert given[step % len(MIX)] == -1
+
+
+def test_a_mix_of_rows_draws_what_the_host_draws() -> None:
+    graph = Steps(MIX * 4, 1000, 4 * len(MIX))
+    host = [Sampler(params, 1000, row) for row, params in enumerate(MIX * 4)]
+    different = 0
+    for step in range(48):
+        logits = random_logits(step, len(host), 1000)
+        expected = [one.sample(row, step) for one, row in zip(host, logits, strict=True)]
+        different += int((graph(logits) != expected).sum())
+    assert different <= 2  # of 2,112
+
+
+def test_few_kinds_serve_all_settings() -> None:
+    def kind(*settings: SamplingParams, vocab: int = 5000) -> SamplerKind:
+        return kind_of(settings, vocab)
+
+    greedy, whole = SamplingParams(top_k=70), SamplingParams(temperature=0.5, min_p=0.1)
+    few, many = (SamplingParams(temperature=0.5, top_k=top_k) for top_k in (64, 65))
+    nucleus = SamplingParams(temperature=0.5, top_p=0.9)
+    assert kind(greedy, greedy) == SamplerKind()
+    assert kind(greedy, few) == kind(replace(few, top_p=0.5, seed=4)) == SamplerKind(CANDIDATES[0])
+    assert kind(many) == kind(few, nucleus) == SamplerKind(CANDIDATES[1])
+    assert kind(greedy, whole) == kind(replace(whole, top_k=5000)) == SamplerKind(0, True)
+    assert kind(whole, few) == SamplerKind(CANDIDATES[0], True)
+    assert kind(few, vocab=100) == kind(nucleus, vocab=100) == SamplerKind(100)
 
 
 def test_ties_with_the_kth_token_are_kept_up_to_the_bound() -> None:

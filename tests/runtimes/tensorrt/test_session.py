@@ -18,6 +18,7 @@ from llmc.runtimes.session.sampling_params import SamplingParams
 
 from ...end_to_end.oracle import load_eager, whole_logits
 from ...generation import generate
+from ..row_editing import check_many_requests, check_rows_come_and_go, check_rows_go_back
 from ..tiny_engine import PROMPTS, CountingDevice, rows_of
 from .fake_tensorrt import DECODE, PREFILL, FakeModule
 from .tiny_graph import CAPACITIES, CHUNK, MAX_BATCH, exported, open_fake
@@ -336,3 +337,9 @@ def test_a_decode_step_gets_kernels_of_its_own_at_once(session: DeviceSession, m
     strategies = {i: context.config.dynamic_shapes_kernel_specialization_strategy for i, context in contexts.items()}
     assert strategies == {PREFILL: "lazy", DECODE: "eager"}
     assert contexts[PREFILL].config.cache is contexts[DECODE].config.cache is not None
+
+
+@pytest.mark.parametrize("check", [check_rows_come_and_go, check_rows_go_back, check_many_requests])
+def test_rows_are_released_cut_and_copied(session: DeviceSession, eager: Any, check: Any) -> None:
+    assert session.rows.mixes_lengths
+    check(session, lambda tokens: expect(eager, [tokens])[0], TOLERANCE)

@@ -26,7 +26,7 @@ from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.generation.request import FinishReason, Request
 from llmc.runtimes.generation.row import Row
 from llmc.runtimes.session.capabilities import TokenChooser, TokenSource
-from llmc.runtimes.session.engine import FloatArray, Int64Array, Logits, Session
+from llmc.runtimes.session.engine import Int64Array, Session
 from llmc.runtimes.session.sampling import not_finite
 
 
@@ -54,13 +54,11 @@ class Batch:
         self._chunk = min(longest, prefill_chunk or capacity)
         self._waiting: deque[Request] = deque()
         self._rows: list[Row | None] = []
-        self._active: list[int] = []  # rows whose request goes on
-        self._joining: list[int] = []  # those of them whose prompt is not in the cache yet
-        self._on_host: list[int] = []  # those of them whose logits the host needs
-        self._prompts_wait = False
+        self._active: list[Row] = []  # those whose request goes on
+        self._joining: list[Row] = []  # those of them whose prompt is not in the cache yet
+        self._prompts_wait = self._closed = False
         self._source: TokenSource | None = None
         self._source_step = 0
-        self._closed = False
 
     @classmethod
     def of(cls, session: Session, requests: Sequence[Request], *, prefill_chunk: int | None = None) -> Batch:
@@ -100,9 +98,8 @@ class Batch:
         if request in self._waiting:
             self._waiting.remove(request)
         for row in self._active:
-            if self._held(row).request is request:
-                self._finish(row)
-                break
+            if row.request is request:
+                self._finish(row, reason)
         request.finished = reason
 
     def run(self) -> None:
@@ -125,51 +122,43 @@ class Batch:
             self._admit()
         if not self._active:
             return []
-        if self._source is not None or (self._chooser is not None and self._can_choose(self._chooser)):
-            return self._read()
-        return self._compute()
+        if self._source is None and self._chooser is not None and self._can_choose(self._chooser):
+            states = [None if row is None or row.request.finished else row.state() for row in self._rows]
+            self._source, self._source_step = self._chooser.begin(states), 0
+        return self._compute() if self._source is None else self._read(self._source)
 
     def close(self) -> None:
         """Compute nothing more: the session is another batch's."""
         self._leave_device()
         self._closed = True
 
-    def _held(self, row: int) -> Row:
-        held = self._rows[row]
-        assert held is not None
-        return held
-
     # --- schedule ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Empty the free rows, and give them to requests that wait; without an editor all together, at the end."""
         if not self._rows or (self._editor is None and not self._active):
-            rows = self._size if self._editor is not None else min(self._size, len(self._waiting))
-            self._session.reset(rows, self._capacity)
-            self._rows = [None] * rows
-            self._next_ids, self._goes_on = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
+            count = self._size if self._editor is not None else min(self._size, len(self._waiting))
+            self._session.reset(count, self._capacity)
+            self._rows = [None] * count
+            self._next_ids, self._goes_on = np.zeros((count, 1), np.int64), np.zeros(count, np.int64)
         elif self._editor is None or len(self._active) == len(self._rows):
             return
         self._leave_device()
-        for row in range(len(self._rows)):
-            if not self._goes_on[row]:
-                self._fill(row)
-        self._active = np.flatnonzero(self._goes_on).tolist()
-        self._on_host = [row for row in self._active if self._held(row).request.needs_logits]
-
-    def _fill(self, row: int) -> None:
-        """Empty a row that is free, and let the next request have it, if one waits."""
-        if self._rows[row] is not None and self._editor is not None:
-            self._editor.release(row)
-        self._rows[row] = None
-        if self._waiting:
-            self._rows[row] = Row(self._waiting.popleft(), self._info.vocab_size)
-            self._joining.append(row)
-            self._goes_on[row] = 1
+        for index, row in enumerate(self._rows):
+            if self._goes_on[index]:
+                continue
+            if row is not None and self._editor is not None:
+                self._editor.release(index)
+            self._rows[index] = None
+            if self._waiting:
+                self._rows[index] = joined = Row(index, self._waiting.popleft(), self._info.vocab_size)
+                self._joining.append(joined)
+                self._goes_on[index] = 1
+        self._active = [row for row in self._rows if row is not None]
 
     def _columns(self) -> Int64Array:
         """How many tokens each row gets in a call while prompts are computed, [rows]."""
-        decoding = [row for row in self._active if row not in self._joining]
+        decoding = [row.index for row in self._active if row not in self._joining]
         lengths = np.zeros_like(self._goes_on)
         if self._prompts_wait and decoding:
             lengths[decoding] = 1
@@ -178,89 +167,67 @@ class Batch:
         # Some runtimes want room for all of a chunk's columns behind the longest row.
         width = min(self._chunk, self._capacity - int(self._session.lengths.max()))
         for row in self._joining:
-            lengths[row] = min(width, self._held(row).rest)
+            lengths[row.index] = min(width, row.rest)
         if self._editor is not None and self._editor.mixes_lengths:
             lengths[decoding] = 1
         else:
             self._prompts_wait = self._editor is not None and bool(decoding)
         return lengths
 
+    def _can_choose(self, chooser: TokenChooser) -> bool:
+        """Whether the device can choose the tokens from here on."""
+        requests = [row.request for row in self._active]
+        if self._joining or any(request.watch or request.forced for request in requests):
+            return False
+        return chooser.can_choose([request.sampling for request in requests])
+
     # --- forward, choose --------------------------------------------------------------------------------------------
 
     def _compute(self) -> list[Request]:
         """One forward call, and a token in each row whose text is in the cache."""
-        ids, lengths, rows = self._next_ids, self._goes_on, list(self._active)
+        ids, lengths, rows = self._next_ids, self._goes_on, self._active
         if self._joining:
             lengths = self._columns()
             ids = self._chunk_ids(lengths)
-            rows = [row for row in self._active if lengths[row]]
+            rows = [row for row in rows if lengths[row.index]]
         everywhere = not self._joining and len(rows) == len(self._rows)
         logits = self._session.forward(ids, None if everywhere else lengths)
-        seen = any(row in rows and self._asks_for_logits(row, int(lengths[row])) for row in self._on_host)
+        seen = any(row.needs_logits and row.looks(int(lengths[row.index])) for row in rows)
         host = logits.host() if seen else None
         if host is not None:
-            self._show(host, rows, lengths)
+            for row in rows:
+                row.show(host[row.index], int(lengths[row.index]))
         if self._joining:
             rows = self._advance(rows, lengths)
-        return self._take(rows, self._choose(logits, host, rows, lengths))
-
-    def _advance(self, rows: Sequence[int], lengths: Int64Array) -> list[int]:
-        """Count what of the prompts is in the cache now; returns the rows of ``rows`` that are to get a token."""
-        for row in self._joining:
-            self._held(row).fed += int(lengths[row])
-        for row in [row for row in self._joining if not self._held(row).rest]:
-            self._joining.remove(row)
-            if not self._held(row).request.max_tokens:
-                self._held(row).request.finished = "length"
-                self._finish(row)
-        return [row for row in rows if row in self._active and row not in self._joining]
+        if host is not None:
+            return self._take(rows, [row.choose(host[row.index], int(lengths[row.index])) for row in rows])
+        tokens = logits.argmax().tolist() if rows else []
+        return self._take(rows, [tokens[row.index] for row in rows])
 
     def _chunk_ids(self, lengths: Int64Array) -> Int64Array:
         """The next tokens of every row, [rows, widest], as many as ``lengths`` says."""
         ids = np.zeros((len(lengths), int(lengths.max())), np.int64)
-        ids[:, 0] = self._next_ids[:, 0]
+        ids[:, :1] = self._next_ids
         for row in self._joining:
-            held, count = self._held(row), int(lengths[row])
-            ids[row, :count] = held.request.ids[held.fed : held.fed + count]
+            count = int(lengths[row.index])
+            ids[row.index, :count] = row.request.ids[row.fed : row.fed + count]
         return ids
 
-    def _asks_for_logits(self, row: int, count: int) -> bool:
-        """Whether the host must see a row's logits after ``count`` more tokens of it."""
-        return self._held(row).request.watch is not None or self._held(row).rest <= count
-
-    def _show(self, host: FloatArray, rows: Sequence[int], lengths: Int64Array) -> None:
-        """Let watchers see their rows' logits."""
+    def _advance(self, rows: Sequence[Row], lengths: Int64Array) -> list[Row]:
+        """Count what of the prompts is in the cache now; returns those of ``rows`` that are to get a token."""
+        for row in self._joining:
+            row.fed += int(lengths[row.index])
+        self._joining = [row for row in self._joining if row.rest]
         for row in rows:
-            held, count = self._held(row), int(lengths[row])
-            if held.request.watch is not None:
-                last = self._info.logits == "last"
-                held.request.watch(held.position + (count - 1 if last else 0), host[row, : 1 if last else count])
+            if not row.rest and not row.request.max_tokens:
+                self._finish(row, "length")
+        return [row for row in rows if not row.rest and row.request.finished is None]
 
-    def _choose(self, logits: Logits, host: FloatArray | None, rows: Sequence[int], lengths: Int64Array) -> list[int]:
-        """A token for each of ``rows``: where the logits are, or from those on the host."""
-        if host is None or not rows:
-            tokens: list[int] = logits.argmax()[rows].tolist() if rows else []
-            return tokens
-        last = self._info.logits == "last"
-        return [self._held(row).choose(host[row, 0 if last else int(lengths[row]) - 1]) for row in rows]
-
-    def _can_choose(self, chooser: TokenChooser) -> bool:
-        """Whether the device can choose the tokens from here on."""
-        requests = [self._held(row).request for row in self._active]
-        return (
-            not self._joining
-            and not any(request.watch or request.forced for request in requests)
-            and (chooser.can_choose([request.sampling for request in requests]))
-        )
-
-    def _read(self) -> list[Request]:
+    def _read(self, source: TokenSource) -> list[Request]:
         """The tokens of a step that the device chooses."""
-        if self._source is None:
-            assert self._chooser is not None
-            states = [self._held(row).state() if self._goes_on[row] else None for row in range(len(self._rows))]
-            self._source, self._source_step = self._chooser.begin(states), 0
         self._source_step += 1
-        return self._take(tuple(self._active), self._source.tokens(self._source_step)[self._active].tolist())
+        tokens = source.tokens(self._source_step).tolist()
+        return self._take(self._active, [tokens[row.index] for row in self._active])
 
     def _leave_device(self) -> None:
         if self._source is not None:
@@ -269,27 +236,26 @@ class Batch:
 
     # --- tokens into their requests ---------------------------------------------------------------------------------
 
-    def _take(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Request]:
+    def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> list[Request]:
         """Append each row's token to its request; end those that are at their end."""
-        requests = [self._held(row).request for row in rows]
-        for request, token in zip(requests, tokens, strict=True):
+        for row, token in zip(rows, tokens, strict=True):
             if token < 0:  # what a device says of logits that are not finite
-                raise not_finite(request.id, len(request.tokens))
+                raise not_finite(row.request.id, len(row.request.tokens))
         moment = time.perf_counter_ns()
-        self._next_ids[rows, 0] = tokens
-        for row, request, token in zip(rows, requests, tokens, strict=True):
-            request.finished = request.take(token, moment)
-            if request.finished is not None:
-                self._finish(row)
-        return requests
+        for row, token in zip(rows, tokens, strict=True):
+            self._next_ids[row.index, 0] = token
+            reason = row.request.take(token, moment)
+            if reason is not None:
+                self._finish(row, reason)
+        return [row.request for row in rows]
 
-    def _finish(self, row: int) -> None:
+    def _finish(self, row: Row, reason: FinishReason) -> None:
         """Let a row stand still: what it holds stays until another request takes it."""
-        for rows in (self._active, self._joining, self._on_host):
-            if row in rows:
-                rows.remove(row)
-        self._goes_on[row] = 0
+        row.request.finished = reason
+        self._active = [other for other in self._active if other is not row]
+        self._joining = [other for other in self._joining if other is not row]
+        self._goes_on[row.index] = 0
         if self._source is not None:
-            self._source.finish(row)
+            self._source.finish(row.index)
             if not self._active:
                 self._leave_device()

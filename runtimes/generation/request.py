@@ -73,11 +73,6 @@ class Request:
             raise UsageError("a stop sequence is empty: it must hold at least one token")
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether choosing needs the logits in host memory."""
-        return self.watch is not None or self.sampling.needs_logits
-
-    @property
     def room(self) -> int:
         """Tokens that a row must hold for it."""
         return len(self.ids) + self.max_tokens

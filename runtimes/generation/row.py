@@ -12,38 +12,46 @@ from llmc.runtimes.session.sampling import Sampler
 
 
 class Row:
-    """What a batch knows of a row of the session's cache.
+    """What a batch knows of a row.
 
     Attributes:
+        index: Its number in the session.
         request: Whose tokens the row holds; a finished one's until the row is released.
-        sampler: Chooses its tokens on the host.
         fed: Tokens of its prompt that are in the cache.
+        needs_logits: Whether choosing or watching needs the logits in host memory.
     """
 
-    __slots__ = ("fed", "request", "sampler")
+    __slots__ = ("_sampler", "fed", "index", "needs_logits", "request")
 
-    def __init__(self, request: Request, vocab_size: int) -> None:
-        self.request, self.fed = request, 0
-        self.sampler = Sampler(request.sampling, vocab_size, request.id)
-        self.sampler.observe(request.ids)
+    def __init__(self, index: int, request: Request, vocab_size: int) -> None:
+        self.index, self.request, self.fed = index, request, 0
+        self.needs_logits = request.watch is not None or request.sampling.needs_logits
+        self._sampler = Sampler(request.sampling, vocab_size, request.id)
+        self._sampler.observe(request.ids)
 
     @property
     def rest(self) -> int:
         """Tokens of the prompt that are not in the cache yet."""
         return len(self.request.ids) - self.fed
 
-    @property
-    def position(self) -> int:
-        """Position, in prompt and new tokens, of the next token that goes into the cache."""
-        return self.fed + max(0, len(self.request.tokens) - 1)
+    def looks(self, count: int) -> bool:
+        """Whether the host must see the logits after ``count`` more tokens of a row that needs logits at all."""
+        return self.request.watch is not None or self.rest <= count
 
-    def choose(self, logits: FloatArray) -> int:
-        """The next token, after ``logits`` [vocab_size]."""
+    def show(self, logits: FloatArray, count: int) -> None:
+        """Let a watcher see the logits of ``count`` more tokens, [positions, vocab_size]."""
+        if self.request.watch is not None:
+            shown = logits[: min(count, len(logits))]
+            position = self.fed + max(0, len(self.request.tokens) - 1)
+            self.request.watch(position + count - len(shown), shown)
+
+    def choose(self, logits: FloatArray, count: int) -> int:
+        """The token after ``count`` more tokens, by their logits [positions, vocab_size]."""
         request, step = self.request, len(self.request.tokens)
         if request.forced:
             return request.forced[step]
-        token = self.sampler.sample(logits, step)
-        self.sampler.observe((token,))
+        token = self._sampler.sample(logits[min(count, len(logits)) - 1], step)
+        self._sampler.observe((token,))
         return token
 
     def state(self) -> RowState:

@@ -38,6 +38,13 @@ def test_export_options(llmc: Run, replace_driver: Replace, manifest: Manifest) 
     assert export.call_args.kwargs["overwrite"] is True
 
 
+def test_a_portable_graph_has_its_weights(llmc: Run) -> None:
+    """Without them ``optimize`` would refuse it; leaving them out is for ``compile``."""
+    result = llmc("export", "m", "-o", "out", "--weights", "none")
+    assert result.exit_code == 2
+    assert "No such option: --weights" in result.stderr
+
+
 def test_model_path_from_the_environment(llmc: Run, replace_driver: Replace, manifest: Manifest) -> None:
     export = replace_driver("export", manifest)
     directories = {"LLMC_MODEL_PATH": os.pathsep.join(["/a dir", "/b"])}

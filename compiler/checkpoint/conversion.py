@@ -31,8 +31,8 @@ from llmc.compiler.checkpoint.conversion_loading import (
     initial_values,
     tied_groups,
 )
-from llmc.compiler.checkpoint.conversion_views import View
-from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource, row_bounds
+from llmc.compiler.checkpoint.conversion_views import Stored, View
+from llmc.compiler.checkpoint.weights import ArrayWeights, TensorInfo, WeightSource, row_bounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,11 +50,10 @@ class ConvertedWeights:
     """
 
     def __init__(self, loaded: Loaded, initial: Mapping[str, npt.NDArray[Any]], *, nested: bool = False) -> None:
-        self._views = loaded.views
-        self._initial = dict(initial)
+        made = ArrayWeights(initial)
+        self._views = {**loaded.views, **{name: Stored(made, info) for name, info in made.tensors().items()}}
         self.nested = nested
-        infos = [_info(name, view) for name, view in loaded.views.items()]
-        infos += [TensorInfo(n, ir.DataType.from_numpy(v.dtype), v.shape, v.nbytes) for n, v in initial.items()]
+        infos = [_info(name, view) for name, view in self._views.items()]
         infos += [TensorInfo(name, ir.DataType.FLOAT, shape, 0) for name, shape in loaded.mismatched.items()]
         self._infos = {info.name: info for info in sorted(infos, key=lambda info: info.name)}
 
@@ -64,9 +63,6 @@ class ConvertedWeights:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Rows ``start:stop`` of the first axis; see :class:`~llmc.compiler.checkpoint.weights.WeightSource`."""
-        if name in self._initial:
-            values = self._initial[name]
-            return values[slice(*row_bounds(values.shape, start, stop))].copy() if values.ndim else values.copy()
         view = self._views[name]
         if not view.shape:
             return view.read(())

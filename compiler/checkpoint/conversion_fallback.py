@@ -6,16 +6,12 @@ source, for checkpoints whose conversion cannot be followed without reading whol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.conversion_loading import empty_model, quiet_transformers
-from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
+from llmc.compiler.checkpoint.weights import ArrayWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -57,7 +53,7 @@ def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedMode
     return loaded
 
 
-class LoadedWeights:
+class LoadedWeights(ArrayWeights):
     """The parameters of a model that is in memory.
 
     Attributes:
@@ -66,18 +62,4 @@ class LoadedWeights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._state: dict[str, npt.NDArray[Any]] = {
-            name: tensor.detach().numpy() for name, tensor in sorted(model.state_dict().items())
-        }
-
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """All parameters, sorted by name."""
-        return {
-            name: TensorInfo(name, ir.DataType.from_numpy(values.dtype), values.shape, values.nbytes)
-            for name, values in self._state.items()
-        }
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """Rows ``start:stop`` of the first axis; see :class:`~llmc.compiler.checkpoint.weights.WeightSource`."""
-        values = self._state[name]
-        return values[slice(*row_bounds(values.shape, start, stop))].copy() if values.ndim else values.copy()
+        super().__init__({name: tensor.detach().numpy() for name, tensor in model.state_dict().items()})

@@ -11,11 +11,10 @@ moving and casting may be done in either order, and the reader casts in the end.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
 
 from llmc.compiler.checkpoint.conversion_views import Filled, Joined, Permuted, Reshaped, Sliced, Stored, View
 from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
@@ -23,28 +22,11 @@ from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
 if TYPE_CHECKING:
     import torch
 
-_TORCH_NAMES = {
-    ir.DataType.BOOL: "bool",
-    ir.DataType.UINT8: "uint8",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT16: "uint16",
-    ir.DataType.INT16: "int16",
-    ir.DataType.UINT32: "uint32",
-    ir.DataType.INT32: "int32",
-    ir.DataType.UINT64: "uint64",
-    ir.DataType.INT64: "int64",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.DOUBLE: "float64",
-    ir.DataType.FLOAT8E4M3FN: "float8_e4m3fn",
-    ir.DataType.FLOAT8E5M2: "float8_e5m2",
-    ir.DataType.FLOAT8E8M0: "float8_e8m0fnu",
-}
 _ALIAS = ("alias", "detach", "lift_fresh")
 _COPY = ("clone", "_to_copy")
 _FILL = ("zero_", "fill_")
 _RESHAPE = ("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze")
+_MOVE = ("cat", "stack", "split", "split_with_sizes", "unbind", "select", "slice", "permute", "transpose", "t")
 
 
 class RefusedError(NotImplementedError):
@@ -72,7 +54,7 @@ class Recording:
         """A tensor of ``info``'s shape and type."""
         import torch
 
-        like = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]), device="meta")
+        like = torch.empty(info.shape, dtype=getattr(torch, info.dtype.numpy().name), device="meta")
         made: torch.Tensor = _stand_in_class()(_Memory(Stored(source, info)), like, self)
         return made
 
@@ -92,7 +74,7 @@ class Recording:
         if name in _FILL and parts[0].rows is not None:
             parts[0].fill(float(arguments[1]) if len(arguments) > 1 else 0.0)
             return parts[0]
-        if name not in _ALIAS and name not in _COPY and name not in _RESHAPE and name not in _MOVES:
+        if name not in (*_ALIAS, *_COPY, *_RESHAPE, *_MOVE):
             raise self.refuse(name)
         options = {key: value for key, value in options.items() if key not in ("device", "pin_memory")}
         like = [part.like for part in parts]
@@ -166,82 +148,40 @@ def _stand_in_class() -> Any:
 
 
 def _record(name: str, parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    """The views after operation ``name``, one for each shape that it gives."""
-    if name in _COPY:
-        return [parts[0]]
-    if name in _RESHAPE:
-        return [Reshaped(parts[0], shapes[0])]
-    return _MOVES[name](parts, rest, shapes)
-
-
-_Move = Callable[[Sequence[View], Sequence[Any], Sequence[tuple[int, ...]]], list[View]]
+    """The views after operation ``name`` with the arguments ``rest``, one for each shape that it gives."""
+    base, shape = parts[0], shapes[0]
+    rank = len(base.shape)
+    match name:
+        case "cat":
+            return [Joined(parts, _dim(rest, len(shape)))]
+        case "stack":
+            dim = _dim(rest, len(shape))
+            single = (*shape[:dim], 1, *shape[dim + 1 :])
+            return [Joined([Reshaped(part, single) for part in parts], dim)]
+        case "split" | "split_with_sizes":
+            dim = _dim(rest, rank, 1)
+            starts = itertools.accumulate((piece[dim] for piece in shapes), initial=0)
+            return [Sliced(base, dim, start, piece[dim]) for start, piece in zip(starts, shapes, strict=False)]
+        case "unbind":
+            dim = _dim(rest, rank)
+            return [Reshaped(Sliced(base, dim, index, 1), shape) for index in range(len(shapes))]
+        case "select":
+            dim = _dim(rest, rank)
+            return [Reshaped(Sliced(base, dim, int(rest[1]) % base.shape[dim], 1), shape)]
+        case "slice":
+            dim = _dim(rest, rank)
+            start, _, step = slice(*[*rest[1:], None, None, None][:3]).indices(base.shape[dim])
+            return [Sliced(base, dim, start, shape[dim], step)]
+        case "permute":
+            return [Permuted(base, [int(dim) % rank for dim in rest[0]])]
+        case "transpose" | "t":
+            order = list(range(rank))
+            if order:
+                one, other = (_dim(rest, rank, position, position) for position in (0, 1))
+                order[one], order[other] = other, one
+            return [Permuted(base, order)]
+    return [base] if name in _COPY else [Reshaped(base, shape)]
 
 
 def _dim(rest: Sequence[Any], rank: int, position: int = 0, default: int = 0) -> int:
     return int(rest[position] if len(rest) > position else default) % max(rank, 1)
-
-
-def _cat(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    return [Joined(parts, _dim(rest, len(shapes[0])))]
-
-
-def _stack(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    dim = _dim(rest, len(shapes[0]))
-    single = (*shapes[0][:dim], 1, *shapes[0][dim + 1 :])
-    return [Joined([Reshaped(part, single) for part in parts], dim)]
-
-
-def _pieces(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    """Split: consecutive ranges of one dimension."""
-    dim, start = _dim(rest, len(parts[0].shape), 1), 0
-    made: list[View] = []
-    for shape in shapes:
-        made.append(Sliced(parts[0], dim, start, shape[dim]))
-        start += shape[dim]
-    return made
-
-
-def _singles(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    """Unbind: each index of one dimension, without the dimension."""
-    dim = _dim(rest, len(parts[0].shape))
-    return [Reshaped(Sliced(parts[0], dim, i, 1), shape) for i, shape in enumerate(shapes)]
-
-
-def _select(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    dim = _dim(rest, len(parts[0].shape))
-    index = int(rest[1]) % parts[0].shape[dim]
-    return [Reshaped(Sliced(parts[0], dim, index, 1), shapes[0])]
-
-
-def _slice(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    dim = _dim(rest, len(parts[0].shape))
-    bounds = [*rest[1:], None, None, None][:3]
-    start, _, step = slice(*bounds).indices(parts[0].shape[dim])
-    return [Sliced(parts[0], dim, start, shapes[0][dim], step)]
-
-
-def _permute(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    rank = len(parts[0].shape)
-    return [Permuted(parts[0], [int(d) % rank for d in rest[0]])]
-
-
-def _transpose(parts: Sequence[View], rest: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> list[View]:
-    order = list(range(len(parts[0].shape)))
-    if order:
-        one, other = (_dim(rest, len(order), position, position) for position in (0, 1))
-        order[one], order[other] = order[other], order[one]
-    return [Permuted(parts[0], order)]
-
-
-_MOVES: dict[str, _Move] = {
-    "cat": _cat,
-    "stack": _stack,
-    "split": _pieces,
-    "split_with_sizes": _pieces,
-    "unbind": _singles,
-    "select": _select,
-    "slice": _slice,
-    "permute": _permute,
-    "transpose": _transpose,
-    "t": _transpose,
-}

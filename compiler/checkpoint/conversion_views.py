@@ -35,19 +35,20 @@ class View(ABC):
     Attributes:
         shape: Its dimensions.
         dtype: Type of the values that ``read`` returns.
+        bases: The views that it takes values from.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: ir.DataType) -> None:
-        self.shape = tuple(shape)
-        self.dtype = dtype
+    def __init__(self, shape: Sequence[int], dtype: ir.DataType, *bases: View) -> None:
+        self.shape, self.dtype, self.bases = tuple(shape), dtype, bases
 
     @abstractmethod
     def read(self, box: Box) -> Array:
         """The values of ``box``, which lies inside the shape; an array of the box's size."""
 
-    @abstractmethod
     def stored(self) -> Iterator[TensorInfo]:
         """The checkpoint tensors that it takes values from."""
+        for base in self.bases:
+            yield from base.stored()
 
 
 class Stored(View):
@@ -81,7 +82,7 @@ class Sliced(View):
     """``length`` indices of one dimension, from ``start`` on, every ``step``-th."""
 
     def __init__(self, base: View, dim: int, start: int, length: int, step: int = 1) -> None:
-        super().__init__((*base.shape[:dim], length, *base.shape[dim + 1 :]), base.dtype)
+        super().__init__((*base.shape[:dim], length, *base.shape[dim + 1 :]), base.dtype, base)
         self.base, self.dim, self.start, self.step = base, dim, start, step
 
     def read(self, box: Box) -> Array:
@@ -93,26 +94,18 @@ class Sliced(View):
         values = self.base.read((*box[: self.dim], bounds, *box[self.dim + 1 :]))
         return values[(*[slice(None)] * self.dim, slice(None, None, self.step))]
 
-    def stored(self) -> Iterator[TensorInfo]:
-        """Those of the base."""
-        return self.base.stored()
-
 
 class Permuted(View):
     """Dimensions in another order, as ``numpy.transpose`` takes it."""
 
     def __init__(self, base: View, order: Sequence[int]) -> None:
-        super().__init__([base.shape[d] for d in order], base.dtype)
+        super().__init__([base.shape[d] for d in order], base.dtype, base)
         self.base, self.order = base, tuple(order)
 
     def read(self, box: Box) -> Array:
         """The permuted box of the base."""
         bounds = dict(zip(self.order, box, strict=True))
         return self.base.read(tuple(bounds[d] for d in range(len(box)))).transpose(self.order)
-
-    def stored(self) -> Iterator[TensorInfo]:
-        """Those of the base."""
-        return self.base.stored()
 
 
 class Joined(View):
@@ -121,17 +114,16 @@ class Joined(View):
     def __init__(self, parts: Sequence[View], dim: int) -> None:
         first = parts[0]
         size = sum(part.shape[dim] for part in parts)
-        dtypes = {part.dtype for part in parts}
-        dtype = first.dtype if len(dtypes) == 1 else ir.DataType.FLOAT
-        super().__init__((*first.shape[:dim], size, *first.shape[dim + 1 :]), dtype)
-        self.parts, self.dim = tuple(parts), dim
+        dtype = first.dtype if len({part.dtype for part in parts}) == 1 else ir.DataType.FLOAT
+        super().__init__((*first.shape[:dim], size, *first.shape[dim + 1 :]), dtype, *parts)
+        self.dim = dim
 
     def read(self, box: Box) -> Array:
         """What the parts have of the box; the others are not read."""
         low, high = box[self.dim]
         pieces: list[Array] = []
         base = 0
-        for part in self.parts:
+        for part in self.bases:
             size = part.shape[self.dim]
             start, stop = max(low - base, 0), min(high - base, size)
             if start < stop:
@@ -142,17 +134,12 @@ class Joined(View):
             return np.empty([stop - start for start, stop in box], self.dtype.numpy())
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=self.dim)
 
-    def stored(self) -> Iterator[TensorInfo]:
-        """Those of all parts."""
-        for part in self.parts:
-            yield from part.stored()
-
 
 class Filled(View):
     """``base`` with one value in rows ``start:stop`` of the first dimension."""
 
     def __init__(self, base: View, start: int, stop: int, value: float) -> None:
-        super().__init__(base.shape, base.dtype)
+        super().__init__(base.shape, base.dtype, base)
         self.base, self.start, self.stop, self.value = base, start, stop, value
 
     def read(self, box: Box) -> Array:
@@ -161,10 +148,6 @@ class Filled(View):
         first, last = box[0]
         values[max(self.start - first, 0) : max(min(self.stop, last) - first, 0)] = self.value
         return values
-
-    def stored(self) -> Iterator[TensorInfo]:
-        """Those of the base."""
-        return self.base.stored()
 
 
 class Reshaped(View):
@@ -175,7 +158,7 @@ class Reshaped(View):
     """
 
     def __init__(self, base: View, shape: Sequence[int]) -> None:
-        super().__init__(shape, base.dtype)
+        super().__init__(shape, base.dtype, base)
         self.base = base
         self._groups = _groups(base.shape, self.shape)
 
@@ -198,10 +181,6 @@ class Reshaped(View):
         for axis, indices in enumerate(wanted):
             flat = flat[(*[slice(None)] * axis, indices)]
         return flat.reshape(sizes)
-
-    def stored(self) -> Iterator[TensorInfo]:
-        """Those of the base."""
-        return self.base.stored()
 
 
 def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -226,31 +205,14 @@ def _range_of_group(
     before: Sequence[int], after: Sequence[int], box: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], slice | Array]:
     """A box of ``before`` that holds ``box`` of ``after``, and where in the flattened box its values are."""
-    low = _flat([start for start, _ in box], after)
-    high = _flat([stop - 1 for _, stop in box], after)
-    first, last = _unflat(low, before), _unflat(high, before)
+    low = np.ravel_multi_index([start for start, _ in box], after)
+    high = np.ravel_multi_index([stop - 1 for _, stop in box], after)
+    first, last = (tuple(map(int, np.unravel_index(end, before))) for end in (low, high))
     split = next((d for d in range(len(before)) if first[d] != last[d]), len(before))
     # Beyond the first dimension in which the ends differ, the box is whole, and so is one range of flat indices.
     bounds = [(a, b + 1) if d <= split else (0, before[d]) for d, (a, b) in enumerate(zip(first, last, strict=True))]
-    base = _flat([start for start, _ in bounds], before)
+    base = np.ravel_multi_index([start for start, _ in bounds], before)
     if high - low + 1 == math.prod(stop - start for start, stop in box):
         return bounds, slice(low - base, high - base + 1)
-    grid: Array = np.zeros(1, np.int64)
-    for size, (start, stop) in zip(after, box, strict=True):
-        grid = (grid[:, None] * size + np.arange(start, stop)).reshape(-1)
-    return bounds, grid - base
-
-
-def _flat(index: Sequence[int], shape: Sequence[int]) -> int:
-    value = 0
-    for position, size in zip(index, shape, strict=True):
-        value = value * size + position
-    return value
-
-
-def _unflat(value: int, shape: Sequence[int]) -> list[int]:
-    index = []
-    for size in reversed(shape):
-        value, position = divmod(value, size)
-        index.append(position)
-    return index[::-1]
+    grid = np.ravel_multi_index(np.ix_(*(np.arange(start, stop) for start, stop in box)), after)
+    return bounds, grid.reshape(-1) - base

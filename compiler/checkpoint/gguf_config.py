@@ -71,8 +71,8 @@ def _write_skeleton(path: Path, header: GgufHeader) -> None:
     for key, value in header.metadata.items():
         if key == _TOKENS_KEY:
             writer.add_array(key, _PLACEHOLDER_TOKENS)
-        elif key != "general.architecture" and not (isinstance(value, list) and _is_vocabulary(key, value)):
-            _add(gguf, writer, key, value)
+        elif key != "general.architecture" and value not in ("", []) and not _is_vocabulary(key, value):
+            writer.add_key_value(key, value, _widest_type(gguf.GGUFValueType, value))
     vocabulary_key = f"{header.architecture}.vocab_size"
     if _TOKENS_KEY in header.metadata and vocabulary_key not in header.metadata:
         # Where transformers reads it, the token ids are checked against the true size.
@@ -85,23 +85,15 @@ def _write_skeleton(path: Path, header: GgufHeader) -> None:
     writer.close()
 
 
-def _is_vocabulary(key: str, value: list[Any]) -> bool:
-    return key.startswith("tokenizer.") or not value
+def _is_vocabulary(key: str, value: Any) -> bool:
+    return key.startswith("tokenizer.") and isinstance(value, list)
 
 
-def _add(gguf: Any, writer: Any, key: str, value: Any) -> None:
-    kinds = gguf.GGUFValueType
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif isinstance(value, bool):
-        writer.add_key_value(key, value, kinds.BOOL)
-    elif isinstance(value, int):
-        writer.add_key_value(key, value, kinds.UINT64 if value >= 0 else kinds.INT64)
-    elif isinstance(value, float):
-        # The widest type: what was read from 32 bits keeps its value.
-        writer.add_key_value(key, value, kinds.FLOAT64)
-    elif value:
-        writer.add_key_value(key, value, kinds.STRING)
+def _widest_type(kinds: Any, value: Any) -> Any:
+    """The widest type of the format that holds such values: what was read from 32 bits keeps its value."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return kinds.UINT64 if value >= 0 else kinds.INT64
+    return {bool: kinds.BOOL, float: kinds.FLOAT64, str: kinds.STRING, list: kinds.ARRAY}[type(value)]
 
 
 def _warn_of_lost_rope(header: GgufHeader) -> None:

@@ -22,19 +22,7 @@ from llmc.compiler.base.errors import CheckpointError, MissingDependencyError
 
 # Metadata value types of the format with a fixed size, as struct codes: u8, i8, u16, i16, u32, i32, f32, bool, u64,
 # i64, f64.
-_SCALARS: Mapping[int, str] = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS: Mapping[int, str] = dict(zip([*range(8), 10, 11, 12], "BbHhIif?Qqd", strict=True))
 _STRING = 8
 _ARRAY = 9
 _VERSIONS = (2, 3)
@@ -63,16 +51,14 @@ class GgufTensor:
 
     Attributes:
         name: Name in the file (llama.cpp's).
-        type_name: ggml type, e.g. ``Q4_K``.
-        type_id: Its number in the format.
+        type: ggml type, a ``gguf.GGMLQuantizationType``, e.g. ``Q4_K``.
         shape: Dimensions, slowest first (the reverse of the file's order).
         offset: Of the first byte, from the start of the file.
         stored_bytes: Bytes in the file.
     """
 
     name: str
-    type_name: str
-    type_id: int
+    type: Any
     shape: tuple[int, ...]
     offset: int
     stored_bytes: int
@@ -126,13 +112,11 @@ def read_gguf_header(path: Path) -> GgufHeader:
 def _check_size(path: Path, tensors: tuple[GgufTensor, ...]) -> None:
     if not tensors:
         raise CheckpointError(f"{path} has no tensors (a vocabulary-only file); name a GGUF file with weights.")
-    last = max(tensors, key=lambda tensor: tensor.offset + tensor.stored_bytes)
+    ends = [tensor.offset + tensor.stored_bytes for tensor in tensors]
     size = path.stat().st_size
-    expected = last.offset + last.stored_bytes
-    if size < expected:
-        cut = sum(1 for tensor in tensors if tensor.offset + tensor.stored_bytes > size)
+    if cut := sum(end > size for end in ends):
         raise CheckpointError(
-            f"{path} is truncated: {expected} bytes expected, {size} found, which cuts {cut} of {len(tensors)} "
+            f"{path} is truncated: {max(ends)} bytes expected, {size} found, which cuts {cut} of {len(tensors)} "
             "tensors; fetch it again."
         )
 
@@ -154,8 +138,7 @@ def _tensor(path: Path, data_start: int, name: str, dims: tuple[int, ...], type_
         )
     return GgufTensor(
         name=name,
-        type_name=ggml_type.name,
-        type_id=type_id,
+        type=ggml_type,
         shape=tuple(reversed(dims)),
         offset=data_start + offset,
         stored_bytes=math.prod(dims) // block_values * block_bytes,

@@ -33,41 +33,19 @@ _USER_DEFINED = 4
 # Tokens that end a turn or a text, by their spelling. Source: llama.cpp, src/llama-vocab.cpp, end of generation.
 _END_SPELLINGS = frozenset(
     {
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<|calls|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|end_of_turn|>",
-        "<|eom_id|>",
-        "<EOT>",
-        "_<EOT>",
-        "<turn|>",
-        "[EOT]",
-        "[EOS]",
-        "<｜end▁of▁sentence｜>",
-        "<end_of_utterance>",
-        "<eos>",
-        "</s>",
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<turn|>"),
+        *("[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<eos>", "</s>"),
     }
 )
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 # Names of the metadata under which transformers' converter asks for it.
+_SAME_KEYS = ("tokens", "scores", "token_type", "merges", "precompiled_charsmap", "bos_token_id", "eos_token_id")
 _CONVERTER_KEYS: Mapping[str, str] = {
+    **{key: key for key in _SAME_KEYS},
     "tokenizer_type": "model",
     "pre_tokenizer_type": "pre",
-    "tokens": "tokens",
-    "scores": "scores",
-    "token_type": "token_type",
-    "merges": "merges",
-    "precompiled_charsmap": "precompiled_charsmap",
-    "bos_token_id": "bos_token_id",
-    "eos_token_id": "eos_token_id",
     "unk_token_id": "unknown_token_id",
     "pad_token_id": "padding_token_id",
     "add_prefix_space": "add_space_prefix",

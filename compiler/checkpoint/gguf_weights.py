@@ -111,7 +111,7 @@ class GgufWeights:
         parts = {source.name: read_gguf_rows(path, source, low, high) for source in recipe.sources}
         if recipe.plain:
             (part,) = parts.values()
-            return part if _ascending(wanted) else part[wanted - low]
+            return part if (np.diff(wanted) == 1).all() else part[wanted - low]
         return np.array(self._process(name, parts)[wanted - low])
 
     def _find_recipes(self) -> dict[str, _Recipe]:
@@ -143,11 +143,10 @@ class GgufWeights:
         if len(first.shape) >= 2 and result.ndim >= 2 and result.shape[-1] == 1 and same_columns:
             shape = (*result.shape[:-1], first.shape[-1])
             rows = _source_rows(result, first.shape[0])
-            if rows is not None:
-                plain = len(sources) == 1 and shape == first.shape
-                # What is not a copy must be computed from the same rows that it is asked for.
-                if plain or bool((rows == np.arange(len(rows))).all()):
-                    return _Recipe(sources=sources, shape=shape, rows=rows, plain=plain)
+            plain = len(sources) == 1 and shape == first.shape
+            # What is not a copy must be computed from the same rows that it is asked for.
+            if rows is not None and (plain or bool((rows == np.arange(len(rows))).all())):
+                return _Recipe(sources=sources, shape=shape, rows=rows, plain=plain)
         zeros = {s.name: np.broadcast_to(np.float32(0), s.shape) for s in sources}
         return _Recipe(sources=sources, shape=self._process(name, zeros).shape, rows=None, plain=False)
 
@@ -173,12 +172,11 @@ def read_gguf_rows(path: Path, tensor: GgufTensor, start: int = 0, stop: int | N
     Source of the block formats: the ``gguf`` package's ``quants``.
     """
     gguf = import_gguf()
-    ggml_type = gguf.GGMLQuantizationType(tensor.type_id)
-    block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
     if len(tensor.shape) < 2 and block_values > 1:
         # The rows of a vector are single values, and a block holds many of them.
         data = read_bytes(path, tensor.offset, tensor.stored_bytes)
-        whole: FloatArray = gguf.quants.dequantize(data.reshape(-1, block_bytes), ggml_type).reshape(tensor.shape)
+        whole: FloatArray = gguf.quants.dequantize(data.reshape(-1, block_bytes), tensor.type).reshape(tensor.shape)
         return whole[slice(*row_bounds(tensor.shape, start, stop))].copy()
     first, last = row_bounds(tensor.shape, start, stop)
     row_bytes = math.prod(tensor.shape[1:]) // block_values * block_bytes
@@ -188,7 +186,7 @@ def read_gguf_rows(path: Path, tensor: GgufTensor, start: int = 0, stop: int | N
     for row in range(first, last, step):
         end = min(row + step, last)
         data = read_bytes(path, tensor.offset + row * row_bytes, (end - row) * row_bytes)
-        values = gguf.quants.dequantize(data.reshape(-1, line_bytes), ggml_type)
+        values = gguf.quants.dequantize(data.reshape(-1, line_bytes), tensor.type)
         out[row - first : end - first] = values.reshape((end - row, *tensor.shape[1:]))
     return out
 
@@ -212,20 +210,15 @@ def _source_rows(numbers: FloatArray, count: int) -> npt.NDArray[np.int64] | Non
     return rows.astype(np.int64)
 
 
-def _ascending(rows: npt.NDArray[np.int64]) -> bool:
-    return bool((np.diff(rows) == 1).all())
-
-
 def _check_types(header: GgufHeader) -> None:
     gguf = import_gguf()
     for tensor in header.tensors:
-        ggml_type = gguf.GGMLQuantizationType(tensor.type_id)
-        _, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
         try:
-            gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), ggml_type)
+            gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), tensor.type)
         except NotImplementedError:
             raise CheckpointError(
-                f"{tensor.name} in {header.path} has the type {tensor.type_name}, which the installed gguf package "
+                f"{tensor.name} in {header.path} has the type {tensor.type.name}, which the installed gguf package "
                 "cannot dequantize; use another quantization of the model."
             ) from None
 

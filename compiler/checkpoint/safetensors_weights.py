@@ -34,20 +34,10 @@ SINGLE_NAME = "model.safetensors"
 # The format's own upper bound on the header; a larger length means that the file is not safetensors.
 _MAX_HEADER_BYTES = 100_000_000
 
+_PLAIN = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64")
 _DTYPES: Mapping[str, ir.DataType] = {
     "BOOL": ir.DataType.BOOL,
-    "U8": ir.DataType.UINT8,
-    "I8": ir.DataType.INT8,
-    "U16": ir.DataType.UINT16,
-    "I16": ir.DataType.INT16,
-    "U32": ir.DataType.UINT32,
-    "I32": ir.DataType.INT32,
-    "U64": ir.DataType.UINT64,
-    "I64": ir.DataType.INT64,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-    "F32": ir.DataType.FLOAT,
-    "F64": ir.DataType.DOUBLE,
+    **{code: ir.DataType.from_short_name(code.lower()) for code in _PLAIN},
     "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
     "F8_E5M2": ir.DataType.FLOAT8E5M2,
     "F8_E8M0": ir.DataType.FLOAT8E8M0,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from llmc.compiler.base.errors import CheckpointError
-from llmc.compiler.checkpoint.weights import TensorInfo, WeightSource
+from llmc.compiler.checkpoint.weights import WeightSource
 
 # Named in a message before the rest is only counted.
 _SHOWN = 3
@@ -52,7 +52,8 @@ def check_shapes(
         )
     result = {name: tensor for name, tensor in found.items() if tensor is not None}
     wrong = [
-        f"{tensor} is {list(infos[tensor].shape)} in {_place(infos[tensor])}, the config says {list(expected[name])}"
+        f"{tensor} is {list(infos[tensor].shape)} in {infos[tensor].file or 'the checkpoint'}, "
+        f"the config says {list(expected[name])}"
         for name, tensor in result.items()
         if infos[tensor].shape != tuple(expected[name])
     ]
@@ -91,10 +92,6 @@ def _equal(weights: WeightSource, one: str, other: str) -> bool:
         if left.dtype != right.dtype or left.tobytes() != right.tobytes():
             return False
     return True
-
-
-def _place(info: TensorInfo) -> str:
-    return info.file or "the checkpoint"
 
 
 def _count(number: int, noun: str) -> str:

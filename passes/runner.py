@@ -21,7 +21,7 @@ from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.census import stored_bytes
 from llmc.passes.graph_pass import GraphPass, GraphPassResult
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run_passes(
 
 def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome:
     name = type(graph_pass).__name__
-    nodes, weight = model.graph.num_nodes(), weight_bytes(model)
+    nodes, weight = model.graph.num_nodes(), stored_bytes(model.graph)
     start = time.perf_counter()
     try:
         result = graph_pass(model)
@@ -69,7 +69,7 @@ def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome
         nodes_before=nodes,
         nodes_after=model.graph.num_nodes(),
         bytes_before=weight,
-        bytes_after=weight_bytes(model),
+        bytes_after=stored_bytes(model.graph),
     )
     rejections = tuple((r.node, r.reason) for r in tally.rejections)
     for node, reason in rejections:
@@ -82,17 +82,6 @@ def merge_contract(contract: Contract, outcomes: Iterable[PassOutcome]) -> Contr
     for outcome in outcomes:
         contract = replace(contract, **outcome.contract)
     return contract
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers; the same bytes under two names count once."""
-    sizes: dict[object, int] = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None:
-            key = tensor.identity() if isinstance(tensor, LazyWeight) else id(tensor)
-            sizes[key] = tensor.nbytes
-    return sum(sizes.values())
 
 
 def dump_graph(model: ir.Model, path: Path) -> None:

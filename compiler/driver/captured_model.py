@@ -30,7 +30,7 @@ from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, record_golden
-from llmc.passes.graph.weight_traffic import decode_weight_bytes
+from llmc.compiler.graph.census import read_bytes
 from llmc.passes.pipeline import portable_passes
 from llmc.passes.runner import merge_contract, run_passes
 
@@ -92,7 +92,7 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
         precision=options.dtype,
         contract=merge_contract(Contract(), outcomes),
         max_context=geometry.max_position_embeddings,
-        weight_bytes=decode_weight_bytes(trace.model),
+        weight_bytes=read_bytes(trace.model.graph),
         engine=None,
         passes=tuple(outcome.record for outcome in outcomes),
         tolerances={},

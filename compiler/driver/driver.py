@@ -32,9 +32,9 @@ from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
 from llmc.compiler.driver.verification import report
+from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.plan import make_plan
-from llmc.passes.graph.weight_traffic import decode_weight_bytes
 from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import get_engine
 from llmc.runtimes.session.engine import EngineSource
@@ -228,7 +228,7 @@ def _target_manifest(
         precision=options.precision,
         contract=merge_contract(portable.contract, outcomes),
         max_context=max_context(portable.model, options),
-        weight_bytes=decode_weight_bytes(model),
+        weight_bytes=read_bytes(model.graph),
         passes=(*portable.passes, *(outcome.record for outcome in outcomes)),
         tolerances={},
         measured={},

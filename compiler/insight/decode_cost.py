@@ -18,23 +18,23 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.compiler.graph.operators import moe
-from llmc.compiler.insight.weight_census import constant_source
+from llmc.compiler.graph.census import MATRIX_PRODUCTS, constant_source, experts_chosen, named_inputs
 
 DEFAULT_CONTEXT = 1024
 """Tokens in the cache for which attention is counted, unless the caller says otherwise."""
 
 _PAST = re.compile(r"^past|past_key|past_value")
 _WEIGHT_INPUT = {"Conv": 1, "CausalConvWithState": 1}
-_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "DynamicQuantizeMatMul"})
-#: By attention operator: the attributes with its query heads and its window, and the inputs, [batch, heads, tokens,
-#: width], that tell the widths of a key and of a value; the first pair that is there.
-_ATTENTION: dict[tuple[str, str], tuple[str, str, tuple[tuple[int, int], ...]]] = {
-    ("com.microsoft", "GroupQueryAttention"): ("num_heads", "local_window_size", ((3, 4),)),
-    ("llmc", "CachedAttention"): ("num_heads", "window", ((3, 4),)),
-    ("", "Attention"): ("q_num_heads", "", ((4, 5), (1, 2))),
-    ("com.microsoft", "MultiHeadAttention"): ("num_heads", "", ((6, 7), (1, 2))),
+_PRODUCTS = MATRIX_PRODUCTS - {"MatMulNBits"}
+#: By attention operator: the attributes with its query heads and its window.
+_ATTENTION: dict[tuple[str, str], tuple[str, str]] = {
+    ("com.microsoft", "GroupQueryAttention"): ("num_heads", "local_window_size"),
+    ("llmc", "CachedAttention"): ("num_heads", "window"),
+    ("", "Attention"): ("q_num_heads", ""),
+    ("com.microsoft", "MultiHeadAttention"): ("num_heads", ""),
 }
+#: The inputs, [batch, heads, tokens, width], that tell the widths of a key and of a value; the first pair that does.
+_WIDTHS = (("past_key", "past_value"), ("key", "value"), ("K", "V"))
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,18 @@ def _product_flops(node: ir.Node) -> int | None:
 
 
 def _expert_flops(node: ir.Node) -> int | None:
-    quantized = node.op_type == "QMoE"
-    portable = moe.is_moe(node)
-    positions = (3, 4) if portable else (2, 5, 8) if quantized else (2, 4, 6)
-    matrices = [node.inputs[index] for index in positions if index < len(node.inputs)]
-    given = [matrix for matrix in matrices if matrix is not None]
-    sizes = [size for matrix in given if (size := _elements(matrix)) is not None]
-    first = constant_source(given[0]) if given else None
-    if first is None or first.shape is None or len(sizes) != len(given) or not isinstance(first.shape[0], int):
+    weights = [
+        (name, value)
+        for name, value in named_inputs(node).items()
+        if value is not None and (name in {"fc1", "fc2"} or name.endswith("_experts_weights"))
+    ]
+    sizes = [size for _, matrix in weights if (size := _elements(matrix)) is not None]
+    first = constant_source(weights[0][1]) if weights else None
+    if first is None or first.shape is None or len(sizes) != len(weights) or not isinstance(first.shape[0], int):
         return None
-    per_byte = 8 // node.attributes.get_int("expert_weight_bits", 4) if quantized else 1
-    indices = node.inputs[1].shape if node.inputs[1] is not None else None
-    chosen = indices[-1] if portable and indices is not None else node.attributes.get_int("k", 1)
-    return 2 * per_byte * sum(sizes) * chosen // first.shape[0] if isinstance(chosen, int) else None
+    per_byte = 8 // node.attributes.get_int("expert_weight_bits", 4) if node.op_type == "QMoE" else 1
+    chosen = experts_chosen(node)
+    return None if chosen is None else 2 * per_byte * sum(sizes) * chosen // first.shape[0]
 
 
 def _elements(value: ir.Value | None) -> int | None:
@@ -137,9 +136,10 @@ def _elements(value: ir.Value | None) -> int | None:
 
 
 def _attention_flops(node: ir.Node, context: int) -> int | None:
-    heads_name, window_name, pairs = _ATTENTION[node.domain, node.op_type]
-    heads = node.attributes.get_int(heads_name, 0) or _dimension(node, 0, 1)
-    widths = [(_dimension(node, key, 3), _dimension(node, value, 3)) for key, value in pairs]
+    heads_name, window_name = _ATTENTION[node.domain, node.op_type]
+    inputs = named_inputs(node)
+    heads = node.attributes.get_int(heads_name, 0) or _dimension(node.inputs[0], 1)
+    widths = [(_dimension(inputs.get(key), 3), _dimension(inputs.get(value), 3)) for key, value in _WIDTHS]
     known = [key + value for key, value in widths if key is not None and value is not None]
     if not heads or not known:
         return None
@@ -147,9 +147,8 @@ def _attention_flops(node: ir.Node, context: int) -> int | None:
     return 2 * heads * known[0] * (min(context, window) if window > 0 else context)
 
 
-def _dimension(node: ir.Node, index: int, axis: int) -> int | None:
-    """A dimension of an input of rank 4, None where it is not there or not a number."""
-    value = node.inputs[index] if index < len(node.inputs) else None
+def _dimension(value: ir.Value | None, axis: int) -> int | None:
+    """A dimension of a value of rank 4, None where it is not there or not a number."""
     shape = value.shape if value is not None else None
     size = shape[axis] if shape is not None and len(shape) == 4 else None
     return size if isinstance(size, int) else None

@@ -12,38 +12,22 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.compiler.base.contract import LOGITS
+from llmc.compiler.graph.census import LOOK_UPS, PASS_ON, constant_source, constants, head_product, input_name, place
 
 EMBEDDING, ATTENTION, FEED_FORWARD, NORMS, HEAD = "embedding", "attention", "feed-forward", "norms", "head"
 ROTARY, SCALES, ZERO_POINTS, OTHER = "rotary tables", "quantization scales", "quantization zero points", "other"
 KINDS = (EMBEDDING, ATTENTION, FEED_FORWARD, NORMS, HEAD, ROTARY, SCALES, ZERO_POINTS, OTHER)
-MATRIX_PRODUCTS = frozenset(
-    {"MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul"}
-)
-
-_MICROSOFT = "com.microsoft"
-_DEQUANTIZE = {1: SCALES, 2: ZERO_POINTS}
-#: Kind by (domain, operator) and position of the input, where the position alone tells.
-_POSITIONS: dict[tuple[str, str], dict[int, str]] = {
-    ("", "DequantizeLinear"): _DEQUANTIZE,
-    ("", "QuantizeLinear"): _DEQUANTIZE,
-    ("", "RotaryEmbedding"): {1: ROTARY, 2: ROTARY},
-    ("llmc", "CachedAttention"): {6: ROTARY, 7: ROTARY, 9: NORMS, 10: NORMS, 11: ATTENTION},
-    (_MICROSOFT, "DequantizeLinear"): _DEQUANTIZE,
-    (_MICROSOFT, "MatMulNBits"): {2: SCALES, 3: ZERO_POINTS},
-    (_MICROSOFT, "GatherBlockQuantized"): {2: SCALES, 3: ZERO_POINTS},
-    (_MICROSOFT, "DynamicQuantizeMatMul"): {2: SCALES, 3: ZERO_POINTS},
-    (_MICROSOFT, "RotaryEmbedding"): {2: ROTARY, 3: ROTARY},
-    (_MICROSOFT, "GroupQueryAttention"): {7: ROTARY, 8: ROTARY, 11: ATTENTION, 14: NORMS, 15: NORMS},
-    (_MICROSOFT, "QMoE"): {3: SCALES, 6: SCALES, 9: SCALES, 11: ZERO_POINTS, 12: ZERO_POINTS, 13: ZERO_POINTS},
+#: Kind by the name of an operator's input, where that alone tells.
+_INPUTS: dict[str, str] = {
+    **dict.fromkeys(("cos_cache", "sin_cache"), ROTARY),
+    **dict.fromkeys(("q_norm_weight", "k_norm_weight"), NORMS),
+    "head_sink": ATTENTION,
+    **dict.fromkeys(("scales", "b_scale", "x_scale", "y_scale", "fc1_scales", "fc2_scales", "fc3_scales"), SCALES),
+    **dict.fromkeys(("zero_points", "b_zero_point", "x_zero_point", "y_zero_point"), ZERO_POINTS),
+    **dict.fromkeys(("fc1_zero_points", "fc2_zero_points", "fc3_zero_points"), ZERO_POINTS),
 }
-#: Operators that hand a weight on, in another order, type or shape.
-_PASS_ON = frozenset(
-    {"Transpose", "Cast", "Reshape", "Identity", "DequantizeLinear", "Squeeze", "Unsqueeze", "Slice"}
-)
 #: What the shapes and axes of operators are made of, and parameters are not.
 _NO_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
-_LOOK_UPS = frozenset({"Gather", "GatherBlockQuantized"})
 _NAMES = (
     (ROTARY, re.compile(r"rotary|rope|inv_freq|(cos|sin)_cache")),
     (NORMS, re.compile(r"norm|(^|[._/])ln_?(f|\d)?[._/]")),
@@ -114,14 +98,14 @@ class _Weight:
 
     @property
     def place(self) -> tuple[object, ...]:
-        return _place(self.tensor)
+        return place(self.tensor)
 
 
 def take_census(model: ir.Model) -> WeightCensus:
     """Sort every initializer and ``Constant`` of a model by what it is for."""
-    head = find_head(model.graph)
+    head = head_product(model.graph)
     weights = [
-        _Weight(value.name or "?", kind_of(value, tensor, head), tensor) for value, tensor in _constants(model.graph)
+        _Weight(value.name or "?", kind_of(value, tensor, head), tensor) for value, tensor in constants(model.graph)
     ]
     owners: dict[tuple[object, ...], _Weight] = {}
     for weight in sorted(weights, key=lambda item: KINDS.index(item.kind)):
@@ -148,11 +132,11 @@ def kind_of(value: ir.Value, tensor: ir.TensorProtocol, head: ir.Node | None = N
     Args:
         value: An initializer, or the output of a ``Constant``.
         tensor: Its content, of which the type and the shape are looked at.
-        head: The node that multiplies with the output projection (see :func:`find_head`).
+        head: The node that multiplies with the output projection (see ``census.head_product``).
     """
     uses = list(_uses(value))
     for node, index in uses:
-        if kind := _POSITIONS.get((node.domain, node.op_type), {}).get(index):
+        if kind := _INPUTS.get(input_name(node, index)):
             return kind
         if index > 0 and "Normalization" in node.op_type:
             return NORMS
@@ -160,7 +144,7 @@ def kind_of(value: ir.Value, tensor: ir.TensorProtocol, head: ir.Node | None = N
     if _NAMES[0][1].search(names[0]):
         return ROTARY
     is_matrix = len(tensor.shape) > 1
-    if is_matrix and any(index == 0 and node.op_type in _LOOK_UPS for node, index in uses):
+    if is_matrix and any(index == 0 and node.op_type in LOOK_UPS for node, index in uses):
         return EMBEDDING
     if is_matrix and any(node is head for node, _ in uses):
         return HEAD
@@ -168,68 +152,21 @@ def kind_of(value: ir.Value, tensor: ir.TensorProtocol, head: ir.Node | None = N
     return next(found, OTHER) if tensor.dtype not in _NO_PARAMETERS else OTHER
 
 
-def find_head(graph: ir.Graph) -> ir.Node | None:
-    """The matrix product with a constant that is nearest to the logits (the first output where none is so called)."""
-    outputs = sorted(graph.outputs, key=lambda output: output.name != LOGITS)
-    value: ir.Value | None = outputs[0] if outputs else None
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in MATRIX_PRODUCTS and any(is_constant(operand) for operand in node.inputs):
-            return node
-        value = next((operand for operand in node.inputs if operand is not None and not is_constant(operand)), None)
-    return None
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is a constant, perhaps transposed, cast, reshaped or dequantized."""
-    return constant_source(value) is not None
-
-
-def constant_source(value: ir.Value | None) -> ir.Value | None:
-    """The initializer or ``Constant`` that a value hands on, or None when it is computed from inputs."""
-    while value is not None:
-        node = value.producer()
-        if node is None:
-            return value if value.is_initializer() else None
-        if node.op_type == "Constant":
-            return value
-        value = node.inputs[0] if node.op_type in _PASS_ON and node.inputs else None
-    return None
-
-
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """Nodes that use a constant, with the input's position; through nodes that hand it on."""
     for use in value.uses():
         yield use.node, use.idx
-        if use.idx == 0 and use.node.op_type in _PASS_ON:
+        if use.idx == 0 and use.node.op_type in PASS_ON:
             yield from _uses(use.node.outputs[0])
-
-
-def _constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
-    """Every initializer and ``Constant`` tensor with its value, subgraphs included."""
-    for part in {id(part): part for part in (graph, *graph.subgraphs())}.values():
-        for value in part.initializers.values():
-            if value.const_value is not None:
-                yield value, value.const_value
-    for node in graph.all_nodes():
-        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.TENSOR:
-            yield node.outputs[0], attribute.as_tensor()
 
 
 def _is_tied(head: ir.Node | None, owners: Iterable[_Weight]) -> bool:
     """Whether what the head multiplies with is counted as the embedding."""
     sources = [constant_source(operand) for operand in (head.inputs if head is not None else ())]
     places = {
-        _place(source.const_value) for source in sources if source is not None and source.const_value is not None
+        place(source.const_value) for source in sources if source is not None and source.const_value is not None
     }
     return any(weight.kind == EMBEDDING and weight.place in places for weight in owners)
-
-
-def _place(tensor: ir.TensorProtocol) -> tuple[object, ...]:
-    """Equal where the bytes are the same: file and offset of external data."""
-    if isinstance(tensor, ir.ExternalTensor):
-        return (str(tensor.path), tensor.offset or 0, tensor.nbytes)
-    return (id(tensor),)
 
 
 def _groups(items: Sequence[tuple[str, int]]) -> list[WeightGroup]:

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.base.contract import LOGITS
-
 SMALL = 4096
 """Elements up to which a constant is looked at; weights are larger and are never read by a question."""
 
@@ -117,13 +115,3 @@ def small_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir
 def graph_input(model: ir.Model, name: str) -> ir.Value | None:
     """The graph input called ``name``."""
     return next((value for value in model.graph.inputs if value.name == name), None)
-
-
-def head_product(model: ir.Model) -> ir.Node | None:
-    """The matrix product nearest to the logits."""
-    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == LOGITS)
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "MatMul":
-            return node
-        value = next((v for v in node.inputs if v is not None and not is_weight(v)), None)
-    return None

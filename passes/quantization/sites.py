@@ -11,11 +11,12 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.census import head_product
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators.microsoft import MOE
 from llmc.compiler.graph.operators.moe import is_moe
 from llmc.passes.experts.routing_weights import chooses_experts
-from llmc.passes.graph.graph_query import head_product, is_weight
+from llmc.passes.graph.graph_query import is_weight
 from llmc.passes.graph.linear import product_weight, upright_weight
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import is_correction
@@ -48,7 +49,7 @@ class Site:
 
 def find_sites(model: ir.Model, *, head: bool = True) -> list[Site]:
     """All sites; without ``head`` the product nearest to the logits is a linear layer like others."""
-    return list(_sites(model, head_product(model) if head else None))
+    return list(_sites(model, head_product(model.graph) if head else None))
 
 
 def _sites(model: ir.Model, head: ir.Node | None) -> Iterator[Site]:

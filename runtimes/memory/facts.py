@@ -18,6 +18,7 @@ from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, CacheKind, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.targets import TargetName
+from llmc.compiler.graph.census import constants
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
 _GRAPHS = (ENGINE_GRAPH, GRAPH)
@@ -114,7 +115,7 @@ def weight_bytes(graph: ir.Graph) -> int:
     A data file that is not there counts as what its tensors say.
     """
     inside, files, stated = 0, set[Path](), dict[tuple[Path, int], int]()
-    for tensor in _constants(graph):
+    for tensor in (tensor for value, tensor in constants(graph) if value.is_initializer()):
         if isinstance(tensor, ir.ExternalTensor):
             path = Path(tensor.path)
             files.add(path)
@@ -142,11 +143,6 @@ def _graph_file(path: Path, manifest: Manifest | None) -> Path:
         missing = " and ".join(f"no {name}" for name in names)
         raise ArtifactError(f"{path} holds {missing}; give an artifact that llmc made")
     return found
-
-
-def _constants(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
-    for part in {id(part): part for part in (graph, *graph.subgraphs())}.values():
-        yield from (value.const_value for value in part.initializers.values() if value.const_value is not None)
 
 
 def _cache_inputs(graph: ir.Graph, kind: CacheKind) -> Iterator[CacheInput]:

@@ -14,12 +14,13 @@ from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.contract import Contract, ContractPart
 from llmc.compiler.base.errors import PassError, UsageError
+from llmc.compiler.graph.census import stored_bytes
 from llmc.compiler.graph.lazy_weight import TensorWeight
 from llmc.passes import runner as module
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
 from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
-from llmc.passes.runner import dump_graph, merge_contract, run_passes, snake_case, weight_bytes
+from llmc.passes.runner import dump_graph, merge_contract, run_passes, snake_case
 
 from .plans import in_blocks
 
@@ -187,9 +188,9 @@ def test_the_same_bytes_under_two_names_count_once():
     for name in ("first", "second"):
         lazy = TensorWeight(stored, ir.DataType.FLOAT, transposed=True)
         model.graph.register_initializer(ir.val(name, const_value=lazy))
-    assert weight_bytes(model) == 2 * 512 * 4 * 4
+    assert stored_bytes(model.graph) == 2 * 512 * 4 * 4
     model.graph.register_initializer(ir.val("third", const_value=stored))
-    assert weight_bytes(model) == 2 * 512 * 4 * 4
+    assert stored_bytes(model.graph) == 2 * 512 * 4 * 4
 
 
 def test_shortfalls_name_node_and_condition():
@@ -229,7 +230,7 @@ def test_a_dump_that_fails_puts_the_weights_back(tmp_path):
     model = small_model()
     with pytest.raises(OSError, match="no-such-directory"):
         dump_graph(model, tmp_path / "no-such-directory" / "x.onnx")
-    assert weight_bytes(model) == 512 * 4 * 4
+    assert stored_bytes(model.graph) == 512 * 4 * 4
     assert model.graph.initializers["w"].const_value.numpy().shape == (512, 4)
 
 

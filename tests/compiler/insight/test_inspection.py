@@ -13,10 +13,11 @@ import pytest
 from llmc.compiler.artifact.artifact import write_manifest
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import ArtifactError, UsageError
+from llmc.compiler.graph.census import head_product
 from llmc.compiler.insight.decode_cost import cache_bytes_per_token, decode_cost
 from llmc.compiler.insight.inspection import inspect_path
 from llmc.compiler.insight.inspection_diff import diff_inspections, diff_paths
-from llmc.compiler.insight.weight_census import find_head, kind_of, take_census
+from llmc.compiler.insight.weight_census import kind_of, take_census
 
 FLOAT, INT64, UINT8 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.UINT8
 VOCABULARY, HIDDEN, HEADS, KV_HEADS, DIM = 64, 32, 4, 2, 8
@@ -81,7 +82,7 @@ def decoder(*, window: int = -1, tied: bool = True) -> ir.Model:
 
 
 def kinds(model: ir.Model) -> dict[str, str]:
-    head = find_head(model.graph)
+    head = head_product(model.graph)
     found = model.graph.initializers.values()
     return {value.name or "": kind_of(value, value.const_value, head) for value in found if value.const_value}
 

@@ -17,7 +17,6 @@ from llmc.compiler.insight.weight_census import (
     SCALES,
     ZERO_POINTS,
     SharedWeight,
-    find_head,
     kind_of,
     take_census,
 )
@@ -76,6 +75,7 @@ def model(nodes: list[ir.Node], outputs: list[ir.Value]) -> ir.Model:
         ("GatherBlockQuantized", MICROSOFT, 2, SCALES),
         ("GatherBlockQuantized", MICROSOFT, 3, ZERO_POINTS),
         ("DynamicQuantizeMatMul", MICROSOFT, 2, SCALES),
+        ("MatMulBlockQuantizedFp8Weight", MICROSOFT, 2, SCALES),
         ("GroupQueryAttention", MICROSOFT, 7, ROTARY),
         ("GroupQueryAttention", MICROSOFT, 8, ROTARY),
         ("GroupQueryAttention", MICROSOFT, 11, ATTENTION),
@@ -178,25 +178,6 @@ def test_shapes_and_axes_are_no_parameters_whatever_their_name(dtype: ir.DataTyp
     value = constant("self_attn.shape", 4, 2, dtype=dtype)
     ir.node("Reshape", [None, value])
     assert kind(value) == OTHER
-
-
-# --- the head -------------------------------------------------------------------------------------------------------
-
-
-def test_the_head_is_the_product_nearest_to_the_logits() -> None:
-    """Behind a cap of the logits, and not the product of two computed values in between."""
-    first = ir.node("MatMul", [ir.val("x"), constant("a", 2, 2)])
-    head = ir.node("MatMul", [first.outputs[0], constant("b", 2, 4)])
-    both = ir.node("MatMul", [head.outputs[0], ir.node("Relu", [ir.val("z")]).outputs[0]])
-    cap = ir.node("Tanh", [both.outputs[0]])
-    other = ir.node("MatMul", [ir.val("y"), constant("c", 2, 2)])
-    cap.outputs[0].name, other.outputs[0].name = "logits", "hidden"
-    relu = both.inputs[1].producer() if both.inputs[1] is not None else None
-    assert relu is not None
-    graph = model([first, head, relu, both, cap, other], [other.outputs[0], cap.outputs[0]]).graph
-    assert find_head(graph) is head
-    cap.outputs[0].name = "scores"
-    assert find_head(graph) is other, "the first output where none is called logits"
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------

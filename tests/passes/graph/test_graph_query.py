@@ -11,7 +11,6 @@ from llmc.passes.graph.graph_query import (
     copy_dtype,
     dims,
     graph_input,
-    head_product,
     insert_before,
     integers,
     is_weight,
@@ -87,34 +86,6 @@ def test_a_value_that_is_an_output_has_no_consumer_of_its_own() -> None:
     model = parse("m (float[n] x) => (y, z) { y = Tanh(x)\nz = Neg(y) }")
     assert only_consumer(model.graph.outputs[0]) is None
     assert only_consumer(model.graph.inputs[0]) is node_of(model, "Tanh")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "logits = MatMul(h, head)",
-        "l = MatMul(h, head)\nlogits = Add(head_b, l)",
-        "l = MatMul(h, head)\nd = Div(l, cap)\nt = Tanh(d)\nlogits = Mul(cap, t)",
-        "t = Transpose<perm=[1, 0]>(table)\nlogits = MatMul(h, t)",
-    ],
-    ids=["plain", "a bias first", "a cap first", "tied"],
-)
-def test_the_head_is_the_product_nearest_to_the_logits(body: str) -> None:
-    """Whichever output they are, and past constants that come first."""
-    text = f"m (float[n, 4] x) => (before, logits, after) {{ before = MatMul(x, w)\nh = Tanh(before)\n{body}"
-    weights = {"w": draw(4, 4), "head": draw(4, 6), "head_b": draw(6), "cap": draw(1), "table": draw(6, 4)}
-    model = parse(f"{text}\nafter = MatMul(before, w) }}", weights)
-    head = head_product(model)
-    h = next(node.outputs[0] for node in model.graph if node.outputs[0].name == "h")
-    assert head is not None
-    assert (head.op_type, head.inputs[0]) == ("MatMul", h)
-
-
-def test_logits_that_no_product_makes_have_no_head() -> None:
-    assert head_product(parse("m (float[n, 4] x) => (logits) { logits = Neg(x) }")) is None
-    assert (
-        head_product(parse("m (float[n, 4] x) => (logits) { h = Neg(w)\nlogits = Abs(w) }", {"w": draw(4)})) is None
-    )
 
 
 def test_nodes_go_before_the_one_that_is_named() -> None:

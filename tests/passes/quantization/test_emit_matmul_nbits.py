@@ -214,8 +214,8 @@ def test_a_router_keeps_its_floats() -> None:
 
 
 def test_offsets_need_whole_blocks() -> None:
-    body = "h = MatMul(x, w)\nt = Tanh(h)\nlogits = MatMul(t, z)"
-    model = parse(f"m (float[b, s, 72] x, float[40, 8] z) => (logits) {{ {body} }}", {"w": draw(72, 40)})
+    text = "m (float[b, s, 72] x, float[n, 8] z) => (h, logits) { h = MatMul(x, w)\nlogits = Gemm(z, head) }"
+    model = parse(text, {"w": draw(72, 40), "head": draw(8, 4)})
     reason = "72 input features are no multiple of the block size 32"
     assert left_alone(quantize(offset=True), model) == [reason]
 

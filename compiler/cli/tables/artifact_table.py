@@ -9,40 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.cli.tables.rows import pairs, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from llmc.compiler.artifact.manifest import EngineRecord, Manifest
     from llmc.compiler.cli.cost import Cost
 
 
 def artifact_table(directory: Path, manifest: Manifest, cost: Cost | None = None) -> Table:
     """Two columns: what, and its value; with ``cost``, what making it took."""
-    from rich.table import Table
-
-    table = Table(title=f"{manifest.kind} artifact in {directory}", show_header=False)
     rows = [*_rows(manifest), *_engine_rows(manifest.engine), *_cost_rows(cost)]
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
+    return pairs(f"{manifest.kind} artifact in {directory}", rows)
 
 
 def manifest_json(directory: Path, manifest: Manifest, cost: Cost | None = None) -> dict[str, Any]:
     """Where the artifact is, its manifest, and, with ``cost``, what making it took."""
     shown = {"directory": str(directory), "manifest": encode(manifest)}
     return shown if cost is None else {**shown, "cost": cost.to_json()}
-
-
-def size(count: float) -> str:
-    """Bytes as people read them, as ``97.5 MiB``."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str]]:

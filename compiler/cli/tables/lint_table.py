@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
 
+if TYPE_CHECKING:
     from llmc.runtimes.lint.lint import FindingGroup, LintReport
 
 LABELS = {"wrong": "silently wrong", "refused": "refused", "slow": "runs slowly"}
@@ -20,21 +20,14 @@ STYLES = {"wrong": "bold red", "refused": "red", "slow": "yellow"}
 
 def lint_table(report: LintReport) -> Group:
     """The findings, how many nodes run, and where all of that comes from."""
-    from rich.console import Group
-
     return Group(*([_finding_table(report)] if report.findings else []), *_notes(report))
 
 
 def _finding_table(report: LintReport) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{report.path} on {report.table.title}", show_lines=True)
-    table.add_column("outcome")
-    table.add_column("rule", overflow="fold")
-    table.add_column("nodes", justify="right")
-    table.add_column("first", overflow="fold")
-    table.add_column("what happens, and what to do")
+    folded = [Column(heading, overflow="fold") for heading in ("rule", "first")]
+    count, advice = Column("nodes", justify="right"), "what happens, and what to do"
+    title = f"{report.path} on {report.table.title}"
+    table = Table("outcome", folded[0], count, folded[1], advice, title=title, show_lines=True)
     for group in report.groups():
         text = Text(f"{group.message}.\n").append(f"{_sentence(group.advice)}", style="dim")
         if group.source:
@@ -46,8 +39,6 @@ def _finding_table(report: LintReport) -> Table:
 
 
 def _notes(report: LintReport) -> list[Text]:
-    from rich.text import Text
-
     counts = report.counts
     parts = [f"{counts[verdict]} {label}" for verdict, label in LABELS.items() if counts[verdict]]  # type: ignore[index]
     parts.append(f"{counts['runs']} run")

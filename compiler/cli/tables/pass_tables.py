@@ -10,15 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
 from llmc.compiler.base.targets import get_target
-from llmc.compiler.cli.tables.artifact_table import artifact_table, size
+from llmc.compiler.cli.tables.artifact_table import artifact_table
+from llmc.compiler.cli.tables.rows import fill, names, numbers, size
 from llmc.compiler.cli.tables.verification_table import verification_table
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
     from llmc.compiler.artifact.manifest import PassRecord
     from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass
     from llmc.compiler.cli.cost import Cost
@@ -29,17 +30,12 @@ _MOST_SENTENCES = 10
 
 def optimize_tables(directory: Path, report: OptimizeReport) -> Group:
     """Passes, shortfalls, the artifact."""
-    from rich.console import Group
-
     lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
     return Group(outcome_table(report.outcomes), *lines, artifact_table(directory, report.manifest))
 
 
 def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = None) -> Group:
     """Passes, shortfalls, checks, the artifact and what it took."""
-    from rich.console import Group
-    from rich.text import Text
-
     parts: list[RenderableType] = [
         outcome_table(report.outcomes),
         *shortfall_lines(report.outcomes, report.shortfalls),
@@ -54,44 +50,26 @@ def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = N
 
 def outcome_table(outcomes: Sequence[PassOutcome]) -> Table:
     """One row per pass: what fired of what was expected, nodes, bytes, milliseconds."""
-    from rich.text import Text
-
-    table = _pass_table("Passes", times=True)
-    for outcome in outcomes:
-        record = outcome.record
-        fired = Text(_fired(record), style=SHORTFALL if _falls_short(record) else "" if record.modified else "dim")
-        table.add_row(record.name, fired, *_change(record), f"{outcome.milliseconds:.0f}")
-    return table
+    table = Table(*names("pass"), "fired", *numbers("nodes", "weights", "ms"), title="Passes")
+    return fill(table, ((*_record_row(outcome.record), f"{outcome.milliseconds:.0f}") for outcome in outcomes))
 
 
 def record_table(records: Iterable[PassRecord]) -> Table:
     """The same from a manifest, which keeps no durations."""
-    from rich.text import Text
-
-    table = _pass_table("Passes", times=False)
-    for record in records:
-        fired = Text(_fired(record), style=SHORTFALL if _falls_short(record) else "" if record.modified else "dim")
-        table.add_row(record.name, fired, *_change(record))
-    return table
+    return fill(
+        Table(*names("pass"), "fired", *numbers("nodes", "weights"), title="Passes"), map(_record_row, records)
+    )
 
 
 def plan_table(plan: Sequence[PlannedPass]) -> Table:
     """The passes that would run, with their configuration."""
-    from rich.table import Table
-
-    table = Table(title="Passes, in this order; none was run")
-    table.add_column("", justify="right", style="dim")
-    table.add_column("pass", no_wrap=True)
-    table.add_column("configuration")
-    for number, item in enumerate(plan, 1):
-        table.add_row(str(number), item.name, _fields(item.fields))
-    return table
+    number = Column("", justify="right", style="dim")
+    table = Table(number, *names("pass"), "configuration", title="Passes, in this order; none was run")
+    return fill(table, ((str(place), item.name, _fields(item.fields)) for place, item in enumerate(plan, 1)))
 
 
 def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) -> list[Text]:
     """A line per place where a fusion should have fired; a pass that gave no reason gets a line too."""
-    from rich.text import Text
-
     explained = {outcome.record.name for outcome in outcomes if outcome.shortfalls}
     silent = [
         f"{outcome.record.name}: {_fired(outcome.record)}; no place looked like it (see --dump)"
@@ -107,25 +85,15 @@ def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) 
 
 def _genai_line(report: OptimizeReport | CompileReport) -> list[Text]:
     """Why ONNX Runtime GenAI cannot run it, said of targets that run on ONNX Runtime."""
-    from rich.text import Text
-
     refusal = report.genai_refusal
     if refusal is None or get_target(report.manifest.target or "cpu").genai_providers is None:
         return []
     return [Text(f"no genai_config.json: ONNX Runtime GenAI cannot run this graph, because {refusal}", style="dim")]
 
 
-def _pass_table(title: str, *, times: bool) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("pass", no_wrap=True)
-    table.add_column("fired")
-    table.add_column("nodes", justify="right", no_wrap=True)
-    table.add_column("weights", justify="right", no_wrap=True)
-    if times:
-        table.add_column("ms", justify="right", no_wrap=True)
-    return table
+def _record_row(record: PassRecord) -> tuple[RenderableType, ...]:
+    style = SHORTFALL if _falls_short(record) else "" if record.modified else "dim"
+    return record.name, Text(_fired(record), style=style), *_change(record)
 
 
 def _fired(record: PassRecord) -> str:

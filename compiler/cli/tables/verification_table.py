@@ -8,28 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+from rich.text import Text
+
 from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.cli.tables.rows import fill, numbers
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from llmc.compiler.artifact.reports import Check, VerifyReport
 
 
 def verification_table(report: VerifyReport) -> Table:
     """One row per check: what was measured and what is tolerated."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Verification", caption=f"measured: {report.where}" if report.where else None)
-    table.add_column("check")
-    table.add_column("measured", justify="right", no_wrap=True)
-    table.add_column("tolerated", justify="right", no_wrap=True)
-    table.add_column("")
-    for check in report.checks:
-        verdict = Text("passed", style="green") if check.passed else Text("FAILED", style="bold red")
-        table.add_row(check.name, number(check.measured), tolerance(check), verdict if _judged(check) else Text("-"))
-    return table
+    table = Table("check", *numbers("measured", "tolerated"), "", title="Verification")
+    table.caption = f"measured: {report.where}" if report.where else None
+    return fill(
+        table, ((check.name, number(check.measured), tolerance(check), _verdict(check)) for check in report.checks)
+    )
 
 
 def failure_of(report: VerifyReport, directory: Path) -> VerificationError:
@@ -56,5 +51,7 @@ def number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _judged(check: Check) -> bool:
-    return check.tolerance is not None
+def _verdict(check: Check) -> Text:
+    if check.tolerance is None:
+        return Text("-")
+    return Text("passed", style="green") if check.passed else Text("FAILED", style="bold red")

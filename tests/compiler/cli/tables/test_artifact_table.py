@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from llmc.compiler.artifact.manifest import FileRecord, Manifest
-from llmc.compiler.cli.tables.artifact_table import artifact_table, size
+from llmc.compiler.cli.tables.artifact_table import artifact_table
+from llmc.compiler.cli.tables.rows import size
 
 MIB = 1 << 20
 

@@ -91,8 +91,7 @@ class DecodeLoop(TokenSource):
         self._ends: Int64Array = np.array([0 if row is None else row.steps_left for row in states], np.int64)
         """The last step in which each row takes part."""
         self._last = int(self._ends.max())
-        self._active: Array = np.zeros(0, np.bool_)
-        self._drawn = self._queued = self._read = 0
+        self._same_until = self._drawn = self._queued = self._read = 0
         if not sampler.kind.greedy:
             self._upload("settings", settings_of(states, sampler.kind, samplers.vocab_size))
         self._prepare(1)
@@ -114,10 +113,10 @@ class DecodeLoop(TokenSource):
 
     def _prepare(self, step: int) -> None:
         """Bring to the device which rows take part in a step, and what they draw, where that is not there yet."""
-        active = self._ends >= step
-        if not np.array_equal(active, self._active):
-            self._active = active
+        if step > self._same_until:
+            active = self._ends >= step
             self._upload("active", active.astype(np.int32))
+            self._same_until = int(self._ends[active].min(initial=self._last))
         if step > self._drawn and not self._sampler.kind.greedy:
             self._upload("uniforms", uniforms(self._states, self._drawn))
             self._upload("step", np.zeros(1, np.int64))
@@ -153,7 +152,7 @@ class DecodeLoop(TokenSource):
 
     def finish(self, row: int) -> None:
         """Let a row stand still from the next step that is queued; its length is that of the last step read."""
-        self._ends[row] = min(self._read, self._ends[row])
+        self._ends[row], self._same_until = min(self._read, self._ends[row]), 0
 
     def step_seconds(self, step: int) -> float:
         """Time on the device from the end of the step before, or for step 1 from the loop's start, to its end."""

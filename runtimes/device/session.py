@@ -21,6 +21,7 @@ A decoder that was built for certain capacities runs with the smallest that hold
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session_buffers import SessionBuffers, part
 from llmc.runtimes.device.step_recorder import StepRecorder
 from llmc.runtimes.session.capabilities import TokenChooser
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, require_room
+from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, require_room, valid_tokens
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple, so that requests of similar length share buffers and recordings."""
@@ -174,10 +175,8 @@ class DeviceSession:
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> DeviceLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
         batch, chunk = input_ids.shape
-        if batch != len(self.rows.lengths):
-            raise EngineError(f"the session holds {len(self.rows.lengths)} rows, not {batch}; reset it first")
+        valid = valid_tokens(self.rows.lengths, self.rows.capacity, input_ids, lengths)
         self.rows.take_turn()
-        valid = np.full(batch, chunk, np.int64) if lengths is None else np.asarray(lengths, np.int64)
         by_row = chunk > 1 and batch > 1 and bool(self.rows.lengths.any()) and not self._traits.ragged_chunks
         needed = int((self.rows.lengths + valid).max()) if by_row else int(self.rows.lengths.max()) + chunk
         if needed > self.rows.capacity:
@@ -197,7 +196,8 @@ class DeviceSession:
         else:
             self._run_chunk(input_ids, valid, rows, needed)
         self.rows.lengths = self.rows.lengths + valid
-        return DeviceLogits(self, (batch, rows, self._info.vocab_size), valid - 1)
+        read = partial(self._read_logits, (batch, rows, self._info.vocab_size))
+        return DeviceLogits(read, valid - 1, partial(self._most_likely, batch) if rows == 1 else None)
 
     def _run_chunk(self, input_ids: Int64Array, valid: Int64Array, rows: int, total: int) -> None:
         """The chunk in all rows at once."""
@@ -250,7 +250,7 @@ class DeviceSession:
             values = self._memory.values(1, count, count if rows > 1 else 1, own)
             self._io.run(self._io.bind(values, own, 1, self.rows.capacity, total))
 
-    def read_logits(self, shape: tuple[int, ...]) -> FloatArray:
+    def _read_logits(self, shape: tuple[int, ...]) -> FloatArray:
         """Copy the last logits to the host, float32."""
         if self._host_logits is None or self._host_logits.shape != shape:
             self._host_logits = self._device.host_array(shape, self._io.logits_type)
@@ -258,10 +258,10 @@ class DeviceSession:
         self._device.wait()
         return self._host_logits.astype(np.float32)
 
-    def most_likely(self, batch: int) -> Int64Array:
+    def _most_likely(self, batch: int) -> Int64Array:
         """Arg-max of the last logits [batch, 1, vocab_size], on the device where it can; [batch] int64."""
         if self._samplers is None:
-            logits = self.read_logits((batch, 1, self._info.vocab_size))[:, 0]
+            logits = self._read_logits((batch, 1, self._info.vocab_size))[:, 0]
             return np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1).astype(np.int64)
         return self._samplers.most_likely(self._buffers["logits"], batch)
 

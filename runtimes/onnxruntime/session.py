@@ -232,7 +232,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         self._lengths[row] = length
         for read, _ in self._state_buffers:
             read.array[row] = read.array[source] if length else 0
-        if self._info.cache == "shared":
+        if self._contract.cache == "shared":
             for tensor, array in zip(self._growing, self._cache, strict=True):
                 slots = np.moveaxis(array, tensor.axis or 0, 1)
                 slots[row, :length] = slots[source, :length]

@@ -25,7 +25,15 @@ import numpy as np
 from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.session.capabilities import RowEditor
-from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, Session, require_prefix
+from llmc.runtimes.session.engine import (
+    EngineInfo,
+    FloatArray,
+    Int64Array,
+    Session,
+    require_prefix,
+    require_room,
+    valid_tokens,
+)
 from llmc.runtimes.session.host_logits import HostLogits
 
 if TYPE_CHECKING:
@@ -87,18 +95,17 @@ class TransformersSession(Session, RowEditor):
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
-        if capacity > self._info.max_context:
-            raise EngineError(
-                f"a capacity of {capacity} tokens exceeds the model's context of {self._info.max_context}"
-            )
-        self._groups = [_Group(list(range(batch)))] if batch else []
+        require_room(self._info, batch, capacity)
+        self._groups = [_Group(list(range(batch)))]
         self._tokens = [np.zeros(0, np.int64)] * batch
         self._lengths = np.zeros(batch, dtype=np.int64)
         self._capacity = capacity
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> HostLogits:
         """Append a right-padded chunk to every row; see :meth:`llmc.runtimes.session.engine.Session.forward`."""
-        chunk = self._chunk_lengths(input_ids, lengths)
+        if self._model is None:
+            raise EngineError("this session is closed; open the model again")
+        chunk = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         self._groups = [part for group in self._groups for part in _split(group, chunk)]
         positions = 1 if self._info.logits == "last" else input_ids.shape[1]
         values: FloatArray | None = None
@@ -158,26 +165,6 @@ class TransformersSession(Session, RowEditor):
         """Drop the model and the cache."""
         self._model = None
         self._groups = []
-
-    def _chunk_lengths(self, input_ids: Int64Array, lengths: Int64Array | None) -> Int64Array:
-        """Check a call's arguments; return its lengths, [batch] int64."""
-        if self._model is None:
-            raise EngineError("this session is closed; open the model again")
-        batch, width = input_ids.shape
-        chunk = np.full(batch, width, dtype=np.int64) if lengths is None else np.asarray(lengths, dtype=np.int64)
-        if batch != len(self._lengths) or chunk.shape != (batch,) or bool(((chunk < 0) | (chunk > width)).any()):
-            raise EngineError(
-                f"a chunk of shape {list(input_ids.shape)} with lengths {chunk.tolist()} does not fit a session of "
-                f"{len(self._lengths)} rows"
-            )
-        full = np.flatnonzero(self._lengths + chunk > self._capacity)
-        if full.size:
-            row = int(full[0])
-            raise EngineError(
-                f"row {row} would hold {int(self._lengths[row] + chunk[row])} tokens, over the capacity of "
-                f"{self._capacity}; reset the session with a larger one"
-            )
-        return chunk
 
     def _compute(self, group: _Group, tokens: Int64Array) -> FloatArray:
         """Run the model on ``tokens`` [rows, length]; float32 logits [rows, 1 or length, vocab_size]."""

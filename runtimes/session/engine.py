@@ -96,12 +96,14 @@ def valid_tokens(held: Int64Array, capacity: int, input_ids: Int64Array, lengths
     """Tokens that a chunk [batch, seq] adds to each row, [batch] int64.
 
     Raises:
-        EngineError: the chunk has another number of rows, or a row has no room for it.
+        EngineError: the chunk has another number of rows, lengths do not fit it, or a row has no room for it.
     """
     batch, chunk = input_ids.shape
     if batch != len(held):
         raise EngineError(f"the session holds {len(held)} rows, not {batch}; reset it first")
     valid = np.full(batch, chunk, np.int64) if lengths is None else lengths
+    if valid.shape != (batch,) or valid.min() < 0 or valid.max() > chunk:
+        raise EngineError(f"a chunk of shape {[batch, chunk]} cannot have the lengths {valid.tolist()}")
     needed = int((held + valid).max())
     if needed > capacity:
         raise EngineError(f"a row would hold {needed} tokens, but the cache has room for {capacity}")
@@ -147,8 +149,7 @@ class Session(Protocol):
     """One loaded engine and one KV cache for a batch of rows.
 
     A chunk is right-padded: row ``b``'s valid tokens are ``input_ids[b, :lengths[b]]``. Rows may differ in length,
-    in every chunk; a row with length 0 in a chunk keeps its state and its logits are unspecified. Callers who hold
-    left-padded batches use :func:`llmc.runtimes.session.padding.to_right_padded`.
+    in every chunk; a row with length 0 in a chunk keeps its state and its logits are unspecified.
     """
 
     @property

@@ -17,7 +17,6 @@ import onnxruntime
 
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.session.engine import Session
-from llmc.runtimes.session.padding import to_right_padded
 
 Array = npt.NDArray[Any]
 THREADS = physical_cores()
@@ -165,11 +164,10 @@ def lead_graph(
     return result
 
 
-def lead_session(
-    session: Session, rows: Sequence[Row], *, side: str = "left", chunk: int = 0, steps: int = 64
-) -> Agreement:
+def lead_session(session: Session, rows: Sequence[Row], *, chunk: int = 0, steps: int = 64) -> Agreement:
     """As :func:`lead_graph`, through a session: ragged chunks, and logits of all or of each row's last token."""
-    ids, lengths = to_right_padded(*pad([row.prompt for row in rows], side))
+    ids, mask = pad([row.prompt for row in rows], "right")
+    lengths = mask.sum(axis=1)
     steps = min(steps, len(rows[0].continuation))
     session.reset(len(rows), ids.shape[1] + steps)
     result = Agreement()

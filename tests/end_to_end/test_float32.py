@@ -31,13 +31,24 @@ WAYS = [
     pytest.param("ragged", "right", 7, 32, id="right-padded in chunks"),
 ]
 TARGETS = ["portable", "shared last", "shared all", "grow last", "grow all", "engine"]
-SESSION_WAYS = [WAYS[0], WAYS[1], WAYS[2], WAYS[5]]
-"""Sessions take one kind of padding; what turns the other round is the same for all."""
+SESSION_WAYS = [
+    pytest.param("single", 0, 64, id="100 tokens"),
+    pytest.param("single", 7, 8, id="100 tokens in chunks"),
+    pytest.param("ragged", 0, 32, id="ragged"),
+    pytest.param("ragged", 7, 32, id="ragged in chunks"),
+]
+"""Sessions take right-padded rows alone."""
 LONG = [
     pytest.param("long", "left", 0, 8, id="620 tokens"),
     pytest.param("long", "left", 7, 2, id="620 tokens in chunks"),
     pytest.param("long ragged", "left", 0, 4, id="left-padded"),
     pytest.param("long ragged", "right", 97, 8, id="right-padded in chunks"),
+]
+SESSION_LONG = [
+    pytest.param("long", 0, 8, id="620 tokens"),
+    pytest.param("long", 7, 2, id="620 tokens in chunks"),
+    pytest.param("long ragged", 0, 4, id="ragged"),
+    pytest.param("long ragged", 97, 8, id="ragged in chunks"),
 ]
 
 
@@ -94,12 +105,12 @@ def test_the_portable_graph_by_itself(
 
 @pytest.mark.parametrize("built", BOTH, indirect=True)
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("kind", "side", "chunk", "steps"), SESSION_WAYS)
+@pytest.mark.parametrize(("kind", "chunk", "steps"), SESSION_WAYS)
 def test_sessions(
-    sessions: dict[Path, Session], built: Built, target: str, kind: str, side: str, chunk: int, steps: int
+    sessions: dict[Path, Session], built: Built, target: str, kind: str, chunk: int, steps: int
 ) -> None:
     session = open_one(sessions, built, target)
-    assert agrees(lead_session(session, built.rows(kind), side=side, chunk=chunk, steps=steps))
+    assert agrees(lead_session(session, built.rows(kind), chunk=chunk, steps=steps))
 
 
 @pytest.mark.parametrize("built", BOTH, indirect=True)
@@ -122,12 +133,12 @@ def test_the_portable_graph_past_its_sliding_window(
 
 @pytest.mark.gemma
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("kind", "side", "chunk", "steps"), LONG)
+@pytest.mark.parametrize(("kind", "chunk", "steps"), SESSION_LONG)
 def test_sessions_past_a_sliding_window(
-    sessions: dict[Path, Session], gemma3: Built, target: str, kind: str, side: str, chunk: int, steps: int
+    sessions: dict[Path, Session], gemma3: Built, target: str, kind: str, chunk: int, steps: int
 ) -> None:
     session = open_one(sessions, gemma3, target)
-    assert agrees(lead_session(session, gemma3.rows(kind), side=side, chunk=chunk, steps=steps))
+    assert agrees(lead_session(session, gemma3.rows(kind), chunk=chunk, steps=steps))
 
 
 def test_a_hugging_face_directory_gives_the_same_graph(smollm2: Built, tmp_path: Path) -> None:

@@ -52,13 +52,11 @@ def compiled(portable: Path, output: Path, logits: LogitsKind = "last", precisio
 
 
 def error_of(directory: Path, rows: list[Row], *chunks: int) -> float:
-    """The largest over prefills in chunks of these lengths (0: whole) of a batch padded on either side."""
+    """The largest over prefills in chunks of these lengths (0: whole) of a ragged batch."""
     session = open_session(directory, threads=1)
     try:
         largest = max(float(np.abs(row.logits).max()) for row in rows)
-        errors = [
-            lead_session(session, rows, side=side, chunk=each).error for side in ("left", "right") for each in chunks
-        ]
+        errors = [lead_session(session, rows, chunk=each).error for each in chunks]
         return max(errors) / largest
     finally:
         session.close()

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.runtimes.session.engine import Int64Array, Session
-from llmc.runtimes.session.padding import to_right_padded
 
 Array = npt.NDArray[Any]
 PADDING = 11
@@ -116,17 +115,17 @@ def pad(prompts: Sequence[Sequence[int]], side: str) -> tuple[Int64Array, Int64A
     return ids, mask
 
 
-def lead(session: Session, rows: Sequence[Row], *, side: str = "right", chunk: int = 0, steps: int = 64) -> Led:
-    """Prompts padded on ``side``, whole or in chunks, then ``steps`` tokens of each continuation one by one.
+def lead(session: Session, rows: Sequence[Row], *, chunk: int = 0, steps: int = 64) -> Led:
+    """Prompts whole or in chunks, then ``steps`` tokens of each continuation one by one.
 
     Args:
         session: Gives the logits of each row's last token.
         rows: A batch.
-        side: ``left`` or ``right``.
         chunk: Tokens per row and forward of the prompt; 0: all.
         steps: Decode steps, at most the tokens of a continuation.
     """
-    ids, lengths = to_right_padded(*pad([row.prompt for row in rows], side))
+    ids, mask = pad([row.prompt for row in rows], "right")
+    lengths = mask.sum(axis=1)
     session.reset(len(rows), ids.shape[1] + steps)
     actual, expected, chosen = [], [], []
 

@@ -22,10 +22,9 @@ LEAST_IN_COMMON = {"fp16": STEPS / 4, "bf16": 1}
 CASES = {
     "single": {"batch": 1},
     "single-chunks-of-7": {"batch": 1, "chunk": 7},
-    "right-padded": {"batch": 8},
-    "left-padded": {"batch": 8, "side": "left"},
+    "ragged": {"batch": 8},
     "chunks-of-7": {"batch": 8, "chunk": 7, "steps": 16},
-    "chunks-of-32": {"batch": 8, "side": "left", "chunk": 32, "steps": 16},
+    "chunks-of-32": {"batch": 8, "chunk": 32, "steps": 16},
 }
 Record = Callable[..., str]
 FLOATS = [pytest.param(name, id=name) for name in ERROR]

@@ -83,7 +83,7 @@ def half(built: TensorRTEngines) -> Iterator[DeviceSession]:
     [
         {"batch": 1},
         {"batch": 8},
-        {"batch": 8, "side": "left", "chunk": 32, "steps": 16},
+        {"batch": 8, "chunk": 32, "steps": 16},
         {"batch": 8, "chunk": 7, "steps": 16},
     ],
 )

@@ -167,13 +167,13 @@ def test_info(model: Any) -> None:
 
 def test_limits_are_named(model: Any) -> None:
     session = TransformersSession(model)
-    with pytest.raises(EngineError, match="capacity of 65 tokens exceeds the model's context of 64"):
+    with pytest.raises(EngineError, match="65 tokens are more than this engine's context of 64"):
         session.reset(1, 65)
     session.reset(2, 4)
     session.forward(np.zeros((2, 3), dtype=np.int64))
-    with pytest.raises(EngineError, match="row 1 would hold 5 tokens, over the capacity of 4"):
+    with pytest.raises(EngineError, match="a row would hold 5 tokens, but the cache has room for 4"):
         session.forward(np.zeros((2, 2), dtype=np.int64), np.array([1, 2]))
-    with pytest.raises(EngineError, match="does not fit a session of 2 rows"):
+    with pytest.raises(EngineError, match="the session holds 2 rows, not 1"):
         session.forward(np.zeros((1, 1), dtype=np.int64))
     session.close()
     with pytest.raises(EngineError, match="closed"):
@@ -187,7 +187,7 @@ def test_a_capacity_can_be_filled() -> None:
     session.forward(np.zeros((2, 3), dtype=np.int64), np.array([3, 1]))
     session.forward(np.zeros((2, 2), dtype=np.int64), np.array([0, 2]))
     assert session.lengths.tolist() == [3, 3]
-    with pytest.raises(EngineError, match="row 0 would hold 4 tokens, over the capacity of 3"):
+    with pytest.raises(EngineError, match="a row would hold 4 tokens, but the cache has room for 3"):
         session.forward(np.zeros((2, 1), dtype=np.int64), np.array([1, 0]))
 
 
@@ -212,7 +212,7 @@ def test_a_model_in_training_is_put_into_evaluation() -> None:
 def test_lengths_that_fit_no_chunk(lengths: list[int]) -> None:
     session = TransformersSession(make_model("llama"))
     session.reset(2, 16)
-    with pytest.raises(EngineError, match=re.escape(f"a chunk of shape [2, 2] with lengths {lengths} does not fit")):
+    with pytest.raises(EngineError, match=re.escape(f"a chunk of shape [2, 2] cannot have the lengths {lengths}")):
         session.forward(np.zeros((2, 2), dtype=np.int64), np.array(lengths))
     assert session.lengths.tolist() == [0, 0]
 

@@ -51,7 +51,7 @@ class GgufTensor:
 
     Attributes:
         name: Name in the file (llama.cpp's).
-        type: ggml type, a ``gguf.GGMLQuantizationType``, e.g. ``Q4_K``.
+        type: ggml type, a ``gguf.GGMLQuantizationType``.
         shape: Dimensions, slowest first (the reverse of the file's order).
         offset: Of the first byte, from the start of the file.
         stored_bytes: Bytes in the file.
@@ -62,6 +62,11 @@ class GgufTensor:
     shape: tuple[int, ...]
     offset: int
     stored_bytes: int
+
+    @property
+    def type_name(self) -> str:
+        """As ``Q4_K``."""
+        return str(self.type.name)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def _check_types(header: GgufHeader) -> None:
             gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), tensor.type)
         except NotImplementedError:
             raise CheckpointError(
-                f"{tensor.name} in {header.path} has the type {tensor.type.name}, which the installed gguf package "
+                f"{tensor.name} in {header.path} has the type {tensor.type_name}, which the installed gguf package "
                 "cannot dequantize; use another quantization of the model."
             ) from None
 

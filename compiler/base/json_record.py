@@ -15,6 +15,7 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, cast
 
@@ -84,13 +85,14 @@ def _names(kind: object) -> list[str]:
     return [field.name for field in dataclasses.fields(cast("Any", kind)) if "left_out" not in field.metadata]
 
 
-def decode(kind: type[Record], value: object, where: str) -> Record:
+def decode(kind: type[Record], value: object, where: str, *, sparse: bool = False) -> Record:
     """Rebuild a dataclass from JSON values.
 
     Args:
         kind: The dataclass.
         value: What :func:`from_text` gave.
         where: Names the place in error messages, as ``out/llmc.json``.
+        sparse: A key that is missing means the field's default, here and in the records inside.
 
     Raises:
         ArtifactError: a key is missing or unknown, a value has the wrong type, or the dataclass refuses it.
@@ -102,12 +104,15 @@ def decode(kind: type[Record], value: object, where: str) -> Record:
     for key in value:
         if key not in names:
             raise ArtifactError(f"{where}: unknown key {key!r}; read it with the llmc version that wrote it")
+    fields = dataclasses.fields(cast("Any", kind))
+    optional = {field.name for field in fields if (field.default, field.default_factory) != (MISSING, MISSING)}
     for name in names:
-        if name not in value:
+        if name not in value and not (sparse and name in optional):
             raise ArtifactError(f"{where}: the key {name!r} is missing; make the artifact again")
-    fields = {name: _decode(hints[name], value[name], f"{where}: {name}") for name in names}
+    present = [name for name in names if name in value]
+    values = {name: _decode(hints[name], value[name], f"{where}: {name}", sparse) for name in present}
     try:
-        return kind(**fields)
+        return kind(**values)
     except LlmcError as error:
         raise ArtifactError(f"{where}: {error}") from error
 
@@ -163,23 +168,23 @@ def _plain(value: Any) -> JsonValue:
     return cast("JsonValue", value)
 
 
-def _decode(hint: object, value: Any, where: str) -> Any:
+def _decode(hint: object, value: Any, where: str, sparse: bool) -> Any:
     if hint is Any:
         return value
     inner = _optional(hint)
     if inner is not None:
-        return None if value is None else _decode(inner, value, where)
+        return None if value is None else _decode(inner, value, where, sparse)
     if dataclasses.is_dataclass(hint):
-        return decode(cast("type[object]", hint), value, where)
+        return decode(cast("type[object]", hint), value, where, sparse=sparse)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if not any(type(value) is type(accepted) and value == accepted for accepted in arguments):
             raise ArtifactError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]", sparse) for i, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: _decode(arguments[1], item, f"{where}[{key!r}]", sparse) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
         return float(value)
     if hint is not type(value):

@@ -69,29 +69,19 @@ class NodeVerdict:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class FindingGroup:
-    """Findings that say the same.
+@dataclass(frozen=True, kw_only=True)
+class FindingGroup(Finding):
+    """Findings that say the same: the first of them, and
 
     Attributes:
-        outcome: Of all.
-        rule: Of all.
-        operators: In the order of the graph.
+        operators: Of all, in the order of the graph.
         count: How many.
         nodes: The first ones, with where they stand.
-        message: Of all.
-        advice: Of all.
-        source: Of all.
     """
 
-    outcome: Outcome
-    rule: str
     operators: tuple[str, ...]
     count: int
     nodes: tuple[str, ...]
-    message: str
-    advice: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -132,17 +122,12 @@ class LintReport:
             together.setdefault((item.outcome, item.rule, item.message, item.advice, item.source), []).append(item)
         return tuple(
             FindingGroup(
-                first.outcome,
-                first.rule,
-                tuple(dict.fromkeys(item.operator for item in items)),
-                len(items),
-                tuple(f"{item.inside}: {item.node}" if item.inside else item.node for item in items[:NAMES_SHOWN]),
-                first.message,
-                first.advice,
-                first.source,
+                **vars(items[0]),
+                operators=tuple(dict.fromkeys(item.operator for item in items)),
+                count=len(items),
+                nodes=tuple(f"{item.inside}: {item.node}".removeprefix(": ") for item in items[:NAMES_SHOWN]),
             )
             for items in together.values()
-            for first in items[:1]
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def gqa(
         rotary: The operator rotates queries and keys.
         chunks: Lengths of the new tokens come by row.
     """
-    slots = SLOTS if buffer else past
-    total = past + sequence
+    slots, total = (SLOTS if buffer else past), past + sequence
     inputs: dict[str, Array] = {}
     names = [""] * 17
     names[0] = "query"
@@ -72,29 +71,19 @@ def gqa(
         kv_num_heads=KV_HEADS,
         **attributes,
     )
-    shapes = _shapes(batch, sequence, slots, SLOTS if buffer else total, symbolic, symbolic_batch, buffer)
+    names_of_slots = ("capacity", "capacity") if buffer else ("past", "total_length")
+    before, after = names_of_slots if symbolic else (slots, SLOTS if buffer else total)
+    rows, tokens = "batch" if symbolic_batch else batch, "sequence" if symbolic else sequence
+    cache = {name: [rows, KV_HEADS, before, WIDTH] for name in ("past_key", "past_value")}
+    shapes = {"query": [rows, tokens, inputs["query"].shape[2]], "seqlens_k": [rows], **cache}
+    present = (TensorProto.FLOAT, [rows, KV_HEADS, after, WIDTH])
     outputs = {
-        name: (TensorProto.FLOAT, shapes.pop(name) if name != "y" else [*shapes["query"][:2], HEADS * WIDTH])
-        for name in ("y", "present_key", "present_value")
+        "y": (TensorProto.FLOAT, [rows, tokens, HEADS * WIDTH]),
+        "present_key": present,
+        "present_value": present,
     }
-    shapes["query"][2] = inputs["query"].shape[2]
     valid = {"present_key": total, "present_value": total}
     return make_probe([node], inputs, outputs, weights=weights, names=shapes, valid=valid)
-
-
-def _shapes(
-    batch: int, sequence: int, slots: int, present: int, symbolic: bool, symbolic_batch: bool, buffer: bool
-) -> dict[str, list[int | str]]:
-    rows: int | str = "batch" if symbolic_batch else batch
-    past_name, present_name = ("capacity", "capacity") if buffer else ("past", "total_length")
-    before: int | str = past_name if symbolic else slots
-    after: int | str = present_name if symbolic else present
-    shapes: dict[str, list[int | str]] = {
-        "query": [rows, "sequence" if symbolic else sequence, 0],
-        "seqlens_k": [rows],
-    }
-    shapes |= {name: [rows, KV_HEADS, before, WIDTH] for name in ("past_key", "past_value")}
-    return shapes | {name: [rows, KV_HEADS, after, WIDTH] for name in ("present_key", "present_value")}
 
 
 GQA_TRAPS = (

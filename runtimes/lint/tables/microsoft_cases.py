@@ -7,7 +7,7 @@ so its CPU provider says what must come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import helper
@@ -16,7 +16,9 @@ from llmc.runtimes.lint.tables.gqa_traps import gqa
 from llmc.runtimes.lint.tables.probe import MICROSOFT, Array, Probe, make_probe, random
 
 ROWS, SEQUENCE, HIDDEN, OUT, BLOCK = 1, 4, 64, 32, 32
+Maker: TypeAlias = Callable[[Any], Probe]
 FLOAT_TYPES = {"float32": np.float32, "float16": np.float16}
+SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 GQA = f"{MICROSOFT}::GroupQueryAttention"
 
 
@@ -31,10 +33,9 @@ def microsoft_cases() -> Mapping[str, Mapping[str, Probe]]:
 
 def _node(op_type: str, inputs: Mapping[str, Array], weights: Mapping[str, Array], **attributes: Any) -> Probe:
     """The operator on the given inputs, then weights; one output of the first input's type."""
-    order = attributes.pop("order", [*inputs, *weights])
     width = attributes.pop("width", HIDDEN)
     first = next(iter(inputs.values()))
-    node = helper.make_node(op_type, order, ["y"], name=op_type, domain=MICROSOFT, **attributes)
+    node = helper.make_node(op_type, [*inputs, *weights], ["y"], name=op_type, domain=MICROSOFT, **attributes)
     kind = helper.np_dtype_to_tensor_dtype(first.dtype)
     return make_probe([node], inputs, {"y": (kind, [*first.shape[:-1], width])}, weights=weights)
 
@@ -52,11 +53,6 @@ def _mat_mul_n_bits(dtype: Any) -> Probe:
     return _node("MatMulNBits", {"x": _x(dtype)}, weights, K=HIDDEN, N=OUT, bits=4, block_size=BLOCK, width=OUT)
 
 
-def _multi_head_attention(dtype: Any) -> Probe:
-    inputs = {name: _x(dtype, seed) for seed, name in enumerate(("q", "k", "v"))}
-    return _node("MultiHeadAttention", inputs, {}, num_heads=4)
-
-
 def _rotary(dtype: Any) -> Probe:
     angles = np.outer(np.arange(16), 10000.0 ** (-np.arange(8) / 8))
     positions = np.arange(SEQUENCE, dtype=np.int64)[None] + 2
@@ -64,19 +60,15 @@ def _rotary(dtype: Any) -> Probe:
     return _node("RotaryEmbedding", {"x": _x(dtype), "positions": positions}, weights, num_heads=4, interleaved=0)
 
 
-def _skip_norm(op_type: str) -> Callable[[Any], Probe]:
+def _on_hidden(op_type: str, *inputs: str, seeds: Mapping[str, int] = {}, **attributes: int) -> Maker:
+    """The operator on arrays of one shape, and on vectors of the hidden width from their seeds."""
+
     def make(dtype: Any) -> Probe:
-        return _node(op_type, {"x": _x(dtype), "skip": _x(dtype, 1)}, {"gamma": random(HIDDEN, seed=2, dtype=dtype)})
+        arrays = {name: _x(dtype, seed) for seed, name in enumerate(inputs)}
+        vectors = {name: random(HIDDEN, seed=seed, dtype=dtype) for name, seed in seeds.items()}
+        return _node(op_type, arrays, vectors, **attributes)
 
     return make
-
-
-def _unary(op_type: str) -> Callable[[Any], Probe]:
-    return lambda dtype: _node(op_type, {"x": _x(dtype)}, {})
-
-
-def _bias(op_type: str) -> Callable[[Any], Probe]:
-    return lambda dtype: _node(op_type, {"x": _x(dtype)}, {"bias": random(HIDDEN, seed=3, dtype=dtype)})
 
 
 def _fused_mat_mul(dtype: Any) -> Probe:
@@ -84,15 +76,12 @@ def _fused_mat_mul(dtype: Any) -> Probe:
     return _node("FusedMatMul", {"x": _x(dtype)}, weights, transB=1, alpha=0.5, width=OUT)
 
 
-_MAKERS: Mapping[str, Callable[[Any], Probe]] = {
+_MAKERS: Mapping[str, Maker] = {
     "MatMulNBits": _mat_mul_n_bits,
-    "MultiHeadAttention": _multi_head_attention,
     "RotaryEmbedding": _rotary,
-    "SkipSimplifiedLayerNormalization": _skip_norm("SkipSimplifiedLayerNormalization"),
-    "SkipLayerNormalization": _skip_norm("SkipLayerNormalization"),
-    "Gelu": _unary("Gelu"),
-    "FastGelu": _unary("FastGelu"),
-    "QuickGelu": _unary("QuickGelu"),
-    "BiasGelu": _bias("BiasGelu"),
     "FusedMatMul": _fused_mat_mul,
+    "MultiHeadAttention": _on_hidden("MultiHeadAttention", "q", "k", "v", num_heads=4),
+    **{name: _on_hidden(name, "x", "skip", seeds={"gamma": 2}) for name in SKIP_NORMS},
+    **{name: _on_hidden(name, "x") for name in ("Gelu", "FastGelu", "QuickGelu")},
+    "BiasGelu": _on_hidden("BiasGelu", "x", seeds={"bias": 3}),
 }

@@ -182,29 +182,32 @@ def view_node(node: NodeProto, values: Mapping[str, ValueView], opsets: Mapping[
 
 def graph_values(graph: GraphProto) -> dict[str, ValueView]:
     """Every value of a graph about which something is known."""
-    found: dict[str, ValueView] = {}
-    outputs = {item.name for item in graph.output}
+    types: dict[str, tuple[str | None, tuple[Dim, ...] | None]] = {}
+    for info in (*graph.value_info, *graph.output, *graph.input):
+        dtype, shape = _type_of(info)
+        known = types.get(info.name, (None, None))
+        types[info.name] = (dtype or known[0], known[1] if shape is None else shape)
     constants: dict[str, TensorProto | None] = {item.name: item for item in graph.initializer}
     constants |= {item.values.name: None for item in graph.sparse_initializer}
     for node in graph.node:
         if node.op_type == "Constant" and not node.domain:
             constants[node.output[0]] = next((item.t for item in node.attribute if item.name == "value"), None)
-    inputs = {item.name for item in graph.input}
-    for info in (*graph.value_info, *graph.output, *graph.input):
-        dtype, shape = _type_of(info)
-        name = info.name
-        known = found.get(name, ValueView(name))
-        found[name] = ValueView(name, dtype or known.dtype, known.shape if shape is None else shape)
-    for name, tensor in constants.items():
-        known = found.get(name, ValueView(name))
-        if tensor is not None:
-            known = ValueView(name, dtype_name(tensor.data_type), tuple(tensor.dims))
-        found[name] = ValueView(name, known.dtype, known.shape, True, tensor=tensor)
-    for name in inputs | outputs:
-        view = found.get(name, ValueView(name))
-        is_input = name in inputs and name not in constants
-        found[name] = ValueView(name, view.dtype, view.shape, view.constant, is_input, name in outputs, view.tensor)
-    return found
+    types |= {
+        name: (dtype_name(item.data_type), tuple(item.dims)) for name, item in constants.items() if item is not None
+    }
+    inputs = {item.name for item in graph.input} - constants.keys()
+    outputs = {item.name for item in graph.output}
+    return {
+        name: ValueView(
+            name,
+            *types.get(name, (None, None)),
+            constant=name in constants,
+            graph_input=name in inputs,
+            graph_output=name in outputs,
+            tensor=constants.get(name),
+        )
+        for name in {**types, **constants}
+    }
 
 
 def dtype_name(number: int) -> str:
@@ -259,12 +262,10 @@ def _ports(kind: str, parameters: Sequence[Any], values: Sequence[ValueView | No
 
 
 def _types(schema: onnx.defs.OpSchema, node: NodeView) -> set[str]:
-    found = set()
     constraints = {item.type_param_str for item in schema.type_constraints}
-    for item, value in zip(schema.inputs, node.inputs, strict=False):
-        if value is not None and value.dtype is not None and item.type_str in constraints:
-            found.add(f"{item.type_str}={value.dtype}")
-    return found
+    pairs = zip(schema.inputs, node.inputs, strict=False)
+    known = {(item.type_str, value.dtype) for item, value in pairs if value is not None and value.dtype is not None}
+    return {f"{parameter}={dtype}" for parameter, dtype in known if parameter in constraints}
 
 
 def _default(schema: onnx.defs.OpSchema | None, name: str) -> Any:

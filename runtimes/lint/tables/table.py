@@ -37,7 +37,7 @@ class VersionRow:
     """
 
     since: int
-    takes: tuple[str, ...]
+    takes: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     expanded: tuple[str, ...] = ()
     message: str = ""
@@ -56,9 +56,9 @@ class Condition:
     """
 
     outcome: Outcome
-    features: tuple[str, ...]
-    case: str
-    message: str
+    features: tuple[str, ...] = ()
+    case: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Signature:
 
     inputs: int
     outputs: int
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class OperatorRow:
         signature: Of the runtime's own operators.
     """
 
-    versions: tuple[VersionRow, ...]
+    versions: tuple[VersionRow, ...] = ()
     constants: tuple[int, ...] = ()
     unread: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
@@ -170,7 +170,7 @@ def load_table(target: str) -> TargetTable:
     if target not in targets():
         raise UsageError(f"--target {target!r} is not known; choose one of {', '.join(targets())}")
     value = from_text((FOLDER / f"{target}.json").read_text(encoding="utf-8"), f"{target}.json")
-    table = decode(TargetTable, _with_defaults(value), f"{target}.json")
+    table = decode(TargetTable, value, f"{target}.json", sparse=True)
     if table.schema_version != SCHEMA_VERSION:
         raise ArtifactError(
             f"{target}.json has schema version {table.schema_version}, not {SCHEMA_VERSION}; record it anew"
@@ -196,28 +196,3 @@ def _without_empty(value: JsonValue) -> JsonValue:
     if isinstance(value, Mapping):
         return {key: _without_empty(item) for key, item in value.items() if item not in ([], "", None)}
     return [_without_empty(item) for item in value] if isinstance(value, list) else value
-
-
-def _with_defaults(value: JsonValue) -> JsonValue:
-    """The inverse: every key of every row is there."""
-    if not isinstance(value, dict):
-        return value
-    rows: dict[str, JsonValue] = {}
-    for label, row in value.get("operators", {}).items():
-        full = {
-            "versions": [],
-            "constants": [],
-            "unread": [],
-            "conditions": [],
-            "source": "",
-            "signature": None,
-            **row,
-        }
-        if full["signature"] is not None:
-            full["signature"] = {"attributes": [], **full["signature"]}
-        empty = {"takes": [], "converted": [], "expanded": [], "message": ""}
-        full["versions"] = [{**empty, **item} for item in full["versions"]]
-        full["conditions"] = [{"features": [], "case": "", "message": "", **item} for item in full["conditions"]]
-        rows[label] = full
-    traps = {name: {"message": "", "source": "", **row} for name, row in value.get("traps", {}).items()}
-    return {"absent": [], "notes": [], **value, "operators": rows, "traps": traps}

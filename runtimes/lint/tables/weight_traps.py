@@ -5,11 +5,12 @@ Out: :data:`WEIGHT_TRAPS`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
 from llmc.runtimes.lint.tables.probe import Array, Probe, Trap, make_probe, random
 
@@ -43,18 +44,18 @@ def blocked_weight(
         "stored": stored,
         "scales": (np.abs(random(*blocks)) * 0.1 + 0.01).astype(float_type),
     }
-    names = ["stored", "scales"]
     if zero_point is not None:
         weights["zeros"] = np.full(blocks, zero_point).astype(dtype)
-        names.append("zeros")
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(float_type))
-    inputs = {"x": random(ROWS, IN, dtype=float_type)}
-    nodes = [helper.make_node("DequantizeLinear", names, ["weight"], name="dequantize", axis=axis, block_size=BLOCK)]
-    matrix = "weight"
+    return _product(weights, float_type, transposed=transposed, axis=axis, block_size=BLOCK)
+
+
+def _product(weights: Mapping[str, Array], float_type: Any, *, transposed: bool, **attributes: int) -> Probe:
+    nodes = [helper.make_node("DequantizeLinear", list(weights), ["weight"], name="dequantize", **attributes)]
     if transposed:
         nodes.append(helper.make_node("Transpose", ["weight"], ["turned"], name="turn", perm=[1, 0]))
-        matrix = "turned"
-    nodes.append(helper.make_node("MatMul", ["x", matrix], ["y"], name="matmul"))
+    nodes.append(helper.make_node("MatMul", ["x", nodes[-1].output[0]], ["y"], name="matmul"))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(float_type))
+    inputs = {"x": random(ROWS, IN, dtype=float_type)}
     return make_probe(nodes, inputs, {"y": (kind, [ROWS, OUT])}, weights=weights)
 
 
@@ -69,12 +70,7 @@ def transposed_table(*, zero_point: bool) -> Probe:
     weights: dict[str, Array] = {"stored": stored, "scales": np.full(OUT, 0.1, np.float32)}
     if zero_point:
         weights["zeros"] = np.zeros(OUT, np.int8)
-    nodes = [
-        helper.make_node("DequantizeLinear", list(weights), ["table"], name="dequantize", axis=0),
-        helper.make_node("Transpose", ["table"], ["head"], name="turn", perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "head"], ["y"], name="matmul"),
-    ]
-    return make_probe(nodes, {"x": random(ROWS, IN)}, {"y": (TensorProto.FLOAT, [ROWS, OUT])}, weights=weights)
+    return _product(weights, np.float32, transposed=True, axis=0)
 
 
 WEIGHT_TRAPS = (

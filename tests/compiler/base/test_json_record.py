@@ -203,6 +203,25 @@ def test_reading_wants_every_key_even_one_with_a_default(missing: str) -> None:
         decode(Whole, value, "x.json")
 
 
+@dataclass(frozen=True)
+class Sparse:
+    count: int
+    parts: tuple[Sparse, ...] = ()
+    by_name: Mapping[str, Sparse] = dataclasses.field(default_factory=dict)
+    extra: Sparse | None = None
+
+
+def test_a_sparse_record_lacks_what_has_a_default() -> None:
+    """In the records inside, too; one that has no default is missed there as everywhere."""
+    value = {"count": 1, "parts": [{"count": 2}], "by_name": {"a": {"count": 3}}, "extra": {"count": 4}}
+    expected = Sparse(1, (Sparse(2),), {"a": Sparse(3)}, Sparse(4))
+    assert decode(Sparse, value, "x.json", sparse=True) == expected
+    with pytest.raises(ArtifactError, match=r"parts\[0\]: the key 'count' is missing"):
+        decode(Sparse, {"count": 1, "parts": [{}]}, "x.json", sparse=True)
+    with pytest.raises(ArtifactError, match="the key 'parts' is missing"):
+        decode(Sparse, {"count": 1}, "x.json")
+
+
 @pytest.mark.parametrize("value", [None, [], 3, "x"])
 def test_a_record_is_an_object(value: object) -> None:
     with pytest.raises(ArtifactError, match=r"^x\.json: expected an object, found"):

@@ -1,6 +1,7 @@
 """What a user asked for: made once at the command line, validated, and passed down unchanged.
 
-In: command-line values. Out: frozen dataclasses; a value that makes no sense is a :class:`UsageError`.
+In: command-line values. Out: frozen dataclasses, whose fields say what they mean where they are
+(:func:`~llmc.compiler.base.option_field.option`); a value that makes no sense is a :class:`UsageError`.
 """
 
 from __future__ import annotations
@@ -31,15 +32,7 @@ BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to capture a model.
-
-    Attributes:
-        dtype: Float type of the portable graph.
-        trust_remote_code: Run modeling code that comes with the checkpoint.
-        search_path: More directories in which built-in models' packages may lie.
-        weights: ``none``: the graph alone, its weights left out, for measuring with random ones elsewhere.
-        verify: ``on``: run transformers for golden data and compare; ``auto``: where the model fits into memory.
-    """
+    """How to capture a model."""
 
     dtype: FloatType = option("fp32", "Float type of the portable graph.")
     verify: Verify = option(
@@ -66,22 +59,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class OptimizeOptions:
-    """What to make of a portable graph.
-
-    Attributes:
-        target: The runtime that the graph is for.
-        precision: Type of the weights; ``auto``: the target's plain float type.
-        activations: Float type of activations on a GPU; weights in ``fp16`` or ``bf16`` bring their own.
-        cache_precision: Type of the KV cache's elements; ``auto``: that of the activations.
-        cache: ``shared``: past and present are one buffer; ``grow``: present = past + new; ``auto``: by target.
-        logits: ``last``: logits of each row's last token; ``all``: of every token.
-        context: Longest context in tokens; None: the model's own, at most :data:`DEFAULT_CONTEXT`.
-        block_size: Input features that share a quantization scale; None: 32, and 128 for ``fp8``.
-        symmetric: Blocks without an offset; None: with one for int4 except on CUDA, else without.
-        head: Precision of the output projection and the embedding; ``auto``: int8.
-        strict: Fail when a fusion fires less often than it must.
-        dump: Directory that gets the graph after every pass, without weights.
-    """
+    """What to make of a portable graph; ``auto`` and None are settled by the target and the model when it is made."""
 
     PANEL: ClassVar = "Graph and weights"
     target: TargetName = option("cpu", "Runtime to optimize for.")
@@ -145,16 +123,7 @@ class OptimizeOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a TensorRT engine is built for.
-
-    Attributes:
-        max_batch: Most rows at once.
-        chunk: Most tokens of a row in one prefill run; longer prompts run in pieces.
-        capacities: Lengths of the KV cache in tokens, an engine each; empty: by the graph's context.
-        capabilities: Compute capabilities of the GPUs to build for, as ``8.9``; empty: what the builder chooses.
-        strip_weights: Leave the weights out of the engines; they are read from the graph where an engine is opened.
-        strict: A matrix product in another precision than asked is an error.
-    """
+    """What a TensorRT engine is built for; without ``capacities`` the graph's context says which it has."""
 
     PANEL: ClassVar = "TensorRT engines"
     max_batch: int = option(4, "Most rows at once.")

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it; Ctrl-C stops an answer"
 
 
-def print_as_it_comes(reply: Reply) -> bool:
-    """Write the only row's text, flushed piece by piece; returns whether Ctrl-C ended it."""
+def follow(reply: Reply, *, show: bool = True) -> bool:
+    """Generate to the end and, with ``show``, write the first row's text as it comes; whether Ctrl-C ended it."""
     interrupted = False
     try:
         for pieces in reply:
-            sys.stdout.write(pieces[0])
-            sys.stdout.flush()
+            if show:
+                sys.stdout.write(pieces[0])
+                sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    if show:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
     return interrupted
 
 
@@ -57,7 +59,7 @@ def _take_turn(conversation: Conversation, text: str, output: Output) -> None:
             raise
         output.note(f"{error}; or /reset")
         return
-    print_as_it_comes(reply)
+    follow(reply)
     conversation.remember(text, reply.texts[0])
     output.note(str(reply.speed))
 

@@ -13,22 +13,13 @@ from llmc.compiler.base.option_field import option
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to measure.
+    """How to measure; what a user is asked for says what it means where it is.
 
     Attributes:
-        runs: Rounds, at least 1; each gives every subject one run of every case.
-        threads: Threads for every subject; None: each engine's own default.
         seed: Of the token ids. Round ``r`` uses ``seed + r``, for all subjects alike.
         warm_steps: Untimed decode steps before each run.
-        measure_memory: Whether to measure peak RSS and load time in fresh processes (one more load for each subject
-            and case).
         load_window_s: Seconds that other processes are watched before and after.
         load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
-        generate: Requests of each round that go through the generation loop, too; 0: none.
-        temperature: Theirs; 0 is greedy.
-        one_at_a_time: Whether only one subject is open at any time, for models that do not fit into memory together:
-            a subject runs half of its rounds before the next one is opened, and the second halves come in reverse
-            order, so that a drift of the machine meets all alike. The first opening measures memory and load.
     """
 
     runs: int = option(5, "Rounds; figures are medians.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
@@ -68,11 +68,15 @@ GPU_COLUMNS: dict[str, Callable[[BenchResult], str]] = {
 def results_table(report: BenchReport) -> Table:
     """Throughput, memory, energy and load time: one row per case and subject."""
     on_gpu = {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
-    table = Table(title=f"Throughput, median of {report.options.runs} runs (min - max)")
-    table.add_column("case", no_wrap=True)
-    table.add_column("engine")
-    for heading in ("prefill tok/s", "decode tok/s", "of bandwidth", "peak RSS", *on_gpu, "load"):
-        table.add_column(heading, justify="right")
+    table = _table(
+        f"Throughput, median of {report.options.runs} runs (min - max)",
+        "prefill tok/s",
+        "decode tok/s",
+        "of bandwidth",
+        "peak RSS",
+        *on_gpu,
+        "load",
+    )
     loads = {subject.label: subject.load_s for subject in report.subjects}
     for result in report.results:
         peak = "" if result.peak_rss_bytes is None else f"{result.peak_rss_bytes / 2**20:.0f} MiB"
@@ -92,11 +96,7 @@ def results_table(report: BenchReport) -> Table:
 
 def latency_table(report: BenchReport) -> Table:
     """TTFT, TPOT and ITL percentiles: one row per case and subject."""
-    table = Table(title="Latency")
-    table.add_column("case", no_wrap=True)
-    table.add_column("engine")
-    for heading in ("TTFT ms", "TPOT ms", "ITL p50", "p90", "p95", "p99"):
-        table.add_column(heading, justify="right")
+    table = _table("Latency", "TTFT ms", "TPOT ms", "ITL p50", "p90", "p95", "p99")
     for result in report.results:
         gaps = result.itl_ms
         table.add_row(
@@ -113,16 +113,27 @@ def generation_table(report: BenchReport) -> Table:
     """Requests through the generation loop: one row per case and subject."""
     options = report.options
     sampling = f"temperature {options.temperature:g}" if options.temperature else "greedy"
-    table = Table(title=f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}")
-    table.add_column("case", no_wrap=True)
-    table.add_column("engine")
-    for heading in ("TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s"):
-        table.add_column(heading, justify="right")
+    table = _table(
+        f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}",
+        "TTFT ms p50",
+        "p99",
+        "TPOT ms p50",
+        "p99",
+        "ITL ms p50",
+        "p99",
+        "tok/s",
+    )
     for result in report.generations:
         figures = [(each.p50, each.p99) for each in (result.ttft_ms, result.tpot_ms, result.itl_ms)]
         cells = (f"{value:.2f}" for pair in figures for value in pair)
         table.add_row(result.case.name, result.label, *cells, spread(result.tokens_per_s, ".1f"))
     return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table of figures by case and engine."""
+    figures = (Column(heading, justify="right") for heading in headings)
+    return Table(Column("case", no_wrap=True), "engine", *figures, title=title)
 
 
 def comparison_table(report: BenchReport) -> Table:

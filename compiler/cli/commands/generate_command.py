@@ -11,7 +11,7 @@ import typer
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
-from llmc.compiler.cli.conversation import converse, print_as_it_comes
+from llmc.compiler.cli.conversation import converse, follow
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Threads
@@ -105,23 +105,13 @@ class Writer:
         """
         reply = self.begin([self.encode(text) for text in prompts])
         if self.output.json or len(prompts) > 1:
-            interrupted = _run_to_the_end(reply)
+            interrupted = follow(reply, show=False)
             self.output.show(lambda: _labelled(prompts, reply.texts), reply.to_json(prompts))
         else:
-            interrupted = print_as_it_comes(reply)
+            interrupted = follow(reply)
         self.output.note(str(reply.speed))
         if interrupted:
             raise typer.Exit(INTERRUPTED)
-
-
-def _run_to_the_end(reply: Reply) -> bool:
-    """Generate without showing anything; returns whether Ctrl-C ended it."""
-    try:
-        for _ in reply:
-            pass
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def _labelled(prompts: list[str], texts: list[str]) -> Group:

@@ -7,6 +7,7 @@ node and the condition that failed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar, Unpack
 
 import onnx_ir as ir
@@ -17,6 +18,46 @@ from llmc.compiler.base.json_record import JsonValue, encode
 
 class NearMiss(Exception):
     """Raised inside a match: the place looks right, but one condition fails; its text is the reason."""
+
+
+class Fact(StrEnum):
+    """What a pass may rely on; the text goes on from "a graph in which …"."""
+
+    FOLDED = "constants are folded"
+    NAMED = "dimensions and nodes have their names"
+    POSITIONS = "positions are those of each row"
+    RECURRENCES = "the bodies of recurrences are inline"
+    FLOAT32 = "floats are float32"
+    ROTATIONS = "rotations are inside attention"
+    LAYOUTS = "layout changes that meet have cancelled"
+    SILU = "a SiLU is one node"
+    WIDTHS = "keys and values have one width"
+    ATTENTION = "attention is the runtime's"
+    EXPERTS = "experts are the runtime's"
+    WEIGHTS = "weights are floats"
+    TABLES = "transposed tables are not fused"
+    NOTHING_DEAD = "every node and weight is used"
+    CPU_PRODUCTS = "products are llmc's own"
+    OWN_NAMES = "each node has a name of its own"
+
+
+STORED = frozenset({Fact.WEIGHTS, Fact.TABLES, Fact.NOTHING_DEAD})
+"""What holds of a graph before its first pass; where it does not, no pass minds."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where a pass may stand in a list.
+
+    Attributes:
+        needs: Facts that hold before it.
+        gives: Facts that hold after it.
+        ends: Facts that it may leave untrue.
+    """
+
+    needs: tuple[Fact, ...] = ()
+    gives: tuple[Fact, ...] = ()
+    ends: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +112,11 @@ class GraphPassResult(ir.passes.PassResult):
 @dataclass(frozen=True)
 class GraphPass(ir.passes.InPlacePass):
     """A pass with configuration as fields; subclasses are frozen dataclasses that implement :meth:`rewrite`."""
+
+    @property
+    def order(self) -> Order:
+        """What it relies on, and what it leaves to the passes after it; the runner compares."""
+        return Order()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass; onnx_ir calls this."""

@@ -1,6 +1,8 @@
 """The order of the passes.
 
-In: what is asked for. Out: passes, in the order in which they run. Where a position is not obvious it says why.
+In: what is asked for. Out: passes, in the order in which they run. Each pass says what it needs and what it gives
+(:class:`~llmc.passes.graph_pass.Order`), and the runner refuses a list that does not fit; what that does not say is
+said here.
 """
 
 from __future__ import annotations
@@ -77,13 +79,11 @@ def portable_passes() -> list[GraphPass]:
         FoldConstants(),
         SimplifyShapes(),
         RemoveDeadCode(),
-        # After the clean-up, which renumbers nothing that is named here; before any pass that reports node names.
         NameGraph(),
-        # Computes with the names of the dimensions.
         UsePositionIds(),
         PositionsByRow(),
         RemoveDeadCode(),
-        # Computes with the names of the dimensions, too; then its layouts meet the model's own.
+        # Its layouts meet the model's own.
         RecognizeAttention(),
         SimplifyShapes(),
         RemoveDeadCode(),
@@ -165,7 +165,6 @@ def cuda_passes(target: CudaTarget) -> list[GraphPass]:
     passes += [
         FuseSkipNorm(),
         *_lowering(target, qk_norm=True),
-        # After the fusions, which know float32, and before quantization, whose scales have the activations' type.
         ConvertFloat(target.activations),
         *_cache_io(target.cache),
     ]
@@ -181,7 +180,6 @@ def standard_passes(target: StandardTarget) -> list[GraphPass]:
         FoldConstants(),
         ConvertFloat(),
         *([LastTokenLogits()] if target.logits == "last" else []),
-        # TensorRT's operator has one width for keys and values.
         *([EqualHeadWidths()] if target.cache == "scatter" else []),
         # Rotation and norms stay outside: these runtimes know both as standard operators and fuse them themselves.
         UseStandardAttention(target.cache, target.max_positions),
@@ -195,7 +193,6 @@ def standard_passes(target: StandardTarget) -> list[GraphPass]:
         *([] if target.activations == "fp32" else [ConvertFloat(target.activations, target.activations == "fp16")]),
         SetCacheIO("shared" if target.cache == "scatter" else "grow"),
         RemoveDeadCode(),
-        # After the simplifications, which would take a layout that changes nothing away.
         *([PinAngleWidth()] if target.cache == "concat" else []),
         *([] if target.quantization is None else [target.quantization, RemoveDeadCode()]),
         UniqueNodeNames(),
@@ -209,11 +206,9 @@ def _fusions(max_positions: int) -> list[GraphPass]:
         InlineRecurrence(),
         FoldConstants(),
         ConvertFloat(),
-        # Rotation lies between the norms and attention, so it moves inside first.
         FuseRotary(max_positions),
         RemoveDeadCode(),
         FuseQKNorm(),
-        # The layout changes on both sides of what moved now meet and cancel; only then do projections feed attention.
         SimplifyShapes(),
         RemoveDeadCode(),
     ]
@@ -224,11 +219,9 @@ def _lowering(target: CpuTarget | CudaTarget, *, qk_norm: bool) -> list[GraphPas
     passes: list[GraphPass] = [LastTokenLogits()] if target.logits == "last" else []
     return [
         *passes,
-        # The kernel has one width for keys and values.
         EqualHeadWidths(),
         LowerAttention(target.query_seqlens, qk_norm=qk_norm, max_positions=target.max_positions),
-        # After what rewrites the router's arithmetic, from which it reads that weights are not negative; before
-        # quantization, which takes the experts of the runtime's operator.
+        # After what rewrites the router's arithmetic, from which it reads that weights are not negative.
         LowerMoE(kernel=target.expert_kernels),
     ]
 
@@ -237,9 +230,7 @@ def _cache_io(cache: Literal["grow", "shared"]) -> list[GraphPass]:
     return [
         # What was not lowered has other parts inside than when it was exported, and so another body.
         AttachBodies(),
-        # Only attention that is lowered can write into a shared cache.
         SetCacheIO(cache),
-        # What packing left behind would be quantized as well.
         RemoveDeadCode(),
     ]
 
@@ -247,8 +238,6 @@ def _cache_io(cache: Literal["grow", "shared"]) -> list[GraphPass]:
 def _weights(quantization: GraphPass | None) -> list[GraphPass]:
     """The form in which weights are stored."""
     return [
-        # After packing: a packed projection is one weight. Quantization also takes the tied output projection, whose
-        # transposed table would otherwise be fused below.
         *([] if quantization is None else [quantization]),
         FuseTransposedMatMul(),
         RemoveDeadCode(),
@@ -260,7 +249,6 @@ def cpu_engine_passes() -> list[GraphPass]:
     """The graph for ONNX Runtime's CPU provider to the one with llmc's own operators, over the same weights."""
     return [
         UseCpuMatMul(),
-        # Starts from the products above.
         UseCpuGatedMatMul(),
         UseCpuAttention(),
         # What computed the inputs that the operators do not take.
@@ -272,7 +260,6 @@ def cpu_engine_passes() -> list[GraphPass]:
 def cuda_engine_passes() -> list[GraphPass]:
     """The graph for ONNX Runtime's CUDA provider to the one that a decode loop on the device runs."""
     return [
-        # What computed the positions that it no longer looks up would become an input below.
         GatherLastRows(),
         RemoveDeadCode(),
         TakeLengths(),

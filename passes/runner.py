@@ -22,7 +22,7 @@ from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.census import stored_bytes
-from llmc.passes.graph_pass import GraphPass, GraphPassResult
+from llmc.passes.graph_pass import STORED, Fact, GraphPass, GraphPassResult
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,10 @@ def run_passes(
     """Run ``passes`` on ``model`` in place.
 
     Raises:
-        PassError: a pass failed; the message names it and those that had run.
+        PassError: a pass failed; the message names it and those that had run. Or one stands where what it needs does
+            not hold; then none has run.
     """
+    check_order(passes)
     outcomes: list[PassOutcome] = []
     progress.start("Optimizing", total=len(passes), unit="passes")
     for number, graph_pass in enumerate(passes):
@@ -44,6 +46,22 @@ def run_passes(
             dump.mkdir(parents=True, exist_ok=True)
             dump_graph(model, dump / f"{number:02d}_{snake_case(type(graph_pass).__name__)}.onnx")
     return outcomes
+
+
+def check_order(passes: Sequence[GraphPass]) -> None:
+    """Refuse a list in which a pass stands before what gives it what it needs, or behind what ends that.
+
+    Raises:
+        PassError: there is such a pass; one sentence names it and the fact.
+    """
+    holds, ended = set(STORED), dict[Fact, str]()
+    for graph_pass in passes:
+        name, order = type(graph_pass).__name__, graph_pass.order
+        if (missing := next((fact for fact in order.needs if fact not in holds), None)) is not None:
+            why = f"{ended[missing]} ended that" if missing in ended else "no pass before it sees to that"
+            raise PassError(f"{name} needs a graph in which {missing}, and {why}; mend the order of the passes")
+        ended |= dict.fromkeys(order.ends, name)
+        holds = holds - {*order.ends} | {*order.gives}
 
 
 def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome:

@@ -20,7 +20,7 @@ from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from llmc.compiler.graph.lazy_weight import LazyWeight, MappedWeight, as_weight, cast_weight, transposed_weight
 from llmc.passes.graph.graph_query import add_initializer, constant, is_weight
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 LIMIT = 1024
 """Largest constant, in elements, that is computed while compiling."""
@@ -29,6 +29,8 @@ LIMIT = 1024
 @dataclass(frozen=True)
 class FoldConstants(GraphPass):
     """Fold small constants, and the arithmetic that models do on their weights."""
+
+    order = Order(gives=(Fact.FOLDED,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Weights first: what is lazy is no constant to the folder."""

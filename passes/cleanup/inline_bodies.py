@@ -11,12 +11,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from llmc.compiler.graph.operators.domain import DOMAIN
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
 @dataclass(frozen=True)
 class InlineBodies(GraphPass):
     """Replace each call of an llmc operator by the nodes of its body."""
+
+    order = Order(needs=(Fact.ATTENTION,), gives=(Fact.EXPERTS,), ends=(Fact.LAYOUTS, Fact.NOTHING_DEAD))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """All at once; the bodies are gone afterwards."""

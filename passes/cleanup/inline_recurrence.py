@@ -16,12 +16,14 @@ from onnx_ir.passes.common import InlinePass
 
 from llmc.compiler.graph.operators import recurrence
 from llmc.compiler.graph.operators.domain import DOMAIN
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
 @dataclass(frozen=True)
 class InlineRecurrence(GraphPass):
     """Replace each call of a recurrence by the nodes of its body."""
+
+    order = Order(gives=(Fact.RECURRENCES,), ends=(Fact.FOLDED,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """All at once; the bodies are gone afterwards."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch.onnx keeps the modules that a node comes from: a list of paths, the innermost before the last."""
@@ -23,6 +23,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 @dataclass(frozen=True)
 class NameGraph(GraphPass):
     """Rename dimensions, nodes and folded weights; drop the exporter's bookkeeping."""
+
+    order = Order(needs=(Fact.FOLDED,), gives=(Fact.NAMED,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Dimensions first, since values carry them; then nodes; then initializers."""

@@ -16,12 +16,14 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
 @dataclass(frozen=True)
 class RemoveDeadCode(GraphPass):
     """Common subexpressions, then unused nodes and initializers."""
+
+    order = Order(gives=(Fact.NOTHING_DEAD,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Run onnx_ir's own passes in the order in which each leaves work for the next."""

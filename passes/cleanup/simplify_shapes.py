@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.passes.graph.graph_query import dims, integers, producer, small_initializer
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 Dims = list[int | str | None]
 FARTHEST = 2**31 - 1
@@ -25,6 +25,8 @@ FARTHEST = 2**31 - 1
 @dataclass(frozen=True)
 class SimplifyShapes(GraphPass):
     """One sweep; the pipeline runs it where earlier passes leave something to simplify."""
+
+    order = Order(gives=(Fact.LAYOUTS,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every node once, in order."""

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
 @dataclass(frozen=True)
 class UniqueNodeNames(GraphPass):
     """Number the nodes of one name; runtimes refuse a graph in which two have the same."""
+
+    order = Order(gives=(Fact.OWN_NAMES,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """The first keeps its name."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import GraphPass, GraphPassResult, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, GraphPassResult, Order, Tally
 
 TABLE = Path(__file__).with_name("cuda_kernels.json")
 SHAPES = frozenset({"Shape", "Size"})
@@ -31,6 +31,8 @@ HOST_TYPES = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 @dataclass(frozen=True)
 class CheckCudaKernels(GraphPass):
     """Report nodes without a kernel; changes nothing."""
+
+    order = Order(needs=(Fact.OWN_NAMES,))
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass; what it counts is no change."""

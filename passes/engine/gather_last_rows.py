@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import LAST_ROWS
 from llmc.passes.graph.graph_query import copy_dtype, dims, integers, producer, small_initializer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class GatherLastRows(FusionPass):
     """Replace the look-up that LastTokenLogits made."""
 
     what: ClassVar[str] = "last_rows"
+    order = Order(ends=(Fact.NOTHING_DEAD,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every GatherND of one position per row."""

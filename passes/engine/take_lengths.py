@@ -28,7 +28,7 @@ from llmc.compiler.base.contract import (
 )
 from llmc.passes.graph.chunk_lengths import find_value
 from llmc.passes.graph.graph_query import graph_input, small_initializer
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
     SEQLENS: (ir.DataType.INT32, ("batch",)),
@@ -41,6 +41,9 @@ INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
 @dataclass(frozen=True)
 class TakeLengths(GraphPass):
     """Turn the values that LowerAttention and LastTokenLogits compute from the mask into inputs."""
+
+    # What is dead would become an input.
+    order = Order(needs=(Fact.NOTHING_DEAD,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Replace each that is there; the mask goes when nothing reads it any more."""

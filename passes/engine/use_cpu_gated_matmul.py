@@ -11,7 +11,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.passes.graph.graph_query import dims, integers, only_consumer, producer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 DOMAIN = "llmc.cpu"
 TILE = 16
@@ -25,6 +25,7 @@ class UseCpuGatedMatMul(FusionPass):
     """Take the activation and the product of a gated block into the projection before them."""
 
     what: ClassVar[str] = "gated"
+    order = Order(needs=(Fact.CPU_PRODUCTS,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every Split of a quantized product."""

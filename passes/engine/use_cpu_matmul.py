@@ -17,7 +17,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.passes.graph.graph_query import is_weight, only_consumer, producer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
 STEP = 32
@@ -29,6 +29,7 @@ class UseCpuMatMul(FusionPass):
     """Replace MatMulNBits, and take in the norm before it."""
 
     what: ClassVar[str] = "matmul"
+    order = Order(gives=(Fact.CPU_PRODUCTS,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every MatMulNBits."""

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import GATED_NORM
 from llmc.passes.graph.graph_query import dims, only_consumer, producer, replace_node, small_initializer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 EPSILON, SCALE = 2.0**30, 2.0**15
 WIDTHS = (128, 64, 32)
@@ -32,6 +32,7 @@ class FuseGatedSilu(FusionPass):
 
     what: ClassVar[str] = "gated_silu"
     domain: ClassVar[str] = GATED_NORM.domain
+    order = Order(needs=(Fact.FLOAT32, Fact.SILU))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product with a SiLU."""

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_paths import rms_norm, to_merged, walk_to_core
 from llmc.passes.graph.graph_query import insert_before
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class FuseQKNorm(FusionPass):
     """Move the norms of queries and keys inside attention."""
 
     what: ClassVar[str] = "qk_norm"
+    # The rotation lies between the norms and attention.
+    order = Order(needs=(Fact.ROTATIONS,), ends=(Fact.LAYOUTS,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention, in a graph that normalizes heads."""

@@ -24,7 +24,7 @@ from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_paths import to_merged, walk_to_core
 from llmc.passes.graph.graph_query import add_initializer, graph_input, insert_before
 from llmc.passes.graph.subgraph import compute, content, cut
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 FloatArray = npt.NDArray[np.float32]
 SAME_ANGLE = 1e-6
@@ -40,6 +40,7 @@ class FuseRotary(FusionPass):
     """
 
     what: ClassVar[str] = "rotary"
+    order = Order(needs=(Fact.FLOAT32,), gives=(Fact.ROTATIONS,), ends=(Fact.LAYOUTS, Fact.NOTHING_DEAD))
     max_positions: int
 
     def sites(self, model: ir.Model) -> list[ir.Node]:

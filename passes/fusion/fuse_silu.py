@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import QUICK_GELU
 from llmc.passes.graph.graph_query import only_consumer, producer, replace_node
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class FuseSilu(FusionPass):
 
     what: ClassVar[str] = "silu"
     domain: ClassVar[str] = QUICK_GELU.domain
+    order = Order(needs=(Fact.FLOAT32,), gives=(Fact.SILU,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product of something with its own sigmoid."""

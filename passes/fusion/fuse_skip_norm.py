@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import SKIP_NORM
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, producer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 BETWEEN = {"Cast", "Identity", "Reshape", "Transpose", "Expand", "Unsqueeze", "Mul", "Div"}
 """What may lie between an addition and a norm that belongs to it; it keeps them from being fused."""
@@ -27,6 +27,7 @@ class FuseSkipNorm(FusionPass):
 
     what: ClassVar[str] = "skip_norm"
     domain: ClassVar[str] = SKIP_NORM.domain
+    order = Order(needs=(Fact.FLOAT32,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every norm that follows an addition, even if a cast, a reshape or a constant factor lies between."""

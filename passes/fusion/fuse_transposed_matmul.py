@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import FUSED_MATMUL
 from llmc.passes.graph.graph_query import is_weight, producer, replace_node
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class FuseTransposedMatMul(FusionPass):
 
     what: ClassVar[str] = "transposed_matmul"
     domain: ClassVar[str] = FUSED_MATMUL.domain
+    order = Order(ends=(Fact.TABLES,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product with a transposed constant."""

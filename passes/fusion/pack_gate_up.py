@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, producer, small_initializer
 from llmc.passes.graph.linear import Linear, linear_of, stack_linears
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 ACTIVATIONS = {"Gelu", "Relu", "Sigmoid", "QuickGelu", "Swish", "HardSwish", "Tanh"}
 
@@ -25,6 +25,7 @@ class PackGateUp(FusionPass):
     """Pack the two projections of each gated feed-forward block."""
 
     what: ClassVar[str] = "gate_up"
+    order = Order(needs=(Fact.WEIGHTS,), ends=(Fact.NOTHING_DEAD,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product of an activation and something else that is no constant, unless it is split already.

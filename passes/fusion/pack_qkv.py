@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.graph.linear import Linear, linear_of, stack_linears
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class PackQKV(FusionPass):
     """
 
     what: ClassVar[str] = "qkv"
+    # Projections feed attention only once the layouts between have cancelled.
+    order = Order(needs=(Fact.LAYOUTS, Fact.WEIGHTS), ends=(Fact.NOTHING_DEAD,))
     with_qk_norm: bool = False
 
     def sites(self, model: ir.Model) -> list[ir.Node]:

@@ -21,7 +21,7 @@ from llmc.compiler.base.contract import FloatType
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.graph.lazy_weight import LazyWeight, as_weight, cast_weight, numpy_dtype
 from llmc.passes.graph.graph_query import SMALL, add_initializer, producer
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 from llmc.passes.lowering.residual_stream import residual_stream
 
 HALF: dict[ir.DataType, FloatType] = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -39,6 +39,13 @@ class ConvertFloat(GraphPass):
 
     to: FloatType = "fp32"
     wide_residual: bool = False
+
+    @property
+    def order(self) -> Order:
+        """To half after what knows float32 alone, and before scales, which have the activations' type."""
+        if self.to == "fp32":
+            return Order(needs=(Fact.RECURRENCES, Fact.FOLDED), gives=(Fact.FLOAT32,))
+        return Order(needs=(Fact.FLOAT32, Fact.ATTENTION, Fact.WEIGHTS), ends=(Fact.FLOAT32,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Convert the graph.

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.graph.graph_query import copy_dtype, dims, insert_before, small_initializer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EqualHeadWidths(FusionPass):
     """Pad the narrower of keys and values."""
 
     what: ClassVar[str] = "padded heads"
+    order = Order(gives=(Fact.WIDTHS,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention whose keys and values differ in width."""

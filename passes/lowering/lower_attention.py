@@ -25,7 +25,7 @@ from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.graph.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, small_initializer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 KEY_OR_VALUE = re.compile(re.escape(PAST) + r"\d+\.(?:key|value)")
 PRESENT_KEY = re.compile(re.escape(PRESENT) + r"\d+\.key")
@@ -52,6 +52,7 @@ class LowerAttention(FusionPass):
 
     what: ClassVar[str] = "attention"
     domain: ClassVar[str] = GROUP_QUERY_ATTENTION.domain
+    order = Order(needs=(Fact.FLOAT32, Fact.WIDTHS), gives=(Fact.ATTENTION,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""

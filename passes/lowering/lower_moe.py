@@ -26,7 +26,7 @@ from llmc.compiler.graph.operators.microsoft import MOE
 from llmc.passes.experts.expert_weights import rearranged
 from llmc.passes.experts.routing_weights import is_nonnegative, sums_to_one
 from llmc.passes.graph.graph_query import copy_dtype, dims, is_weight, replace_node, small_initializer
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 PLAIN = {"relu": "relu", "silu": "silu", "gelu_tanh": "gelu", "identity": "identity"}
 """Activation without a gate -> the kernel's name for it; its gelu is the one by tanh."""
@@ -46,6 +46,7 @@ class LowerMoE(FusionPass):
 
     what: ClassVar[str] = "experts"
     domain: ClassVar[str] = MOE.domain
+    order = Order(needs=(Fact.FLOAT32, Fact.WEIGHTS), gives=(Fact.EXPERTS,), ends=(Fact.NOTHING_DEAD,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every layer's experts."""

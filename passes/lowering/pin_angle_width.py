@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from llmc.passes.graph.graph_query import copy_dtype, dims, integers, producer
 from llmc.passes.graph.node_builder import NodeBuilder
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 COS, SIN = 1, 2
 
@@ -23,6 +23,9 @@ COS, SIN = 1, 2
 @dataclass(frozen=True)
 class PinAngleWidth(GraphPass):
     """State the width of the angles [batch, seq, width] that an interleaved rotation takes."""
+
+    # Simplifying would take a layout that changes nothing away.
+    order = Order(needs=(Fact.LAYOUTS,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every rotation; those that take the same angles share the new nodes."""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import PAST, POSITION_IDS, PRESENT, CacheKind
 from llmc.passes.graph.graph_query import dims
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 IN_PLACE = frozenset({"GroupQueryAttention", "TensorScatter"})
 """Operators that can write a chunk into the buffer in which the past lies."""
@@ -31,6 +31,9 @@ class SetCacheIO(GraphPass):
     """
 
     kind: CacheKind
+
+    # Only attention that is lowered can write into a shared cache.
+    order = Order(needs=(Fact.ATTENTION,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Set the third dimension of every past and present key and value; states keep their shape."""

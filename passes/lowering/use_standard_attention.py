@@ -26,7 +26,7 @@ from llmc.passes.attention.visible_slots import Reach, Slots, visible_slots
 from llmc.passes.graph.chunk_lengths import find_value, past_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims
 from llmc.passes.graph.node_builder import NodeBuilder
-from llmc.passes.graph_pass import FusionPass, NearMiss
+from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 from llmc.passes.lowering.lower_attention import PRESENT_KEY, slots_outside_attention
 
 OPSET = 24
@@ -48,6 +48,12 @@ class UseStandardAttention(FusionPass):
     max_positions: int = 0
 
     what: ClassVar[str] = "attention"
+
+    @property
+    def order(self) -> Order:
+        """TensorRT's operator has one width for keys and values."""
+        widths = (Fact.WIDTHS,) if self.cache == "scatter" else ()
+        return Order((Fact.FLOAT32, *widths), (Fact.ATTENTION,), (Fact.LAYOUTS, Fact.NOTHING_DEAD))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""

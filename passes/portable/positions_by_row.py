@@ -16,7 +16,7 @@ import onnx_ir as ir
 from llmc.compiler.base.contract import POSITION_IDS
 from llmc.passes.graph.graph_query import constant, copy_dtype, dims, graph_input, insert_before, small_initializer
 from llmc.passes.graph.subgraph import slot_offset
-from llmc.passes.graph_pass import GraphPass, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Reciprocal", "Floor", "Ceil", "Min", "Max", "Clip"}
@@ -27,6 +27,8 @@ ELEMENTWISE = frozenset(ARITHMETIC | FUNCTIONS)
 @dataclass(frozen=True)
 class PositionsByRow(GraphPass):
     """Let what is computed from a chunk's slots be computed from ``position_ids``."""
+
+    order = Order(needs=(Fact.NAMED,), gives=(Fact.POSITIONS,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every value that spreads one number per token over rows."""

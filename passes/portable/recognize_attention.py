@@ -24,7 +24,7 @@ from llmc.passes.attention.attention_site import AttentionSite, Heads, appended_
 from llmc.passes.attention.extract_attention import ExtractedAttention
 from llmc.passes.attention.measure_attention import AttentionFacts, attributes_of, measure
 from llmc.passes.graph.graph_query import copy_dtype, graph_input, small_initializer
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 
 WHAT = "attention"
 
@@ -32,6 +32,8 @@ WHAT = "attention"
 @dataclass(frozen=True)
 class RecognizeAttention(GraphPass):
     """Put one ``CachedAttention`` where a layer's arithmetic computes it."""
+
+    order = Order(needs=(Fact.NAMED, Fact.POSITIONS), ends=(Fact.LAYOUTS,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every node that appends keys to a layer's cache; findings are kept for the time of one run."""

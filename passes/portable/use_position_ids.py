@@ -30,13 +30,15 @@ from llmc.passes.graph.graph_query import (
     small_initializer,
 )
 from llmc.passes.graph.subgraph import slot_offset
-from llmc.passes.graph_pass import GraphPass, Tally, node_label
+from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally, node_label
 from llmc.passes.portable.spread_rows import Spread, apply_spread, plan_spread
 
 
 @dataclass(frozen=True)
 class UsePositionIds(GraphPass):
     """Look up positions by ``position_ids``."""
+
+    order = Order(needs=(Fact.NAMED,))
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every lookup in a weight.

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
-from llmc.passes.graph_pass import GraphPass, NearMiss, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
 from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
@@ -48,6 +48,9 @@ class QuantizeWeights(GraphPass):
 
     plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 4
+
+    # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
+    order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
 
     def __post_init__(self) -> None:
         """Refuse what no operator reads.

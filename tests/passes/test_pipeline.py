@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
+from llmc.compiler.base.errors import PassError
+from llmc.passes.cleanup.unique_node_names import UniqueNodeNames
 from llmc.passes.fusion.fuse_rotary import FuseRotary
 from llmc.passes.fusion.pack_qkv import PackQKV
-from llmc.passes.graph_pass import GraphPass
+from llmc.passes.graph_pass import Fact, GraphPass
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_attention import LowerAttention
 from llmc.passes.lowering.lower_moe import LowerMoE
@@ -27,6 +32,7 @@ from llmc.passes.pipeline import (
     tensorrt_engine_passes,
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.runner import check_order, run_passes
 
 from .plans import in_blocks, in_fp8, in_standard
 
@@ -73,6 +79,82 @@ def test_what_comes_before_what(target: str, order: str) -> None:
     last = {name: place for place, name in enumerate(names(ORDERS[target]))}
     places = [last[name] for name in order.split() if name != "RemoveDeadCode"]
     assert places == sorted(places)
+
+
+ENGINES = {"cpu": cpu_engine_passes(), "cuda": cuda_engine_passes(), "tensorrt": tensorrt_engine_passes()}
+EVERY_ORDER = {**ORDERS, **{f"{name} engine": passes for name, passes in ENGINES.items()}}
+
+
+def moved(passes: list[GraphPass], name: str, before: str) -> list[GraphPass]:
+    """The same passes, the last of one kind in front of the first of another."""
+    order = names(passes)
+    place = len(order) - 1 - order[::-1].index(name)
+    rest = [*passes[:place], *passes[place + 1 :]]
+    rest.insert(names(rest).index(before), passes[place])
+    return rest
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "before", "refused", "fact", "ender"),
+    [
+        ("portable", "UsePositionIds", "NameGraph", "UsePositionIds", Fact.NAMED, ""),
+        ("portable", "RecognizeAttention", "PositionsByRow", "RecognizeAttention", Fact.POSITIONS, ""),
+        ("cpu", "ConvertFloat", "InlineRecurrence", "ConvertFloat", Fact.RECURRENCES, ""),
+        ("cpu", "FuseQKNorm", "FuseRotary", "FuseQKNorm", Fact.ROTATIONS, ""),
+        ("cpu", "PackQKV", "FuseQKNorm", "PackQKV", Fact.LAYOUTS, "FuseRotary"),
+        ("cpu", "LowerAttention", "EqualHeadWidths", "LowerAttention", Fact.WIDTHS, ""),
+        ("cpu", "SetCacheIO", "LowerAttention", "SetCacheIO", Fact.ATTENTION, ""),
+        ("cpu", "QuantizeWeights", "PackQKV", "QuantizeWeights", Fact.EXPERTS, ""),
+        ("cpu", "QuantizeWeights", "RemoveDeadCode", "QuantizeWeights", Fact.EXPERTS, ""),
+        ("cpu", "FuseTransposedMatMul", "QuantizeWeights", "QuantizeWeights", Fact.TABLES, "FuseTransposedMatMul"),
+        ("cuda", "FuseGatedSilu", "FuseSilu", "FuseGatedSilu", Fact.SILU, ""),
+        ("cuda", "FuseSkipNorm", "SetCacheIO", "FuseSkipNorm", Fact.FLOAT32, "ConvertFloat"),
+        ("cuda", "ConvertFloat", "FuseTransposedMatMul", "ConvertFloat", Fact.WEIGHTS, "QuantizeWeights"),
+        ("cuda", "QuantizeWeights", "AttachBodies", "QuantizeWeights", Fact.NOTHING_DEAD, "LowerMoE"),
+        ("cuda", "CheckCudaKernels", "UniqueNodeNames", "CheckCudaKernels", Fact.OWN_NAMES, ""),
+        ("scatter", "EqualHeadWidths", "InlineBodies", "UseStandardAttention", Fact.WIDTHS, ""),
+        ("scatter", "InlineBodies", "UseStandardAttention", "InlineBodies", Fact.ATTENTION, ""),
+        ("concat", "PinAngleWidth", "SimplifyShapes", "PinAngleWidth", Fact.LAYOUTS, "InlineBodies"),
+        ("cpu engine", "UseCpuGatedMatMul", "UseCpuMatMul", "UseCpuGatedMatMul", Fact.CPU_PRODUCTS, ""),
+        ("cuda engine", "TakeLengths", "RemoveDeadCode", "TakeLengths", Fact.NOTHING_DEAD, "GatherLastRows"),
+    ],
+)
+def test_a_wrong_order_is_refused_in_a_sentence(
+    target: str, name: str, before: str, refused: str, fact: Fact, ender: str
+) -> None:
+    why = f"{ender} ended that" if ender else "no pass before it sees to that"
+    sentence = f"{refused} needs a graph in which {fact}, and {why}; mend the order of the passes"
+    with pytest.raises(PassError, match=f"^{re.escape(sentence)}$"):
+        check_order(moved(EVERY_ORDER[target], name, before))
+
+
+def test_passes_that_do_not_meet_may_change_places() -> None:
+    check_order(moved(CUDA, "LowerMoE", "LowerAttention"))
+    check_order(moved(CPU, "FuseSilu", "PackQKV"))
+
+
+@pytest.mark.parametrize("target", EVERY_ORDER)
+def test_what_changes_places_is_refused_or_may(target: str) -> None:
+    """Of every two passes: never with another error, and never the order that stands there."""
+    passes = EVERY_ORDER[target]
+    check_order(passes)
+    said = []
+    for first, second in itertools.combinations(range(len(passes)), 2):
+        other = list(passes)
+        other[first], other[second] = passes[second], passes[first]
+        try:
+            check_order(other)
+        except PassError as error:
+            said.append(str(error))
+    sentence = r"\w+ needs a graph in which [\w' ]+, and [\w ]+; mend the order of the passes"
+    assert all(re.fullmatch(sentence, text) for text in said)
+    assert len(said) >= len(passes) - 4
+
+
+def test_a_list_in_a_wrong_order_runs_no_pass() -> None:
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 23}), ir_version=10)
+    with pytest.raises(PassError, match="UseCpuGatedMatMul needs a graph in which products are llmc's own"):
+        run_passes(model, [UniqueNodeNames(), *cpu_engine_passes()[1:]])
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])

@@ -1,6 +1,6 @@
 """Attention over a shared cache to llmc's own operator for the CPU.
 
-com.microsoft::GroupQueryAttention(q, k, v, past, …, lengths, cos, sin)   →   llmc.cpu::GroupQueryAttention(…)
+com.microsoft::GroupQueryAttention(query, key, value, …)   →   llmc.cpu::GroupQueryAttention(query, key, value, …)
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators import cpu
+from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
-SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
-STEP, LARGEST_HEAD = 32, 256
-QUERY_SEQLENS = 16
-"""Position of that input in com.microsoft's operator."""
+PLACES = {
+    **{name: name for name in ("query", "key", "value", "past_key", "past_value")},
+    "seqlens_k": "total",
+    "query_seqlens": "chunk",
+    "cos_cache": "cos",
+    "sin_cache": "sin",
+}
+"""Input of com.microsoft's operator -> of llmc.cpu's."""
+UNUSED = "total_sequence_length"
+LACKING = {"softcap": "softcap", "smooth_softmax": "smooth softmax", "rotary_interleaved": "rotation of neighbours"}
+"""Attribute -> what the operator lacks where it is positive."""
 
 
 @dataclass(frozen=True)
@@ -27,40 +36,53 @@ class UseCpuAttention(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every GroupQueryAttention over a shared cache."""
-        nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == SOURCE]
-        return [node for node in nodes if _is_shared(node)]
+        return [node for node in GROUP_QUERY_ATTENTION.calls(model.graph) if _is_shared(node)]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace one attention."""
-        given = [*node.inputs, *[None] * (QUERY_SEQLENS + 1 - len(node.inputs))]
-        extra = [value for value in [*given[9:QUERY_SEQLENS], *given[QUERY_SEQLENS + 1 :]] if value is not None]
-        if extra:
-            raise NearMiss(f"the kernel does not take {', '.join(str(value.name) for value in extra)}")
-        if node.attributes.get_float("softcap", 0.0):
-            raise NearMiss("the kernel has no softcap")
-        if node.attributes.get_int("rotary_interleaved", 0):
-            raise NearMiss("the kernel rotates halves, not neighbours")
-        head = (dims(given[3]) or [None])[-1]
-        if not isinstance(head, int) or head % STEP or head > LARGEST_HEAD:
-            raise NearMiss(
-                f"the kernel takes head sizes that are multiples of {STEP} up to {LARGEST_HEAD}, not {head}"
-            )
+        arguments = GROUP_QUERY_ATTENTION.arguments(node)
+        head = (dims(arguments["past_key"]) or [None])[-1]
+        _refuse(node, head)
+        assert isinstance(head, int)
+        rotary = node.attributes.get_int("do_rotary", 0)
+        inputs = {PLACES[name]: value for name, value in arguments.items() if name in PLACES}
         attributes: dict[str, int | float] = {
             "num_heads": node.attributes.get_int("num_heads", 0),
             "kv_num_heads": node.attributes.get_int("kv_num_heads", 0),
             "local_window_size": max(0, node.attributes.get_int("local_window_size", 0)),
             "scale": node.attributes.get_float("scale", 0.0) or head**-0.5,
         }
-        inputs = [*given[:6], given[QUERY_SEQLENS], *given[7:9]]
-        while inputs[-1] is None:
-            inputs.pop()
-        new = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=node.name)
+        inputs |= {} if rotary else {"cos": None, "sin": None}
+        new = cpu.ATTENTION.make(inputs, attributes, num_outputs=3, name=node.name)
         old = list(node.outputs)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], old, list(new.outputs))
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain."""
-        model.graph.opset_imports.setdefault(DOMAIN, 1)
+        model.graph.opset_imports.setdefault(cpu.DOMAIN, cpu.VERSION)
+
+
+def _refuse(node: ir.Node, head: int | str | None) -> None:
+    """Refuse what the operator does not compute.
+
+    Raises:
+        NearMiss: the node does.
+    """
+    names = dict(enumerate(GROUP_QUERY_ATTENTION.inputs))
+    inputs = [names.get(place, str(value.name)) for place, value in enumerate(node.inputs) if value is not None]
+    if more := [name for name in inputs if name not in {*PLACES, UNUSED}]:
+        raise NearMiss(f"{cpu.DOMAIN} does not take {', '.join(more)}")
+    for name, lacking in LACKING.items():
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.value > 0:
+            raise NearMiss(f"{cpu.DOMAIN} has no {lacking}")
+    if len(node.outputs) > len(GROUP_QUERY_ATTENTION.outputs):
+        raise NearMiss(f"{cpu.DOMAIN} does not give its scores")
+    if (reason := cpu.refused_head(head)) is not None:
+        raise NearMiss(reason)
+    angles = (dims(GROUP_QUERY_ATTENTION.get(node, "cos_cache")) or [None])[-1]
+    if node.attributes.get_int("do_rotary", 0) and isinstance(angles, int) and angles * 2 != head:
+        raise NearMiss(f"{cpu.DOMAIN} rotates whole heads, not {angles * 2} of {head}")
 
 
 def _is_shared(node: ir.Node) -> bool:

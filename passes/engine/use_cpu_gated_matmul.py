@@ -10,14 +10,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators import cpu
+from llmc.compiler.graph.operators.cpu import Activation
 from llmc.passes.graph.graph_query import dims, integers, only_consumer, producer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
-DOMAIN = "llmc.cpu"
-TILE = 16
-"""Output features that the kernel computes at once; both halves begin at a tile."""
-ACTIVATIONS = {("com.microsoft", "QuickGelu"): 1, ("", "Gelu"): 2}
-"""Operator -> the kernel's code for it."""
+ACTIVATIONS = {("com.microsoft", "QuickGelu"): Activation.SILU, ("", "Gelu"): Activation.GELU_TANH}
+"""Operator -> what it is where its attributes say so, too."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +29,27 @@ class UseCpuGatedMatMul(FusionPass):
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every Split of a quantized product."""
         splits = [node for node in model.graph if node.op_type == "Split" and not node.domain]
-        return [node for node in splits if producer(node.inputs[0], "MatMulNBits", DOMAIN) is not None]
+        return [node for node in splits if cpu.MATMUL.is_call(producer(node.inputs[0]))]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace projection, split, activation and product by one node."""
-        projection = producer(node.inputs[0], "MatMulNBits", DOMAIN)
+        projection = producer(node.inputs[0])
         assert projection is not None
         if only_consumer(projection.outputs[0]) is not node:
             raise NearMiss("its projection is read elsewhere, too")
-        sizes = _sizes(node, projection.attributes.get_int("N", 0))
-        if len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] % TILE:
-            raise NearMiss(f"its halves are {sizes}, not two of the same multiple of {TILE}")
+        if (reason := cpu.refused_halves(_sizes(node, projection.attributes.get_int("N", 0)))) is not None:
+            raise NearMiss(reason)
         activation = only_consumer(node.outputs[0])
         code = ACTIVATIONS.get((activation.domain, activation.op_type)) if activation is not None else None
         if activation is None or code is None or not _computes(activation, code):
-            raise NearMiss(f"the kernel has no {activation.op_type if activation else 'such activation'}")
+            raise NearMiss(f"{cpu.DOMAIN} has no {activation.op_type if activation else 'such activation'}")
         product = only_consumer(activation.outputs[0])
         if product is None or product.op_type != "Mul" or only_consumer(node.outputs[1]) is not product:
             raise NearMiss("its halves do not meet in one product")
         attributes = {name: attribute.value for name, attribute in projection.attributes.items()}
-        new = ir.node(
-            "GatedMatMulNBits",
-            projection.inputs,
-            {**attributes, "activation": code},
-            domain=DOMAIN,
+        new = cpu.GATED_MATMUL.make(
+            cpu.MATMUL.arguments(projection),
+            {**attributes, "activation": int(code)},
             num_outputs=len(projection.outputs),
             name=projection.name,
         )
@@ -82,7 +78,7 @@ def _sizes(split: ir.Node, width: int) -> list[int]:
     return [width // count] * count if width % count == 0 else []
 
 
-def _computes(activation: ir.Node, code: int) -> bool:
-    if code == 1:
+def _computes(activation: ir.Node, code: Activation) -> bool:
+    if code is Activation.SILU:
         return activation.attributes.get_float("alpha", 1.702) == 1.0
     return activation.attributes.get_string("approximate", "none") == "tanh"

@@ -11,17 +11,19 @@ its data file with the one that uses ONNX Runtime's own. A norm moves inside whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from llmc.passes.graph.graph_query import is_weight, only_consumer, producer
+from llmc.compiler.graph.operators import cpu
+from llmc.compiler.graph.operators.microsoft import MATMUL_NBITS, SKIP_NORM
+from llmc.passes.graph.graph_query import dims, is_weight, only_consumer, producer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
-SOURCE, DOMAIN = "com.microsoft", "llmc.cpu"
-STEP = 32
-"""Block sizes that the kernel takes are multiples of it."""
+DEFAULTS = {"K": 0, "N": 0, "bits": 4, "block_size": 0}
+"""Attributes of both operators, and what com.microsoft's has where one is absent."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,15 @@ class UseCpuMatMul(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every MatMulNBits."""
-        return [node for node in model.graph if node.op_type == "MatMulNBits" and node.domain == SOURCE]
+        return MATMUL_NBITS.calls(model.graph)
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace one product."""
-        bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 32)
-        if bits not in {4, 8} or block % STEP:
-            raise NearMiss(f"the kernel takes 4 or 8 bits in blocks of a multiple of {STEP}, not {bits} and {block}")
-        x, weight, scales, zeros, _, bias = [*node.inputs, None, None, None, None][:6]
-        attributes: dict[str, int | float] = {
-            name: node.attributes.get_int(name, 0) for name in ("K", "N", "bits", "block_size")
-        }
-        add, offsets = _offsets_after(node, x)
+        arguments = MATMUL_NBITS.arguments(node)
+        sizes = {name: node.attributes.get_int(name, DEFAULTS[name]) for name in DEFAULTS}
+        _refuse(sizes, arguments)
+        x, attributes = arguments["A"], dict[str, int | float](sizes)
+        add, offsets = (node, None) if arguments["zero_points"] is not None else _offsets_after(node, x)
         if add is not node:
             _remove_offsets(model.graph, node, add)
         norm, gamma, skip = _norm_before(x, node), None, None
@@ -53,19 +52,36 @@ class UseCpuMatMul(FusionPass):
             x, *residual, gamma = norm.inputs
             skip = residual[0] if residual else None
             attributes["epsilon"] = norm.attributes.get_float("epsilon", 1e-5)
-        inputs = [x, weight, scales, zeros, bias, gamma, skip, offsets]
-        while inputs[-1] is None:
-            inputs.pop()
+        weight = {"weight": arguments["B"], **{name: arguments[name] for name in ("scales", "zero_points", "bias")}}
+        inputs = {"a": x, **weight, "gamma": gamma, "skip": skip, "offsets": offsets}
         outputs = 1 if skip is None else 2
-        new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, num_outputs=outputs, name=node.name)
+        new = cpu.MATMUL.make(inputs, attributes, num_outputs=outputs, name=node.name)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs[:1])
         if norm is not None:
             _remove_norm(model.graph, norm, new)
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain."""
-        model.graph.opset_imports.setdefault(DOMAIN, 1)
+        model.graph.opset_imports.setdefault(cpu.DOMAIN, cpu.VERSION)
         model.graph.sort()
+
+
+def _refuse(sizes: Mapping[str, int], arguments: Mapping[str, ir.Value | None]) -> None:
+    """Refuse weights that the operator does not take.
+
+    Raises:
+        NearMiss: this product has such a weight.
+    """
+    reason = cpu.refused_format(sizes["bits"], sizes["block_size"])
+    if reason is not None:
+        raise NearMiss(reason)
+    if arguments["g_idx"] is not None:
+        raise NearMiss(f"{cpu.DOMAIN} takes no group index")
+    zeros = arguments["zero_points"]
+    if not all(value is None or is_weight(value) for value in (arguments["B"], arguments["scales"], zeros)):
+        raise NearMiss(f"{cpu.DOMAIN} takes weights that are constants")
+    if zeros is not None and zeros.dtype not in {None, ir.DataType.UINT8}:
+        raise NearMiss(f"{cpu.DOMAIN} takes zero points that are integers")
 
 
 def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
@@ -103,11 +119,21 @@ def _norm_before(x: ir.Value | None, node: ir.Node) -> ir.Node | None:
     norm = x.producer() if x is not None else None
     if norm is None or x is None or only_consumer(x) is not node or norm.outputs[0] is not x:
         return None
-    if norm.op_type == "SkipSimplifiedLayerNormalization" and norm.domain == SOURCE and len(norm.inputs) == 3:
-        return norm
+    if dims(norm.inputs[-1]) not in (None, [node.attributes.get_int("K", 0)]):
+        return None
+    if SKIP_NORM.is_call(norm) and len(norm.inputs) == 3:
+        return None if _is_broadcast(*norm.inputs[:2]) else norm
     is_plain = norm.op_type == "RMSNormalization" and not norm.domain
     last = norm.attributes.get_int("axis", -1) in {-1, 2}
     return norm if is_plain and last and x.shape is not None and len(x.shape) == 3 else None
+
+
+def _is_broadcast(x: ir.Value | None, skip: ir.Value | None) -> bool:
+    """Whether a residual is known to be smaller than what it is added to."""
+    mine, theirs = dims(x), dims(skip)
+    if mine is None or theirs is None:
+        return False
+    return len(mine) != len(theirs) or any(b == 1 and a != 1 for a, b in zip(mine, theirs, strict=True))
 
 
 def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:

@@ -1,5 +1,5 @@
-/* What the operators of the domain llmc.cpu take. An engine made on one machine is opened on another, so no
- * instruction set may ask for more than this. */
+/* What the operators of the domain llmc.cpu take, as compiler/graph/operators/cpu.py says and a test compares. An
+ * engine made on one machine is opened on another, so no instruction set may ask for more than this. */
 #ifndef LLMC_CONTRACT_H
 #define LLMC_CONTRACT_H
 

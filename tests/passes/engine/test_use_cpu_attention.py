@@ -14,9 +14,14 @@ GIVEN = ["q", "k", "v", "pk", "pv", "seqlens", "total", "cos", "sin"]
 LENGTHS = {"seqlens": "int32[b]", "total": "int32", "chunk": "int32[b]"}
 
 
-def graph(inputs=(*GIVEN, *[""] * 7, "chunk"), attributes="scale=0.5", head="64", past="c", present="c"):
+def graph(inputs=(*GIVEN, *[""] * 7, "chunk"), attributes="scale=0.5, do_rotary=1", head="64", past="c", present="c"):
     """One attention; what is "" in ``inputs`` is absent."""
-    types = {**LENGTHS, **dict.fromkeys(("pk", "pv"), f"float[b, 2, {past}, {head}]")}
+    angles = int(head) // 2 if head.isdigit() else head
+    types = {
+        **LENGTHS,
+        **dict.fromkeys(("pk", "pv"), f"float[b, 2, {past}, {head}]"),
+        **dict.fromkeys(("cos", "sin"), f"float[8192, {angles}]"),
+    }
     declared = ", ".join(f"{types.get(name, 'float[b, s, 128]')} {name}" for name in inputs if name)
     given = ", ".join(name or '""' for name in inputs)
     model = parse(f"""main_graph ({declared}) => (float[b, s, 384] y, float[b, 2, {present}, {head}] ok,
@@ -66,7 +71,7 @@ def test_optional_inputs_may_be_absent(given, expected):
 
 
 @pytest.mark.parametrize("head", [32, 64, 96, 256])
-@pytest.mark.parametrize("attributes", ["do_rotary=0", "scale=0.0"])
+@pytest.mark.parametrize("attributes", ["do_rotary=1", "scale=0.0"])
 def test_without_a_scale_it_is_that_of_the_head(attributes, head):
     assert handed_over(graph(attributes=attributes, head=str(head)))[1]["scale"] == pytest.approx(head**-0.5)
 
@@ -79,10 +84,11 @@ def test_a_window_of_minus_one_is_none(given, window):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"attributes": "softcap=50.0"}, "the kernel has no softcap"),
-        ({"attributes": "rotary_interleaved=1"}, "the kernel rotates halves, not neighbours"),
+        ({"attributes": "softcap=50.0"}, "llmc.cpu has no softcap"),
+        ({"attributes": "smooth_softmax=1"}, "llmc.cpu has no smooth softmax"),
+        ({"attributes": "rotary_interleaved=1"}, "llmc.cpu has no rotation of neighbours"),
         *(
-            ({"head": head}, f"the kernel takes head sizes that are multiples of 32 up to 256, not {head}")
+            ({"head": head}, f"llmc.cpu takes head sizes that are multiples of 32 up to 256, not {head}")
             for head in ("16", "48", "80", "257", "288", "d")
         ),
     ],
@@ -94,16 +100,41 @@ def test_each_condition_refuses_alone(options, reason):
     assert "llmc.cpu" not in model.graph.opset_imports
 
 
-@pytest.mark.parametrize("place", [9, 10, 11, 12, 13, 14, 15, 17, 18])
-def test_an_input_that_the_kernel_does_not_take_refuses_wherever_it_stands(place):
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (9, "position_ids"), (10, "attention_bias"), (11, "head_sink"), (12, "k_scale"), (13, "v_scale"),
+        (14, "q_norm_weight"), (15, "k_norm_weight"), (17, "more"), (18, "more"),
+    ],
+)  # fmt: skip
+def test_an_input_that_the_operator_does_not_take_refuses_wherever_it_stands(place, name):
     given = [*GIVEN, *[""] * 7, "chunk", "", ""][: max(place + 1, 17)]
     given[place] = "more"
-    assert left_alone(UseCpuAttention(), graph(given)) == ["the kernel does not take more"]
+    assert left_alone(UseCpuAttention(), graph(given)) == [f"llmc.cpu does not take {name}"]
 
 
-def test_all_inputs_that_the_kernel_does_not_take_are_named():
+def test_all_inputs_that_the_operator_does_not_take_are_named():
     given = [*GIVEN, "", "bias", "sinks", *[""] * 4, "chunk"]
-    assert left_alone(UseCpuAttention(), graph(given)) == ["the kernel does not take bias, sinks"]
+    assert left_alone(UseCpuAttention(), graph(given)) == ["llmc.cpu does not take attention_bias, head_sink"]
+
+
+def test_angles_that_are_not_used_are_not_handed_over():
+    assert handed_over(graph(attributes="do_rotary=0"))[0] == ["q", "k", "v", "pk", "pv", "seqlens", "chunk"]
+
+
+def test_a_part_of_a_head_is_not_rotated():
+    model = graph()
+    for name in ("cos", "sin"):
+        next(value for value in model.graph.inputs if value.name == name).shape = ir.Shape([8192, 16])
+    assert left_alone(UseCpuAttention(), model) == ["llmc.cpu rotates whole heads, not 32 of 64"]
+    node_of(model, "GroupQueryAttention").attributes["do_rotary"] = ir.AttrInt64("do_rotary", 0)
+    handed_over(model)
+
+
+def test_scores_are_no_output():
+    model = graph()
+    node_of(model, "GroupQueryAttention").resize_outputs(4)
+    assert left_alone(UseCpuAttention(), model) == ["llmc.cpu does not give its scores"]
 
 
 @pytest.mark.parametrize(("past", "present"), [("past", "total"), ("8", "9")])
@@ -133,5 +164,5 @@ def test_of_two_attentions_one_may_be_left():
     assert isinstance(result, GraphPassResult)
     assert (result.tally.fired, result.tally.expected) == ({"attention": 1}, {"attention": 2})
     misses = [(miss.node, miss.reason) for miss in result.tally.rejections]
-    assert misses == [("attention", "the kernel has no softcap")]
+    assert misses == [("attention", "llmc.cpu has no softcap")]
     assert [node.domain for node in model.graph] == ["com.microsoft", "llmc.cpu"]

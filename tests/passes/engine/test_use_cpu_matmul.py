@@ -78,8 +78,8 @@ def test_a_norm_that_others_read_stays():
     [
         ({"halves": (40, 40)}, "its halves are [40, 40], not two of the same multiple of 16"),
         ({"halves": (64, 32)}, "its halves are [64, 32], not two of the same multiple of 16"),
-        ({"alpha": 1.702}, "the kernel has no QuickGelu"),
-        ({"act": "Relu"}, "the kernel has no Relu"),
+        ({"alpha": 1.702}, "llmc.cpu has no QuickGelu"),
+        ({"act": "Relu"}, "llmc.cpu has no Relu"),
     ],
 )
 def test_near_misses_say_why(options, reason):
@@ -97,7 +97,7 @@ def test_a_block_size_that_the_kernel_lacks_stays():
             node.attributes["block_size"] = ir.AttrInt64("block_size", 16)
     fired, _, reasons = use_kernels(model)
     assert "matmul" not in fired
-    assert reasons[0].startswith("the kernel takes 4 or 8 bits")
+    assert reasons[0].startswith("llmc.cpu takes 4 or 8 bits")
 
 
 def one(
@@ -161,7 +161,7 @@ def test_bits_and_blocks_that_the_kernel_takes(bits: int, block_size: int, fires
     if fires:
         apply(UseCpuMatMul(), model)
         return
-    reason = f"the kernel takes 4 or 8 bits in blocks of a multiple of 32, not {bits} and {block_size}"
+    reason = f"llmc.cpu takes 4 or 8 bits in blocks of a multiple of 32, not {bits} and {block_size}"
     assert left_alone(UseCpuMatMul(), model) == [reason]
 
 

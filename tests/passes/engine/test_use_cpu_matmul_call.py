@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,6 +20,8 @@ WEIGHTS = {
     "bias": draw(N),
     "gamma": draw(K),
     "beta": draw(K),
+    "one": draw(1),
+    "floats": draw(N, 2),
     "offsets": draw(2, N),
     "shape": np.asarray([0, 0, 2, 32]),
     "axis": np.asarray([3]),
@@ -30,7 +34,7 @@ SUMS = "blocks = Reshape(x, shape) sums = ReduceSum<keepdims=0>(blocks, axis) mo
 def graph(body, outputs=f"float[b, s, {N}] y", more=""):
     """The nodes of ``body`` over x and r; weights that it does not read are left out."""
     text = f"main_graph (float[b, s, {K}] x, float[b, s, {K}] r{more}) => ({outputs}) {{ {body} }}"
-    return parse(text, {name: value for name, value in WEIGHTS.items() if name in body})
+    return parse(text, {name: value for name, value in WEIGHTS.items() if re.search(rf"\b{name}\b", body)})
 
 
 def handed_over(model):
@@ -192,9 +196,47 @@ def test_the_formats_that_the_kernel_takes(bits, block_size):
 def test_other_formats_are_left_alone(bits, block_size):
     product = PRODUCT.replace("bits=4, block_size=32", f"bits={bits}, block_size={block_size}")
     model = graph(f"n = RMSNormalization(x, gamma) y = {product}(n, w, s)")
-    reason = f"the kernel takes 4 or 8 bits in blocks of a multiple of 32, not {bits} and {block_size}"
+    reason = f"llmc.cpu takes 4 or 8 bits in blocks of a multiple of 32, not {bits} and {block_size}"
     assert left_alone(UseCpuMatMul(), model) == [reason]
     assert UseCpuMatMul()(model).tally.expected == {"matmul": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "reason"),
+    [
+        ("x, w, s, z, order", f", int32[{K}] order", "llmc.cpu takes no group index"),
+        ("x, w, fed", f", float[{N}, 2] fed", "llmc.cpu takes weights that are constants"),
+        ("x, fed, s", f", uint8[{N}, 2, 16] fed", "llmc.cpu takes weights that are constants"),
+        ("x, w, s, fed", f", uint8[{N}, 1] fed", "llmc.cpu takes weights that are constants"),
+        ("x, w, s, floats", "", "llmc.cpu takes zero points that are integers"),
+    ],
+)
+def test_weights_that_the_operator_does_not_take(given, more, reason):
+    """A group index gives other numbers where it is left out, and the operator packs constants."""
+    model = graph(f"n = RMSNormalization(x, gamma) y = {PRODUCT}({given.replace('x', 'n', 1)})", more=more)
+    assert left_alone(UseCpuMatMul(), model) == [reason]
+
+
+@pytest.mark.parametrize("shape", [(1, "s", K), ("b", 1, K), ("s", K)])
+def test_a_norm_of_a_broadcast_residual_stays(shape):
+    model = graph(f"n = {SKIP_NORM}(x, r, gamma) y = {PRODUCT}(n, w, s)")
+    model.graph.inputs[1].shape = ir.Shape(shape)
+    assert handed_over(model)[0] == ["n", "w", "s"]
+
+
+@pytest.mark.parametrize("norm", ["RMSNormalization(x, one)", f"{SKIP_NORM}(x, r, one)"])
+def test_a_norm_whose_weight_is_broadcast_stays(norm):
+    assert handed_over(graph(f"n = {norm} y = {PRODUCT}(n, w, s)"))[0] == ["n", "w", "s"]
+
+
+def test_offsets_stay_behind_zero_points():
+    """The operator takes one or the other."""
+    model = graph(f"p = {PRODUCT}(x, w, s, z) {SUMS} y = Add(p, more)")
+    assert handed_over(model)[0] == ["x", "w", "s", "z"]
+
+
+def test_without_the_attribute_a_weight_has_four_bits():
+    assert handed_over(graph(f"y = {PRODUCT.replace('bits=4, ', '')}(x, w, s)")) == (["x", "w", "s"], SIZES)
 
 
 def test_a_product_of_another_domain_is_none_of_its_sites():

@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 GUARD = 64
 """Floats behind each output."""
 UNTOUCHED = np.float32(-77.25)
+RANKS = {"bias": 1, "gamma": 1, "w": 3, "scales": 2, "zeros": 2, "offsets": 2}
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 """Here, and not where users compile: their compiler may be newer and warn of more."""
 
@@ -226,6 +227,7 @@ def product(
     outputs: int = 1,
     constants: Mapping[str, Array] | None = None,
     rank: int = 2,
+    ranks: Mapping[str, int] | None = None,
     threads: int = 1,
     **attributes: Any,
 ) -> Node:
@@ -234,7 +236,8 @@ def product(
     Args:
         given: Optional inputs that are fed: ``bias``, ``gamma``, ``skip``.
         constants: Instead of the weight's.
-        rank: Of the activations.
+        rank: Of activations and residual.
+        ranks: Of other inputs, where they are not those that the operator takes.
         attributes: Beside the weight's; None takes one away.
     """
     constants = weight.constants() if constants is None else constants
@@ -245,7 +248,7 @@ def product(
         op,
         names,
         ["y", "sum"][:outputs],
-        ranks={"a": rank, "skip": rank, "bias": 1, "gamma": 1, "w": 3, "scales": 2, "zeros": 2, "offsets": 2},
+        ranks={**RANKS, "a": rank, "skip": rank, **(ranks or {})},
         types={"w": TensorProto.UINT8, "zeros": TensorProto.UINT8},
         constants=constants,
         threads=threads,

@@ -149,6 +149,91 @@ def test_other_ranks_are_refused(name, more):
         node(feeds, {"y": (1, 1, 32), "pk": (1, 1, 8, 32), "pv": (1, 1, 8, 32)})
 
 
+def call(geometry, batch=2, seq=3, capacity=8, **changes):
+    """One call with inputs of the right shapes, but for ``changes``: name -> shape."""
+    width, kv = geometry.heads * geometry.dim, geometry.kv_heads * geometry.dim
+    cache = (batch, geometry.kv_heads, capacity, geometry.dim)
+    shapes = {
+        "q": (batch, seq, width + 2 * kv if geometry.packed else width),
+        **dict.fromkeys(("k", "v"), (batch, seq, kv)),
+        **dict.fromkeys(("past_k", "past_v"), cache),
+        **dict.fromkeys(("seqlens", "chunk"), (batch,)),
+        **dict.fromkeys(("cos", "sin"), (capacity, geometry.dim // 2)),
+        **changes,
+    }
+    feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    feeds["seqlens"] = np.full(shapes["seqlens"], seq - 1, np.int32)
+    feeds["chunk"] = np.full(shapes["chunk"], seq, np.int32)
+    node = geometry.node(ranks={name: len(shape) for name, shape in shapes.items()})
+    return node(feeds, {"y": (batch, seq, width), "pk": cache, "pv": cache})["y"]
+
+
+WIDTHS = "queries, keys and values do not have the width of their heads"
+PAST = r"past keys and values are not \[b, kv_heads, capacity, head\]"
+LENGTHS = "there is not one length a row"
+ANGLES = r"angles are not \[positions, head / 2\]"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("q", (2, 3, 64), WIDTHS),
+        ("q", (2, 3, 256), WIDTHS),
+        ("k", (2, 3, 32), WIDTHS),
+        ("k", (2, 2, 64), WIDTHS),
+        ("k", (1, 3, 64), WIDTHS),
+        ("v", (2, 3, 96), WIDTHS),
+        ("v", (2, 3, 2, 32), WIDTHS),
+        ("past_k", (2, 1, 8, 32), PAST),
+        ("past_v", (2, 2, 7, 32), PAST),
+        ("past_v", (2, 2, 8, 64), PAST),
+        ("seqlens", (1,), LENGTHS),
+        ("seqlens", (3,), LENGTHS),
+        ("chunk", (1,), LENGTHS),
+        ("cos", (8, 32), ANGLES),
+        ("sin", (8, 8), ANGLES),
+        ("sin", (7, 16), ANGLES),
+        ("cos", (8, 1, 16), ANGLES),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(name, shape, reason):
+    """What would be read or written behind their end is no part of them."""
+    geometry = Geometry(4, 2, 32, rotary=True)
+    with pytest.raises(Exception, match=reason):
+        call(geometry, **{name: shape})
+    assert np.isfinite(call(geometry)).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_cache_of_other_rows_is_refused(batch):
+    cache = dict.fromkeys(("past_k", "past_v"), (batch, 2, 8, 32))
+    with pytest.raises(Exception, match=PAST):
+        call(Geometry(4, 2, 32), **cache)
+
+
+@pytest.mark.parametrize("width", [128, 255, 257])
+def test_packed_inputs_of_another_width_are_refused(width):
+    with pytest.raises(Exception, match=WIDTHS):
+        call(Geometry(4, 2, 32, packed=True), q=(2, 3, width))
+    assert np.isfinite(call(Geometry(4, 2, 32, packed=True))).all()
+
+
+def test_rows_that_are_longer_than_the_tables_of_angles_are_refused():
+    geometry = Geometry(4, 2, 32, rotary=True)
+    for positions, fits in ((2, False), (3, True)):
+        angles = dict.fromkeys(("cos", "sin"), (positions, 16))
+        if fits:
+            assert np.isfinite(call(geometry, **angles)).all()
+        else:
+            with pytest.raises(Exception, match="a row is longer than the tables of angles"):
+                call(geometry, **angles)
+
+
+def test_a_window_of_less_than_no_token_is_refused():
+    with pytest.raises(Exception, match="a window of less than no token"):
+        Geometry(4, 2, 32, window=-1).node()
+
+
 def test_memory_grows_with_the_call():
     """In a thread of its own, whose memory no earlier test has made large."""
     errors = []

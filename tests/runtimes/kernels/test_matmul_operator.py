@@ -265,6 +265,75 @@ def test_scalars_and_nine_axes_are_refused(shape):
         node({"a": np.ones(shape, np.float32)}, {"y": (*shape[:-1], 16)})
 
 
+@pytest.mark.parametrize("given", ["constant", "fed"])
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("bias", (15,), "the bias does not have the weight's output features"),
+        ("bias", (17,), "the bias does not have the weight's output features"),
+        ("gamma", (1,), "the norm's weight does not have the activations' features"),
+        ("gamma", (65,), "the norm's weight does not have the activations' features"),
+    ],
+)
+def test_vectors_of_another_length_are_refused(name, shape, reason, given):
+    """What would be read behind their end is no part of them."""
+    weight = random_weight(np.random.default_rng(12), 16, 64, 4, 32)
+    vector = normal(*shape)
+    constants = weight.constants() | ({name: vector} if given == "constant" else {})
+    node = product(weight, given=[name], constants=constants, epsilon=1e-5)
+    with pytest.raises(Exception, match=reason):
+        node({"a": normal(2, 64), name: vector}, {"y": (2, 16)})
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 32), (2, 65), (2, 1)])
+def test_a_residual_of_another_shape_is_refused(shape):
+    node = product(random_weight(np.random.default_rng(12), 16, 64, 4, 32), given=["skip"])
+    with pytest.raises(Exception, match="the residual is not shaped like the activations"):
+        node({"a": normal(2, 64), "skip": normal(*shape)}, {"y": (2, 16)})
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_residual_with_other_axes_is_refused(more):
+    weight = random_weight(np.random.default_rng(12), 16, 64, 4, 32)
+    node = product(weight, given=["skip"], ranks={"skip": 2 + more})
+    with pytest.raises(Exception, match="the residual is not shaped like the activations"):
+        node({"a": normal(1, 64), "skip": normal(*[1] * (1 + more), 64)}, {"y": (1, 16)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        ("plain", "w", "the weight does not have K x N levels"),
+        ("plain", "scales", "there is not one scale a block"),
+        ("zeros", "zeros", "there is not one zero point a block"),
+        ("offsets", "offsets", "there is not one offset a block"),
+    ],
+)
+def test_weights_of_another_size_are_refused(kind, name, reason):
+    """They would be read behind their end when they are packed."""
+    weight = random_weight(np.random.default_rng(13), 16, 64, 4, 32, kind)
+    constants = weight.constants()
+    for changed in (constants[name][:-1], np.concatenate([constants[name], constants[name][:1]])):
+        with pytest.raises(Exception, match=reason):
+            product(weight, constants={**constants, name: changed})
+    product(weight, constants=constants)
+
+
+def test_zero_points_beside_offsets_are_refused():
+    both = {}
+    for kind in ("zeros", "offsets"):
+        both |= random_weight(np.random.default_rng(14), 16, 64, 4, 32, kind).constants()
+    with pytest.raises(Exception, match="a weight has zero points or offsets, not both"):
+        product(random_weight(np.random.default_rng(14), 16, 64, 4, 32), constants=both)
+
+
+@pytest.mark.parametrize("name", ["K", "N", "block_size"])
+def test_sizes_of_no_matrix_are_refused(name):
+    weight = random_weight(np.random.default_rng(15), 16, 64, 4, 32)
+    with pytest.raises(Exception, match="unsupported bits, block size or shape"):
+        product(weight, **{name: 2**32 + {"K": 64, "N": 16, "block_size": 32}[name]})
+
+
 def test_memory_grows_with_the_call():
     """In a thread of its own, whose memory no earlier test has made large."""
     generator = np.random.default_rng(10)

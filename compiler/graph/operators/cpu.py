@@ -1,0 +1,64 @@
+"""Operators of the domain ``llmc.cpu``, which a CPU's ``engine.onnx`` is made of: their inputs, and what they take.
+
+    MatMulNBits(a, …)          →  y = norm(a + skip) * weight + bias                       sum = a + skip
+    GatedMatMulNBits(a, …)     →  y = activation(gate) * up, [gate up] as above            sum = a + skip
+    GroupQueryAttention(…)     →  attention over a shared cache, as com.microsoft's, with halves rotated
+
+``weight``, ``scales``, ``zero_points`` or ``offsets`` are constants, packed when a session is made. ``norm`` is an
+RMSNorm over the last axis, where ``gamma`` is given; ``skip`` has the shape of ``a``. ``total`` holds each row's
+tokens after this chunk, less 1, ``chunk`` its valid tokens in this chunk; ``cos`` and ``sin`` are
+[positions, head / 2].
+
+Passes make calls of what is accepted here, and an engine that is made on one machine is opened on another: no
+instruction set may ask for more. ``runtimes/kernels/cpu/contract.h`` states the same for the operators, which refuse
+the rest; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from llmc.compiler.graph.operators.signature import Signature
+
+DOMAIN, VERSION = "llmc.cpu", 1
+_PRODUCT = ("a", "weight", "scales", "zero_points", "bias", "gamma", "skip", "offsets")
+MATMUL = Signature(DOMAIN, "MatMulNBits", _PRODUCT, ("y", "sum"))
+GATED_MATMUL = Signature(DOMAIN, "GatedMatMulNBits", _PRODUCT, ("y", "sum"))
+ATTENTION = Signature(
+    DOMAIN,
+    "GroupQueryAttention",
+    ("query", "key", "value", "past_key", "past_value", "total", "chunk", "cos", "sin"),
+    ("output", "present_key", "present_value"),
+)
+BITS = (4, 8)
+BLOCK_MULTIPLE, HALF_MULTIPLE, HEAD_MULTIPLE, LARGEST_HEAD = 32, 16, 32, 256
+
+
+class Activation(IntEnum):
+    """The attribute ``activation`` of a gated product."""
+
+    SILU = 1
+    GELU_TANH = 2
+
+
+def refused_format(bits: int, block_size: int) -> str | None:
+    """Why a weight of ``bits`` in blocks of ``block_size`` input features is not taken; None where it is."""
+    if bits in BITS and block_size > 0 and block_size % BLOCK_MULTIPLE == 0:
+        return None
+    accepted = " or ".join(map(str, BITS))
+    return f"{DOMAIN} takes {accepted} bits in blocks of a multiple of {BLOCK_MULTIPLE}, not {bits} and {block_size}"
+
+
+def refused_halves(sizes: Sequence[int]) -> str | None:
+    """Why parts of these sizes are no gate and upper half; None where they are."""
+    if len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0] % HALF_MULTIPLE == 0:
+        return None
+    return f"its halves are {list(sizes)}, not two of the same multiple of {HALF_MULTIPLE}"
+
+
+def refused_head(head: int | str | None) -> str | None:
+    """Why heads of this size, or of one that is not known, are not taken; None where they are."""
+    if isinstance(head, int) and 0 < head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0:
+        return None
+    return f"{DOMAIN} takes head sizes that are multiples of {HEAD_MULTIPLE} up to {LARGEST_HEAD}, not {head}"

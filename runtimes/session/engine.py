@@ -1,8 +1,8 @@
 """What every runtime offers: an engine that builds and opens, and a session that keeps the KV cache.
 
 In: a target graph (build) or an engine's directory (open).
-Out: a :class:`Session`, which the decode loop, ``llmc bench``, ``llmc eval`` and ``llmc verify`` drive without
-knowing what runs behind it.
+Out: a :class:`Session`, which the generation loop, ``llmc bench`` and ``llmc verify`` drive without knowing what runs
+behind it.
 
 The contract is made for four runtimes, ONNX Runtime on CPU and CUDA, TensorRT and OpenVINO:
 

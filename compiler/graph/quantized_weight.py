@@ -2,12 +2,13 @@
 
 In: a lazy weight, a scheme, a solver. Out: :class:`QuantizedPart` tensors (numbers, scales, zero points), which
 compose and are written as any other. Each can be made alone; the writer asks for all parts of a weight together, few
-rows at a time, or the rows of a layer, as the solver needs them (:meth:`QuantizedWeight.pieces`).
+rows at a time, or the rows of a layer, as the solver needs them (:func:`pieces_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,48 +20,29 @@ from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics, pack
 
 
+@dataclass(frozen=True)
 class QuantizedWeight:
     """Rows of a matrix [out, in], or of a stack of matrices [count, out, in], in a scheme's numbers."""
 
-    def __init__(self, base: LazyWeight, scheme: Scheme, solver: Solver, seen: Statistics | None = None) -> None:
-        self.base, self.scheme, self.solver, self.seen = base, scheme, solver, seen
+    base: LazyWeight
+    scheme: Scheme
+    solver: Solver
+    seen: Statistics | None = None
 
     def identity(self) -> tuple[Any, ...]:
         """Equal for two that have the same numbers."""
-        return ("solved", self.base.identity(), self.scheme, self.solver, id(self.seen) if self.seen else None)
+        return ("solved", self.base.identity(), self.scheme, self.solver, self.seen)
 
     def numbers(self) -> QuantizedPart:
-        """[out, in] numbers in the scheme's type."""
-        storage, signed = self.scheme.storage, self.scheme.storage in {ir.DataType.INT4, ir.DataType.INT8}
-        flip = np.uint8(1 << self.scheme.bits - 1)
-
-        def bits(solved: Solved) -> Array:
-            return solved.levels ^ flip if signed else solved.levels.view(np.uint8)
-
-        return self.part("numbers", self.base.stored_shape, storage, bits)
-
-    def part(
-        self,
-        name: str,
-        stored_shape: Sequence[int],
-        dtype: ir.DataType,
-        function: Callable[[Solved], Array],
-        *,
-        transposed: bool = False,
-    ) -> QuantizedPart:
-        """A tensor whose rows are a function of solved rows.
-
-        Args:
-            name: Says what it is: parts of one weight and one name have the same bytes.
-            stored_shape: The rows' shape, or () for one number of a layer.
-            dtype: Of the tensor.
-            function: Gives values, which are cast to ``dtype``, or uint8, which are its bits, one number each.
-            transposed: The tensor is the transpose of the rows.
-        """
-        return QuantizedPart(self, name, stored_shape, dtype, function, transposed=transposed)
+        """[out, in] numbers in the scheme's type, of which the signed ones are levels with another highest bit."""
+        storage = self.scheme.storage
+        flip = np.uint8(1 << storage.bitwidth - 1 if storage in {ir.DataType.INT4, ir.DataType.INT8} else 0)
+        return QuantizedPart(
+            self, "numbers", self.base.stored_shape, storage, lambda rows: rows.levels.view(np.uint8) ^ flip
+        )
 
     def solve(self, start: int, stop: int) -> Iterator[Solved]:
-        """Rows ``start:stop`` of the base, few at a time; whole layers where the solver needs them."""
+        """Rows ``start:stop`` of the base, few at a time; whole matrices where the solver needs them."""
         height, *_, features = self.base.stored_shape
         whole, stacked = self.solver.needs_layer(self.scheme), len(self.base.stored_shape) > 2
         few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // (4 * features))
@@ -71,20 +53,6 @@ class QuantizedWeight:
             for row in range(0, len(rows), step):
                 yield self.solver.solve(rows[row : row + step], self.seen, self.scheme)
 
-    def pieces(self, parts: Sequence[QuantizedPart]) -> Iterator[tuple[QuantizedPart, Array]]:
-        """The bytes of parts of this weight, uint8, a piece of each in turn; what is transposed comes last."""
-        turned: dict[int, list[Array]] = {id(part): [] for part in parts if part.transposed}
-        for solved in self.solve(0, self.base.stored_shape[0]):
-            for part in parts:
-                piece = part.piece(solved)
-                if part.transposed:
-                    turned[id(part)].append(piece)
-                else:
-                    yield part, piece
-        for part in parts:
-            if part.transposed:
-                yield part, np.ascontiguousarray(part.values(turned[id(part)]).T).view(np.uint8).reshape(-1)
-
 
 class QuantizedPart(LazyWeight):
     """A tensor of a :class:`QuantizedWeight`; numbers of 4 bits are two a byte in files and one by one in memory."""
@@ -92,19 +60,29 @@ class QuantizedPart(LazyWeight):
     def __init__(
         self,
         weight: QuantizedWeight,
-        name: str,
+        part: str,
         stored_shape: Sequence[int],
         dtype: ir.DataType,
         function: Callable[[Solved], Array],
         *,
-        transposed: bool,
+        transposed: bool = False,
     ) -> None:
+        """A tensor whose rows are a function of solved rows.
+
+        Args:
+            weight: Whose part it is.
+            part: What it is: parts of one weight and one name have the same bytes.
+            stored_shape: The rows' shape, or () for one number of a layer.
+            dtype: Of the tensor.
+            function: Gives values, which are cast to ``dtype``, or uint8, which are its bits, a byte each.
+            transposed: The tensor is the transpose of the rows.
+        """
         super().__init__(stored_shape, dtype, transposed=transposed)
         if dtype.bitwidth < 8 and self.stored_shape[-1] % 2:
             raise ValueError(f"rows of {self.stored_shape[-1]} numbers of 4 bits fill no whole number of bytes")
-        self.weight, self.part_name, self.function = weight, name, function
+        self.weight, self.part, self.function = weight, part, function
         self.content: bytes | None = None
-        """The bytes of a tensor that stays in the graph, once they were made for its weight's other parts."""
+        """The bytes of a tensor that stays in the graph, once they were made beside its weight's other parts."""
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows, solved for this part alone."""
@@ -133,21 +111,32 @@ class QuantizedPart(LazyWeight):
             values = values.astype(numpy_dtype(self.dtype), copy=False)
         return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
-    def chunks(self) -> Iterator[Array]:
-        """All rows at once: a file is written by pieces."""
-        yield self.rows(0, self.stored_shape[0] if self.stored_shape else 1)
-
     def tofile(self, file: Any) -> None:
         """Write the bytes, a few rows at a time."""
-        for _, piece in self.weight.pieces([self]):
+        for _, piece in pieces_of([self]):
             file.write(piece.data)
 
     def tobytes(self) -> bytes:
         """The bytes as they are written."""
         if self.content is None:
-            return b"".join(piece.tobytes() for _, piece in self.weight.pieces([self]))
+            return b"".join(piece.tobytes() for _, piece in pieces_of([self]))
         return self.content
 
     def identity(self) -> tuple[Any, ...]:
         """The weight's, and the part's name (not the shape: one set of bytes may be seen in two shapes)."""
-        return ("part", self.part_name, self.dtype, self.transposed, self.weight.identity())
+        return ("part", self.part, self.dtype, self.transposed, self.weight.identity())
+
+
+def pieces_of(parts: Sequence[QuantizedPart]) -> Iterator[tuple[QuantizedPart, Array]]:
+    """The bytes of parts of one weight, uint8, a piece of each in turn; what is transposed comes last."""
+    turned: dict[int, list[Array]] = {id(part): [] for part in parts if part.transposed}
+    for solved in parts[0].weight.solve(0, parts[0].weight.base.stored_shape[0]) if parts else ():
+        for part in parts:
+            piece = part.piece(solved)
+            if part.transposed:
+                turned[id(part)].append(piece)
+            else:
+                yield part, piece
+    for part in parts:
+        if part.transposed:
+            yield part, np.ascontiguousarray(part.values(turned[id(part)]).T).view(np.uint8).reshape(-1)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph.lazy_weight import LazyWeight
-from llmc.compiler.graph.quantized_weight import QuantizedPart
+from llmc.compiler.graph.quantized_weight import QuantizedPart, pieces_of
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside model.onnx."""
@@ -45,7 +45,9 @@ def write_model(
     """
     tensors = {n: v.const_value for n, v in sorted(model.graph.initializers.items()) if v.const_value is not None}
     starts, size = _places(tensors)
-    groups = _groups(tensors)
+    groups: dict[tuple[object, ...], dict[str, ir.TensorProtocol]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(_group(tensor), {})[name] = tensor
     with (directory / DATA).open("wb") if weights else nullcontext() as file:
         done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
         for name, tensor in tensors.items():
@@ -67,13 +69,6 @@ def _group(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     return tensor.weight.identity() if isinstance(tensor, QuantizedPart) else _identity(tensor)
 
 
-def _groups(tensors: Tensors) -> dict[tuple[object, ...], dict[str, ir.TensorProtocol]]:
-    groups: dict[tuple[object, ...], dict[str, ir.TensorProtocol]] = {}
-    for name, tensor in tensors.items():
-        groups.setdefault(_group(tensor), {})[name] = tensor
-    return groups
-
-
 def _places(tensors: Tensors) -> tuple[dict[str, int], int]:
     """Where in the data file each tensor begins that does not stay in the graph; the file's size."""
     known: dict[tuple[object, ...], tuple[int, int]] = {}
@@ -89,40 +84,30 @@ def _places(tensors: Tensors) -> tuple[dict[str, int], int]:
 
 
 def _write(group: Tensors, starts: Mapping[str, int], file: BinaryIO) -> None:
-    """Write tensors of the same bytes, or those of a quantized weight."""
-    parts = {name: tensor for name, tensor in group.items() if isinstance(tensor, QuantizedPart)}
-    if parts:
-        _write_parts(parts, starts, file)
-        return
-    for name, tensor in group.items():
-        if name in starts:
-            file.seek(starts[name])
-            if hasattr(tensor, "tofile"):
-                tensor.tofile(file)
-            else:
-                file.write(tensor.tobytes())
-            _require_length(name, tensor, file.tell() - starts[name])
-            return
-
-
-def _write_parts(parts: Mapping[str, QuantizedPart], starts: Mapping[str, int], file: BinaryIO) -> None:
-    """Each part grows at its place as rows are solved; one that stays in the graph keeps its bytes for it."""
+    """Write tensors of the same bytes, or the parts of a quantized weight; small parts keep theirs for the graph."""
     # Of those that share a place one.
-    places: dict[int | str, str] = {starts.get(name, name): name for name in parts}
-    names = {id(parts[name]): name for name in places.values()}
-    sizes, small = dict.fromkeys(names.values(), 0), {name: b"" for name in names.values() if name not in starts}
-    weight = next(iter(parts.values())).weight
-    for part, piece in weight.pieces([parts[name] for name in sizes]):
-        name = names[id(part)]
-        if name in small:
-            small[name] += piece.tobytes()
+    places: dict[int | str, str] = {starts.get(name, name): name for name in group}
+    parts = {id(part): (name, part) for name in places.values() if isinstance(part := group[name], QuantizedPart)}
+    for name in starts.keys() & places.values() if not parts else ():
+        tensor = group[name]
+        file.seek(starts[name])
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(file)
         else:
-            file.seek(starts[name] + sizes[name])
+            file.write(tensor.tobytes())
+        _require_length(name, tensor, file.tell() - starts[name])
+    sizes, small = dict.fromkeys(parts, 0), dict.fromkeys(parts, b"")
+    for part, piece in pieces_of([part for _, part in parts.values()]):
+        name, _ = parts[id(part)]
+        if name in starts:
+            file.seek(starts[name] + sizes[id(part)])
             file.write(piece.data)
-        sizes[name] += piece.nbytes
-    for name, size in sizes.items():
-        _require_length(name, parts[name], size)
-        parts[name].content = small.get(name)
+        else:
+            small[id(part)] += piece.tobytes()
+        sizes[id(part)] += piece.nbytes
+    for key, (name, part) in parts.items():
+        _require_length(name, part, sizes[key])
+        part.content = small[key] or None
 
 
 def _require_length(name: str, tensor: ir.TensorProtocol, length: int) -> None:

@@ -1,7 +1,7 @@
 """Schemes: in what numbers a weight is stored, by name.
 
-In: a name, as ``int4-offset@64`` (the block size is left out where the scheme has one of its own). Out: its
-:class:`Scheme`. A new scheme is a row of :data:`SCHEMES`, and its place in :mod:`llmc.compiler.quantization.plan`.
+In: a name, as ``int4-offset@64``; the block size is left out where the scheme has one of its own. Out: a
+:class:`Scheme`. A new one is a row of :data:`SCHEMES`, and its place in :mod:`llmc.compiler.quantization.plan`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ import onnx_ir as ir
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import require_block_size
 
-Form = Literal["nbits", "fp8", "qdq"]
-Zero = Literal["none", "integer", "offset"]
 FLOAT = "float"
 """In place of a scheme's name: the weight keeps its floats."""
-_INTEGERS = frozenset({ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.INT8})
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,10 @@ class Scheme:
         zero: Per block nothing, an integer zero point in the numbers' range, or a float offset.
     """
 
-    form: Form
+    form: Literal["nbits", "fp8", "qdq"]
     storage: ir.DataType
     block: int | None
-    zero: Zero = "none"
+    zero: Literal["none", "integer", "offset"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse block sizes that no kernel takes, and zero points of floats.
@@ -59,7 +56,7 @@ class Scheme:
     @property
     def is_integer(self) -> bool:
         """Whether numbers are integers and not small floats."""
-        return self.storage in _INTEGERS
+        return self.storage.is_integer()
 
     @property
     def largest_kl(self) -> float:
@@ -71,30 +68,30 @@ class Scheme:
         return 1 if self.block is None else -(-features // self.block)
 
 
+_INT4, _UINT4, _UINT8 = ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.UINT8
+_FLOAT8 = ir.DataType.FLOAT8E4M3FN
 SCHEMES: Mapping[str, Scheme] = {
-    "int4": Scheme("nbits", ir.DataType.UINT4, 32),
-    "int4-zero": Scheme("nbits", ir.DataType.UINT4, 32, "integer"),
-    "int4-offset": Scheme("nbits", ir.DataType.UINT4, 32, "offset"),
-    "int8": Scheme("nbits", ir.DataType.UINT8, 32),
-    "int8-zero": Scheme("nbits", ir.DataType.UINT8, 32, "integer"),
-    "int8-offset": Scheme("nbits", ir.DataType.UINT8, 32, "offset"),
-    "fp8": Scheme("fp8", ir.DataType.FLOAT8E4M3FN, 128),
+    "int4": Scheme("nbits", _UINT4, 32),
+    "int4-zero": Scheme("nbits", _UINT4, 32, "integer"),
+    "int4-offset": Scheme("nbits", _UINT4, 32, "offset"),
+    "int8": Scheme("nbits", _UINT8, 32),
+    "int8-zero": Scheme("nbits", _UINT8, 32, "integer"),
+    "int8-offset": Scheme("nbits", _UINT8, 32, "offset"),
+    "fp8": Scheme("fp8", _FLOAT8, 128),
     "qdq-int8": Scheme("qdq", ir.DataType.INT8, None),
-    "qdq-fp8": Scheme("qdq", ir.DataType.FLOAT8E4M3FN, None),
-    "qdq-int4": Scheme("qdq", ir.DataType.INT4, 32),
+    "qdq-fp8": Scheme("qdq", _FLOAT8, None),
+    "qdq-int4": Scheme("qdq", _INT4, 32),
     # An offset that the numbers' type cannot hold is a small product of its own (``block_offsets``) …
-    "qdq-int4-offset": Scheme("qdq", ir.DataType.INT4, 32, "offset"),
+    "qdq-int4-offset": Scheme("qdq", _INT4, 32, "offset"),
     # … or comes off before the scale, as a zero point that is no whole number.
-    "qdq-uint4-offset": Scheme("qdq", ir.DataType.UINT4, 32, "offset"),
+    "qdq-uint4-offset": Scheme("qdq", _UINT4, 32, "offset"),
     "qdq-nvfp4": Scheme("qdq", ir.DataType.FLOAT4E2M1, 16),
 }
-_FIXED = frozenset({"qdq-nvfp4"})
-"""Schemes whose format knows one block size."""
 
 
 def scheme_name(name: str, block: int) -> str:
     """A row's name with a block size, where the scheme has blocks of any size."""
-    return name if SCHEMES[name].block is None or name in _FIXED else f"{name}@{block}"
+    return name if SCHEMES[name].block in {None, 16} else f"{name}@{block}"
 
 
 def scheme_of(name: str) -> Scheme | None:

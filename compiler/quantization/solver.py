@@ -47,6 +47,11 @@ class Solved:
     zeros: Array | None = None
     matrix_scale: Array | None = None
 
+    def zero_points(self) -> Array:
+        """``zeros`` of a scheme that has them."""
+        assert self.zeros is not None
+        return self.zeros
+
 
 class Solver(Protocol):
     """Equal solvers choose the same numbers; a solver is hashable and keeps nothing between calls."""

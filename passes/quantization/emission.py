@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators.signature import Signature
-from llmc.compiler.graph.quantized_weight import QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solver
 from llmc.compiler.quantization.solvers.round import RoundToNearest
@@ -21,6 +20,7 @@ from llmc.passes.graph.linear import added_bias
 from llmc.passes.quantization.sites import Site
 
 T = TypeVar("T")
+Inputs = Mapping[str, ir.Value | None]
 
 
 @dataclass
@@ -28,10 +28,10 @@ class Emission:
     """One run over a graph.
 
     Attributes:
-        graph: Gets what emitters make; ``first`` with :meth:`finish`.
+        graph: Gets what emitters make.
         accuracy_level: Of the runtime's operators.
         solver: Chooses numbers.
-        first: Nodes that go before everything else.
+        first: Nodes that go before everything else, in the end.
     """
 
     graph: ir.Graph
@@ -40,25 +40,15 @@ class Emission:
     first: list[ir.Node] = field(default_factory=list)
     _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
-    def solved(self, weight: LazyWeight, scheme: Scheme) -> QuantizedWeight:
-        """The weight in the scheme's numbers, which nobody has read yet."""
-        return QuantizedWeight(weight, scheme, self.solver)
-
     def once(self, weight: LazyWeight, what: tuple[Any, ...], make: Callable[[], T]) -> T:
         """What ``make`` makes, once for each weight and ``what``, however many nodes read it."""
         key = (weight.identity(), *what)
         if key not in self._known:
             self._known[key] = make()
-        made: T = self._known[key]
-        return made
+        value: T = self._known[key]
+        return value
 
-    def call(
-        self,
-        operator: Signature,
-        inputs: Mapping[str, ir.Value | None],
-        attributes: Mapping[str, Any],
-        name: str | None,
-    ) -> ir.Node:
+    def call(self, operator: Signature, inputs: Inputs, attributes: Mapping[str, Any], name: str | None) -> ir.Node:
         """A call of an operator of the runtime's, whose domain the graph then declares."""
         self.graph.opset_imports.setdefault(operator.domain, 1)
         return operator.make(inputs, attributes, name=name)
@@ -67,13 +57,7 @@ class Emission:
         """Put what ``make`` makes of the bias, the last of which gives the result, where product and bias were."""
         bias, last = added_bias(node)
         new, old = make(bias), [last] if last is node else [last, node]
-        ir.convenience.replace_nodes_and_values(
-            self.graph, last, old, list(new), list(last.outputs), list(new[-1].outputs)
-        )
-
-    def finish(self) -> None:
-        """Insert the nodes that go first."""
-        self.graph.insert_before(self.graph[0], self.first)
+        ir.convenience.replace_nodes_and_values(self.graph, last, old, new, last.outputs, new[-1].outputs)
 
 
 Emitter = Callable[[Emission, Site, Scheme], None]

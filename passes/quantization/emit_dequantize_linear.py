@@ -16,19 +16,16 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
-from llmc.compiler.graph.quantized_weight import QuantizedWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
-from llmc.compiler.quantization.solver import Array, Solved
 from llmc.passes.graph.graph_query import add_initializer, copy_dtype, small_initializer
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import add_offsets
 from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.sites import Site, require_blocks
 
-_FLOAT4 = ir.DataType.FLOAT4E2M1
-_NAMES = {
-    ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", ir.DataType.FLOAT8E4M3FN: "fp8", _FLOAT4: "nvfp4"
-}  # fmt: skip
+_FLOAT4, _FLOAT8 = ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN
+_NAMES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", _FLOAT8: "fp8", _FLOAT4: "nvfp4"}
 """What initializers of numbers are called."""
 
 
@@ -42,87 +39,76 @@ def emit_dequantized_table(emission: Emission, site: Site, scheme: Scheme) -> No
 def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> None:
     """A product."""
     node, (name, weight) = site.node, site.weights[0]
-    turned = _transposed(emission, name, weight, scheme)
+    rows, features = weight.stored_shape
+    upright = _upright(emission, name, weight, scheme)
+
+    def transposed() -> ir.Value:
+        node = ir.node("Transpose", [upright], {"perm": [1, 0]}, name=f"{name}/Transpose")
+        return _output(emission, node, (features, rows), weight.dtype)
+
+    turned = emission.once(weight, (scheme, "transposed"), transposed)
     if scheme.zero == "none" or scheme.storage == ir.DataType.UINT4:
         node.replace_input_with(1, turned)
         return
-    rows, features = weight.stored_shape
     block, output = scheme.block or features, node.outputs[0]
     product = ir.node("MatMul", [node.inputs[0], turned], name=node.name)
     product.outputs[0].shape = output.shape
     copy_dtype(output, product.outputs[0])
+    solved = QuantizedWeight(weight, scheme, emission.solver)
     # Of means and not of sums: 32 large activations may add up to more than float16 holds.
-    lazy = emission.solved(weight, scheme).part(
-        "offsets", (rows, features // block), weight.dtype, lambda r: _offsets(r) * block, transposed=True
-    )
+    shape, by_mean = (rows, features // block), lambda rows: rows.zero_points() * block
+    lazy = QuantizedPart(solved, "offsets", shape, weight.dtype, by_mean, transposed=True)
     offsets = add_initializer(emission.graph, f"{name}.offsets", lazy)
     new = [product, *add_offsets(emission.graph, node, product, offsets, block, means=True)]
     new[-1].outputs[0].shape = output.shape
     ir.convenience.replace_nodes_and_values(emission.graph, node, [node], new, [output], [new[-1].outputs[0]])
 
 
-def _transposed(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> ir.Value:
-    """[in, out] dequantized."""
-    upright = _upright(emission, name, weight, scheme)
-
-    def make() -> ir.Value:
-        node = ir.node("Transpose", [upright], {"perm": [1, 0]}, name=f"{name}/Transpose")
-        return _output(emission, node, weight.stored_shape[::-1], weight.dtype)
-
-    return emission.once(weight, (scheme, "transposed"), make)
-
-
 def _upright(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> ir.Value:
     """[out, in] dequantized."""
     require_blocks(weight.stored_shape[1], scheme.block)
     make = _with_zero_points if scheme.storage == ir.DataType.UINT4 else _dequantized
-    solved = emission.solved(weight, scheme)
+    solved = QuantizedWeight(weight, scheme, emission.solver)
     return emission.once(weight, (scheme,), lambda: make(emission, name, solved))
 
 
 def _dequantized(emission: Emission, name: str, solved: QuantizedWeight) -> ir.Value:
-    scheme, weight, graph = solved.scheme, solved.base, emission.graph
-    rows, features = weight.stored_shape
-    opset, two_levels = graph.opset_imports, scheme.storage == _FLOAT4
-    opset[""] = max(23 if two_levels else 21, opset.get("", 0))
-    by_block = {} if scheme.block is None else {"block_size": scheme.block}
-    shape = (rows, scheme.blocks(features)) if by_block else (rows,)
-    kind = ir.DataType.FLOAT8E4M3FN if two_levels else weight.dtype
-    scales = add_initializer(graph, f"{name}.scales", solved.part("scales", shape, kind, lambda r: r.scales))
+    scheme, graph, dtype = solved.scheme, emission.graph, solved.base.dtype
+    rows, features = solved.base.stored_shape
+    two_levels = scheme.storage == _FLOAT4
+    graph.opset_imports[""] = max(23 if two_levels else 21, graph.opset_imports.get("", 0))
+    shape = (rows,) if scheme.block is None else (rows, features // scheme.block)
+    lazy = QuantizedPart(solved, "scales", shape, _FLOAT8 if two_levels else dtype, lambda rows: rows.scales)
+    scales = add_initializer(graph, f"{name}.scales", lazy)
     if two_levels:
-        lazy = solved.part("matrix scale", (), weight.dtype, lambda r: np.asarray(r.matrix_scale))
+        lazy = QuantizedPart(solved, "matrix scale", (), dtype, lambda rows: np.asarray(rows.matrix_scale))
         matrix = add_initializer(graph, f"{name}.matrix_scale", lazy)
-        node = ir.node("DequantizeLinear", [scales, matrix], name=f"{name}/scales")
-        scales = _output(emission, node, shape, weight.dtype)
+        scales = _output(emission, ir.node("DequantizeLinear", [scales, matrix], name=f"{name}/scales"), shape, dtype)
     numbers = add_initializer(graph, f"{name}.{_NAMES[scheme.storage]}", solved.numbers())
-    attributes = {"axis": 1 if by_block else 0, **by_block}
+    attributes = {"axis": 0} if scheme.block is None else {"axis": 1, "block_size": scheme.block}
     node = ir.node("DequantizeLinear", [numbers, scales], attributes, name=f"{name}/DequantizeLinear")
-    return _output(emission, node, weight.stored_shape, weight.dtype)
+    return _output(emission, node, (rows, features), dtype)
 
 
 def _with_zero_points(emission: Emission, name: str, solved: QuantizedWeight) -> ir.Value:
     """Blocks are an axis of their own, along which zero points and scales are broadcast."""
-    scheme, weight, graph = solved.scheme, solved.base, emission.graph
-    rows, features = weight.stored_shape
-    opset, blocks, middle = graph.opset_imports, scheme.blocks(features), np.float32(2 ** (scheme.bits - 1))
-    opset[""] = max(21, opset.get("", 0))
-    shape, dtype = (rows, blocks, features // blocks), weight.dtype
-    stored = solved.part("numbers", shape, scheme.storage, lambda r: r.levels)
-    value = add_initializer(graph, f"{name}.uint4", stored)
+    scheme, graph, dtype = solved.scheme, emission.graph, solved.base.dtype
+    rows, features = solved.base.stored_shape
+    graph.opset_imports[""] = max(21, graph.opset_imports.get("", 0))
+    blocks, middle = scheme.blocks(features), np.float32(2 ** (scheme.bits - 1))
+    shape = (rows, blocks, features // blocks)
+    numbers = QuantizedPart(solved, "numbers", shape, scheme.storage, lambda rows: rows.levels)
+    value = add_initializer(graph, f"{name}.uint4", numbers)
     value = _output(emission, ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}/Cast"), shape, dtype)
-    functions = {"zero_points": lambda r: middle - _offsets(r) / r.scales, "scales": lambda r: r.scales}
-    for operator, part in (("Sub", "zero_points"), ("Mul", "scales")):
-        lazy = solved.part(part, (rows, blocks, 1), dtype, functions[part])
+    for operator, part, function in (
+        ("Sub", "zero_points", lambda rows: middle - rows.zero_points() / rows.scales),
+        ("Mul", "scales", lambda rows: rows.scales),
+    ):
+        lazy = QuantizedPart(solved, part, (rows, blocks, 1), dtype, function)
         operand = add_initializer(graph, f"{name}.{part}", lazy)
         value = _output(emission, ir.node(operator, [value, operand], name=f"{name}/{operator}"), shape, dtype)
-    whole = weight.stored_shape
-    flat = small_initializer(graph, f"shape_{rows}_{features}", np.asarray(whole, np.int64))
-    return _output(emission, ir.node("Reshape", [value, flat], name=f"{name}/Reshape"), whole, dtype)
-
-
-def _offsets(rows: Solved) -> Array:
-    assert rows.zeros is not None
-    return rows.zeros
+    flat = small_initializer(graph, f"shape_{rows}_{features}", np.asarray((rows, features), np.int64))
+    return _output(emission, ir.node("Reshape", [value, flat], name=f"{name}/Reshape"), (rows, features), dtype)
 
 
 def _output(emission: Emission, node: ir.Node, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import MATMUL_FP8
+from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.passes.graph.graph_query import add_initializer
 from llmc.passes.quantization.emission import Emission
@@ -19,14 +20,13 @@ def emit_fp8_product(emission: Emission, site: Site, scheme: Scheme) -> None:
     node, (name, weight) = site.node, site.weights[0]
     rows, features = weight.stored_shape
     require_blocks(features, scheme.block)
-    solved = emission.solved(weight, scheme)
-    lazy = solved.part("scales", (rows, scheme.blocks(features)), ir.DataType.FLOAT, lambda r: r.scales)
+    solved, shape = QuantizedWeight(weight, scheme, emission.solver), (rows, scheme.blocks(features))
     numbers = add_initializer(emission.graph, f"{name}.fp8", solved.numbers())
+    lazy = QuantizedPart(solved, "scales", shape, ir.DataType.FLOAT, lambda rows: rows.scales)
     scales = add_initializer(emission.graph, f"{name}.fp8_scales", lazy)
-    block = {"block_size": scheme.block or features}
 
     def make(bias: ir.Value | None) -> list[ir.Node]:
         inputs = {"A": node.inputs[0], "B": numbers, "b_scale": scales, "bias": bias}
-        return [emission.call(MATMUL_FP8, inputs, block, node.name)]
+        return [emission.call(MATMUL_FP8, inputs, {"block_size": scheme.block}, node.name)]
 
     emission.replace_product(node, make)

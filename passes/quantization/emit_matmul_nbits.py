@@ -8,14 +8,13 @@ MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators.microsoft import GATHER_QUANTIZED, MATMUL_NBITS
+from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
-from llmc.compiler.quantization.solver import Array, Solved, pack
+from llmc.compiler.quantization.solver import pack
 from llmc.passes.graph.graph_query import add_initializer, replace_node
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import add_offsets
@@ -30,18 +29,17 @@ def emit_matmul_nbits(emission: Emission, site: Site, scheme: Scheme) -> None:
     block = scheme.block or features
     if scheme.zero == "offset":
         require_blocks(features, block, "{} input features are")
-    shape = (height, scheme.blocks(features), block * scheme.bits // 8)
-    parts = packed_parts(emission, name, weight, scheme, shape)
+    parts = packed_parts(emission, name, weight, scheme, (height, scheme.blocks(features), block * scheme.bits // 8))
     attributes = {"K": features, "N": height, "bits": scheme.bits, "block_size": block}
     attributes["accuracy_level"] = emission.accuracy_level
 
-    def make(bias: ir.Value | None) -> Sequence[ir.Node]:
+    def make(bias: ir.Value | None) -> list[ir.Node]:
         inputs = {"A": node.inputs[0], "B": parts["packed"], "scales": parts["scales"], "bias": bias}
         inputs["zero_points"] = parts.get("zero_points")
         product = emission.call(MATMUL_NBITS, inputs, attributes, node.name)
-        offsets = parts.get("offsets")
-        added = add_offsets(emission.graph, node, product, offsets, block) if offsets is not None else []
-        return [product, *added]
+        if scheme.zero != "offset":
+            return [product]
+        return [product, *add_offsets(emission.graph, node, product, parts["offsets"], block)]
 
     emission.replace_product(node, make)
 
@@ -56,7 +54,7 @@ def emit_gather_block_quantized(emission: Emission, site: Site, scheme: Scheme) 
     parts = packed_parts(emission, name, weight, scheme, (rows, width * scheme.bits // 8))
     inputs = {"data": parts["packed"], "indices": node.inputs[1], "scales": parts["scales"]}
     inputs["zero_points"] = parts.get("zero_points")
-    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": scheme.block or width, "bits": scheme.bits}
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": scheme.block, "bits": scheme.bits}
     new = emission.call(GATHER_QUANTIZED, inputs, attributes, node.name)
     replace_node(node, [new], new.outputs)
 
@@ -64,7 +62,7 @@ def emit_gather_block_quantized(emission: Emission, site: Site, scheme: Scheme) 
 def packed_parts(
     emission: Emission, stem: str, weight: LazyWeight, scheme: Scheme, packed_shape: tuple[int, ...]
 ) -> dict[str, ir.Value]:
-    """Initializers of packed integers, scales and, where the scheme has them, zero points or offsets.
+    """Initializers ``packed``, ``scales`` and, where the scheme has them, ``zero_points`` or ``offsets``.
 
     Args:
         emission: Of the graph.
@@ -73,30 +71,21 @@ def packed_parts(
         scheme: Of the form ``nbits``.
         packed_shape: How the operator sees the bytes of the integers.
     """
-
-    def make() -> dict[str, ir.Value]:
-        solved = emission.solved(weight, scheme)
-        *heights, features = weight.stored_shape
-        shape = (*heights, scheme.blocks(features))
-
-        def zeros(rows: Solved) -> Array:
-            assert rows.zeros is not None
-            return rows.zeros
-
-        parts = {
-            "packed": solved.part(
-                "packed", packed_shape, ir.DataType.UINT8, lambda rows: pack(rows.levels, scheme.bits)
-            ),
-            "scales": solved.part("scales", shape, weight.dtype, lambda rows: rows.scales),
-        }
-        if scheme.zero == "integer":
-            packed = (*heights, -(-shape[-1] * scheme.bits // 8))
-            parts["zero_points"] = solved.part(
-                "zero_points", packed, ir.DataType.UINT8, lambda rows: pack(zeros(rows), scheme.bits)
-            )
-        elif scheme.zero == "offset":
-            # [blocks, out] in the graph.
-            parts["offsets"] = solved.part("offsets", shape, weight.dtype, zeros, transposed=True)
-        return {part: add_initializer(emission.graph, f"{stem}.{part}", lazy) for part, lazy in parts.items()}
-
-    return emission.once(weight, (scheme, packed_shape), make)
+    solved, bits = QuantizedWeight(weight, scheme, emission.solver), scheme.bits
+    *heights, features = weight.stored_shape
+    shape, uint8, dtype = (*heights, scheme.blocks(features)), ir.DataType.UINT8, weight.dtype
+    parts = [
+        QuantizedPart(solved, "packed", packed_shape, uint8, lambda rows: pack(rows.levels, bits)),
+        QuantizedPart(solved, "scales", shape, dtype, lambda rows: rows.scales),
+    ]
+    if scheme.zero == "integer":
+        packed = (*heights, -(-shape[-1] * bits // 8))
+        parts.append(QuantizedPart(solved, "zero_points", packed, uint8, lambda rows: pack(rows.zero_points(), bits)))
+    elif scheme.zero == "offset":
+        # [blocks, out] in the graph.
+        parts.append(QuantizedPart(solved, "offsets", shape, dtype, lambda rows: rows.zero_points(), transposed=True))
+    return emission.once(
+        weight,
+        (scheme, packed_shape),
+        lambda: {lazy.part: add_initializer(emission.graph, f"{stem}.{lazy.part}", lazy) for lazy in parts},
+    )

@@ -76,7 +76,7 @@ class QuantizeWeights(GraphPass):
             except NearMiss as miss:
                 tally.reject(site.node, str(miss))
         if tally.fired:
-            emission.finish()
+            model.graph.insert_before(model.graph[0], emission.first)
 
     def _scheme(self, site: Site) -> Scheme | None:
         name = self.plan.get(site.name, self.plan.get(site.kind))

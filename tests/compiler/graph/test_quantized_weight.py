@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import LazyWeight, SourceWeight, StackedWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight, pieces_of
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.scheme import SCHEMES, Scheme
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics
@@ -63,7 +63,7 @@ def quantized(base: LazyWeight, solver: Solver = Read()) -> QuantizedWeight:
 
 
 def make(codes: Array, kind: ir.DataType, shape: tuple[int, ...] | None = None) -> QuantizedPart:
-    return quantized(base(codes)).part("numbers", shape or codes.shape, kind, lambda solved: solved.levels)
+    return QuantizedPart(quantized(base(codes)), "numbers", shape or codes.shape, kind, lambda solved: solved.levels)
 
 
 def wanted(codes: Array, kind: ir.DataType) -> Array:
@@ -145,13 +145,13 @@ def test_there_is_no_transposed_view() -> None:
 
 def parts_of(weight: QuantizedWeight) -> dict[str, QuantizedPart]:
     height, features = weight.base.stored_shape[:-1], weight.base.stored_shape[-1]
-    sums = weight.part("sums", (*height, 1), ir.DataType.FLOAT16, lambda solved: solved.scales)
+    sums = QuantizedPart(weight, "sums", (*height, 1), ir.DataType.FLOAT16, lambda solved: solved.scales)
     parts = {
-        "numbers": weight.part("numbers", (*height, features), ir.DataType.UINT4, lambda s: s.levels),
+        "numbers": QuantizedPart(weight, "numbers", (*height, features), ir.DataType.UINT4, lambda s: s.levels),
         "sums": sums,
     }
     if len(height) == 1:
-        turned = weight.part("sums", (*height, 1), ir.DataType.FLOAT16, lambda s: s.scales, transposed=True)
+        turned = QuantizedPart(weight, "sums", (*height, 1), ir.DataType.FLOAT16, lambda s: s.scales, transposed=True)
         parts["turned"] = turned
     return parts
 
@@ -166,7 +166,7 @@ def test_parts_are_solved_together(shape: tuple[int, ...], layer: bool, monkeypa
     parts = parts_of(weight)
     content = dict.fromkeys(parts, b"")
     names = {id(part): name for name, part in parts.items()}
-    for part, piece in weight.pieces(list(parts.values())):
+    for part, piece in pieces_of(list(parts.values())):
         content[names[id(part)]] += piece.tobytes()
     assert solver.given == {
         (11, False): [4, 4, 3], (11, True): [11], (3, False): [4, 1] * 3, (3, True): [5] * 3
@@ -225,9 +225,11 @@ def test_each_tensor_of_a_checkpoint_is_read_once(name: str, tmp_path: Path) -> 
     initializers = []
     for stem, weight in weights.items():
         height, blocks = weight.base.stored_shape[0], scheme.blocks(256)
-        scales = weight.part("scales", (height, blocks), ir.DataType.FLOAT, lambda s: s.scales)
+        scales = QuantizedPart(weight, "scales", (height, blocks), ir.DataType.FLOAT, lambda s: s.scales)
         # Before and after the numbers, in the order of names.
-        first = weight.part("scales", (height, blocks), ir.DataType.FLOAT, lambda s: s.scales, transposed=True)
+        first = QuantizedPart(
+            weight, "scales", (height, blocks), ir.DataType.FLOAT, lambda s: s.scales, transposed=True
+        )
         parts = {"a": first, "numbers": weight.numbers(), "scales": scales}
         initializers += [ir.val(f"{stem}.{part}", const_value=tensor) for part, tensor in parts.items()]
     graph = ir.Graph([], [], nodes=[], initializers=initializers, opset_imports={"": 24}, name="g")

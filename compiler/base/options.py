@@ -78,7 +78,7 @@ class OptimizeOptions:
     block_size: int | None = option(None, "Input features that share a quantization scale. Default: 32; 128 for fp8.")
     symmetric: bool | None = option(
         None,
-        "Blocks without or with an offset each. Default: with one for int4 except on CUDA.",
+        "Blocks without or with an offset each (on CUDA a zero point). Default: with one for int4 except on CUDA.",
         "--symmetric/--asymmetric",
     )
     head: HeadPrecision = option("auto", "Precision of the output projection and the embedding; auto is int8.")

@@ -57,7 +57,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ),
         ("runtimes/session", ""),
         ("runtimes/machine", ""),
-        ("runtimes/kernels", ""),
+        ("runtimes/kernels", "runtimes/machine"),
         ("runtimes/lint", ""),
         ("runtimes/memory", "compiler/artifact compiler/graph"),
         ("runtimes/reference", "runtimes/session"),

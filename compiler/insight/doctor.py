@@ -8,15 +8,18 @@ A target may be able to build and unable to run: TensorRT-RTX's builder, for one
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmc.compiler.base.targets import TARGETS, Requirement, Target, is_importable
 from llmc.compiler.base.versions import DISTRIBUTION
-from llmc.runtimes.machine.fingerprint import MachineFingerprint, installed_versions, machine_fingerprint
+from llmc.runtimes.machine.fingerprint import (
+    GpuDescription,
+    MachineFingerprint,
+    installed_versions,
+    machine_fingerprint,
+)
 
 REPORTED_PACKAGES = (
     DISTRIBUTION,
@@ -37,24 +40,9 @@ REPORTED_PACKAGES = (
     "tensorrt-rtx-cu13-bindings",
     "openvino",
 )
+GPU_FIELDS = ("name", "compute_capability", "memory_bytes", "free_bytes")
+"""Of a GPU, what the report says."""
 INT8_DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU as ``nvidia-smi`` reports it.
-
-    Attributes:
-        name: Its name.
-        compute_capability: As ``9.0``.
-        memory_bytes: All of its memory.
-        free_bytes: What is free now; None where it does not say.
-    """
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-    free_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class DoctorReport:
     machine: MachineFingerprint
     packages: Mapping[str, str]
     execution_providers: tuple[str, ...]
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[GpuDescription, ...]
     targets: tuple[TargetStatus, ...]
     notes: tuple[str, ...]
 
@@ -101,7 +89,7 @@ class DoctorReport:
             "machine": self.machine.to_json(),
             "packages": dict(self.packages),
             "execution_providers": list(self.execution_providers),
-            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "gpus": [{name: getattr(gpu, name) for name in GPU_FIELDS} for gpu in self.gpus],
             "targets": [{**asdict(target), "needs": list(target.needs)} for target in self.targets],
             "notes": list(self.notes),
         }
@@ -112,7 +100,7 @@ def examine() -> DoctorReport:
     machine = machine_fingerprint()
     packages = installed_versions(REPORTED_PACKAGES)
     providers, failure = execution_providers()
-    gpus = nvidia_gpus()
+    gpus = machine.gpus
     notes = [failure] if failure else []
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         notes.append(
@@ -131,7 +119,7 @@ def examine() -> DoctorReport:
     )
 
 
-def target_status(target: Target, providers: Sequence[str], gpus: Sequence[Gpu]) -> TargetStatus:
+def target_status(target: Target, providers: Sequence[str], gpus: Sequence[GpuDescription]) -> TargetStatus:
     """What one target can do, given ONNX Runtime's providers and the GPUs."""
     requirement, needs = target.requirement, []
     install = target.install
@@ -153,7 +141,7 @@ def target_status(target: Target, providers: Sequence[str], gpus: Sequence[Gpu])
     return TargetStatus(target.name, can_build, can_run, tuple(needs))
 
 
-def _gpu_needs(requirement: Requirement, gpus: Sequence[Gpu]) -> list[str]:
+def _gpu_needs(requirement: Requirement, gpus: Sequence[GpuDescription]) -> list[str]:
     if not gpus:
         suffix = ": building needs none, running does" if requirement.builds_without_gpu else ""
         return [f"nvidia-smi finds no NVIDIA GPU{suffix}"]
@@ -174,27 +162,3 @@ def execution_providers() -> tuple[tuple[str, ...], str | None]:
     except (ImportError, OSError) as error:
         return (), f"onnxruntime is installed but does not load: {error}"
     return tuple(onnxruntime.get_available_providers()), None
-
-
-def nvidia_gpus() -> tuple[Gpu, ...]:
-    """GPUs that ``nvidia-smi`` lists; none when it is missing, fails, or takes over 10 seconds."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = [program, "--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return parse_nvidia_smi(answer)
-
-
-def parse_nvidia_smi(answer: str) -> tuple[Gpu, ...]:
-    """GPUs from lines ``name, compute capability, memory, free memory`` (MiB); a line of another form is skipped."""
-    gpus = []
-    for line in answer.splitlines():
-        parts = [part.strip() for part in line.rsplit(",", 3)]
-        if len(parts) == 4 and parts[2].isdigit():
-            free = int(parts[3]) << 20 if parts[3].isdigit() else None
-            gpus.append(Gpu(parts[0], parts[1], int(parts[2]) << 20, free))
-    return tuple(gpus)

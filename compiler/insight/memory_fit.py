@@ -16,8 +16,7 @@ import psutil
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import DEFAULT_CONTEXT
 from llmc.compiler.base.targets import get_target
-from llmc.compiler.insight.doctor import Gpu
-from llmc.runtimes.machine.fingerprint import machine_fingerprint
+from llmc.runtimes.machine.fingerprint import GpuDescription, machine_fingerprint
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import MemoryPlan, check_fits, plan_memory
 
@@ -50,7 +49,12 @@ class MemoryFit:
 
 
 def check_memory(
-    directory: Path, gpus: Sequence[Gpu], *, context: int | None = None, batch: int = 1, chunk: int | None = None
+    directory: Path,
+    gpus: Sequence[GpuDescription],
+    *,
+    context: int | None = None,
+    batch: int = 1,
+    chunk: int | None = None,
 ) -> MemoryFit:
     """Compare what an engine needs with what is free: on the first GPU, or in the machine's memory for a CPU engine.
 

@@ -25,6 +25,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.runtimes.machine.fingerprint import cpu_flags, read_cpuinfo
+
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
 COMPILERS = ("cc", "gcc", "clang")
@@ -164,9 +166,4 @@ def _fingerprint(compiler: str, variant: Variant) -> str:
 
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
+    return cpu_flags(read_cpuinfo())

@@ -1,18 +1,19 @@
 """The machine that a measurement was made on.
 
-In: ``/proc``, ``/sys``, the installed packages' metadata, and NVML where it is (nothing heavy is imported).
+In: ``/proc``, ``/sys``, the installed packages' metadata, ``nvidia-smi`` where it is (nothing heavy is imported).
 Out: :class:`MachineFingerprint`, which goes into every benchmark file so that two files can be compared.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,19 @@ ISA_FLAGS: Mapping[str, str] = {
     "bf16": "bf16",
     "sve": "sve",
 }
+GPU_FIELDS = (
+    *("name", "compute_cap", "memory.total", "memory.free", "driver_version", "clocks.max.sm", "clocks.max.memory"),
+    "power.limit",
+)
+"""What ``nvidia-smi`` is asked of each GPU."""
+GPU_NOW = frozenset({"compute_capability", "free_bytes"})
+"""What is no part of a fingerprint: the name decides the one, the moment the other."""
 MEASURED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "llmc-toolchain")
 
 
 @dataclass(frozen=True)
 class GpuDescription:
-    """A GPU as NVML describes it; what it does not answer is 0.
+    """An NVIDIA GPU as ``nvidia-smi`` describes it; of the numbers, what it does not answer is 0.
 
     Attributes:
         name: Its own name.
@@ -52,14 +60,18 @@ class GpuDescription:
         sm_clock_mhz: Highest clock of the multiprocessors.
         memory_clock_mhz: Highest clock of the memory.
         power_limit_w: Watts that it may draw.
+        compute_capability: As ``9.0``.
+        free_bytes: What is free now, no part of what the GPU is; None where it does not say.
     """
 
     name: str
     memory_bytes: int
-    driver: str
+    driver: str = ""
     sm_clock_mhz: int = 0
     memory_clock_mhz: int = 0
     power_limit_w: int = 0
+    compute_capability: str = ""
+    free_bytes: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class MachineFingerprint:
         architecture: As ``x86_64`` or ``aarch64``.
         python: Interpreter's version.
         packages: Distribution name -> version, of those installed.
-        gpus: NVIDIA's, in NVML's order; empty without ``nvidia-ml-py`` or a driver.
+        gpus: NVIDIA's, in the driver's order; empty without ``nvidia-smi``.
     """
 
     cpu_model: str
@@ -97,7 +109,8 @@ class MachineFingerprint:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
         plain = asdict(self)
-        return {**plain, "isa": list(self.isa), "packages": dict(self.packages), "gpus": list(plain["gpus"])}
+        gpus = [{name: gpu[name] for name in gpu if name not in GPU_NOW} for gpu in plain["gpus"]]
+        return {**plain, "isa": list(self.isa), "packages": dict(self.packages), "gpus": gpus}
 
 
 def machine_fingerprint() -> MachineFingerprint:
@@ -120,35 +133,29 @@ def machine_fingerprint() -> MachineFingerprint:
 
 
 def describe_gpus() -> tuple[GpuDescription, ...]:
-    """The GPUs that NVML shows; none without the package ``nvidia-ml-py`` or a driver."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
+    """GPUs that ``nvidia-smi`` lists; none when it is missing, fails, or takes over 10 seconds."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
         return ()
+    query = [program, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        nvml.nvmlInit()
-        driver = str(nvml.nvmlSystemGetDriverVersion())
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return tuple(_describe_gpu(nvml, handle, driver) for handle in handles)
-    except nvml.NVMLError:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
         return ()
+    return parse_nvidia_smi(answer)
 
 
-def _describe_gpu(nvml: Any, handle: Any, driver: str) -> GpuDescription:
-    def ask(function: Any, *arguments: Any) -> int:
-        try:
-            return int(function(handle, *arguments))
-        except nvml.NVMLError:
-            return 0
-
-    return GpuDescription(
-        name=str(nvml.nvmlDeviceGetName(handle)),
-        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        driver=driver,
-        sm_clock_mhz=ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
-        memory_clock_mhz=ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
-        power_limit_w=ask(nvml.nvmlDeviceGetPowerManagementLimit) // 1000,
-    )
+def parse_nvidia_smi(answer: str) -> tuple[GpuDescription, ...]:
+    """GPUs from lines of :data:`GPU_FIELDS`, memory in MiB; a line of another form is skipped."""
+    gpus = []
+    for line in answer.splitlines():
+        name, *rest = (part.strip() for part in line.rsplit(",", len(GPU_FIELDS) - 1))
+        if len(rest) == len(GPU_FIELDS) - 1 and rest[1].isdigit():
+            capability, memory, free, driver, *limits = rest
+            cores, buses, watts = (int(float(text)) if text.replace(".", "", 1).isdigit() else 0 for text in limits)
+            left = int(free) << 20 if free.isdigit() else None
+            gpus.append(GpuDescription(name, int(memory) << 20, driver, cores, buses, watts, capability, left))
+    return tuple(gpus)
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
@@ -249,9 +256,14 @@ def cpu_model(info: Mapping[str, str]) -> str:
     return info.get("model name") or info.get("Model") or platform.processor() or platform.machine() or "unknown"
 
 
+def cpu_flags(info: Mapping[str, str]) -> frozenset[str]:
+    """The kernel's names of what the processor can do (``flags`` on x86, ``Features`` on ARM)."""
+    return frozenset((info.get("flags", "") + " " + info.get("Features", "")).split())
+
+
 def isa_features(info: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the :data:`ISA_FLAGS` that :func:`read_cpuinfo` reports (``flags`` on x86, ``Features`` on ARM)."""
-    flags = set((info.get("flags", "") + " " + info.get("Features", "")).split())
+    """Names of the :data:`ISA_FLAGS` that :func:`read_cpuinfo` reports."""
+    flags = cpu_flags(info)
     return tuple(name for flag, name in ISA_FLAGS.items() if flag in flags)
 
 

@@ -9,7 +9,6 @@ class NVMLError(Exception):
 
 class FakeNvml:
     NVMLError = NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 
     def __init__(self):
         self.millijoules = 0
@@ -52,18 +51,3 @@ class FakeNvml:
 
     def nvmlDeviceGetUtilizationRates(self, handle):  # noqa: N802
         return SimpleNamespace(gpu=self._answer(self.utilization))
-
-    def nvmlSystemGetDriverVersion(self):  # noqa: N802
-        return "580.1"
-
-    def nvmlDeviceGetCount(self):  # noqa: N802
-        return 1
-
-    def nvmlDeviceGetName(self, handle):  # noqa: N802
-        return "NVIDIA Fake"
-
-    def nvmlDeviceGetMaxClockInfo(self, handle, kind):  # noqa: N802
-        return {1: 1980, 2: 2619}[kind]
-
-    def nvmlDeviceGetPowerManagementLimit(self, handle):  # noqa: N802
-        return 700_000

@@ -7,10 +7,11 @@ import pytest
 
 from llmc.compiler.base.targets import TARGETS, Requirement, Target, get_target
 from llmc.compiler.insight import doctor
-from llmc.compiler.insight.doctor import Gpu, examine, parse_nvidia_smi, target_status
+from llmc.compiler.insight.doctor import examine, target_status
+from llmc.runtimes.machine.fingerprint import GpuDescription
 
-H100 = Gpu("NVIDIA H100", "9.0", 80 << 30)
-BLACKWELL = Gpu("NVIDIA RTX 5090", "12.0", 32 << 30)
+H100 = GpuDescription("NVIDIA H100", 80 << 30, compute_capability="9.0")
+BLACKWELL = GpuDescription("NVIDIA RTX 5090", 32 << 30, compute_capability="12.0")
 
 
 def target(*modules: str, name: str = "cpu", **fields) -> Target:
@@ -162,31 +163,6 @@ def test_a_gpu_that_the_runtime_refuses():
     assert "NVIDIA H100 (9.0) cannot run it" in need
     assert "8.9, 12.x" in need
     assert target_status(RTX, (), (H100, BLACKWELL)).can_run
-
-
-def test_nvidia_smi_answers():
-    answer = "NVIDIA H100 80GB HBM3, 9.0, 81559, 80000\nbroken line\nName, with comma, 8.9, 1024, [N/A]\n"
-    assert parse_nvidia_smi(answer) == (
-        Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559 << 20, 80000 << 20),
-        Gpu("Name, with comma", "8.9", 1 << 30, None),
-    )
-
-
-def test_nvidia_smi_is_asked_for_what_is_parsed(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    query = "--query-gpu=name,compute_cap,memory.total,memory.free"
-    program.write_text(f'#!/bin/sh\ntest "$1" = {query} && echo "H100, 9.0, 4096, 1024"\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: str(program))
-    assert doctor.nvidia_gpus() == (Gpu("H100", "9.0", 4 << 30, 1 << 30),)
-
-
-def test_a_failing_nvidia_smi_means_no_gpu(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho driver mismatch; exit 9\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: str(program))
-    assert doctor.nvidia_gpus() == ()
 
 
 def test_an_onnxruntime_that_does_not_load_is_a_note(monkeypatch, tmp_path):

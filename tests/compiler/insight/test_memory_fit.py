@@ -15,8 +15,8 @@ from llmc.compiler.artifact.manifest import EngineRecord, Manifest
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.options import DEFAULT_CONTEXT
 from llmc.compiler.insight import memory_fit
-from llmc.compiler.insight.doctor import Gpu
 from llmc.compiler.insight.memory_fit import check_memory
+from llmc.runtimes.machine.fingerprint import GpuDescription
 from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
 from llmc.runtimes.memory.plan import CUDA_ALLOWANCE
 
@@ -25,7 +25,7 @@ tiny (int64[batch, sequence] input_ids, float16[batch, 2, capacity, 8] "past_key
  => (float16[batch, 1, 64] logits, float16[batch, 2, capacity, 8] "present.0.key")
 { logits, "present.0.key" = test.Decoder(input_ids, "past_key_values.0.key") }"""
 CACHE = 2 * 8 * 2
-H100 = Gpu("NVIDIA H100", "9.0", 80 << 30, 70 << 30)
+H100 = GpuDescription("NVIDIA H100", 80 << 30, compute_capability="9.0", free_bytes=70 << 30)
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from llmc.runtimes.machine import load as load_module
 from llmc.runtimes.machine.bandwidth import measure_read_bandwidth
 from llmc.runtimes.machine.load import LoadMeter, other_load
 
-from ..fake_nvml import FakeNvml
-
 X86 = (
     "processor\t: 0\nmodel name\t: Some CPU\nflags\t: fpu avx2 avx512f avx512_vnni amx_int8\n\nmodel name\t: Other\n"
 )
@@ -151,17 +149,39 @@ def test_last_level_cache(tmp_path):
     assert machine.last_level_cache_bytes(1, tmp_path) == 512 << 10
 
 
-@pytest.mark.parametrize("refused", ["nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetMaxClockInfo"])
-def test_a_question_that_a_gpu_does_not_answer_is_0(monkeypatch, refused):
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    whole = machine.describe_gpus()[0]
-    assert (whole.sm_clock_mhz, whole.memory_clock_mhz, whole.power_limit_w) == (1980, 2619, 700)
-    monkeypatch.setattr(nvml, refused, lambda *arguments: nvml._answer(None))
-    (gpu,) = machine.describe_gpus()
-    assert (gpu.name, gpu.memory_bytes, gpu.driver) == (whole.name, whole.memory_bytes, whole.driver)
-    clocks, power = (0, 700) if "Clock" in refused else (1980, 0)
-    assert (gpu.sm_clock_mhz, gpu.power_limit_w) == (clocks, power)
+LINE = "NVIDIA H100 80GB HBM3, 9.0, 81559, 80000, 580.1, 1980, 2619, 700.00"
+
+
+def test_nvidia_smi_answers():
+    """A name may hold commas, a number may be withheld, and a line may be none of a GPU."""
+    whole, part = machine.parse_nvidia_smi(f"{LINE}\nbroken\nName, with comma, 8.9, 1024, [N/A], 1, [N/A], x, 0\n")
+    assert whole == machine.GpuDescription("NVIDIA H100 80GB HBM3", 81559 << 20, "580.1", 1980, 2619, 700, "9.0")
+    assert whole.free_bytes == 80000 << 20
+    assert part == machine.GpuDescription("Name, with comma", 1 << 30, "1", compute_capability="8.9")
+    assert part.free_bytes is None
+
+
+def test_nvidia_smi_is_asked_for_what_is_parsed(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    query = "--query-gpu=" + ",".join(machine.GPU_FIELDS)
+    write(program, f'#!/bin/sh\ntest "$1" = {query} && echo "{LINE}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(program))
+    fingerprint = machine.machine_fingerprint()
+    assert fingerprint.gpus == machine.describe_gpus() == machine.parse_nvidia_smi(LINE)
+    assert [gpu.free_bytes for gpu in fingerprint.gpus] == [80000 << 20]
+    (gpu,) = fingerprint.to_json()["gpus"]
+    assert set(gpu) == {"name", "memory_bytes", "driver", "sm_clock_mhz", "memory_clock_mhz", "power_limit_w"}
+
+
+def test_a_failing_nvidia_smi_means_no_gpu(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    write(program, "#!/bin/sh\necho driver mismatch; exit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(program))
+    assert machine.describe_gpus() == ()
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.describe_gpus() == ()
 
 
 def test_load_is_what_is_busy_and_not_ours(monkeypatch):

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.insight import doctor, memory_fit
+from llmc.runtimes.machine import fingerprint
+from llmc.runtimes.machine.fingerprint import GpuDescription
 
 Run = Callable[..., Result]
 
@@ -64,8 +66,11 @@ def test_what_builds_is_not_said_to_run(llmc: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_doctor_shows_free_device_memory(llmc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = (doctor.Gpu("H100", "9.0", 80 << 30, 79 << 30), doctor.Gpu("Other", "8.9", 8 << 30))
-    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: gpus)
+    gpus = (
+        GpuDescription("H100", 80 << 30, compute_capability="9.0", free_bytes=79 << 30),
+        GpuDescription("Other", 8 << 30, compute_capability="8.9"),
+    )
+    monkeypatch.setattr(fingerprint, "describe_gpus", lambda: gpus)
     text = llmc("doctor").stdout
     assert "H100, 80.00 GiB, 79.00 GiB free, compute capability 9.0" in text
     assert "Other, 8.00 GiB, free memory not told" in text

@@ -52,8 +52,8 @@ class CacheRows(RowEditor):
         self.take_turn()
         self.lengths[row] = length
         for tensor in self._decoder.cache if length and row != source else ():
-            size, slot = tensor.nbytes(1, self.capacity), tensor.width * tensor.itemsize
+            size, stride = tensor.nbytes(1, self.capacity), self.capacity * tensor.slot_bytes
             cache = self._memory.named[tensor.past]
             origin, target = (part(cache, index * size, size) for index in (source, row))
-            strides = (self.capacity * slot, self.capacity * slot)
-            self._device.copy_pieces(origin, target, tensor.heads, length * slot, strides)
+            nbytes = length * tensor.slot_bytes
+            self._device.copy_pieces(origin, target, size // stride, nbytes, (stride, stride))

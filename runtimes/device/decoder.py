@@ -7,46 +7,57 @@ addresses, a run that is queued. ``graph_io.py`` has it for ONNX Runtime, ``llmc
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from llmc.compiler.base.contract import PAST
+from llmc.compiler.base.contract import PAST, PRESENT
 from llmc.runtimes.device.interface import Buffer
 
-CACHE_INPUT = re.compile(re.escape(PAST))
 Values = Mapping[str, tuple[Buffer, tuple[int, ...]]]
 """Name -> memory and shape."""
 
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One input of the cache and the output that is written in its place.
+    """One input of the cache and the output that becomes it.
 
     Attributes:
-        past, present: Their names.
+        past: Name of the input.
+        dims: Sizes behind the batch; None: a slot per token, which a state has not.
         element_type: ONNX's number.
-        itemsize: Bytes of an element.
-        heads, width: Second and last dimension.
+        dtype: Of the elements.
     """
 
     past: str
-    present: str
+    dims: tuple[int | None, ...]
     element_type: int
-    itemsize: int
-    heads: int
-    width: int
+    dtype: np.dtype[Any]
 
-    def nbytes(self, batch: int, capacity: int) -> int:
-        """Bytes of the tensor with so many rows and slots."""
-        return math.prod(self.shape(batch, capacity)) * self.itemsize
+    @property
+    def present(self) -> str:
+        """Name of the output."""
+        return PRESENT + self.past.removeprefix(PAST)
 
-    def shape(self, batch: int, capacity: int) -> tuple[int, int, int, int]:
-        """[batch, heads, capacity, width]."""
-        return (batch, self.heads, capacity, self.width)
+    @property
+    def axis(self) -> int | None:
+        """The axis with a slot per token; None for a state."""
+        return 1 + self.dims.index(None) if None in self.dims else None
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot in each place that a row has it, as a head."""
+        return math.prod(size or 1 for size in self.dims[self.axis :]) * self.dtype.itemsize
+
+    def shape(self, batch: int, slots: int) -> tuple[int, ...]:
+        """With so many rows and slots."""
+        return (batch, *(slots if size is None else size for size in self.dims))
+
+    def nbytes(self, batch: int, slots: int) -> int:
+        """Bytes of it with so many rows and slots."""
+        return math.prod(self.shape(batch, slots)) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.base.contract import PAST, PRESENT
+from llmc.compiler.base.contract import PAST
 from llmc.compiler.base.errors import EngineError, first_line
-from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
+from llmc.runtimes.device.decoder import CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 
 TOTAL = "total_sequence_length"
@@ -56,7 +56,11 @@ class GraphIO:
         if TOTAL not in names:
             raise EngineError(f"the graph has no input {TOTAL}; build the engine again")
         self._names = names
-        self.cache = [_cache_tensor(item) for item in inference.get_inputs() if CACHE_INPUT.match(item.name)]
+        past = [item for item in inference.get_inputs() if item.name.startswith(PAST)]
+        self.cache = [cache_tensor(item) for item in past]
+        for item, tensor in zip(past, self.cache, strict=True):
+            if len(tensor.dims) != 3 or tensor.axis != 2 or tensor.dims.count(None) > 1:
+                raise EngineError(f"{item.name} of shape {item.shape} is no cache of keys or values")
         self.logits_type = self._types["logits"][1]
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -103,9 +107,7 @@ class GraphIO:
         self._inference = None
 
 
-def _cache_tensor(item: Any) -> CacheTensor:
-    element_type, dtype = ELEMENT_TYPES[item.type]
-    if len(item.shape) != 4 or not isinstance(item.shape[1], int) or not isinstance(item.shape[3], int):
-        raise EngineError(f"{item.name} of shape {item.shape} is no cache of keys or values")
-    present = PRESENT + item.name.removeprefix(PAST)
-    return CacheTensor(item.name, present, element_type, dtype.itemsize, item.shape[1], item.shape[3])
+def cache_tensor(item: Any) -> CacheTensor:
+    """What ONNX Runtime says of an input of the cache."""
+    dims = tuple(size if isinstance(size, int) else None for size in item.shape[1:])
+    return CacheTensor(item.name, dims, *ELEMENT_TYPES[item.type])

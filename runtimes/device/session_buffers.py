@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llmc.runtimes.device.decoder import CACHE_INPUT, Decoder
+from llmc.compiler.base.contract import PAST
+from llmc.runtimes.device.decoder import Decoder
 from llmc.runtimes.device.interface import Buffer, Device
 from llmc.runtimes.session.engine import Int64Array
 
@@ -34,7 +35,7 @@ class SessionBuffers:
     @property
     def cache(self) -> dict[str, Buffer]:
         """The layers' caches."""
-        return {name: buffer for name, buffer in self.named.items() if CACHE_INPUT.match(name)}
+        return {name: buffer for name, buffer in self.named.items() if name.startswith(PAST)}
 
     @property
     def logits_row(self) -> int:
@@ -114,10 +115,9 @@ class SessionBuffers:
         before, held = dict(self.named), self._cache
         self.allocate_cache(self.cache_sizes(batch, new))
         for tensor in self._decoder.cache:
-            slot = tensor.width * tensor.itemsize
             source, target = before[tensor.past], self.named[tensor.past]
-            strides = (old * slot, new * slot)
-            self._device.copy_pieces(source, target, batch * tensor.heads, old * slot, strides)
+            strides = (old * tensor.slot_bytes, new * tensor.slot_bytes)
+            self._device.copy_pieces(source, target, tensor.nbytes(batch, old) // strides[0], strides[0], strides)
         if held is not None:
             self._device.free(held)
 

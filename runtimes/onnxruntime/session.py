@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, PRESENT, Contract
+from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST, POSITION_IDS, Contract
 from llmc.compiler.base.errors import EngineError, first_line
+from llmc.runtimes.device.decoder import CacheTensor
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES, cache_tensor
 from llmc.runtimes.session.capabilities import RowEditor
 from llmc.runtimes.session.engine import (
     EngineInfo,
@@ -49,12 +51,12 @@ class OnnxRuntimeSession(Session, RowEditor):
         self._info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = POSITION_IDS in inputs
-        past = [_CacheTensor(item) for name, item in inputs.items() if name.startswith(PAST)]
+        past = [cache_tensor(item) for name, item in inputs.items() if name.startswith(PAST)]
         self._growing = [tensor for tensor in past if tensor.axis is not None]
         self._states = [tensor for tensor in past if tensor.axis is None]
         self._cache: list[Any] = []
         self._state_buffers: list[tuple[_Buffer, _Buffer]] = []
-        self._logits_type = _element_type(inference.get_outputs()[0])
+        self._logits_type = ELEMENT_TYPES[inference.get_outputs()[0].type][1]
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
         self._binding: Any = None
@@ -107,14 +109,14 @@ class OnnxRuntimeSession(Session, RowEditor):
             raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
 
     def _bind_shared_cache(self, batch: int, capacity: int) -> None:
-        self._cache = [tensor.zeros(batch, capacity) for tensor in self._growing]
+        self._cache = [_zeros(tensor, batch, capacity) for tensor in self._growing]
         for tensor, array in zip(self._growing, self._cache, strict=True):
             buffer = _ort_value(array)
             self._binding.bind_ortvalue_input(tensor.past, buffer)
             self._binding.bind_ortvalue_output(tensor.present, buffer)
 
     def _bind_empty_cache(self, batch: int) -> None:
-        self._bind_cache([_ort_value(tensor.zeros(batch, 0)) for tensor in self._growing])
+        self._bind_cache([_ort_value(_zeros(tensor, batch, 0)) for tensor in self._growing])
 
     def _bind_cache(self, values: list[Any]) -> None:
         """What a cache that grows holds from now on."""
@@ -125,7 +127,7 @@ class OnnxRuntimeSession(Session, RowEditor):
 
     def _bind_empty_states(self, batch: int) -> None:
         self._state_buffers = [
-            (_Buffer(tensor.zeros(batch, 0)), _Buffer(tensor.zeros(batch, 0))) for tensor in self._states
+            (_Buffer(_zeros(tensor, batch, 0)), _Buffer(_zeros(tensor, batch, 0))) for tensor in self._states
         ]
         self._bind_states()
 
@@ -248,26 +250,6 @@ class OnnxRuntimeSession(Session, RowEditor):
         self._inference = None
 
 
-class _CacheTensor:
-    """One input of the cache and the output that becomes it.
-
-    Attributes:
-        past, present: Names of the input and the output.
-        axis: The axis with a slot per token; None for a state.
-    """
-
-    def __init__(self, item: Any) -> None:
-        self.past, self.present = item.name, PRESENT + item.name.removeprefix(PAST)
-        self._shape, self._type = item.shape, _element_type(item)
-        growing = [index for index, dim in enumerate(item.shape) if index and not isinstance(dim, int)]
-        self.axis = growing[0] if growing else None
-
-    def zeros(self, batch: int, length: int) -> npt.NDArray[Any]:
-        """An empty one, with room for ``length`` tokens."""
-        sizes = [dim if isinstance(dim, int) else length for dim in self._shape]
-        return np.zeros([batch, *sizes[1:]], self._type)
-
-
 class _Buffer:
     """Memory of a state, as NumPy and as ONNX Runtime see it."""
 
@@ -275,9 +257,9 @@ class _Buffer:
         self.array, self.value = array, _ort_value(array)
 
 
-def _element_type(item: Any) -> type[np.generic]:
-    types: dict[str, type[np.generic]] = {"tensor(float16)": np.float16, "tensor(int64)": np.int64}
-    return types.get(item.type, np.float32)
+def _zeros(tensor: CacheTensor, batch: int, slots: int) -> npt.NDArray[Any]:
+    """An empty one."""
+    return np.zeros(tensor.shape(batch, slots), tensor.dtype)
 
 
 def _rows_moved(

@@ -22,9 +22,9 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from llmc.compiler.base.contract import ENGINE_GRAPH, INPUT_IDS, LOGITS, PAST, PAST_LENGTHS, PRESENT
+from llmc.compiler.base.contract import ENGINE_GRAPH, INPUT_IDS, LOGITS, PAST, PAST_LENGTHS
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.device.decoder import CACHE_INPUT, CacheTensor, Traits, Values
+from llmc.runtimes.device.decoder import CacheTensor, Traits, Values
 from llmc.runtimes.device.interface import Buffer, Device
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.tensorrt.bindings import Library
@@ -109,7 +109,7 @@ class TensorRTDecoder:
         )
         self.load(plan.capacities[0])
         self.cache = [
-            self._cache_tensor(name) for name in sorted(self._here.inputs, key=_by_layer) if _is_cache(name)
+            self._cache_tensor(name) for name in sorted(self._here.inputs, key=_by_layer) if name.startswith(PAST)
         ]
         self.logits_element, self.logits_type = self._element_type(LOGITS)
         self.vocab_size = int(self._here.engine.get_tensor_shape(LOGITS)[-1])
@@ -225,7 +225,7 @@ class TensorRTDecoder:
         shape = [int(size) for size in self._here.engine.get_tensor_shape(name)]
         if len(shape) != 4 or shape[SLOTS] != self._here.capacity:
             raise EngineError(f"{name} of shape {shape} is no cache of {self._here.capacity} slots; build again")
-        return CacheTensor(name, PRESENT + name.removeprefix(PAST), element_type, dtype.itemsize, shape[1], shape[3])
+        return CacheTensor(name, (shape[1], None, shape[3]), element_type, dtype)
 
     def _element_type(self, name: str) -> tuple[int, np.dtype[Any]]:
         kind = str(self._here.engine.get_tensor_dtype(name)).rpartition(".")[2]
@@ -250,10 +250,6 @@ def _names(engine: Any, read: Any) -> tuple[frozenset[str], frozenset[str]]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = frozenset(name for name in names if engine.get_tensor_mode(name) == read)
     return inputs, frozenset(names) - inputs
-
-
-def _is_cache(name: str) -> bool:
-    return CACHE_INPUT.match(name) is not None
 
 
 def _by_layer(name: str) -> tuple[int, str]:

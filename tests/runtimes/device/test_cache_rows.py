@@ -19,8 +19,8 @@ from ..row_states import begin_loop
 from ..tiny_engine import PROMPTS, TOLERANCE, LaggingDevice, alone, open_tiny, rows_of
 
 CACHE = [
-    CacheTensor("past_key_values.0.key", "present.0.key", 3, 1, 3, 5),
-    CacheTensor("past_key_values.0.value", "present.0.value", 10, 2, 2, 7),
+    CacheTensor("past_key_values.0.key", (3, None, 5), 3, np.dtype(np.int8)),
+    CacheTensor("past_key_values.0.value", (2, None, 7), 10, np.dtype(np.float16)),
 ]
 """int8 and float16, of unlike heads and widths."""
 
@@ -37,7 +37,7 @@ def test_a_prefix_is_copied_head_by_head_and_nothing_else(source: int, target: i
     random = np.random.default_rng(0)
     expected = {}
     for tensor in CACHE:
-        shape = (*tensor.shape(batch, capacity), tensor.itemsize)
+        shape = (*tensor.shape(batch, capacity), tensor.dtype.itemsize)
         expected[tensor.past] = random.integers(0, 256, shape, np.uint8)
         memory.named[tensor.past].owner[:] = expected[tensor.past].reshape(-1)
     rows.copy_prefix(source, target, length)

@@ -45,7 +45,7 @@ def test_the_cache_s_tensors() -> None:
     graph = GraphIO(load(), HostDevice())
     (tensor,) = graph.cache
     assert (tensor.past, tensor.present) == ("past_key_values.0.key", "present.0.key")
-    assert (tensor.element_type, tensor.itemsize) == (onnx.TensorProto.FLOAT16, 2)
+    assert (tensor.element_type, tensor.dtype) == (onnx.TensorProto.FLOAT16, np.float16)
     assert tensor.shape(5, 7) == (5, 2, 7, 4)
     assert graph.logits_type == np.float32
 

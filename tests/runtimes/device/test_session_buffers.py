@@ -16,9 +16,9 @@ from llmc.runtimes.device.session_buffers import ALIGNMENT, SessionBuffers, part
 from ..tiny_engine import CountingDevice
 
 CACHE = [
-    CacheTensor("past_key_values.0.key", "present.0.key", 10, 2, 3, 5),
-    CacheTensor("past_key_values.0.value", "present.0.value", 10, 2, 3, 7),
-    CacheTensor("past_key_values.1.key", "present.1.key", 1, 4, 2, 3),
+    CacheTensor("past_key_values.0.key", (3, None, 5), 10, np.dtype(np.float16)),
+    CacheTensor("past_key_values.0.value", (3, None, 7), 10, np.dtype(np.float16)),
+    CacheTensor("past_key_values.1.key", (2, None, 3), 1, np.dtype(np.float32)),
 ]
 """Layers of unlike widths, whose bytes are no multiple of the alignment."""
 VOCAB = 11
@@ -45,7 +45,9 @@ def fill(memory: SessionBuffers, batch: int, capacity: int) -> dict[str, np.ndar
     random = np.random.default_rng(0)
     written = {}
     for tensor in CACHE:
-        written[tensor.past] = random.integers(0, 256, (*tensor.shape(batch, capacity), tensor.itemsize), np.uint8)
+        written[tensor.past] = random.integers(
+            0, 256, (*tensor.shape(batch, capacity), tensor.dtype.itemsize), np.uint8
+        )
         content(memory.named[tensor.past])[:] = written[tensor.past].reshape(-1)
     return written
 
@@ -129,7 +131,7 @@ def test_a_cache_moves_to_a_longer_one(memory: SessionBuffers, device: CountingD
     assert device.events == ["allocate", "allocate", "free"]
     assert len(device.held) == 1
     for tensor in CACHE:
-        moved = content(memory.named[tensor.past]).reshape(*tensor.shape(2, 8), tensor.itemsize)
+        moved = content(memory.named[tensor.past]).reshape(*tensor.shape(2, 8), tensor.dtype.itemsize)
         assert np.array_equal(moved[:, :, :5], written[tensor.past])
         assert not moved[:, :, 5:].any()
 

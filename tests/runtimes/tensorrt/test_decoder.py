@@ -79,9 +79,7 @@ def test_the_caches_of_an_engine(tmp_path: Path, module: FakeModule, kind: str, 
     names = [f"past_key_values.{layer}.{part}" for layer in sorted(LAYERS) for part in ("key", "value")]
     assert [tensor.past for tensor in decoder.cache] == names
     assert decoder.cache[-1].present == "present.10.value"
-    assert {(tensor.element_type, tensor.itemsize) for tensor in decoder.cache} == {
-        (number, np.dtype(dtype).itemsize)
-    }
+    assert {(tensor.element_type, tensor.dtype) for tensor in decoder.cache} == {(number, np.dtype(dtype))}
     assert decoder.cache[0].shape(2, 8) == (2, 2, 8, 4)
     assert (decoder.vocab_size, decoder.logits_type) == (5, np.float32)
     assert decoder._element_type("past_key_values.0.key")[1] == dtype

@@ -106,6 +106,7 @@ COMMANDS = (
             "llmc bench out/engine",
             "llmc bench out/int4 out/int8 --prompt 128,512 --gen 128 --batch 1,4 --runs 5",
             "llmc bench out/engine --prompt 512 --gen 64 --threads 2 --json results.json",
+            "llmc bench out/engine --batch 4 --generate 16 --temperature 0.7",
             "llmc bench out/gpu --peer transformers/compile=venv/bin/python:./my-model --one-at-a-time",
         ),
     ),

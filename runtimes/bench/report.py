@@ -27,6 +27,8 @@ def render_report(report: BenchReport) -> Group:
         parts.append(comparison_table(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
+    if report.generations:
+        parts.append(Text(f"Generation: {CONVENTIONS['generation']}.", style="dim"))
     return Group(*parts)
 
 

@@ -165,7 +165,7 @@ class Batch:
             self._prompts_wait = False
             return lengths
         # Some runtimes want room for all of a chunk's columns behind the longest row.
-        width = min(self._chunk, self._capacity - int(self._session.lengths.max()))
+        width = max(1, min(self._chunk, self._capacity - int(self._session.lengths.max())))
         for row in self._joining:
             lengths[row.index] = min(width, row.rest)
         if self._editor is not None and self._editor.mixes_lengths:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.session.engine import Int64Array
 
 
@@ -14,23 +13,13 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Int6
     """Stack prompts of unequal lengths.
 
     Args:
-        prompts: One list of token ids a row.
+        prompts: One list of token ids a row; at least one.
         pad_id: What fills the columns after a row's end; any id of the vocabulary.
 
     Returns:
         ``tokens`` [batch, longest prompt] int64, C-contiguous, and ``lengths`` [batch] int64.
-
-    Raises:
-        UsageError: there is no prompt, or one of them is empty.
     """
-    if not prompts:
-        raise UsageError("there is no prompt: give at least one")
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    empty = np.flatnonzero(lengths == 0)
-    if empty.size:
-        raise UsageError(
-            f"prompt {int(empty[0])} is empty: give it at least one token, for example the tokenizer's bos token"
-        )
     tokens = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt

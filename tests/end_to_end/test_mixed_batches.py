@@ -9,11 +9,8 @@ import pytest
 
 from llmc.runtimes.engines import open_session
 from llmc.runtimes.generation.batch import Batch
-from llmc.runtimes.generation.request import Request
-from llmc.runtimes.session.engine import FloatArray, Session
-from llmc.runtimes.session.sampling import Sampler
 
-from ..runtimes.mixed_batches import check_requests_come_and_go, make_requests, random_prompts
+from ..runtimes.mixed_batches import agreement, check_requests_come_and_go, make_requests, random_prompts
 from ..shared import Shared
 from .conftest import BOTH, Built
 from .test_row_editing import MODELS, WAYS, open_one
@@ -56,20 +53,3 @@ def test_int4_engines(built: Built) -> None:
     same = [agreement(session, request) for request in requests]
     assert np.mean(np.concatenate(same)) > 0.9, same
     session.close()
-
-
-def agreement(session: Session, request: Request) -> list[bool]:
-    """Of each token, whether it would be chosen after those before it by the request alone."""
-    sampler = Sampler(request.sampling, session.info.vocab_size, request.id)
-    sampler.observe(request.ids)
-    same: list[bool] = []
-
-    def watch(position: int, logits: FloatArray) -> None:
-        step = position + len(logits) - len(request.ids)
-        token = request.tokens[step]
-        same.append(sampler.sample(logits[-1], step) == token)
-        sampler.observe((token,))
-
-    led = Request(request.prompt, request.max_tokens, forced=request.tokens, watch=watch)
-    Batch.of(session, [led]).run()
-    return same

@@ -9,7 +9,8 @@ import numpy as np
 
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
-from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.engine import FloatArray, Session
+from llmc.runtimes.session.sampling import Sampler
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 GREEDY = SamplingParams()
@@ -62,3 +63,20 @@ def check_requests_come_and_go(
     wanted[2] = wanted[2][:2]
     assert [request.tokens for request in requests] == wanted
     assert [request.finished for request in requests] == ["eos", "length", "stop", *["length"] * (len(requests) - 3)]
+
+
+def agreement(session: Session, request: Request) -> list[bool]:
+    """Of each token, whether it would be chosen after those before it by the request alone."""
+    sampler = Sampler(request.sampling, session.info.vocab_size, request.id)
+    sampler.observe(request.ids)
+    same: list[bool] = []
+
+    def watch(position: int, logits: FloatArray) -> None:
+        step = position + len(logits) - len(request.ids)
+        token = request.tokens[step]
+        same.append(sampler.sample(logits[-1], step) == token)
+        sampler.observe((token,))
+
+    led = Request(request.prompt, request.max_tokens, forced=request.tokens, watch=watch)
+    Batch.of(session, [led]).run()
+    return same

@@ -100,13 +100,12 @@ class SessionTarget:
         wanted = [Request(prompt, request.gen, sampling, id=number) for number, prompt in enumerate(prompts)]
         warm = [Request(prompt, min(2 + request.warm_steps, request.gen), sampling) for prompt in prompts]
         Batch.of(self._session, warm[: request.batch]).run()
-        batch, waiting = Batch(self._session, min(request.batch, requests), wanted[0].room), iter(wanted)
-        for first in itertools.islice(waiting, request.batch):
-            batch.add(first)
-        while batch.busy:
-            for _ in [each for each in batch.step() if each.finished]:
-                for following in itertools.islice(waiting, 1):
-                    batch.add(following)
+        batch = Batch(self._session, min(request.batch, requests), wanted[0].room)
+        waiting, free = iter(wanted), request.batch
+        while batch.busy or free:
+            for each in itertools.islice(waiting, free):
+                batch.add(each)
+            free = sum(each.finished is not None for each in batch.step())
         return [each.timings.ticks for each in wanted]
 
     def device_bytes(self) -> int | None:

@@ -108,14 +108,10 @@ def locate_builtin_model(name: str, *, search_path: Sequence[Path] = (), cache_d
 
 
 def _find_file(package: str, inner: str, search_path: Sequence[Path]) -> Path | None:
-    spec = importlib.machinery.PathFinder.find_spec(package, [str(directory) for directory in search_path])
-    if spec is None:
-        spec = importlib.util.find_spec(package)
-    for directory in (spec.submodule_search_locations if spec else None) or ():
-        path = Path(directory) / inner
-        if path.is_file():
-            return path
-    return None
+    installed = importlib.machinery.PathFinder.find_spec(package, [str(directory) for directory in search_path])
+    spec = installed or importlib.util.find_spec(package)
+    paths = [Path(directory) / inner for directory in (spec.submodule_search_locations if spec else None) or ()]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:

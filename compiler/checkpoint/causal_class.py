@@ -45,9 +45,7 @@ def make_causal_model(config: PreTrainedConfig, **options: Any) -> PreTrainedMod
     from transformers import AutoModelForCausalLM
 
     found = causal_class(config)
-    if found is None:
-        # A model that brings code of its own is registered by its configuration.
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
-    else:
-        model = found._from_config(config, **options)
+    # A model that brings code of its own is registered by its configuration.
+    make = AutoModelForCausalLM.from_config if found is None else found._from_config
+    model: PreTrainedModel = make(config, **options)
     return model

@@ -40,17 +40,6 @@ _END_SPELLINGS = frozenset(
 )
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-# Names of the metadata under which transformers' converter asks for it.
-_SAME_KEYS = ("tokens", "scores", "token_type", "merges", "precompiled_charsmap", "bos_token_id", "eos_token_id")
-_CONVERTER_KEYS: Mapping[str, str] = {
-    **{key: key for key in _SAME_KEYS},
-    "tokenizer_type": "model",
-    "pre_tokenizer_type": "pre",
-    "unk_token_id": "unknown_token_id",
-    "pad_token_id": "padding_token_id",
-    "add_prefix_space": "add_space_prefix",
-}
-
 
 @dataclass(frozen=True)
 class GgufTokenFacts:
@@ -200,20 +189,20 @@ def _converted(header: GgufHeader) -> Tokenizer:
     """The tokenizer as transformers builds it."""
     import transformers
 
-    values = {
-        name: header.metadata[f"tokenizer.ggml.{key}"]
-        for name, key in _CONVERTER_KEYS.items()
-        if f"tokenizer.ggml.{key}" in header.metadata
-    }
-    kind = values.get("tokenizer_type")
+    kind = header.metadata.get("tokenizer.ggml.model")
     try:
         # Releases that have it elsewhere build some of these vocabularies as unigram models: other tokens.
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+            GGUF_TOKENIZER_MAPPING,
+            convert_gguf_tokenizer,
+        )
     except ImportError as error:
         raise UnsupportedModelError(
             f"the installed transformers {transformers.__version__} does not convert the tokenizer of {header.path} "
             f"({kind}) as llama.cpp does; upgrade it: pip install 'transformers>=5.18'."
         ) from error
+    keys = {f"tokenizer.{key}": name for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items()}
+    values = {keys[key]: value for key, value in header.metadata.items() if key in keys}
     try:
         tokenizer: Tokenizer
         tokenizer, _ = convert_gguf_tokenizer(header.architecture, values)

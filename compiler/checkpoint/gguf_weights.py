@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,10 @@ class _Recipe:
     rows: npt.NDArray[np.int64] | None
     plain: bool
 
+    @property
+    def stored_bytes(self) -> int:
+        return sum(source.stored_bytes for source in self.sources)
+
 
 class GgufWeights:
     """The tensors of a GGUF file as float32, under transformers' names.
@@ -76,13 +81,7 @@ class GgufWeights:
         self._names = _name_map(self.header, self.config, self._processor)
         self._recipes = self._find_recipes()
         self._infos = {
-            name: TensorInfo(
-                name=name,
-                dtype=ir.DataType.FLOAT,
-                shape=recipe.shape,
-                stored_bytes=sum(source.stored_bytes for source in recipe.sources),
-                file=path.name,
-            )
+            name: TensorInfo(name, ir.DataType.FLOAT, recipe.shape, recipe.stored_bytes, path.name)
             for name, recipe in self._recipes.items()
         }
 
@@ -236,31 +235,18 @@ def _processor(header: GgufHeader, config: PreTrainedConfig) -> Any:
     return loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config=config.to_dict())
 
 
-@dataclass(frozen=True)
-class _ModuleNames:
-    """What transformers' name mapping asks of a module."""
-
-    config: PreTrainedConfig
-    names: tuple[str, ...]
-    children: tuple[tuple[str, _ModuleNames], ...] = ()
-
-    def state_dict(self) -> dict[str, None]:
-        return dict.fromkeys(self.names)
-
-    def named_children(self) -> tuple[tuple[str, _ModuleNames], ...]:
-        return self.children
-
-
-def _two_levels(model: Any) -> _ModuleNames:
-    """``model`` and the base model in it: files name the tensors of either.
+def _two_levels(model: Any) -> Any:
+    """What transformers' name mapping asks of ``model`` and of the base model in it: files name tensors of either.
 
     The mapping builds a table of all names for every module that it meets, which over all of a model's modules is
     most of the time that opening a file takes; the deeper ones never match.
     """
-    children = tuple(
-        (name, _ModuleNames(model.config, tuple(child.state_dict()))) for name, child in model.named_children()
-    )
-    return _ModuleNames(model.config, tuple(model.state_dict()), children)
+
+    def level(module: Any, children: Sequence[tuple[str, Any]] = ()) -> Any:
+        names = dict.fromkeys(module.state_dict())
+        return SimpleNamespace(config=model.config, state_dict=lambda: names, named_children=lambda: children)
+
+    return level(model, [(name, level(child)) for name, child in model.named_children()])
 
 
 def _name_map(header: GgufHeader, config: PreTrainedConfig, processor: Any) -> dict[str, str]:

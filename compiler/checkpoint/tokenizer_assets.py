@@ -59,7 +59,7 @@ def write_hf_assets(source: Path, directory: Path, generation_config: Generation
         if (source / name).is_file():
             _copy(source / name, directory / name)
     if generation_config is not None and not (directory / "generation_config.json").is_file():
-        _write_json(directory / "generation_config.json", _without_version(generation_config.to_diff_dict()))
+        _write_generation_config(directory, generation_config)
     _write_template_file(directory)
 
 
@@ -91,7 +91,7 @@ def write_gguf_assets(
     _write_json(directory / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
     if facts.chat_template:
         _write_text(directory / "chat_template.jinja", facts.chat_template)
-    _write_json(directory / "generation_config.json", _without_version(generation_config.to_diff_dict()))
+    _write_generation_config(directory, generation_config)
     described = config.to_diff_dict() | {"model_type": config.model_type}
     _write_json(directory / "config.json", {k: v for k, v in described.items() if k != "_model_name_or_path"})
 
@@ -108,9 +108,10 @@ def gguf_generation_config(header: GgufHeader) -> GenerationConfig:
     )
 
 
-def _without_version(settings: dict[str, Any]) -> dict[str, Any]:
+def _write_generation_config(directory: Path, config: GenerationConfig) -> None:
     # Written from metadata and not by that version: the same model gives the same bytes.
-    return {key: value for key, value in settings.items() if key != "transformers_version"}
+    settings = {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
+    _write_json(directory / "generation_config.json", settings)
 
 
 def _convert_slow_tokenizer(source: Path, directory: Path) -> None:

@@ -96,10 +96,7 @@ def read_bytes(path: Path, offset: int, size: int) -> npt.NDArray[np.uint8]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            while done < size:
-                count = os.preadv(descriptor, [view[done:]], offset + done)
-                if count == 0:
-                    break
+            while done < size and (count := os.preadv(descriptor, [view[done:]], offset + done)):
                 done += count
         finally:
             os.close(descriptor)

@@ -19,6 +19,8 @@ from llmc.runtimes.lint.tables.trap_rules import CALL, SHORT_CALL, TRAP_RULES
 
 SCHEMA_VERSION = 1
 Verdict: TypeAlias = Literal["wrong", "refused", "slow", "runs", "unknown"]
+Remark: TypeAlias = tuple[Outcome, str, str, str]
+"""Outcome, rule, message, advice."""
 FOUND: tuple[Outcome, ...] = ("wrong", "refused", "slow")
 """Worst first."""
 NAMES_SHOWN = 3
@@ -226,12 +228,8 @@ def _about_node(node: NodeView, graph: PlacedGraph, place: str, table: TargetTab
         message = f"{table.title} does not take {node.label} of version {node.since}: {version.message}"
         yield find("refused", "operator", message, _replacement(node))
         return
-    if row.signature is not None:
-        yield from (
-            find("refused", "signature", *parts) for parts in _about_signature(node, row.signature, table.title)
-        )
-    if version is not None:
-        yield from (find(*parts) for parts in _about_type(node, version, table.title))
+    yield from (find(*parts) for parts in _about_signature(node, row.signature, table.title))
+    yield from (find(*parts) for parts in _about_type(node, version, table.title))
     for index in row.constants:
         value = node.input(index)
         if value is not None and not graph.view.is_constant(value):
@@ -241,20 +239,23 @@ def _about_node(node: NodeView, graph: PlacedGraph, place: str, table: TargetTab
     yield from traps or (find(*parts) for parts in _about_use(node, row, table.title))
 
 
-def _about_signature(node: NodeView, known: Signature, title: str) -> Iterator[tuple[str, str]]:
+def _about_signature(node: NodeView, known: Signature | None, title: str) -> Iterator[Remark]:
     """Inputs, outputs and attributes that came to the operator in a later release."""
+    if known is None:
+        return
     advice = f"leave out what came later, use a newer release, or {LOWER}"
     for kind, most, values in (("inputs", known.inputs, node.inputs), ("outputs", known.outputs, node.outputs)):
         if most and len(values) > most:
-            yield f"{title} knows {most} {kind} of {node.label}, the node has {len(values)}", advice
+            message = f"{title} knows {most} {kind} of {node.label}, the node has {len(values)}"
+            yield "refused", "signature", message, advice
     for name in sorted(set(node.attributes) - set(known.attributes)):
-        yield f"{title} knows no attribute {name} of {node.label}", advice
+        yield "refused", "signature", f"{title} knows no attribute {name} of {node.label}", advice
 
 
-def _about_type(node: NodeView, version: VersionRow, title: str) -> Iterator[tuple[Outcome, str, str, str]]:
+def _about_type(node: NodeView, version: VersionRow | None, title: str) -> Iterator[Remark]:
     """Findings that follow from the deciding element type."""
     dtype = node.key_type
-    if dtype is None or not version.takes:
+    if dtype is None or version is None or not version.takes:
         return
     if dtype not in version.takes:
         types = ", ".join(version.takes)
@@ -268,7 +269,7 @@ def _about_type(node: NodeView, version: VersionRow, title: str) -> Iterator[tup
         yield "slow", "no-kernel", message, "nothing, unless it is where the time goes"
 
 
-def _about_use(node: NodeView, row: OperatorRow, title: str) -> Iterator[tuple[Outcome, str, str, str]]:
+def _about_use(node: NodeView, row: OperatorRow, title: str) -> Iterator[Remark]:
     """Findings that follow from attributes, and from optional inputs and outputs."""
     own = features(node) if row.unread or row.conditions else frozenset()
     for name in row.unread:
@@ -309,11 +310,8 @@ def _replacement(node: NodeView) -> str:
 
 
 def _verdict(node: NodeView, found: Sequence[Finding], table: TargetTable, model: LintModel) -> Verdict:
-    for outcome in FOUND:
-        if any(finding.outcome == outcome for finding in found):
-            return outcome
     known = node.label in table.operators or node.label in model.functions
-    return "runs" if known else "unknown"
+    return min((finding.outcome for finding in found), key=FOUND.index, default="runs" if known else "unknown")
 
 
 def _name(node: NodeView) -> str:

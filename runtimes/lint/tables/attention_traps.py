@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from llmc.runtimes.lint.tables.probe import Array, Probe, Trap, make_probe, random
+from llmc.runtimes.lint.tables.probe import Array, Probe, Trap, in_order, make_probe, random
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 16, 8
+POSITIONS = {"q": 0, "k": 1, "v": 2, "mask": 3, "past_key": 4, "past_value": 5, "lengths": 6}
 EVERY = ("tensorrt-rtx", "onnxruntime", "openvino")
 TENSORRT = ("tensorrt-rtx",)
 
@@ -36,25 +37,20 @@ def attention(
         "k": random(1, KV_HEADS, slots, WIDTH, seed=1, dtype=dtype),
         "v": random(1, KV_HEADS, slots, value_width, seed=2, dtype=dtype),
     }
-    names = ["q", "k", "v", "", "", "", ""]
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     outputs: dict[str, tuple[int, list[int | str]]] = {"y": (kind, [1, HEADS, sequence, value_width])}
     if mask:
         inputs["mask"] = np.arange(SLOTS)[None, None, None, :] < np.full((1, 1, sequence, 1), 5)
-        names[3] = "mask"
     if past:
         inputs["past_key"] = random(1, KV_HEADS, past, WIDTH, seed=3, dtype=dtype)
         inputs["past_value"] = random(1, KV_HEADS, past, value_width, seed=4, dtype=dtype)
-        names[4:6] = ["past_key", "past_value"]
         outputs |= {
             "present_key": (kind, [1, KV_HEADS, past + sequence, WIDTH]),
             "present_value": (kind, [1, KV_HEADS, past + sequence, value_width]),
         }
     if lengths:
         inputs["lengths"] = np.array([5], np.int64)
-        names[6] = "lengths"
-    while not names[-1]:
-        names.pop()
+    names = in_order(POSITIONS, inputs)
     node = helper.make_node("Attention", names, list(outputs), name="attention", **attributes)
     return make_probe([node], inputs, outputs, opset=opset)
 
@@ -80,8 +76,10 @@ def tensor_scatter(*, circular: bool = False, rank: int = 4, symbolic: bool = Fa
 
 def growing_cache(*, grows: bool) -> Probe:
     """A cache that leaves the graph longer than it came, or written in place."""
-    past = random(1, KV_HEADS, SLOTS, WIDTH)
-    inputs: dict[str, Array] = {"past": past, "new": random(1, KV_HEADS, 1, WIDTH, seed=1)}
+    inputs: dict[str, Array] = {
+        "past": random(1, KV_HEADS, SLOTS, WIDTH),
+        "new": random(1, KV_HEADS, 1, WIDTH, seed=1),
+    }
     if grows:
         node = helper.make_node("Concat", ["past", "new"], ["present"], name="append", axis=2)
         shapes: dict[str, list[int | str]] = {"past": [1, KV_HEADS, "past", WIDTH]}

@@ -6,35 +6,26 @@ Out: :data:`FUNCTION_TRAPS`. The linter looks at graphs whose functions are inli
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx.inliner
-from onnx import TensorProto, helper
+from onnx import parser
 
 from llmc.runtimes.lint.tables.probe import IR_VERSION, OPSET, Array, Probe, Trap, random
 from llmc.runtimes.lint.tables.trap_rules import CALL, SHORT_CALL
 
-DOMAIN, SHAPE = "functions", [2, 3]
+TEXT = f"""<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "functions" : 1]>
+probe (PORTS) => (float[2, 3] y) {{ [call] y = functions.F (NAMES) }}
+<domain: "functions", opset_import: ["" : {OPSET}]> F (x, least) => (y) {{ y = Clip (x, least) }}"""
 
 
 def call(*, short: bool) -> Probe:
     """``y = F(x, least)``, which is Clip; a short call leaves ``least`` out."""
-    inputs: dict[str, Array] = {"x": random(*SHAPE)}
+    inputs: dict[str, Array] = {"x": random(2, 3)}
+    ports = "float[2, 3] x"
     if not short:
         inputs["least"] = np.array(0.0, np.float32)
-    opset = helper.make_opsetid("", OPSET)
-    body = [helper.make_node("Clip", ["x", "least"], ["y"])]
-    function = helper.make_function(DOMAIN, "F", ["x", "least"], ["y"], body, [opset])
-    graph = helper.make_graph(
-        [helper.make_node("F", list(inputs), ["y"], name="call", domain=DOMAIN)],
-        "probe",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(array.shape)) for name, array in inputs.items()],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
-    )
-    opsets = [opset, helper.make_opsetid(DOMAIN, 1)]
-    model: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=opsets, functions=[function], ir_version=IR_VERSION
-    )
-    return Probe(model, inputs, {})
+        ports += ", float least"
+    text = TEXT.replace("PORTS", ports).replace("NAMES", ", ".join(inputs))
+    return Probe(parser.parse_model(text), inputs, {})
 
 
 def inlined() -> Probe:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from llmc.runtimes.lint.tables.probe import MICROSOFT, Array, Probe, Trap, make_probe, random
+from llmc.runtimes.lint.tables.probe import MICROSOFT, Array, Probe, Trap, in_order, make_probe, random
 
 HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 16, 12
 OPENVINO = ("openvino",)
-SEQLENS_INPUT = 16
+CACHE = {"past_key": 3, "past_value": 4}
+POSITIONS = {"query": 0, **CACHE, "seqlens_k": 5, "total": 6, "cos": 7, "sin": 8, "chunks": 16}
 
 
 def gqa(
@@ -43,27 +44,20 @@ def gqa(
     """
     slots, total = (SLOTS if buffer else past), past + sequence
     inputs: dict[str, Array] = {}
-    names = [""] * 17
-    names[0] = "query"
     inputs["query"] = random(batch, sequence, (HEADS + 2 * KV_HEADS) * WIDTH)
-    for index, name in ((3, "past_key"), (4, "past_value")):
-        names[index] = name
-        inputs[name] = random(batch, KV_HEADS, slots, WIDTH, seed=index)
-    names[5:7] = ["seqlens_k", "total"]
+    for name, position in CACHE.items():
+        inputs[name] = random(batch, KV_HEADS, slots, WIDTH, seed=position)
     inputs |= {"seqlens_k": np.full((batch,), total - 1, np.int32), "total": np.array(total, np.int32)}
     weights: dict[str, Array] = {}
     if rotary:
         angles = np.outer(np.arange(64), 10000.0 ** (-np.arange(WIDTH // 2) / (WIDTH // 2)))
         weights = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-        names[7:9] = ["cos", "sin"]
         attributes["do_rotary"] = 1
     if chunks:
-        inputs["chunks"], names[SEQLENS_INPUT] = np.full((batch,), sequence, np.int32), "chunks"
-    while not names[-1]:
-        names.pop()
+        inputs["chunks"] = np.full((batch,), sequence, np.int32)
     node = helper.make_node(
         "GroupQueryAttention",
-        names,
+        in_order(POSITIONS, [*inputs, *weights]),
         ["y", "present_key", "present_value"],
         name="gqa",
         domain=MICROSOFT,
@@ -74,7 +68,7 @@ def gqa(
     names_of_slots = ("capacity", "capacity") if buffer else ("past", "total_length")
     before, after = names_of_slots if symbolic else (slots, SLOTS if buffer else total)
     rows, tokens = "batch" if symbolic_batch else batch, "sequence" if symbolic else sequence
-    cache = {name: [rows, KV_HEADS, before, WIDTH] for name in ("past_key", "past_value")}
+    cache = {name: [rows, KV_HEADS, before, WIDTH] for name in CACHE}
     shapes = {"query": [rows, tokens, inputs["query"].shape[2]], "seqlens_k": [rows], **cache}
     present = (TensorProto.FLOAT, [rows, KV_HEADS, after, WIDTH])
     outputs = {

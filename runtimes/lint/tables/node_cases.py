@@ -7,6 +7,7 @@ without the ones that spell an operator out as its function body.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,21 +26,13 @@ ELEMENT_TYPES = (
 )
 """Element types that are asked about."""
 IR_VERSION = 10
-WEIGHTED = frozenset(
-    {
-        *("BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "GRU", "InstanceNormalization", "LSTM"),
-        *("QuantizeLinear", "RNN", "Resize", "Upsample"),
-    }
+WEIGHTED = (
+    *("BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "GRU", "InstanceNormalization", "LSTM"),
+    *("QuantizeLinear", "RNN", "Resize", "Upsample"),
 )
 """Operators whose other inputs are weights, scales and sizes: constants in models."""
 EXPLAINED = (
-    "local_window",
-    "bidirectional_window",
-    "robustness",
-    "fullymasked",
-    "poison",
-    "structural_empty",
-    "neginf",
+    *("local_window", "bidirectional_window", "robustness", "fullymasked", "poison", "structural_empty", "neginf"),
 )
 """Parts of the names of attention tests from which nothing is learnt: a trap says what fails there (windows), or it
 is a matter of the numbers (rows that are masked entirely)."""
@@ -138,8 +131,7 @@ def with_key_type(case: NodeCase, dtype: str) -> NodeCase | None:
     if f"tensor({onnx_name})" not in constraints.get(parameter, ()):
         return None
     number = TensorProto.DataType.Value(onnx_name.upper())
-    model = ModelProto()
-    model.CopyFrom(case.model)
+    model = copy.deepcopy(case.model)
     names = _names_to_retype(case, schema, f"tensor({onnx_name})")
     for item in model.graph.input:
         if item.name in names:
@@ -156,20 +148,16 @@ def without_options(case: NodeCase) -> NodeCase:
     schema = case.view.schema
     if schema is None:
         return case
-    model = ModelProto()
-    model.CopyFrom(case.model)
+    model = copy.deepcopy(case.model)
     node = model.graph.node[0]
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
         kept = [name for name, item in zip(names, parameters, strict=False) if item.option != optional]
         if len(names) <= len(parameters):
-            del names[:]
-            names.extend(kept)
+            _refill(names, kept)
     used = {*node.input, *node.output}
     for values in (model.graph.input, model.graph.output, model.graph.initializer):
-        kept_values = [item for item in values if item.name in used]
-        del values[:]
-        values.extend(kept_values)
+        _refill(values, [item for item in values if item.name in used])
     return replace(case, model=model, inputs={}, expected=())
 
 
@@ -193,10 +181,8 @@ def _names_to_retype(case: NodeCase, schema: onnx.defs.OpSchema, type_text: str)
 
 def at_version(case: NodeCase, version: int) -> NodeCase | None:
     """The same at another version of the domain; None where that definition does not take it."""
-    model = ModelProto()
-    model.CopyFrom(case.model)
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", version))
+    model = copy.deepcopy(case.model)
+    _refill(model.opset_import, [helper.make_opsetid("", version)])
     model.ir_version = min(model.ir_version, IR_VERSION)
     try:
         onnx.checker.check_model(model)
@@ -208,10 +194,9 @@ def at_version(case: NodeCase, version: int) -> NodeCase | None:
 
 def versions_of(op_type: str, oldest: int) -> list[int]:
     """Definitions of an operator that models of opset ``oldest`` and newer use, oldest first."""
-    all_versions = sorted(
-        {schema.since_version for schema in onnx.defs.get_all_schemas_with_history()
-         if schema.name == op_type and not schema.domain and not schema.deprecated}
-    )  # fmt: skip
+    every = onnx.defs.get_all_schemas_with_history()
+    definitions = [item for item in every if item.name == op_type and not item.domain and not item.deprecated]
+    all_versions = sorted({item.since_version for item in definitions})
     first = max((version for version in all_versions if version <= oldest), default=0)
     return [version for version in all_versions if version >= first]
 
@@ -224,15 +209,16 @@ def _is_parameter(op_type: str, array: npt.NDArray[Any]) -> bool:
 
 
 def _with_constants(case: NodeCase, names: set[str]) -> NodeCase:
-    model = ModelProto()
-    model.CopyFrom(case.model)
-    kept = [item for item in model.graph.input if item.name not in names]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
+    model = copy.deepcopy(case.model)
+    _refill(model.graph.input, [item for item in model.graph.input if item.name not in names])
     model.graph.initializer.extend(numpy_helper.from_array(case.inputs[name], name) for name in sorted(names))
-    return replace(
-        case, model=model, inputs={name: array for name, array in case.inputs.items() if name not in names}
-    )
+    inputs = {name: array for name, array in case.inputs.items() if name not in names}
+    return replace(case, model=model, inputs=inputs)
+
+
+def _refill(field: Any, items: Sequence[Any]) -> None:
+    del field[:]
+    field.extend(items)
 
 
 def _parameter_of(schema: onnx.defs.OpSchema, index: int) -> str:
@@ -250,9 +236,7 @@ def _cast(tensor: TensorProto, number: int) -> TensorProto:
 
 def _infer_outputs(model: ModelProto, schema: onnx.defs.OpSchema) -> None:
     """Outputs with the types that follow from the inputs', and no shapes."""
-    names = [item.name for item in model.graph.output]
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    _refill(model.graph.output, [helper.make_empty_tensor_value_info(item.name) for item in model.graph.output])
     inferred = {item.name: item for item in onnx.shape_inference.infer_shapes(model).graph.output}
     node = model.graph.node[0]
     by_parameter = {

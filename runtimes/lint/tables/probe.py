@@ -6,7 +6,8 @@ miss that lacks nothing but the trap. The recorder shows both to a runtime, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,12 @@ def make_probe(
     return Probe(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), inputs, valid or {})
 
 
+def in_order(positions: Mapping[str, int], names: Iterable[str]) -> list[str]:
+    """Names of a node's inputs at their positions; those between are left out."""
+    at = {positions[name]: name for name in names}
+    return [at.get(index, "") for index in range(max(at) + 1)]
+
+
 def random(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
     """Normal deviates, the same every time."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
@@ -102,8 +109,7 @@ def random(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
 
 def _tensor(name: str, value: Array | onnx.TensorProto) -> onnx.TensorProto:
     if isinstance(value, onnx.TensorProto):
-        named = onnx.TensorProto()
-        named.CopyFrom(value)
+        named = copy.deepcopy(value)
         named.name = name
         return named
     return numpy_helper.from_array(np.ascontiguousarray(value), name)

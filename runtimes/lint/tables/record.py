@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx import TensorProto, helper
+from onnx import parser
 
 from llmc.runtimes.lint.tables.asking import Asker
 from llmc.runtimes.lint.tables.record_operators import record_microsoft, record_operators
@@ -92,9 +92,8 @@ def record(asker: Asker, runtime: str, target: str) -> TargetTable:
 
 def _trivial(opset: int, ir_version: int) -> bytes:
     """``y = Abs(x)``."""
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "trivial", ports[:1], ports[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    versions = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
+    model = parser.parse_model(versions + " trivial (float[2] x) => (float[2] y) { y = Abs (x) }")
     return bytes(model.SerializeToString())
 
 

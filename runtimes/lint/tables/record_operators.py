@@ -6,12 +6,15 @@ com.microsoft.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx
-from onnx import ModelProto, helper
+from onnx import helper
 
 from llmc.runtimes.lint.tables.agreement import difference
 from llmc.runtimes.lint.tables.asking import Answer, Asker
@@ -28,7 +31,7 @@ from llmc.runtimes.lint.tables.node_cases import (
     without_options,
 )
 from llmc.runtimes.lint.tables.node_view import TYPE_FEATURE, features
-from llmc.runtimes.lint.tables.probe import MICROSOFT
+from llmc.runtimes.lint.tables.probe import MICROSOFT, make_probe
 from llmc.runtimes.lint.tables.record_traps import FUSED_TOLERANCE, NOT_THERE, ask_probe, plain_message
 from llmc.runtimes.lint.tables.table import Condition, OperatorRow, Outcome, Signature, VersionRow
 
@@ -98,8 +101,7 @@ def _ask(asker: Asker, case: NodeCase, *, run: bool = False) -> Answer:
     """Show a case; TensorRT decomposes attention in float32 only where the node allows it, so there it does."""
     model = case.model
     if asker.runtime == "tensorrt-rtx" and case.op_type == "Attention":
-        model = ModelProto()
-        model.CopyFrom(case.model)
+        model = copy.deepcopy(case.model)
         model.graph.node[0].attribute.append(helper.make_attribute("TRT_decomposable", 1))
     return asker.ask(model.SerializeToString(), case.inputs if run else None)
 
@@ -109,8 +111,9 @@ def _experience(asker: Asker, case: NodeCase) -> list[Experience]:
     answer = _ask(asker, case, run=True)
     if answer.crashed or not case.teaches:
         return []
-    found = features(case.view)
-    types = frozenset(item for item in found if _is_type(case, item))
+    found, schema = features(case.view), case.view.schema
+    parameters = {item.type_param_str for item in schema.type_constraints} if schema is not None else set()
+    types = frozenset(item for item in found if item.partition("=")[0] in parameters)
     outcome, message = _outcome(case, answer)
     return [Experience(case.name, found, outcome, message, types)]
 
@@ -120,12 +123,6 @@ def _outcome(case: NodeCase, answer: Answer) -> tuple[Outcome, str]:
         return "refused", plain_message(answer.message)
     differs = None if case.random else difference(answer.outputs, case.expected)
     return ("runs", "") if differs is None else ("wrong", differs)
-
-
-def _is_type(case: NodeCase, feature: str) -> bool:
-    schema = case.view.schema
-    names = {item.type_param_str for item in schema.type_constraints} if schema is not None else set()
-    return feature.partition("=")[0] in names
 
 
 def _version(asker: Asker, cases: Sequence[NodeCase], version: int) -> VersionRow | None:
@@ -180,8 +177,7 @@ def _constants(asker: Asker, cases: Sequence[NodeCase]) -> tuple[int, ...]:
 
 def _freed(case: NodeCase, name: str) -> NodeCase:
     """The model with one constant as an input of the graph."""
-    model = ModelProto()
-    model.CopyFrom(case.model)
+    model = copy.deepcopy(case.model)
     tensor = next(item for item in model.graph.initializer if item.name == name)
     model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     model.graph.initializer.remove(tensor)
@@ -193,24 +189,16 @@ def _unread(asker: Asker, cases: Sequence[NodeCase]) -> tuple[str, ...]:
     found = set[str]()
     for case in cases:
         optional = {item.removeprefix("input ") for item in features(case.view) if item.startswith("input ")}
-        names = dict(zip(case.model.graph.node[0].input, _input_names(case), strict=False))
+        parameters = case.view.schema.inputs if case.view.schema is not None else ()
+        names = {name: item.name for name, item in zip(case.model.graph.node[0].input, parameters, strict=False)}
         answer = _ask(asker, case) if optional else Answer(False)
         found |= {names[value] for value in answer.unread if names.get(value) in optional}
     return tuple(sorted(found))
 
 
-def _input_names(case: NodeCase) -> list[str]:
-    schema = case.view.schema
-    return [item.name for item in schema.inputs] if schema is not None else []
-
-
 def _merge(versions: Sequence[VersionRow]) -> tuple[VersionRow, ...]:
     """Without definitions that are treated as the one before."""
-    kept = list[VersionRow]()
-    for row in versions:
-        if not kept or replace(kept[-1], since=row.since) != row:
-            kept.append(row)
-    return tuple(kept)
+    return tuple(next(alike) for _, alike in itertools.groupby(versions, lambda row: replace(row, since=0)))
 
 
 def _kernel_rows(asker: Asker) -> dict[str, OperatorRow]:
@@ -218,9 +206,10 @@ def _kernel_rows(asker: Asker) -> dict[str, OperatorRow]:
     types: dict[str, set[str]] = {}
     for domain, name, _, _, constraints in asker.kernels:
         if domain == MICROSOFT:
-            first = next(iter(constraints.get("T", constraints.get("T1", next(iter(constraints.values()), ())))), "")
-            kinds = constraints.get("T") or constraints.get("T1") or [first]
-            types.setdefault(name, set()).update(_plain(kind) for kind in kinds if kind)
+            kinds: Sequence[str] = (
+                constraints.get("T") or constraints.get("T1") or next(iter(constraints.values()), [])[:1]
+            )
+            types.setdefault(name, set()).update(map(_plain, kinds))
     signatures = {
         name: Signature(inputs, outputs, tuple(attributes)) for name, inputs, outputs, attributes in asker.schemas
     }
@@ -248,8 +237,6 @@ def _microsoft_names() -> list[str]:
 
 def _lonely(name: str) -> bytes:
     """The operator with one input of rank 2: enough for a runtime to say that it has none of that name."""
-    ports = [helper.make_tensor_value_info(port, 1, [2, 2]) for port in ("x", "y")]
     node = helper.make_node(name, ["x"], ["y"], domain=MICROSOFT)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
-    graph = helper.make_graph([node], "lonely", ports[:1], ports[1:])
-    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    probe = make_probe([node], {"x": np.zeros((2, 2), np.float32)}, {"y": (1, [2, 2])}, opset=23)
+    return bytes(probe.model.SerializeToString())

@@ -106,16 +106,12 @@ def _grows(node: NodeView, graph: GraphView) -> bool:
     return past.graph_input and present.graph_output and int(node.attributes.get("axis", 0)) in (2, -2)
 
 
-def _rows(node: NodeView) -> Dim:
-    return _dim(node.input(0), 0)
-
-
 def _symbolic_rows(node: NodeView, graph: GraphView) -> bool:
-    return not isinstance(_rows(node), int)
+    return not isinstance(_dim(node.input(0), 0), int)
 
 
 def _static_rows(node: NodeView, graph: GraphView) -> bool:
-    rows = _rows(node)
+    rows = _dim(node.input(0), 0)
     return isinstance(rows, int) and rows > 1
 
 
@@ -139,12 +135,12 @@ def _static_buffer_rotary(node: NodeView, graph: GraphView) -> bool:
     return isinstance(past, int) and past == present and bool(node.attributes.get("do_rotary"))
 
 
+def _of_type(*types: str) -> Matches:
+    return lambda node, graph: node.key_type in types
+
+
 def _blocks_of(types: frozenset[str]) -> Matches:
-    return lambda node, graph: node.key_type in types and bool(node.attributes.get("block_size"))
-
-
-def _four_bits_unsigned(node: NodeView, graph: GraphView) -> bool:
-    return node.key_type == "uint4"
+    return _both(_of_type(*types), _set("block_size"))
 
 
 def _zero_points(node: NodeView, graph: GraphView) -> bool:
@@ -283,7 +279,7 @@ TRAP_RULES: Mapping[str, TrapRule] = {
         DEQUANTIZE, _zero_points, "has 4-bit zero points that are not all 0", "quantize symmetrically, without them"
     ),
     "dequantize-int4-unsigned": TrapRule(
-        DEQUANTIZE, _four_bits_unsigned, "reads UINT4", "store INT4 (the number minus 8) without zero points"
+        DEQUANTIZE, _of_type("uint4"), "reads UINT4", "store INT4 (the number minus 8) without zero points"
     ),
     "dequantize-int8-blocks": TrapRule(
         DEQUANTIZE, _blocks_of(EIGHT_BITS), "has 8-bit blocks", "use one scale per output feature"

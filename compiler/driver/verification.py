@@ -20,7 +20,7 @@ from llmc.compiler.driver.golden_recording import log_sum_exp
 from llmc.compiler.quantization.plan import largest_kl
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
-from llmc.runtimes.session.engine import FloatArray, Session
+from llmc.runtimes.session.engine import FloatArray, Session, require_room
 
 LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
 EXACT_LOGIT_ERROR = 1e-3
@@ -59,6 +59,7 @@ def measure(session: Session, golden: Golden) -> Measured:
         raise VerificationError(
             f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
         )
+    require_room(session.info, 1, int(golden.lengths.max()) + golden.tokens.shape[1])
     compared: list[tuple[float, float, bool]] = []
     Batch.of(session, [_led(golden, row, compared) for row in range(len(golden.tokens))]).run()
     errors, divergences, agreements = zip(*compared, strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.artifact.golden import Golden
-from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.base.errors import EngineError, VerificationError
 from llmc.compiler.driver.golden_recording import STEPS, record_golden
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1, Measured, measure, report, tolerances
 
@@ -265,3 +265,10 @@ def test_what_has_no_tolerance_is_only_reported(accepted: Mapping[str, float]) -
     assert made.where == "", "the artifact itself"
     checks = {check.name: check for check in made.checks}
     assert (checks[KL].measured, checks[KL].tolerance, checks[KL].passed) == (9.0, None, True)
+
+
+def test_an_engine_whose_context_is_too_short_says_what_to_do(golden: Golden) -> None:
+    engine = Engine(by_chance)
+    engine.info = replace(engine.info, max_context=5 + STEPS - 1)
+    with pytest.raises(EngineError, match=f"{5 + STEPS} tokens are more than this engine's context of {4 + STEPS}; "):
+        measured(engine, golden)

@@ -7,7 +7,7 @@ said here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmc.passes.cleanup.attach_bodies import AttachBodies
@@ -107,6 +107,7 @@ class CudaTarget:
         gated_silu: The runtime has GatedRMSNorm.
         query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
         expert_kernels: The runtime has the operators for experts.
+        check: Names what the provider does not run.
     """
 
     max_positions: int
@@ -119,6 +120,7 @@ class CudaTarget:
     gated_silu: bool = True
     query_seqlens: bool = False
     expert_kernels: bool = True
+    check: CheckCudaKernels = field(default_factory=CheckCudaKernels)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def cuda_passes(target: CudaTarget) -> list[GraphPass]:
     ]
     if target.quantized_cache is not None:
         passes.append(target.quantized_cache)
-    return [*passes, *_weights(target.quantization), CheckCudaKernels()]
+    return [*passes, *_weights(target.quantization), target.check]
 
 
 def standard_passes(target: StandardTarget) -> list[GraphPass]:

@@ -82,6 +82,12 @@ class OptimizeOptions:
         "--symmetric/--asymmetric",
     )
     head: HeadPrecision = option("auto", "Precision of the output projection and the embedding; auto is int8.")
+    installed_runtime: bool = option(
+        False,
+        "Make the graph for the ONNX Runtime that is installed here, which may be older than the release that llmc "
+        "is made for.",
+        "--for-installed-runtime",
+    )
     strict: bool = option(False, "Fail when a fusion fires less often than the model says.")
     dump: Path | None = option(None, "Write the graph after every pass there.", metavar="DIR")
 
@@ -106,6 +112,11 @@ class OptimizeOptions:
         if self.cache_precision not in {"auto", *target.cache_precisions}:
             others = " and ".join(row.name for row in TARGETS if self.cache_precision in row.cache_precisions)
             raise UsageError(f"--kv-precision is for --target {others}; {self.target} keeps the cache as it computes")
+        if self.installed_runtime and not target.asks_runtime:
+            others = " and ".join(row.name for row in TARGETS if row.asks_runtime)
+            raise UsageError(
+                f"--for-installed-runtime is for --target {others}; a graph for {self.target} is the same anywhere"
+            )
         if self.block_size is None:
             object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
         require_block_size(self.blocks, "--block-size")

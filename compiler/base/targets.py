@@ -18,6 +18,8 @@ from llmc.compiler.base.versions import DISTRIBUTION
 TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
 Family = Literal["ort-cpu", "ort-cuda", "standard"]
 WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+ORT_RELEASE = "1.32"
+"""The release of ONNX Runtime for which graphs are made; what its operators take is recorded (``ort-1.32.json``)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Target:
         precisions: Types of weights; the first is what ``auto`` stands for.
         caches: How the KV cache may go in and out; the first is what ``auto`` stands for.
         requirement: What must be installed.
+        asks_runtime: Its graphs differ by what the runtime's operators take.
         runs_on_ort_cpu: ONNX Runtime's CPU provider runs its graph as it is.
         cache_precisions: Types that the KV cache may have beside that of the activations.
         takes_sizes: Engines are built for a number of rows, chunks, lengths of the cache and kinds of GPU.
@@ -74,6 +77,7 @@ class Target:
     precisions: tuple[WeightType, ...]
     caches: tuple[CacheKind, ...]
     requirement: Requirement
+    asks_runtime: bool = False
     runs_on_ort_cpu: bool = True
     cache_precisions: tuple[str, ...] = ()
     takes_sizes: bool = False
@@ -107,6 +111,7 @@ TARGETS = (
         precisions=("fp32", "int8", "int4"),
         caches=("shared", "grow"),
         requirement=Requirement(("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True),
+        asks_runtime=True,
         genai_providers=(),
     ),
     Target(

@@ -27,6 +27,7 @@ from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.driver.capabilities import find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
 from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
@@ -76,7 +77,7 @@ def export(
 def plan(directory: Path, options: OptimizeOptions) -> tuple[PlannedPass, ...]:
     """The passes that ``optimize`` would run, in order."""
     manifest = open_artifact(directory).manifest
-    passes = target_passes(manifest.model, options)
+    passes = target_passes(manifest.model, options, find_capabilities(installed=options.installed_runtime))
     return tuple(PlannedPass(type(item).__name__, item.configuration()) for item in passes)
 
 
@@ -209,7 +210,8 @@ def _optimize(
     model: ir.Model, geometry: ModelGeometry, options: OptimizeOptions, directory: Path, progress: Progress
 ) -> list[PassOutcome]:
     """Run the target's passes; ``directory`` may hold golden data, whose ranges of keys and values are used."""
-    passes = target_passes(geometry, options, load_golden(directory))
+    capabilities = find_capabilities(installed=options.installed_runtime)
+    passes = target_passes(geometry, options, capabilities, load_golden(directory))
     outcomes = run_passes(model, passes, dump=options.dump, progress=progress)
     shortfalls = [sentence for outcome in outcomes for sentence in outcome.shortfalls]
     if options.strict and shortfalls:

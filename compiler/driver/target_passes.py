@@ -11,7 +11,9 @@ from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.quantization.plan import make_plan
+from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
     CpuTarget,
@@ -26,14 +28,21 @@ from llmc.passes.pipeline import (
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
-from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
 
 KERNEL_PRECISIONS = ("int4", "int8")
 """Weights in blocks of integers: llmc has CPU operators of its own for them, and a GPU reads them faster unpacked."""
 
 
-def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Golden | None = None) -> list[GraphPass]:
-    """Passes from a portable graph to the target's; golden data bring the ranges of an int8 cache.
+def target_passes(
+    geometry: ModelGeometry, options: OptimizeOptions, capabilities: Capabilities, golden: Golden | None = None
+) -> list[GraphPass]:
+    """Passes from a portable graph to the target's.
+
+    Args:
+        geometry: The model's.
+        options: What was asked for.
+        capabilities: Of the runtime that the graph is for.
+        golden: Brings the ranges of an int8 cache.
 
     Raises:
         UsageError: the context is longer than the model's.
@@ -41,7 +50,7 @@ def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Gol
     positions = max_context(geometry, options)
     family = get_target(options.target).family
     if family == "ort-cuda":
-        return cuda_passes(_cuda_target(positions, options, golden))
+        return cuda_passes(_cuda_target(positions, options, capabilities, golden))
     if family == "standard":
         return standard_passes(_standard_target(positions, options))
     target = CpuTarget(
@@ -49,13 +58,15 @@ def target_passes(geometry: ModelGeometry, options: OptimizeOptions, golden: Gol
         cache=options.cache_io,
         logits=options.logits,
         quantization=_quantization(options),
-        query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
-        expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
+        query_seqlens=capabilities.query_seqlens,
+        expert_kernels=capabilities.expert_kernels,
     )
     return cpu_passes(target)
 
 
-def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None) -> CudaTarget:
+def _cuda_target(
+    positions: int, options: OptimizeOptions, capabilities: Capabilities, golden: Golden | None
+) -> CudaTarget:
     quantized_cache = None
     if options.cache_precision != "auto":
         ranges = golden.cache_ranges if golden is not None else None
@@ -68,6 +79,7 @@ def _cuda_target(positions: int, options: OptimizeOptions, golden: Golden | None
         quantization=_quantization(options),
         quantized_cache=quantized_cache,
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
+        check=CheckCudaKernels(capabilities.cuda_kernels, capabilities.cuda_unknown),
     )
 
 

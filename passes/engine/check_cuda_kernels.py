@@ -3,23 +3,20 @@
 In: a target graph. Out: the same graph; a near miss for every node that would run on the CPU, its inputs copied there
 and its outputs back, which stops the launches of a whole step from being recorded as one.
 
-What the provider has is a table (``cuda_kernels.json``) recorded on a GPU from the runtime itself: for each operator
-the element types with which a graph of that one node was placed on the GPU. Shapes are computed on the CPU by design.
+What the provider has was recorded on a GPU from the runtime itself: for each operator the element types with which a
+graph of that one node was placed on the GPU. Shapes are computed on the CPU by design.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from llmc.compiler.base.json_record import LEFT_OUT
 from llmc.passes.graph_pass import Fact, GraphPass, GraphPassResult, Order, Tally
 
-TABLE = Path(__file__).with_name("cuda_kernels.json")
 SHAPES = frozenset({"Shape", "Size"})
 KEY_INPUT = {"Where": 1}
 """Input whose type decides which kernel runs, where it is not the first."""
@@ -30,7 +27,15 @@ HOST_TYPES = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 
 @dataclass(frozen=True)
 class CheckCudaKernels(GraphPass):
-    """Report nodes without a kernel; changes nothing."""
+    """Report nodes without a kernel; changes nothing.
+
+    Attributes:
+        kernels: Operator -> element types of its first input that is data, as ``float16``.
+        unknown: Operators about which the runtime could not be asked.
+    """
+
+    kernels: Mapping[str, frozenset[str]] = field(default_factory=dict, metadata=LEFT_OUT)
+    unknown: frozenset[str] = field(default=frozenset(), metadata=LEFT_OUT)
 
     order = Order(needs=(Fact.OWN_NAMES,))
 
@@ -42,7 +47,7 @@ class CheckCudaKernels(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Compare each node with the table."""
-        known = kernels()
+        known = self.kernels
         on_host = _host_values(model.graph)
         for node in model.graph:
             if node in on_host or node.op_type in SHAPES:
@@ -50,7 +55,7 @@ class CheckCudaKernels(GraphPass):
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             dtype = _element_type(node)
             tally.expected["gpu"] = tally.expected.get("gpu", 0) + 1
-            if name in unknown():
+            if name in self.unknown:
                 tally.reject(node, f"it is not known whether the CUDA provider has {name}")
             elif name not in known:
                 tally.reject(node, f"the CUDA provider has no {name}, so it would run on the CPU")
@@ -59,19 +64,6 @@ class CheckCudaKernels(GraphPass):
                 tally.reject(node, f"the CUDA provider's {name} takes {types}, not {dtype}: it would run on the CPU")
             else:
                 tally.count("gpu")
-
-
-@cache
-def kernels() -> Mapping[str, frozenset[str]]:
-    """Operator -> element types of its first input that is data, as ``float16``."""
-    table = json.loads(TABLE.read_text())
-    return {name: frozenset(types) for name, types in table["operators"].items()}
-
-
-@cache
-def unknown() -> frozenset[str]:
-    """Operators about which the runtime could not be asked."""
-    return frozenset(json.loads(TABLE.read_text())["unknown"])
 
 
 def _element_type(node: ir.Node) -> str | None:

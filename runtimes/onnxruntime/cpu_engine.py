@@ -22,6 +22,7 @@ from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
@@ -172,6 +173,12 @@ def _make_inference(graph: Path, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
     except Exception as error:
+        installed = onnxruntime.__version__
+        older = [int(part) for part in installed.split(".")[:2]] < [int(part) for part in ORT_RELEASE.split(".")]
+        cure = (
+            f"; graphs are made for ONNX Runtime {ORT_RELEASE}: install that or a newer one, or optimize again with "
+            "--for-installed-runtime"
+        )
         raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {graph.name}: {first_line(error)}"
+            f"ONNX Runtime {installed} refuses {graph.name}: {first_line(error)}{cure if older else ''}"
         ) from error

@@ -3,10 +3,11 @@
 In: the installed runtime. Out: JSON: operator -> element types, by making a graph of each operator alone, for each
 type that its first input may have, and asking whether the runtime places it on the GPU.
 
-    python -m llmc.runtimes.lint.tables.kernel_table -o passes/engine/cuda_kernels.json
+    python -m llmc.runtimes.lint.tables.kernel_table -o runtimes/lint/tables/cuda_kernels.json
 
-``llmc optimize --target cuda`` reads the table on machines without a GPU. An operator whose graph is invalid with the
-smallest attributes that its definition asks for is listed under ``unknown``, so that it can be looked at.
+``llmc optimize --target cuda`` reads the table on machines without a GPU (:func:`load_kernels`). An operator whose
+graph is invalid with the smallest attributes that its definition asks for is listed under ``unknown``, so that it can
+be looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import onnx
 from onnx import TensorProto, helper
 
 log = logging.getLogger(__name__)
+TABLE = Path(__file__).with_name("cuda_kernels.json")
 DOMAINS = ("", "com.microsoft")
 TYPES = ("float16", "bfloat16", "float", "int64", "int32", "bool", "uint8", "int8", "float8e4m3fn", "double")
 NUMBERS = {name: TensorProto.DataType.Value(name.upper()) for name in TYPES}
@@ -50,6 +52,12 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
 """What an operator needs beyond its defaults for its graph to be valid."""
 KEY_INPUT = {"Where": 1}
 """Input whose type decides, where it is not the first."""
+
+
+def load_kernels() -> tuple[Mapping[str, frozenset[str]], frozenset[str]]:
+    """Operator -> element types of its first input that is data; and operators that could not be asked."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: frozenset(types) for name, types in table["operators"].items()}, frozenset(table["unknown"])
 
 
 def probe(domain: str, schema: Any, element_type: str) -> bool | None:

@@ -155,8 +155,8 @@ class TargetTable:
 
 
 def targets() -> tuple[str, ...]:
-    """Names of all targets."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+    """Names of all targets, each a tool and its release."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*-*.json")))
 
 
 @cache

@@ -222,3 +222,11 @@ def test_only_tensorrt_builds_for_lengths_and_gpus(options: dict[str, Any]) -> N
     ):
         CompileOptions(engine=engine)
     CompileOptions(engine=EngineOptions(strict=True))
+
+
+def test_the_installed_runtime_is_asked_for_the_cpu_alone() -> None:
+    assert OptimizeOptions(installed_runtime=True).installed_runtime
+    with pytest.raises(
+        UsageError, match="--for-installed-runtime is for --target cpu; a graph for openvino is the same"
+    ):
+        OptimizeOptions(target="openvino", installed_runtime=True)

@@ -19,13 +19,14 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import load_golden
 from llmc.compiler.base.errors import ArtifactError, EngineError, FusionContractError, UsageError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
-from llmc.compiler.driver import measured_artifact
+from llmc.compiler.driver import capabilities, measured_artifact
 from llmc.compiler.driver.driver import build, compile_model, export, optimize, plan, verify
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.fusion.fuse_silu import FuseSilu
 from llmc.passes.quantization.quantize_cache import HEADROOM, LARGEST_INT8
 from llmc.passes.quantization.quantize_weights import EMITTERS
+from llmc.runtimes.lint.tables.kernel_table import load_kernels
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
 from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu
 from llmc.runtimes.onnxruntime.operator_support import has_input
@@ -248,10 +249,9 @@ def test_strict_passes_where_nothing_falls_short(portable: Path, tmp_path: Path)
 def test_strict_names_what_would_run_on_the_cpu(
     portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmc.passes.engine import check_cuda_kernels
-
-    known = {name: types for name, types in check_cuda_kernels.kernels().items() if name != "MatMul"}
-    monkeypatch.setattr(check_cuda_kernels, "kernels", lambda: known)
+    known, unknown = load_kernels()
+    without = {name: types for name, types in known.items() if name != "MatMul"}
+    monkeypatch.setattr(capabilities, "load_kernels", lambda: (without, unknown))
     match = r"CheckCudaKernels: gpu fired \d+ of \d+ times; .*: the CUDA provider has no MatMul, .* \(and \d+ more\)"
     with pytest.raises(FusionContractError, match=match):
         optimize(portable, tmp_path / "target", cuda(strict=True))

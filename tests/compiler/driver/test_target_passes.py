@@ -14,8 +14,9 @@ from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
-from llmc.compiler.driver import target_passes as module
+from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_attention import LowerAttention
@@ -34,11 +35,11 @@ from llmc.passes.pipeline import (
 )
 from llmc.passes.quantization.quantize_cache import QuantizeCache
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
-from llmc.runtimes.onnxruntime.operator_support import has_attribute, has_input
 
 from ...passes.plans import in_blocks, in_fp8, in_standard
 
 TENSORRT: list[Any] = ["tensorrt", "tensorrt-rtx"]
+NEW = Capabilities(query_seqlens=True, expert_kernels=True)
 
 
 def only(passes: list[GraphPass], kind: type[Any]) -> Any:
@@ -47,7 +48,7 @@ def only(passes: list[GraphPass], kind: type[Any]) -> Any:
 
 
 def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeWeights:
-    made = only(target_passes(geometry, OptimizeOptions(**options)), QuantizeWeights)
+    made = only(target_passes(geometry, OptimizeOptions(**options), NEW), QuantizeWeights)
     assert isinstance(made, QuantizeWeights)
     return made
 
@@ -55,7 +56,7 @@ def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeWeights:
 @pytest.mark.parametrize("target", TENSORRT)
 @pytest.mark.parametrize(("given", "activations"), [({}, "fp16"), ({"precision": "bf16"}, "bf16")])
 def test_tensorrt(geometry: ModelGeometry, target: Any, given: dict[str, Any], activations: Any) -> None:
-    passes = target_passes(geometry, OptimizeOptions(target=target, context=512, logits="all", **given))
+    passes = target_passes(geometry, OptimizeOptions(target=target, context=512, logits="all", **given), NEW)
     assert passes == standard_passes(StandardTarget(512, "scatter", activations, "all"))
     assert only(passes, UseStandardAttention) == UseStandardAttention("scatter", 512)
 
@@ -64,12 +65,12 @@ def test_tensorrt(geometry: ModelGeometry, target: Any, given: dict[str, Any], a
 def test_float16_alone_needs_a_wide_residual_stream(geometry: ModelGeometry, target: Any) -> None:
     for activations, wide in (("fp16", True), ("bf16", False)):
         options = OptimizeOptions(target=target, precision="int8", activations=activations)
-        _, to_half = [item for item in target_passes(geometry, options) if isinstance(item, ConvertFloat)]
+        _, to_half = [item for item in target_passes(geometry, options, NEW) if isinstance(item, ConvertFloat)]
         assert to_half == ConvertFloat(activations, wide_residual=wide)
 
 
 def test_openvino_keeps_float32_and_a_growing_cache(geometry: ModelGeometry) -> None:
-    passes = target_passes(geometry, OptimizeOptions(target="openvino", activations="bf16"))
+    passes = target_passes(geometry, OptimizeOptions(target="openvino", activations="bf16"), NEW)
     assert passes == standard_passes(StandardTarget(DEFAULT_CONTEXT, "concat"))
     assert only(passes, ConvertFloat) == ConvertFloat("fp32")
 
@@ -104,14 +105,14 @@ def test_openvino_takes_offsets_as_zero_points(geometry: ModelGeometry) -> None:
 
 @pytest.mark.parametrize("target", [*TENSORRT, "openvino"])
 def test_floats_are_not_quantized(geometry: ModelGeometry, target: Any) -> None:
-    kinds = {type(item) for item in target_passes(geometry, OptimizeOptions(target=target))}
+    kinds = {type(item) for item in target_passes(geometry, OptimizeOptions(target=target), NEW)}
     assert not kinds & {QuantizeWeights}
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", *TENSORRT, "openvino"])
 def test_a_context_beyond_the_models(geometry: ModelGeometry, target: Any) -> None:
     with pytest.raises(UsageError, match="--context 9000 is more than the 8192 positions"):
-        target_passes(geometry, OptimizeOptions(target=target, context=9000))
+        target_passes(geometry, OptimizeOptions(target=target, context=9000), NEW)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, aske
     """The model's own, at most the default, unless the user asks for another that the model was made for."""
     model = replace(geometry, max_position_embeddings=made_for)
     assert max_context(model, OptimizeOptions(context=asked)) == context
-    assert only(target_passes(model, OptimizeOptions(context=asked)), LowerAttention).max_positions == context
+    assert only(target_passes(model, OptimizeOptions(context=asked), NEW), LowerAttention).max_positions == context
 
 
 # --- ONNX Runtime ---------------------------------------------------------------------------------------------------
@@ -147,32 +148,30 @@ def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], m
     """Offsets where four bits need them, never zero points; products with activations of 8 bits."""
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 4}
     quantization = None if made is None else in_blocks(**defaults | made)
-    passes = target_passes(geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options))
+    passes = target_passes(
+        geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options), NEW
+    )
     assert passes == cpu_passes(
         CpuTarget(
             max_positions=64,
             cache="grow",
             logits="all",
             quantization=quantization,
-            query_seqlens=has_input("com.microsoft", "GroupQueryAttention", "query_seqlens"),
-            expert_kernels=has_attribute("com.microsoft", "QMoE", "accuracy_level"),
         )
     )
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_the_cpus_kernels_are_those_of_the_runtime(
-    geometry: ModelGeometry, has: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = set()
-    monkeypatch.setattr(module, "has_input", lambda *names: asked.add(names) or has)
-    monkeypatch.setattr(module, "has_attribute", lambda *names: asked.add(names) or not has)
-    passes = target_passes(geometry, OptimizeOptions())
+def test_the_cpus_kernels_are_those_of_the_runtime(geometry: ModelGeometry, has: bool) -> None:
+    passes = target_passes(geometry, OptimizeOptions(), Capabilities(query_seqlens=has, expert_kernels=not has))
     assert only(passes, LowerAttention).query_seqlens is has
     assert only(passes, LowerMoE).kernel is not has
-    assert asked == {
-        ("com.microsoft", "GroupQueryAttention", "query_seqlens"), ("com.microsoft", "QMoE", "accuracy_level")
-    }  # fmt: skip
+
+
+def test_cudas_kernels_are_compared_with(geometry: ModelGeometry) -> None:
+    known = Capabilities(False, False, {"MatMul": frozenset({"float16"})}, frozenset({"Loop"}))
+    passes = target_passes(geometry, OptimizeOptions(target="cuda"), known)
+    assert passes[-1] == CheckCudaKernels(known.cuda_kernels, known.cuda_unknown)
 
 
 @pytest.mark.parametrize(
@@ -199,18 +198,18 @@ def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, 
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 0}
     if isinstance(made.get("quantization"), dict):
         made = made | {"quantization": in_blocks(**defaults | made["quantization"])}
-    passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options))
+    passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options), NEW)
     assert passes == cuda_passes(CudaTarget(max_positions=512, **made))
 
 
 def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry) -> None:
     golden: Any = SimpleNamespace(cache_ranges=(np.full((3, 4), 12.7), np.full((3, 4), 25.4)))
-    passes = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), golden)
+    passes = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), NEW, golden)
     scales = only(passes, QuantizeCache).scales
     assert len(scales) == 3
     np.testing.assert_allclose(scales[2][0], 0.125, rtol=1e-6)
     np.testing.assert_allclose(scales[2][1], 0.25, rtol=1e-6)
-    without = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"))
+    without = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), NEW)
     assert only(without, QuantizeCache).scales == ()
 
 

@@ -173,6 +173,18 @@ def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> No
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("installed", "older"), [("1.30.2", True), ("1.32.0", False), ("2.0.1", False)])
+def test_an_older_runtime_than_the_graph_is_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str, older: bool
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    monkeypatch.setattr(onnxruntime, "__version__", installed)
+    with pytest.raises(EngineError, match=rf"^ONNX Runtime {installed} refuses model\.onnx: .+") as raised:
+        OnnxRuntimeCpu().build(EngineSource(tmp_path / "model.onnx"), tmp_path / "out", EngineOptions())
+    cure = "; graphs are made for ONNX Runtime 1.32: install that or a newer one, or optimize again with --for-"
+    assert (cure in str(raised.value)) == older
+
+
 # --- what kind of graph ---------------------------------------------------------------------------------------------
 
 

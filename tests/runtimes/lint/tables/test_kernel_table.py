@@ -9,7 +9,7 @@ from onnx import TensorProto
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from llmc.runtimes.lint.tables import kernel_table
-from llmc.runtimes.lint.tables.kernel_table import FALLBACK, one_node_graph, probe, record
+from llmc.runtimes.lint.tables.kernel_table import FALLBACK, load_kernels, one_node_graph, probe, record
 
 
 def newest(domain: str, name: str) -> Any:
@@ -73,3 +73,14 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not {"Add", "Sin", "com.microsoft::Gelu"} & set(table["unknown"])
     assert asked["", "Add"] == {newest("", "Add").since_version}
     assert {domain for domain, _ in asked} == {"", "com.microsoft"}
+
+
+def test_the_table_that_is_shipped() -> None:
+    """Its names of types are NumPy's, no operator is known and unknown, and the core of every decoder is there."""
+    known, unknown = load_kernels()
+    assert {name for names in known.values() for name in names} <= {
+        "bfloat16", "bool", "float16", "float32", "float64", "float8e4m3fn", "int32", "int64", "int8", "uint8"
+    }  # fmt: skip
+    assert not set(known) & unknown
+    for name in ("MatMul", "Add", "Mul", "RMSNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"):
+        assert {"float16", "bfloat16"} <= known[name], name

@@ -15,13 +15,8 @@ from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
-PLACES = {
-    **{name: name for name in ("query", "key", "value", "past_key", "past_value")},
-    "seqlens_k": "total",
-    "query_seqlens": "chunk",
-    "cos_cache": "cos",
-    "sin_cache": "sin",
-}
+_TAKEN = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "query_seqlens", "cos_cache", "sin_cache")
+PLACES = dict(zip(_TAKEN, cpu.ATTENTION.inputs, strict=True))
 """Input of com.microsoft's operator -> of llmc.cpu's."""
 UNUSED = "total_sequence_length"
 LACKING = {"softcap": "softcap", "smooth_softmax": "smooth softmax", "rotary_interleaved": "rotation of neighbours"}

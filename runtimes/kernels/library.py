@@ -57,9 +57,9 @@ class Variant:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Of the compiler."""
+        """Of the compiler, but for where the sources are."""
         headers = (f'-DLLMC_VEC="vec_{self.vectors}.h"', f'-DLLMC_DOT="dot_{self.dots}.h"')
-        return (*FLAGS, *self.flags, *headers, f"-I{SOURCES}")
+        return (*FLAGS, *self.flags, *headers)
 
     def unsupported_reason(self) -> str | None:
         """Why this machine cannot run it; None when it can."""
@@ -139,7 +139,7 @@ def _compile(compiler: str, variant: Variant, library: Path) -> None:
         temporary = Path(name)
         try:
             sources = [str(path) for path in sorted(SOURCES.rglob("*.c"))]
-            command = [compiler, *variant.options, "-o", str(temporary), *sources, "-lm"]
+            command = [compiler, *variant.options, f"-I{SOURCES}", "-o", str(temporary), *sources, "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
             temporary.replace(library)
         finally:
@@ -153,7 +153,7 @@ def _compile(compiler: str, variant: Variant, library: Path) -> None:
 
 @functools.cache
 def _fingerprint(compiler: str, variant: Variant) -> str:
-    digest = hashlib.sha256("\0".join((*FLAGS, *variant.flags, variant.vectors, variant.dots)).encode())
+    digest = hashlib.sha256("\0".join(variant.options).encode())
     for path in sorted(SOURCES.rglob("*.[ch]")):
         digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmc.runtimes.kernels.library import COMPILERS, VARIANTS
+from llmc.runtimes.kernels.library import COMPILERS, SOURCES, VARIANTS
 
 from .operators import WARNINGS, guarded
 
@@ -55,7 +55,9 @@ def probe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Probe:
     library = tmp_path_factory.mktemp(variant.name) / "probe.so"
     options = [option for option in variant.options if option != "-fvisibility=hidden"]
     source = Path(__file__).parent / "probe.c"
-    subprocess.run([compiler, *options, *WARNINGS, "-o", str(library), str(source), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *options, *WARNINGS, f"-I{SOURCES}", "-o", str(library), str(source), "-lm"], check=True
+    )
     return Probe(library)
 
 

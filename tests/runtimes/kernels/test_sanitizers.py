@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from llmc.runtimes.kernels.library import COMPILERS, VARIANTS
+from llmc.runtimes.kernels.library import COMPILERS, SOURCES, VARIANTS
+
+from .operators import WARNINGS
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
@@ -45,6 +47,19 @@ def sanitizer_libraries(folder: Path) -> str:
     if not all(Path(path).is_absolute() for path in paths):
         pytest.skip(f"{compiler} has no sanitizers that can be loaded before Python")
     return " ".join(paths)
+
+
+def test_memory_of_calls_is_freed(tmp_path: Path) -> None:
+    """That of more calls at a time than are kept for, that of threads that have ended, and all of it in the end."""
+    sanitizer_libraries(tmp_path)
+    program, sources = tmp_path / "scratch", (FOLDER / "scratch_program.c", SOURCES / "core" / "scratch.c")
+    compiler = next(path for name in COMPILERS if (path := shutil.which(name)))
+    options = [*FLAGS.split(), *WARNINGS, "-std=c11", f"-I{SOURCES}", "-pthread"]
+    subprocess.run([compiler, *options, "-o", str(program), *map(str, sources)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "LeakSanitizer has encountered a fatal error" in run.stderr:
+        pytest.skip("leaks cannot be looked for here")
+    assert (run.returncode, run.stdout) == (0, "done"), run.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in VARIANTS if variant.unsupported_reason() is None])

@@ -51,11 +51,7 @@ struct OrtCustomOp {
     OrtStatus *(*KernelComputeV2)(void *, OrtKernelContext *);
     OrtStatus *(*InferOutputShapeFn)(const OrtCustomOp *, void *);
     int (*GetStartVersion)(const OrtCustomOp *);
-    int (*GetEndVersion)(const OrtCustomOp *);
-    size_t (*GetMayInplace)(int **, int **);
-    void (*ReleaseMayInplace)(int *, int *);
-    size_t (*GetAliasMap)(int **, int **);
-    void (*ReleaseAliasMap)(int *, int *);
+    int (*GetEndVersion)(const OrtCustomOp *); /* the last one that version 17 reads */
 };
 
 /* Each accessor names the entry of the table and its type. */

@@ -34,7 +34,7 @@ class Request:
         stop_sequences: Token sequences that end the text when its new tokens end in one. For stop *strings*, which
             may be cut into tokens in many ways, see :class:`llmc.runtimes.generation.stream_decoder.StreamDecoder`.
         id: The request's number: its random draws depend on it, beside the seed, and errors name it.
-        forced: Tokens of a continuation that is known: they are taken instead of what would be chosen.
+        forced: A continuation that is known, ``max_tokens`` at least: its tokens are taken, and none is chosen.
         watch: Told of the logits of every position that an engine gives: of the prompt's, chunk by chunk (the last of
             each chunk where the engine's logits are ``last``), and of each new token but the last. The array is the
             session's, and overwritten by the next step.
@@ -69,6 +69,8 @@ class Request:
             )
         if self.max_tokens < (self.watch is None):
             raise UsageError(f"max-tokens is {self.max_tokens}: it must be at least 1")
+        if self.forced and len(self.forced) < self.max_tokens:
+            raise UsageError(f"{len(self.forced)} tokens are known of {self.max_tokens}; give them all, or none")
         if not all(self.stop_sequences):
             raise UsageError("a stop sequence is empty: it must hold at least one token")
 

@@ -18,14 +18,14 @@ class Row:
         index: Its number in the session.
         request: Whose tokens the row holds; a finished one's until the row is released.
         fed: Tokens of its prompt that are in the cache.
-        needs_logits: Whether choosing or watching needs the logits in host memory.
+        needs_logits: Whether its tokens are chosen, or its logits watched, on the host.
     """
 
     __slots__ = ("_sampler", "fed", "index", "needs_logits", "request")
 
     def __init__(self, index: int, request: Request, vocab_size: int) -> None:
         self.index, self.request, self.fed = index, request, 0
-        self.needs_logits = request.watch is not None or request.sampling.needs_logits
+        self.needs_logits = bool(request.watch or request.forced) or request.sampling.needs_logits
         self._sampler = Sampler(request.sampling, vocab_size, request.id)
         self._sampler.observe(request.ids)
 

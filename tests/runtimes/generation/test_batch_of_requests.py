@@ -227,6 +227,12 @@ def test_who_watches_sees_the_logits_behind_every_token(
     assert other.tokens == alone(fake_session(), {"prompt": [1, 2, 3], "max_tokens": 9}, 1).tokens
 
 
+def test_a_known_continuation_needs_no_watcher(fake_session: Any) -> None:
+    request = Request([5], 3, forced=[11, 12, 13])
+    Batch.of(fake_session(), [request]).run()
+    assert request.tokens == [11, 12, 13]
+
+
 def test_a_prompt_that_is_only_watched_gives_no_token(fake_session: Any) -> None:
     session, seen = fake_session(), []
     request = Request([5, 6, 7], 0, watch=lambda position, logits: seen.append((position, len(logits))))

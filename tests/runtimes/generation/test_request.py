@@ -18,6 +18,7 @@ from llmc.runtimes.generation.request import Request
         ({"max_tokens": 0}, "max-tokens is 0: it must be at least 1"),
         ({"max_tokens": -1, "watch": print}, "max-tokens is -1"),
         ({"stop_sequences": ((1,), ())}, "a stop sequence is empty"),
+        ({"forced": [1, 2, 3]}, "3 tokens are known of 4; give them all, or none"),
     ],
 )
 def test_what_makes_no_sense(fields: dict[str, Any], message: str) -> None:

@@ -27,6 +27,7 @@ def test_how_much_of_the_prompt_is_left() -> None:
         ({}, False, [False, True]),
         ({"sampling": SamplingParams(temperature=1)}, True, [False, True]),
         ({"sampling": SamplingParams(repetition_penalty=2)}, True, [False, True]),
+        ({"forced": [1, 2, 3, 0]}, True, [False, True]),
         ({"watch": print}, True, [True, True]),
     ],
 )
@@ -72,7 +73,7 @@ def test_the_token_after_the_last_of_a_chunk() -> None:
 def test_what_was_said_is_penalised_and_what_is_known_is_taken() -> None:
     row = Row(0, Request([2], 4, SamplingParams(repetition_penalty=1e6)), 4)
     assert [row.choose(LOGITS + 1, 3) for _ in range(3)] == [0, 1, 3]
-    known = Row(0, Request([2], 4, forced=[3, 1]), 4)
+    known = Row(0, Request([2], 4, forced=[3, 1, 0, 2]), 4)
     assert known.choose(LOGITS, 1) == 3
 
 

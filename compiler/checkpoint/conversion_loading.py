@@ -1,7 +1,9 @@
-"""transformers' loading of a checkpoint, acted out with tensors that have no memory.
+"""transformers' loading of a checkpoint, acted out with tensors that have no memory; or done, where that fails.
 
 In: the tensors of a weight source and a transformers model on the meta device.
 Out: for each of its parameters, what it is made of; and the values of those that no checkpoint needs to have.
+Of a directory whose conversion cannot be followed without reading whole tensors: the model that transformers loads,
+and its parameters as a weight source.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.conversion_views import View
-from llmc.compiler.checkpoint.weights import WeightSource
+from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +134,54 @@ def initial_values(model: PreTrainedModel, names: Iterable[str]) -> dict[str, np
         if not expected:
             log.warning("%s is not in the checkpoint; it gets transformers' initial value", name)
     return values
+
+
+def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The causal LM of ``config`` as transformers' ``from_pretrained`` loads it, in float32 with eager attention.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or does not find all parameters.
+    """
+    import torch
+
+    empty = empty_model(config)
+    try:
+        with quiet_transformers():
+            model, report = type(empty).from_pretrained(
+                directory,
+                config=empty.config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers cannot load {directory}: {first_line(error)}; check that config.json and the "
+            "weights belong together."
+        ) from error
+    # What transformers does not find it makes up, from random numbers.
+    missing = sorted(set(report["missing_keys"]) - {name for name, _ in model.named_buffers()})
+    if missing:
+        raise CheckpointError(
+            f"transformers does not find {missing[0]} in {directory} ({len(missing)} such); check that config.json "
+            "and the weights belong together."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+class LoadedWeights(ArrayWeights):
+    """The parameters of a model that is in memory.
+
+    Attributes:
+        model: The model, whose memory the parameters are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        super().__init__({name: tensor.detach().numpy() for name, tensor in model.state_dict().items()})
 
 
 @contextmanager

@@ -162,12 +162,16 @@ def _split(header: GgufHeader) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     split = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if split in _GPT2_SPLITS:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return words
     if split in _DIGIT_SPLITS:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-    if (pattern := _known_splits().get(split)) is None:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    # Not every release of transformers has such a table.
+    known: Mapping[str, str] = getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", {})
+    if (pattern := known.get(split)) is None:
         raise UnsupportedModelError(
             f"{header.path} splits text in the way {split} (tokenizer.ggml.pre), which neither llmc nor the "
             "installed transformers knows, and any other would give other tokens; upgrade transformers, or use the "
@@ -175,14 +179,6 @@ def _split(header: GgufHeader) -> Any:
         )
     pieces = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _known_splits() -> Mapping[str, str]:
-    """Name of a split to its regular expression, as far as the installed transformers has a table of them."""
-    from transformers.integrations.gguf import gguf_tokenizer_mapping
-
-    table: Mapping[str, str] = getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", {})
-    return table
 
 
 def _converted(header: GgufHeader) -> Tokenizer:

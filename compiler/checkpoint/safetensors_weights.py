@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     size = path.stat().st_size
     if size < 8:
         raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors header; fetch it again.")
-    (length,) = struct.unpack("<Q", read_bytes(path, 0, 8).tobytes())
+    length = int.from_bytes(read_bytes(path, 0, 8).tobytes(), "little")
     if length > _MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{path} is not a safetensors file (it states a header of {length} bytes); fetch it again."

@@ -25,8 +25,7 @@ from llmc.compiler.capture.bind_weights import bind_weights
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
-from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
-from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
+from llmc.compiler.checkpoint.conversion_loading import LazyConversionError, LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, record_golden

@@ -47,7 +47,7 @@ def difference(
 
 def _difference(one: Array, other: Array, limit: int | None, share: float | None) -> str | None:
     if one.shape != other.shape:
-        return f"shape {_shape(one)} instead of {_shape(other)}"
+        return f"shape {list(one.shape)} instead of {list(other.shape)}"
     if one.dtype.kind in "OUS" or other.dtype.kind in "OUS":
         return None if [str(item) for item in one.ravel()] == [str(item) for item in other.ravel()] else "other text"
     if other.dtype.name in NOT_COMPARED:
@@ -71,7 +71,3 @@ def _difference(one: Array, other: Array, limit: int | None, share: float | None
 def _finite(array: Array) -> Array:
     numbers = np.asarray(array).astype(np.float64)
     return np.where(numbers > LARGEST, np.inf, np.where(numbers < -LARGEST, -np.inf, numbers))
-
-
-def _shape(array: Array) -> str:
-    return "[" + ", ".join(map(str, array.shape)) + "]"

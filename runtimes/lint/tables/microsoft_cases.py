@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import helper
 
-from llmc.runtimes.lint.tables.gqa_traps import gqa
+from llmc.runtimes.lint.tables.attention_traps import gqa
 from llmc.runtimes.lint.tables.probe import MICROSOFT, Array, Probe, make_probe, random
 
 ROWS, SEQUENCE, HIDDEN, OUT, BLOCK = 1, 4, 64, 32, 32

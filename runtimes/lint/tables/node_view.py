@@ -244,13 +244,10 @@ def features(node: NodeView) -> frozenset[str]:
 
 
 def _attribute_feature(name: str, value: Any, *, switch: bool) -> str:
-    if isinstance(value, str):
+    if isinstance(value, int) and name in DTYPE_ATTRIBUTES:
+        return f"{name}={dtype_name(value)}"
+    if isinstance(value, str) or (switch and isinstance(value, int)):
         return f"{name}={value}"
-    if isinstance(value, int):
-        if name in DTYPE_ATTRIBUTES:
-            return f"{name}={dtype_name(value)}"
-        if switch:
-            return f"{name}={value}"
     return f"attribute {name}"
 
 

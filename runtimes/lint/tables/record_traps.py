@@ -14,9 +14,8 @@ from onnx.reference import ReferenceEvaluator
 
 from llmc.runtimes.lint.tables.agreement import Array, difference
 from llmc.runtimes.lint.tables.asking import Asker
-from llmc.runtimes.lint.tables.attention_traps import ATTENTION_TRAPS
+from llmc.runtimes.lint.tables.attention_traps import ATTENTION_TRAPS, GQA_TRAPS
 from llmc.runtimes.lint.tables.function_trap import FUNCTION_TRAPS
-from llmc.runtimes.lint.tables.gqa_traps import GQA_TRAPS
 from llmc.runtimes.lint.tables.probe import Probe, Trap
 from llmc.runtimes.lint.tables.table import Outcome, TrapRow
 from llmc.runtimes.lint.tables.weight_traps import WEIGHT_TRAPS

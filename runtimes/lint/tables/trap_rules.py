@@ -115,24 +115,14 @@ def _static_rows(node: NodeView, graph: GraphView) -> bool:
     return isinstance(rows, int) and rows > 1
 
 
-def _slots(node: NodeView) -> tuple[Dim, Dim]:
-    """Length of the cache as it comes in and as it goes out."""
-    return _dim(node.input(GQA_PAST_KEY), 2), _dim(node.output(PRESENT_KEY), 2)
+def _cache(length: type[int] | type[str], *, grows: bool) -> Matches:
+    """The cache comes in with a length that is fixed or has a name, and goes out with another or the same."""
 
+    def matches(node: NodeView, graph: GraphView) -> bool:
+        past, present = _dim(node.input(GQA_PAST_KEY), 2), _dim(node.output(PRESENT_KEY), 2)
+        return isinstance(past, length) and (past != present) == grows
 
-def _static_past(node: NodeView, graph: GraphView) -> bool:
-    past, present = _slots(node)
-    return isinstance(past, int) and past != present
-
-
-def _symbolic_buffer(node: NodeView, graph: GraphView) -> bool:
-    past, present = _slots(node)
-    return isinstance(past, str) and past == present
-
-
-def _static_buffer_rotary(node: NodeView, graph: GraphView) -> bool:
-    past, present = _slots(node)
-    return isinstance(past, int) and past == present and bool(node.attributes.get("do_rotary"))
+    return matches
 
 
 def _of_type(*types: str) -> Matches:
@@ -260,12 +250,17 @@ TRAP_RULES: Mapping[str, TrapRule] = {
     "cache-grows": TrapRule("Concat", _grows, "appends to a cache that comes in and goes out", _CACHE_ADVICE),
     "gqa-batch": TrapRule(GQA, _symbolic_rows, "may get several rows (symbolic batch)", _STANDARD_ADVICE),
     "gqa-static-batch": TrapRule(GQA, _static_rows, "gets several rows", _STANDARD_ADVICE),
-    "gqa-static-past": TrapRule(GQA, _static_past, "has a past of fixed length that grows", _STANDARD_ADVICE),
+    "gqa-static-past": TrapRule(
+        GQA, _cache(int, grows=True), "has a past of fixed length that grows", _STANDARD_ADVICE
+    ),
     "gqa-symbolic-buffer": TrapRule(
-        GQA, _symbolic_buffer, "has past and present in one buffer of symbolic length", _STANDARD_ADVICE
+        GQA, _cache(str, grows=False), "has past and present in one buffer of symbolic length", _STANDARD_ADVICE
     ),
     "gqa-static-buffer-rotary": TrapRule(
-        GQA, _static_buffer_rotary, "rotates inside over one buffer of fixed length", _STANDARD_ADVICE
+        GQA,
+        _both(_cache(int, grows=False), _set("do_rotary")),
+        "rotates inside over one buffer of fixed length",
+        _STANDARD_ADVICE,
     ),
     "gqa-softcap": TrapRule(GQA, _set("softcap"), "caps the scores (softcap)", _STANDARD_ADVICE),
     "gqa-query-lengths": TrapRule(GQA, _has(GQA_QUERY_LENGTHS), "takes lengths of the queries", _STANDARD_ADVICE),

@@ -14,11 +14,12 @@ from transformers.utils import logging as transformers_logging
 from llmc.compiler.checkpoint import conversion
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
-from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.conversion_loading import (
     Loaded,
+    LoadedWeights,
     _reason,
     initial_values,
+    load_pretrained,
     quiet_transformers,
     tied_groups,
 )

@@ -19,7 +19,7 @@ from llmc.compiler.base.progress import NoProgress
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
-from llmc.compiler.checkpoint.conversion_fallback import LoadedWeights, load_pretrained
+from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.weights import TensorInfo
 from llmc.compiler.driver import captured_model
 from llmc.compiler.driver.captured_model import Captured, load_reference_model, model_weights, write_golden

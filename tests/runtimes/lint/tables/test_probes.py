@@ -10,8 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from llmc.runtimes.lint.tables.attention_traps import attention, tensor_scatter
-from llmc.runtimes.lint.tables.gqa_traps import gqa
+from llmc.runtimes.lint.tables.attention_traps import attention, gqa, tensor_scatter
 from llmc.runtimes.lint.tables.probe import Probe, make_probe, random
 from llmc.runtimes.lint.tables.record_traps import TRAPS
 from llmc.runtimes.lint.tables.weight_traps import blocked_weight, transposed_table

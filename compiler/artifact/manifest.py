@@ -240,6 +240,12 @@ class Manifest:
         return decode(cls, value, where)
 
 
+def engine_details(manifest: Manifest, **more: str) -> dict[str, str]:
+    """What the engine's build reported, and ``more``, as text for reports."""
+    known = manifest.engine.details if manifest.engine is not None else {}
+    return {**{name: str(value) for name, value in known.items()}, **more}
+
+
 def manifest_schema() -> str:
     """The text of ``manifest.schema.json``."""
     return to_text(schema(Manifest, title=MANIFEST_NAME))

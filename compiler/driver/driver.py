@@ -38,7 +38,7 @@ from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import get_engine
-from llmc.runtimes.session.engine import EngineSource
+from llmc.runtimes.session.engine import BuildRequest
 
 log = logging.getLogger(__name__)
 ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -256,9 +256,12 @@ def _build(
         )
         rewritten = staging / ENGINE_GRAPH
         onnx.save_model(ir.to_proto(model), rewritten)
-    source = EngineSource(staging / GRAPH, rewritten, target.max_context, target.precision)
-    built = engine.build(source, staging, options, threads=threads, progress=progress)
-    record = EngineRecord(engine.name, threads, profiles=(), details=dict(built.details), graph=built.graph)
+    built = engine.build(
+        BuildRequest(
+            staging / GRAPH, rewritten, staging, options, threads, target.max_context, target.precision, progress
+        )
+    )
+    record = EngineRecord(engine.name, threads, profiles=(), details=dict(built.details), graph=built.graph.name)
     return write_manifest(
         staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
     )

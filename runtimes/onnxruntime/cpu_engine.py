@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
-from llmc.compiler.base.options import EngineOptions
-from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import UNLIMITED, BuiltEngine, Engine, EngineInfo, EngineSource, Session
+from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, Session
 
 log = logging.getLogger(__name__)
 PROVIDERS = ["CPUExecutionProvider"]
@@ -37,15 +35,7 @@ class OnnxRuntimeCpu(Engine):
 
     name = "onnxruntime-cpu"
 
-    def build(
-        self,
-        source: EngineSource,
-        output: Path,
-        options: EngineOptions,
-        *,
-        threads: int | None = None,
-        progress: Progress = NO_PROGRESS,
-    ) -> BuiltEngine:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Make ``engine.onnx``, unless passes already made it of llmc's own operators.
 
         Raises:
@@ -53,15 +43,15 @@ class OnnxRuntimeCpu(Engine):
         """
         import onnxruntime
 
-        session = _session_options(threads)
+        session = _session_options(request.threads)
         details = {"kernels": "llmc.cpu"}
-        if source.rewritten is None:
+        if request.rewritten is None:
             details = {"onnxruntime": onnxruntime.__version__}
             # Level 3 would add layouts of this very processor; level 2: every fusion that any x86 or Arm CPU can run.
             session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-            session.optimized_model_filepath = str(output / ENGINE_GRAPH)
-        _make_inference(source.model, _without_weights(session))
-        return BuiltEngine(ENGINE_GRAPH, details)
+            session.optimized_model_filepath = str(request.output / ENGINE_GRAPH)
+        _make_inference(request.model, _without_weights(session))
+        return BuiltEngine(request.rewritten or request.output / ENGINE_GRAPH, details)
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine or a graph.
@@ -139,10 +129,7 @@ def engine_info(
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,
         threads=threads,
-        details={
-            **(manifest.engine.details if manifest.engine else {}),
-            **({} if device is None else {"device": device}),
-        },
+        details=engine_details(manifest, **({} if device is None else {"device": device})),
     )
 
 

@@ -20,8 +20,6 @@ from typing import Any
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH, LOGITS
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
-from llmc.compiler.base.options import EngineOptions
-from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, GraphIO
 from llmc.runtimes.device.interface import Device, HostDevice
@@ -31,7 +29,7 @@ from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
 from llmc.runtimes.onnxruntime.cpu_engine import engine_info
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import BuiltEngine, Engine, EngineSource, Session
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, Session
 
 log = logging.getLogger(__name__)
 PROVIDER = "CUDAExecutionProvider"
@@ -51,17 +49,9 @@ class OnnxRuntimeCuda(Engine):
 
     name = "onnxruntime-cuda"
 
-    def build(
-        self,
-        source: EngineSource,
-        output: Path,
-        options: EngineOptions,
-        *,
-        threads: int | None = None,
-        progress: Progress = NO_PROGRESS,
-    ) -> BuiltEngine:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Say which graph is opened; that a GPU takes it shows when it is verified."""
-        return BuiltEngine(source.graph.name, {})
+        return BuiltEngine(request.graph, {})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine on the GPU.

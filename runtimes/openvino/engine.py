@@ -15,11 +15,9 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.contract import LOGITS
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import EngineOptions
-from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.openvino.library import (
     DEVICE,
@@ -32,7 +30,7 @@ from llmc.runtimes.openvino.library import (
 )
 from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
-from llmc.runtimes.session.engine import UNLIMITED, BuiltEngine, Engine, EngineInfo, EngineSource, Session
+from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, Session
 
 MODEL = "openvino_model.xml"
 
@@ -42,15 +40,7 @@ class OpenVino(Engine):
 
     name: ClassVar[str] = "openvino-cpu"
 
-    def build(
-        self,
-        source: EngineSource,
-        output: Path,
-        options: EngineOptions,
-        *,
-        threads: int | None = None,
-        progress: Progress = NO_PROGRESS,
-    ) -> BuiltEngine:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Write the model.
 
         Raises:
@@ -58,9 +48,9 @@ class OpenVino(Engine):
             MissingDependencyError: it is not installed.
         """
         openvino = load_openvino()
-        model = read_stateful(openvino, source.graph)
-        openvino.save_model(model, str(output / MODEL), compress_to_fp16=False)
-        return BuiltEngine(source.graph.name, {"openvino": version_of(openvino)})
+        model = read_stateful(openvino, request.graph)
+        openvino.save_model(model, str(request.output / MODEL), compress_to_fp16=False)
+        return BuiltEngine(request.graph, {"openvino": version_of(openvino)})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine.
@@ -108,10 +98,10 @@ def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: 
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,
         threads=threads,
-        details={
-            **(manifest.engine.details if manifest.engine else {}),
-            "openvino": version_of(openvino),
-            "activations": hint.get_type_name(),
-            "cache_precision": element.get_type_name(),
-        },
+        details=engine_details(
+            manifest,
+            openvino=version_of(openvino),
+            activations=hint.get_type_name(),
+            cache_precision=element.get_type_name(),
+        ),
     )

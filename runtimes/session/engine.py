@@ -54,6 +54,7 @@ class EngineInfo:
         precision: ``fp32``, ``int8``, ``int4``, …
         threads: Threads that the runtime computes with; 0 when it has no such notion.
         profiles: Chunk lengths (min, max) that the engine was built for; empty when any will do.
+        details: What a report says besides, as the device's name; no session decides anything by it.
         max_batch: Most rows that the engine was built for; None: any.
     """
 
@@ -68,7 +69,7 @@ class EngineInfo:
     precision: str
     threads: int
     profiles: tuple[tuple[int, int], ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
     max_batch: int | None = None
 
 
@@ -203,20 +204,28 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
-class EngineSource:
-    """What an engine is built of.
+class BuildRequest:
+    """What an engine is built of, where, and as what.
 
     Attributes:
         model: The target's graph; its weights lie beside it.
         rewritten: What the engine's own passes made of it, over the same weights; None where it has no such passes.
+        output: Directory of the artifact, in which the graphs lie.
+        options: What was asked of the engine; a runtime whose engines take any size needs none of it.
+        threads: Threads to build for; None: chosen where the engine is opened.
         max_context: Longest row that the graph computes; None: only memory limits it.
         precision: Type of the weights that was asked for, with which a runtime may compare what it built.
+        progress: Told how far it is.
     """
 
     model: Path
-    rewritten: Path | None = None
+    rewritten: Path | None
+    output: Path
+    options: EngineOptions = field(default_factory=EngineOptions)
+    threads: int | None = None
     max_context: int | None = None
     precision: str | None = None
+    progress: Progress = NO_PROGRESS
 
     @property
     def graph(self) -> Path:
@@ -226,42 +235,22 @@ class EngineSource:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What a build made.
+    """What a build made: the graph that is opened, or that its files were built of, and what ``open`` will read."""
 
-    Attributes:
-        graph: Name of the ONNX graph that is opened, or that the engine's files were built of.
-        details: What ``open`` will read; plain values.
-    """
-
-    graph: str
+    graph: Path
     details: Mapping[str, Any]
 
 
 class Engine(Protocol):
-    """A runtime: makes an engine directory from a target graph, and opens it."""
+    """A runtime: makes an engine of a target graph, and opens it."""
 
     @property
     def name(self) -> str:
         """The runtime's name, as ``onnxruntime-cpu``."""
         ...
 
-    def build(
-        self,
-        source: EngineSource,
-        output: Path,
-        options: EngineOptions,
-        *,
-        threads: int | None = None,
-        progress: Progress = NO_PROGRESS,
-    ) -> BuiltEngine:
-        """Write the engine's files into ``output``, where the source lies.
-
-        Args:
-            source: Graphs.
-            output: The artifact's directory.
-            options: What was asked of the engine; a runtime whose engines take any size needs none of it.
-            threads: Threads to build the engine for; None: chosen where it is opened.
-            progress: Told how far it is.
+    def build(self, request: BuildRequest) -> BuiltEngine:
+        """Write the engine's files.
 
         Raises:
             UsageError: the options do not fit the graph.

@@ -20,11 +20,9 @@ from typing import ClassVar
 from onnx import TensorProto
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.compiler.base.json_record import to_text
-from llmc.compiler.base.options import EngineOptions
-from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.sampler_cache import SamplerCache
@@ -32,7 +30,7 @@ from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.onnxruntime.cpu_engine import open_graph
 from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load
-from llmc.runtimes.session.engine import BuiltEngine, Engine, EngineInfo, EngineSource, Session
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, EngineInfo, Session
 from llmc.runtimes.tensorrt.bindings import BINDINGS, Binding, Library, open_library
 from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.builder import build_engines
@@ -54,15 +52,7 @@ class TensorRT(Engine):
         """What it is made of."""
         return BINDINGS[self.name]
 
-    def build(
-        self,
-        source: EngineSource,
-        output: Path,
-        options: EngineOptions,
-        *,
-        threads: int | None = None,
-        progress: Progress = NO_PROGRESS,
-    ) -> BuiltEngine:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Write an engine for each length of the cache.
 
         Raises:
@@ -71,13 +61,13 @@ class TensorRT(Engine):
             MissingDependencyError: the library is not installed.
         """
         library = open_library(self.name)
-        asked = BuildOptions(options, source.max_context, source.precision)
-        graph = read_engine_graph(source.graph)
+        asked = BuildOptions(request.options, request.max_context, request.precision)
+        graph = read_engine_graph(request.graph)
         timings = None
         if library.binding.timing_cache:
             timings = FileCache.in_home(self.name, f"{library.version}.timings")
-        built = build_engines(library, graph, output, asked, progress, timings)
-        (output / RECEIPT).write_text(to_text(built.receipt.to_json()), encoding="utf-8")
+        built = build_engines(library, graph, request.output, asked, request.progress, timings)
+        (request.output / RECEIPT).write_text(to_text(built.receipt.to_json()), encoding="utf-8")
         if built.receipt.findings:
             more = (
                 f" (and {len(built.receipt.findings) - 1} more in {RECEIPT})"
@@ -89,9 +79,9 @@ class TensorRT(Engine):
             "version": library.version,
             "plan": built.plan.to_json(),
             "receipt": built.receipt.summary(),
-            "capabilities": list(options.capabilities),
+            "capabilities": list(request.options.capabilities),
         }
-        return BuiltEngine(source.graph.name, details)
+        return BuiltEngine(request.graph, details)
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine on the GPU.
@@ -177,7 +167,7 @@ def open_on(
         threads=0,
         profiles=((1, plan.chunk),),
         max_batch=plan.max_batch,
-        details={**(manifest.engine.details if manifest.engine else {}), "device": device.description},
+        details=engine_details(manifest, device=device.description),
     )
     return DeviceSession(decoder, info, device, _samplers(device, decoder))
 

@@ -65,7 +65,7 @@ class FakeSession:
             precision="int4",
             threads=threads or 1,
             profiles=tuple(tuple(each) for each in self.options["profiles"]),
-            details={"note": 1},
+            details={"note": "1"},
         )
 
     @property

@@ -55,8 +55,7 @@ class SessionTarget:
     def open(self, path: str, threads: int | None) -> dict[str, Any]:
         """Open the engine directory ``path``; returns its info as plain values."""
         self._session = self._opener(Path(path), threads)
-        info = asdict(self._session.info)
-        return {**info, "details": {name: str(value) for name, value in self._session.info.details.items()}}
+        return asdict(self._session.info)
 
     def run(self, request: RunRequest) -> RunTimes:
         """Prefill and decode one case on an empty cache.

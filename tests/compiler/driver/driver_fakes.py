@@ -17,7 +17,7 @@ from llmc.compiler.artifact.manifest import Manifest, PassRecord
 from llmc.compiler.artifact.reports import PassOutcome, VerifyReport
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.driver import driver
-from llmc.runtimes.session.engine import BuiltEngine, EngineSource
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23, "test" : 1]>
 tiny (int64[batch, chunk] input_ids, float[batch, 2, LENGTH, 8] "past_key_values.0.key")
@@ -93,11 +93,11 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     class Builder:
         name = "runtime"
 
-        def build(self, source: EngineSource, output: Path, options: Any, **given: Any) -> BuiltEngine:
-            files = {path.name for path in output.iterdir()}
-            made.note("build", source=source, options=options, files=files, **given)
-            (output / "engine.plan").write_bytes(b"plan")
-            return BuiltEngine(source.graph.name, {"capacity": 128})
+        def build(self, request: BuildRequest) -> BuiltEngine:
+            files = {path.name for path in request.output.iterdir()}
+            made.note("build", options=request.options, threads=request.threads, files=files)
+            (request.output / "engine.plan").write_bytes(b"plan")
+            return BuiltEngine(request.graph, {"capacity": 128})
 
     def get_engine(name: str) -> Builder:
         made.note("get_engine", runtime=name)

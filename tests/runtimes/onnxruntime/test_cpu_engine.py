@@ -14,11 +14,10 @@ import pytest
 
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import EngineOptions
 from llmc.runtimes.kernels.library import KernelsUnavailable
 from llmc.runtimes.onnxruntime import cpu_engine as onnxruntime_engine
 from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info, open_graph
-from llmc.runtimes.session.engine import BuiltEngine, EngineSource
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine
 
 from ..session_graphs import GROWING, load
 
@@ -149,9 +148,9 @@ def test_activations_are_not_rounded(opened: Any) -> None:
 
 def test_a_build_optimizes_for_any_processor(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
     graphs = tmp_path / "graph"
-    built = OnnxRuntimeCpu().build(EngineSource(graphs / "model.onnx"), tmp_path, EngineOptions())
+    built = OnnxRuntimeCpu().build(BuildRequest(graphs / "model.onnx", None, tmp_path))
     ((graph, options),) = inferences
-    assert built == BuiltEngine("engine.onnx", {"onnxruntime": onnxruntime.__version__})
+    assert built == BuiltEngine(tmp_path / "engine.onnx", {"onnxruntime": onnxruntime.__version__})
     assert graph == graphs / "model.onnx"
     assert options.optimized_model_filepath == str(tmp_path / "engine.onnx")
     assert options.graph_optimization_level == Level.ORT_ENABLE_EXTENDED
@@ -159,9 +158,8 @@ def test_a_build_optimizes_for_any_processor(inferences: list[tuple[Path, Any]],
 
 
 def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[Path, Any]], tmp_path: Path) -> None:
-    source = EngineSource(tmp_path / "model.onnx", tmp_path / "engine.onnx")
-    built = OnnxRuntimeCpu().build(source, tmp_path, EngineOptions())
-    assert built == BuiltEngine("engine.onnx", {"kernels": "llmc.cpu"})
+    built = OnnxRuntimeCpu().build(BuildRequest(tmp_path / "model.onnx", tmp_path / "engine.onnx", tmp_path))
+    assert built == BuiltEngine(tmp_path / "engine.onnx", {"kernels": "llmc.cpu"})
     ((graph, options),) = inferences
     assert (graph.name, options.optimized_model_filepath) == ("model.onnx", "")
 
@@ -169,7 +167,7 @@ def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[
 def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses model\.onnx: .+") as raised:
-        OnnxRuntimeCpu().build(EngineSource(tmp_path / "model.onnx"), tmp_path / "out", EngineOptions())
+        OnnxRuntimeCpu().build(BuildRequest(tmp_path / "model.onnx", None, tmp_path / "out"))
     assert "\n" not in str(raised.value)
 
 
@@ -180,7 +178,7 @@ def test_an_older_runtime_than_the_graph_is_made_for(
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     monkeypatch.setattr(onnxruntime, "__version__", installed)
     with pytest.raises(EngineError, match=rf"^ONNX Runtime {installed} refuses model\.onnx: .+") as raised:
-        OnnxRuntimeCpu().build(EngineSource(tmp_path / "model.onnx"), tmp_path / "out", EngineOptions())
+        OnnxRuntimeCpu().build(BuildRequest(tmp_path / "model.onnx", None, tmp_path / "out"))
     cure = "; graphs are made for ONNX Runtime 1.32: install that or a newer one, or optimize again with --for-"
     assert (cure in str(raised.value)) == older
 

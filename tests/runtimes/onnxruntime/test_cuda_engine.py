@@ -17,7 +17,6 @@ import pytest
 
 from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError
-from llmc.compiler.base.options import EngineOptions
 from llmc.runtimes.device.cuda import CudaDevice
 from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.session import DeviceSession
@@ -26,7 +25,7 @@ from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import plan_memory
 from llmc.runtimes.onnxruntime import cuda_engine as engine
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import BuiltEngine, EngineSource
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine
 
 from ..device.fake_cuda import FakeCuda, install
 from ..tiny_engine import PROMPTS, compiled
@@ -177,9 +176,8 @@ def test_without_an_engine_graph_the_plain_one_runs(
 
 def test_the_build_records_which_graph_is_opened(tmp_path: Path) -> None:
     for rewritten in (None, tmp_path / "engine.onnx"):
-        source = EngineSource(tmp_path / "model.onnx", rewritten)
-        built = engine.OnnxRuntimeCuda().build(source, tmp_path, EngineOptions())
-        assert built == BuiltEngine("engine.onnx" if rewritten else "model.onnx", {})
+        built = engine.OnnxRuntimeCuda().build(BuildRequest(tmp_path / "model.onnx", rewritten, tmp_path))
+        assert built == BuiltEngine(rewritten or tmp_path / "model.onnx", {})
 
 
 def test_the_graph_is_loaded_on_the_device_s_stream(gpu: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:

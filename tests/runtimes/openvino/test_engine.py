@@ -11,10 +11,9 @@ import pytest
 
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.base.options import EngineOptions
 from llmc.runtimes.openvino import engine as engine_module
 from llmc.runtimes.openvino.engine import OpenVino
-from llmc.runtimes.session.engine import EngineSource
+from llmc.runtimes.session.engine import BuildRequest
 
 from .tiny_graph import KV_HEADS, OUTPUTS, WIDTH, WINDOWS, attend, save
 
@@ -25,8 +24,8 @@ openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("openvino")
     save(folder / "model.onnx")
-    built = OpenVino().build(EngineSource(folder / "model.onnx"), folder, EngineOptions())
-    assert built.graph == "model.onnx"
+    built = OpenVino().build(BuildRequest(folder / "model.onnx", None, folder))
+    assert built.graph == folder / "model.onnx"
     return folder, dict(built.details)
 
 

@@ -213,7 +213,7 @@ def test_an_input_that_the_parser_drops_is_found(folder: Path, library: Library)
 @needs_tensorrt_rtx
 def test_a_build_with_a_lost_input_fails_with_the_nodes_name(folder: Path, tmp_path: Path) -> None:
     from llmc.compiler.base.options import EngineOptions
-    from llmc.runtimes.session.engine import EngineSource
+    from llmc.runtimes.session.engine import BuildRequest
     from llmc.runtimes.tensorrt.engine import TensorRTRtx
 
     made = graph_directory(folder, "fp16")
@@ -224,7 +224,7 @@ def test_a_build_with_a_lost_input_fails_with_the_nodes_name(folder: Path, tmp_p
     with pytest.raises(
         EngineError, match=rf"leaves out input nonpad_kv_seqlen \(past_lengths\) of Attention {names[0]}"
     ):
-        TensorRTRtx().build(EngineSource(tmp_path / "engine.onnx"), tmp_path, EngineOptions(capacities=(64,)))
+        TensorRTRtx().build(BuildRequest(tmp_path / "engine.onnx", None, tmp_path, EngineOptions(capacities=(64,))))
     assert not list(tmp_path.glob("*.plan"))
 
 

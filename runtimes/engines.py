@@ -52,5 +52,5 @@ def runtime_of(manifest: Manifest) -> str:
     """The runtime that opens an artifact: the engine's own, the target's, or ONNX Runtime on the CPU."""
     if manifest.engine is not None:
         return manifest.engine.runtime
-    target = get_target(manifest.target or "cpu")
-    return "onnxruntime-cpu" if target.runs_on_ort_cpu else target.runtime
+    target = get_target(manifest.target)
+    return (get_target(None) if target.runs_on_ort_cpu else target).runtime

@@ -172,7 +172,7 @@ class EngineOptions:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise UsageError(f"--gpu {capability} is no compute capability; write it as 8.9, several as 8.9,12.0")
 
-    def require_target(self, target: str) -> None:
+    def require_target(self, target: str | None) -> None:
         """Refuse what only TensorRT builds for, on another target.
 
         Raises:

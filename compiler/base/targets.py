@@ -27,6 +27,7 @@ class Requirement:
     """What a target needs beyond llmc's own dependencies; the pip extra of the target's name installs it.
 
     Attributes:
+        packages: Distributions of which a report says the version.
         modules: Any one of these importable modules will do.
         companions: Each of these must be importable too.
         provider: ONNX Runtime execution provider that must be there, or None.
@@ -35,6 +36,7 @@ class Requirement:
         builds_with_modules: Building needs one of ``modules`` alone: no provider, no companions.
     """
 
+    packages: tuple[str, ...]
     modules: tuple[str, ...]
     companions: tuple[str, ...] = ()
     provider: str | None = None
@@ -110,7 +112,9 @@ TARGETS = (
         device="cpu",
         precisions=("fp32", "int8", "int4"),
         caches=("shared", "grow"),
-        requirement=Requirement(("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True),
+        requirement=Requirement(
+            ("onnxruntime",), ("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True
+        ),
         asks_runtime=True,
         genai_providers=(),
     ),
@@ -123,6 +127,7 @@ TARGETS = (
         precisions=("fp16", "bf16", "int8", "int4", "fp8"),
         caches=("shared", "grow"),
         requirement=Requirement(
+            ("onnxruntime-gpu", "cuda-bindings", "nvidia-ml-py"),
             ("onnxruntime",),
             companions=("cuda.bindings",),
             provider="CUDAExecutionProvider",
@@ -144,7 +149,7 @@ TARGETS = (
         device="gpu",
         precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
         caches=("shared",),
-        requirement=Requirement(("tensorrt",), companions=("cuda.bindings",)),
+        requirement=Requirement(("tensorrt",), ("tensorrt",), companions=("cuda.bindings",)),
         takes_sizes=True,
         arena_factor=1,
         not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
@@ -158,6 +163,7 @@ TARGETS = (
         precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
         caches=("shared",),
         requirement=Requirement(
+            ("tensorrt-rtx-cu13-bindings",),
             ("tensorrt_rtx_bindings",),
             companions=("cuda.bindings",),
             capabilities=("7.5", "8.0", "8.6", "8.9", "12."),
@@ -176,7 +182,7 @@ TARGETS = (
         device="cpu",
         precisions=("fp32", "int8", "int4"),
         caches=("grow",),
-        requirement=Requirement(("openvino",)),
+        requirement=Requirement(("openvino",), ("openvino",)),
     ),
 )
 
@@ -189,13 +195,13 @@ def is_importable(module: str) -> bool:
         return False
 
 
-def get_target(name: str) -> Target:
-    """The row of a target.
+def get_target(name: str | None) -> Target:
+    """The row of a target; None stands for a graph for any runtime, which is run as one for the CPU.
 
     Raises:
         UsageError: there is none of this name.
     """
-    row = next((target for target in TARGETS if target.name == name), None)
+    row = next((target for target in TARGETS if target.name == (name or "cpu")), None)
     if row is None:
         raise UsageError(f"--target {name} is none of {', '.join(target.name for target in TARGETS)}")
     return row

@@ -244,8 +244,8 @@ def _build(
     staging: Path, target: Manifest, options: EngineOptions, threads: int | None, progress: Progress
 ) -> Manifest:
     progress.start("Building engine")
-    options.require_target(str(target.target))
-    engine, rewritten = get_engine(get_target(str(target.target)).runtime), None
+    options.require_target(target.target)
+    engine, rewritten = get_engine(get_target(target.target).runtime), None
     if passes := engine_passes(target):
         model = ir.load(staging / GRAPH)
         outcomes = run_passes(model, passes)

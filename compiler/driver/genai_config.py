@@ -60,7 +60,7 @@ def write_genai_config(directory: Path, manifest: Manifest) -> str | None:
 
 def refusal(graph: ir.Graph, manifest: Manifest) -> str | None:
     """Why GenAI's decoder loop cannot run this graph; None where it can."""
-    if get_target(manifest.target or "cpu").genai_providers is None:
+    if get_target(manifest.target).genai_providers is None:
         return f"it has no provider for the target {manifest.target}"
     inputs = {str(value.name): value for value in graph.inputs}
     if missing := [name for name in INPUTS[:2] if name not in inputs]:
@@ -109,7 +109,7 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
     settings = _Settings(directory, vocab_size)
     decoder: dict[str, JsonValue] = {
         "filename": GRAPH,
-        "session_options": {"provider_options": get_target(manifest.target or "cpu").genai_providers},
+        "session_options": {"provider_options": get_target(manifest.target).genai_providers},
         "hidden_size": manifest.model.hidden_size,
         "num_attention_heads": manifest.model.num_heads,
         "num_hidden_layers": manifest.model.num_layers,

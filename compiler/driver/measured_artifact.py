@@ -27,7 +27,7 @@ def measure_and_record(staging: Path, manifest: Manifest, progress: Progress) ->
     """Compare with golden data where there is some; what was measured and what is tolerated go into the manifest."""
     golden = load_golden(staging)
     # A graph that only its own runtime runs is measured when it is built.
-    if golden is None or (manifest.kind == "target" and not get_target(str(manifest.target)).runs_on_ort_cpu):
+    if golden is None or (manifest.kind == "target" and not get_target(manifest.target).runs_on_ort_cpu):
         return manifest, None
     progress.start("Verifying")
     try:
@@ -71,7 +71,7 @@ def measure_anywhere(
 
 def _may_be_unmeasured(manifest: Manifest) -> bool:
     """Whether the artifact is for a GPU that may not be here, whose types the CPU may lack kernels for."""
-    target = get_target(manifest.target or "cpu")
+    target = get_target(manifest.target)
     return target.device == "gpu" and (target.runs_on_ort_cpu or not cuda_devices())
 
 

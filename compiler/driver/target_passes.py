@@ -48,12 +48,17 @@ def target_passes(
         UsageError: the context is longer than the model's.
     """
     positions = max_context(geometry, options)
-    family = get_target(options.target).family
-    if family == "ort-cuda":
-        return cuda_passes(_cuda_target(positions, options, capabilities, golden))
-    if family == "standard":
-        return standard_passes(_standard_target(positions, options))
-    target = CpuTarget(
+    match get_target(options.target).family:
+        case "ort-cpu":
+            return cpu_passes(_cpu_target(positions, options, capabilities))
+        case "ort-cuda":
+            return cuda_passes(_cuda_target(positions, options, capabilities, golden))
+        case "standard":
+            return standard_passes(_standard_target(positions, options))
+
+
+def _cpu_target(positions: int, options: OptimizeOptions, capabilities: Capabilities) -> CpuTarget:
+    return CpuTarget(
         max_positions=positions,
         cache=options.cache_io,
         logits=options.logits,
@@ -61,7 +66,6 @@ def target_passes(
         query_seqlens=capabilities.query_seqlens,
         expert_kernels=capabilities.expert_kernels,
     )
-    return cpu_passes(target)
 
 
 def _cuda_target(
@@ -94,8 +98,8 @@ def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget
 
 
 def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
-    plan = make_plan(options)
-    return QuantizeWeights(plan, accuracy_level=4 if options.target == "cpu" else 0) if plan else None
+    accuracy_level = 4 if get_target(options.target).family == "ort-cpu" else 0
+    return QuantizeWeights(plan, accuracy_level) if (plan := make_plan(options)) else None
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
@@ -116,11 +120,13 @@ def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
 
 def engine_passes(target: Manifest) -> list[GraphPass]:
     """Passes from a target's graph to the engine's; none where the engine opens the graph itself."""
-    row = get_target(str(target.target))
-    if row.family == "ort-cuda":
-        # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
-        contract = target.contract
-        return cuda_engine_passes() if contract.rows == "slot0" and contract.cache == "shared" else []
-    if row.family == "standard":
-        return tensorrt_engine_passes() if row.takes_sizes else []
-    return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []
+    row = get_target(target.target)
+    match row.family:
+        case "ort-cpu":
+            return cpu_engine_passes() if target.precision in KERNEL_PRECISIONS else []
+        case "ort-cuda":
+            # Lengths can only be inputs where attention takes lengths, and a device's cache is one buffer.
+            contract = target.contract
+            return cuda_engine_passes() if contract.rows == "slot0" and contract.cache == "shared" else []
+        case "standard":
+            return tensorrt_engine_passes() if row.takes_sizes else []

@@ -32,13 +32,7 @@ REPORTED_PACKAGES = (
     "safetensors",
     "tokenizers",
     "gguf",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "cuda-bindings",
-    "nvidia-ml-py",
-    "tensorrt",
-    "tensorrt-rtx-cu13-bindings",
-    "openvino",
+    *(package for row in TARGETS for package in row.requirement.packages),
 )
 GPU_FIELDS = ("name", "compute_capability", "memory_bytes", "free_bytes")
 """Of a GPU, what the report says."""

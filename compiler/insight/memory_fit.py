@@ -71,7 +71,7 @@ def check_memory(
     """
     facts = read_facts(directory)
     plan = plan_memory(facts, facts.max_context or DEFAULT_CONTEXT if context is None else context, batch, chunk)
-    if get_target(facts.target or "cpu").device == "gpu":
+    if get_target(facts.target).device == "gpu":
         if not gpus:
             return MemoryFit(
                 plan, "no GPU", None, f"{directory} runs on a GPU, and nvidia-smi finds no NVIDIA GPU here"

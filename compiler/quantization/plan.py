@@ -70,7 +70,7 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
 
 def make_plan(options: OptimizeOptions) -> Plan:
     """The plan that options ask for; empty where weights keep their floats."""
-    meaning = MEANINGS[options.target].get(options.precision)
+    meaning = MEANINGS.get(options.target, {}).get(options.precision)
     if meaning is None:
         return {}
     ends = meaning.ends.get("int4" if options.head == "int4" else "int8")

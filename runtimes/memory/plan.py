@@ -146,7 +146,7 @@ def plan_memory(
     logits = facts.graph.outputs[0]
     elsewhere = {*_cache_names(facts.graph), logits.name or ""}
     live = largest_live_set(facts.graph, _dimensions(facts, slots, *largest), elsewhere)
-    target = get_target(facts.target or "cpu")
+    target = get_target(facts.target)
     scratch = scratch_bytes(facts.graph, dimensions) if target.family == "ort-cuda" else 0
     return MemoryPlan(
         weights=weights,
@@ -229,7 +229,7 @@ def _not_counted(facts: MemoryFacts, live: LiveSet) -> Iterator[str]:
     experts = sum(node.op_type in _EXPERTS for node in facts.graph.all_nodes())
     if experts:
         yield f"what {experts} operators of experts need while they run"
-    if outside := get_target(facts.target or "cpu").not_counted:
+    if outside := get_target(facts.target).not_counted:
         yield outside
 
 
@@ -244,7 +244,7 @@ def _advice(plan: MemoryPlan, free: int) -> str:
         cures.append("a smaller batch")
     if plan.chunk > 1 and plan.activations + plan.logits > plan.kv_cache:
         cures.insert(0, "a smaller prefill chunk")
-    if plan.cache_bits > 8 and get_target(plan.target or "cpu").cache_precisions:
+    if plan.cache_bits > 8 and get_target(plan.target).cache_precisions:
         cures.append("an int8 KV cache")
     *others, last = cures or ["a larger device"]
     return f"use {', '.join(others)} or {last}" if others else f"use {last}"

@@ -47,7 +47,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if engine is not None:
         rows.append(("runtime", engine.runtime))
-        if get_target(manifest.target or "cpu").device == "cpu":
+        if get_target(manifest.target).device == "cpu":
             rows.append(("threads", "chosen when opened" if engine.threads is None else str(engine.threads)))
     return rows
 

@@ -86,7 +86,7 @@ def shortfall_lines(outcomes: Sequence[PassOutcome], shortfalls: Sequence[str]) 
 def _genai_line(report: OptimizeReport | CompileReport) -> list[Text]:
     """Why ONNX Runtime GenAI cannot run it, said of targets that run on ONNX Runtime."""
     refusal = report.genai_refusal
-    if refusal is None or get_target(report.manifest.target or "cpu").genai_providers is None:
+    if refusal is None or get_target(report.manifest.target).genai_providers is None:
         return []
     return [Text(f"no genai_config.json: ONNX Runtime GenAI cannot run this graph, because {refusal}", style="dim")]
 

@@ -16,7 +16,7 @@ BLACKWELL = GpuDescription("NVIDIA RTX 5090", 32 << 30, compute_capability="12.0
 
 def target(*modules: str, name: str = "cpu", **fields) -> Target:
     """A row of the table with other needs."""
-    return replace(get_target(name), requirement=Requirement(modules, **fields))
+    return replace(get_target(name), requirement=Requirement((), modules, **fields))
 
 
 READY = target("json")
@@ -92,6 +92,7 @@ def test_any_one_module_will_do():
 def test_building_may_need_the_modules_alone():
     """Neither the provider nor the companions, which are for running."""
     needs = Requirement(
+        (),
         ("json",),
         companions=("no_such_module", "no_such_other"),
         provider="P",

@@ -80,11 +80,7 @@ class Request:
         return len(self.ids) + self.max_tokens
 
     def check_vocabulary(self, size: int) -> None:
-        """Refuse a prompt with a token that is none of ``size``.
-
-        Raises:
-            UsageError: there is one.
-        """
+        """Raise UsageError where a token of the prompt is none of ``size``."""
         outside = np.flatnonzero((self.ids < 0) | (self.ids >= size))
         if outside.size:
             position = int(outside[0])
@@ -94,11 +90,7 @@ class Request:
             )
 
     def check_room(self, room: int, where: str) -> None:
-        """Refuse a text that may grow longer than the ``room`` of ``where``.
-
-        Raises:
-            UsageError: it may.
-        """
+        """Raise UsageError where the text may grow longer than the ``room`` of ``where``."""
         if self.room > room:
             rest = room - len(self.ids)
             advice = f"ask for at most {rest} new tokens" if rest > 0 else f"shorten the prompt below {room} tokens"

@@ -88,9 +88,7 @@ class SessionTarget:
         Returns:
             ``time.perf_counter_ns`` of each request's arrival and tokens, [requests][1 + gen].
 
-        Raises:
-            EngineError: nothing is open, or the engine failed.
-            UsageError: the case is longer than the engine's context.
+        Errors are those of :meth:`run`.
         """
         if self._session is None:
             raise EngineError("generate before open")

@@ -6,6 +6,7 @@ and licence.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import textwrap
@@ -88,13 +89,11 @@ def read_hf_licence(directory: Path) -> str | None:
     card = directory / "README.md"
     if not card.is_file():
         return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0].strip() != "---":
+    first, *lines = card.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    if first.strip() != "---":
         return None
     stated: dict[str, str] = {}
-    for line in lines[1:]:
-        if line.strip() == "---":
-            break
+    for line in itertools.takewhile(lambda line: line.strip() != "---", lines):
         key, colon, value = line.partition(":")
         if colon:
             stated.setdefault(key.strip(), value.strip().strip("'\""))

@@ -7,6 +7,7 @@ are static or symbolic, and that is what decides.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ HEADS, KV_HEADS, WIDTH, SLOTS, BUFFER = 4, 2, 16, 8, 12
 POSITIONS = {"q": 0, "k": 1, "v": 2, "mask": 3, "past_key": 4, "past_value": 5, "lengths": 6}
 EVERY = ("tensorrt-rtx", "onnxruntime", "openvino")
 TENSORRT, OPENVINO = ("tensorrt-rtx",), ("openvino",)
+COMPARED = ("onnxruntime", "openvino")
+"""Those whose numbers are seen."""
 CACHE = {"past_key": 3, "past_value": 4}
 GQA_POSITIONS = {"query": 0, **CACHE, "seqlens_k": 5, "total": 6, "cos": 7, "sin": 8, "chunks": 16}
 
@@ -155,36 +158,20 @@ def gqa(
     return make_probe([node], inputs, outputs, weights=weights, names=shapes, valid=valid)
 
 
+float32 = partial(attention, dtype=np.float32)
+causal = partial(float32, sequence=SLOTS, opset=28, is_causal=1)
+fixed = partial(gqa, symbolic=False, buffer=True)
+
 ATTENTION_TRAPS = (
     Trap("attention-lengths", attention(lengths=True), attention(mask=True), EVERY),
-    Trap(
-        "attention-causal-lengths",
-        attention(dtype=np.float32, lengths=True, is_causal=1),
-        attention(dtype=np.float32, lengths=True),
-        ("onnxruntime", "openvino"),
-    ),
+    Trap("attention-causal-lengths", float32(lengths=True, is_causal=1), float32(lengths=True), COMPARED),
     Trap("attention-mask-and-causal", attention(mask=True, is_causal=1), attention(mask=True), EVERY),
-    Trap(
-        "attention-float32",
-        attention(dtype=np.float32, mask=True),
-        attention(dtype=np.float32, mask=True, TRT_decomposable=1),
-        TENSORRT,
-    ),
-    Trap(
-        "attention-window",
-        attention(sequence=SLOTS, dtype=np.float32, opset=28, is_causal=1, left_window_size=2),
-        attention(sequence=SLOTS, dtype=np.float32, opset=28, is_causal=1),
-        ("onnxruntime", "openvino"),
-    ),
+    Trap("attention-float32", float32(mask=True), float32(mask=True, TRT_decomposable=1), TENSORRT),
+    Trap("attention-window", causal(left_window_size=2), causal(), COMPARED),
     Trap("attention-past", attention(past=3), attention(mask=True), EVERY),
     Trap("attention-softcap", attention(softcap=5.0), attention(), EVERY),
     Trap("attention-value-width", attention(value_width=8), attention(), EVERY),
-    Trap(
-        "attention-softcap-mask",
-        attention(dtype=np.float32, softcap=5.0, mask=True),
-        attention(dtype=np.float32, mask=True),
-        ("onnxruntime", "openvino"),
-    ),
+    Trap("attention-softcap-mask", float32(softcap=5.0, mask=True), float32(mask=True), COMPARED),
     Trap("tensor-scatter-circular", tensor_scatter(circular=True), tensor_scatter(), EVERY),
     Trap("tensor-scatter-rank", tensor_scatter(rank=3), tensor_scatter(), TENSORRT),
     Trap("tensor-scatter-symbolic", tensor_scatter(symbolic=True), tensor_scatter(), TENSORRT),
@@ -200,20 +187,10 @@ ATTENTION_TRAPS = (
 
 GQA_TRAPS = (
     Trap("gqa-batch", gqa(batch=2, sequence=1, symbolic_batch=True), gqa(sequence=1), OPENVINO),
-    Trap(
-        "gqa-static-batch",
-        gqa(batch=2, sequence=1, symbolic=False, buffer=True, rotary=False),
-        gqa(sequence=1, symbolic=False, buffer=True, rotary=False),
-        OPENVINO,
-    ),
+    Trap("gqa-static-batch", fixed(batch=2, sequence=1, rotary=False), fixed(sequence=1, rotary=False), OPENVINO),
     Trap("gqa-static-past", gqa(symbolic=False, sequence=1), gqa(sequence=1), OPENVINO),
     Trap("gqa-symbolic-buffer", gqa(buffer=True), gqa(), OPENVINO),
-    Trap(
-        "gqa-static-buffer-rotary",
-        gqa(symbolic=False, buffer=True, past=0, sequence=4),
-        gqa(symbolic=False, buffer=True, past=0, sequence=4, rotary=False),
-        OPENVINO,
-    ),
+    Trap("gqa-static-buffer-rotary", fixed(past=0, sequence=4), fixed(past=0, sequence=4, rotary=False), OPENVINO),
     Trap("gqa-softcap", gqa(softcap=2.0), gqa(), OPENVINO),
     Trap("gqa-query-lengths", gqa(chunks=True), gqa(), OPENVINO),
 )

@@ -44,13 +44,12 @@ def learn(experiences: Sequence[Experience]) -> tuple[Condition, ...]:
     Numbers that differ are blamed on a feature only where :data:`LEAST_WRONG` tests say so: one may have a fault of
     its own.
     """
-    runs = [item for item in experiences if item.outcome == "runs"]
-    taken = [item for item in experiences if item.outcome != "refused"]
-    refused = [item for item in experiences if item.outcome == "refused"]
-    wrong = [item for item in experiences if item.outcome == "wrong"]
+    runs, refused, wrong = (
+        [item for item in experiences if item.outcome == outcome] for outcome in ("runs", "refused", "wrong")
+    )
     suspected = _learn(wrong, runs)
     kept = [rule for rule in suspected if sum(set(rule.features) <= item.features for item in wrong) >= LEAST_WRONG]
-    return (*_learn(refused, taken), *kept)
+    return (*_learn(refused, [*runs, *wrong]), *kept)
 
 
 def _learn(failed: Sequence[Experience], passed: Sequence[Experience]) -> list[Condition]:

@@ -133,22 +133,22 @@ def _version(asker: Asker, cases: Sequence[NodeCase], version: int) -> VersionRo
         return None
     usable = [*usable, *(fit for case in usable if (fit := at_version(without_options(case), opset)) is not None)]
     usable.sort(key=lambda case: len(features(case.view)))
-    takes, converted, expanded, message = list[str](), list[str](), list[str](), ""
+    kinds, message = dict[str, str](), ""
     for dtype in ELEMENT_TYPES:
         variants = [item for case in usable if (item := with_key_type(case, dtype)) is not None][:TRIES]
         for variant in variants:
             answer = _ask(asker, variant)
             message = message or plain_message(answer.message)
             if answer.taken:
-                takes.append(dtype)
-                kinds = _replaced(variant, answer)
-                converted += [dtype] * (kinds == "converted")
-                expanded += [dtype] * (kinds == "expanded")
+                kinds[dtype] = _replaced(variant, answer)
                 break
-    if not takes:
+    if not kinds:
         plain = [_ask(asker, case) for case in usable]
         message = "" if any(answer.taken for answer in plain) else message or plain_message(plain[0].message)
-    return VersionRow(version, tuple(takes), tuple(converted), tuple(expanded), "" if takes else message)
+    converted, expanded = (
+        tuple(dtype for dtype, kind in kinds.items() if kind == replaced) for replaced in ("converted", "expanded")
+    )
+    return VersionRow(version, tuple(kinds), converted, expanded, "" if kinds else message)
 
 
 def _replaced(case: NodeCase, answer: Answer) -> str:
@@ -165,13 +165,10 @@ def _constants(asker: Asker, cases: Sequence[NodeCase]) -> tuple[int, ...]:
     """Inputs with which the operator is taken as constants, and refused as inputs of the graph."""
     found = set[int]()
     for case in cases[:TRIES]:
-        fixed = [item.name for item in case.model.graph.initializer]
-        node = case.model.graph.node[0]
-        if not fixed or not _ask(asker, case).taken:
-            continue
-        for index, name in enumerate(node.input):
-            if name in fixed and not _ask(asker, _freed(case, name)).taken:
-                found.add(index)
+        fixed = {item.name for item in case.model.graph.initializer}
+        if fixed and _ask(asker, case).taken:
+            names = enumerate(case.model.graph.node[0].input)
+            found |= {index for index, name in names if name in fixed and not _ask(asker, _freed(case, name)).taken}
     return tuple(sorted(found))
 
 

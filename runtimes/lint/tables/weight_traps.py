@@ -6,6 +6,7 @@ Out: :data:`WEIGHT_TRAPS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -59,11 +60,6 @@ def _product(weights: Mapping[str, Array], float_type: Any, *, transposed: bool,
     return make_probe(nodes, inputs, {"y": (kind, [ROWS, OUT])}, weights=weights)
 
 
-def float32(**options: Any) -> Probe:
-    """The same with float32 activations."""
-    return blocked_weight(float_type=np.float32, **options)
-
-
 def transposed_table(*, zero_point: bool) -> Probe:
     """An embedding table with a scale per token, transposed to be the head too."""
     stored = np.random.default_rng(0).integers(-7, 8, (OUT, IN)).astype(np.int8)
@@ -72,6 +68,8 @@ def transposed_table(*, zero_point: bool) -> Probe:
         weights["zeros"] = np.zeros(OUT, np.int8)
     return _product(weights, np.float32, transposed=True, axis=0)
 
+
+float32 = partial(blocked_weight, float_type=np.float32)
 
 WEIGHT_TRAPS = (
     Trap("dequantize-int4-axis", blocked_weight(axis=1), blocked_weight(), EVERY),

@@ -128,26 +128,21 @@ class EngineRecord:
     Attributes:
         runtime: The runtime's name, as ``onnxruntime-cpu``.
         threads: Threads that it was built for; None: to be chosen where it is opened.
-        profiles: Chunk lengths, each [min, max], that it was built for; empty when any will do.
         details: What the runtime's ``build`` reported and its ``open`` reads.
         graph: ONNX graph that is opened, or that the engine's files were built of.
     """
 
     runtime: str
     threads: int | None
-    profiles: tuple[tuple[int, ...], ...]
     details: Mapping[str, JsonValue]
     graph: str = GRAPH
 
     def __post_init__(self) -> None:
-        """Refuse no runtime, no threads, and profiles that are not [min, max]."""
+        """Refuse no runtime and no threads."""
         if not self.runtime:
             raise ArtifactError("the engine record names no runtime")
         if self.threads is not None and self.threads < 1:
             raise ArtifactError(f"an engine cannot run on {self.threads} threads")
-        for profile in self.profiles:
-            if len(profile) != 2 or not 0 < profile[0] <= profile[1]:
-                raise ArtifactError(f"engine profile {list(profile)} is not [min, max] with 0 < min <= max")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:
     if engine is not None:
         details = {name: detail for name, detail in engine["details"].items() if name != "graph"}
         graph = ENGINE_GRAPH if ENGINE_GRAPH in value["files"] else GRAPH
-        engine = {**engine, "details": details, "graph": graph}
+        # Its profiles were always empty.
+        engine = {**{k: v for k, v in engine.items() if k != "profiles"}, "details": details, "graph": graph}
     kept = {name: item for name, item in value.items() if name not in {"cache", "logits"}}
     return {**kept, "contract": encode(contract), "engine": engine, "plan": {}, "schema_version": 2}
 

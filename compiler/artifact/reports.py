@@ -80,10 +80,9 @@ class OptimizeReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        passes = [outcome.to_json() for outcome in self.outcomes]
         return {
             "manifest": encode(self.manifest),
-            "passes": passes,
+            "passes": [outcome.to_json() for outcome in self.outcomes],
             "shortfalls": list(self.shortfalls),
             "genai_refusal": self.genai_refusal,
         }
@@ -137,35 +136,21 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class CompileReport:
-    """What ``compile`` made.
+class CompileReport(OptimizeReport):
+    """What ``compile`` made; the manifest is the engine's.
 
     Attributes:
-        manifest: Of the engine.
-        outcomes: What each pass did.
         verification: What was measured; None when it was skipped.
         skipped: Why verification was skipped.
-        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
     """
 
-    manifest: Manifest
-    outcomes: tuple[PassOutcome, ...]
-    verification: VerifyReport | None
-    skipped: str | None
-    genai_refusal: str | None = None
-
-    @property
-    def shortfalls(self) -> tuple[str, ...]:
-        """Of all passes."""
-        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+    verification: VerifyReport | None = None
+    skipped: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "manifest": encode(self.manifest),
-            "passes": [outcome.to_json() for outcome in self.outcomes],
-            "shortfalls": list(self.shortfalls),
+            **super().to_json(),
             "verification": self.verification.to_json() if self.verification else None,
             "skipped_verification": self.skipped,
-            "genai_refusal": self.genai_refusal,
         }

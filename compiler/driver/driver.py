@@ -181,7 +181,7 @@ def compile_model(
         refused = write_genai_config(staging, target)
         manifest = _build(staging, target, options.engine, options.threads, progress)
         manifest, verification = measure_and_record(staging, manifest, progress)
-    return CompileReport(manifest, tuple(outcomes), verification, skipped, refused)
+    return CompileReport(manifest, tuple(outcomes), refused, verification, skipped)
 
 
 def verify(directory: Path, *, threads: int | None = None, progress: Progress = NO_PROGRESS) -> VerifyReport:
@@ -261,7 +261,7 @@ def _build(
             staging / GRAPH, rewritten, staging, options, threads, target.max_context, target.precision, progress
         )
     )
-    record = EngineRecord(engine.name, threads, profiles=(), details=dict(built.details), graph=built.graph.name)
+    record = EngineRecord(engine.name, threads, dict(built.details), built.graph.name)
     return write_manifest(
         staging, replace(target, kind="engine", engine=record, measured={}, tolerances={}, files={})
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +94,7 @@ class MemoryPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        return {
-            "context": self.context,
-            "batch": self.batch,
-            "chunk": self.chunk,
-            "weights": self.weights,
-            "kv_cache": self.kv_cache,
-            "logits": self.logits,
-            "activations": self.activations,
-            "workspace": self.workspace,
-            "total": self.total,
-            "cache_bits": self.cache_bits,
-            "target": self.target,
-            "not_counted": list(self.not_counted),
-        }
+        return {**asdict(self), "total": self.total, "not_counted": list(self.not_counted)}
 
 
 def plan_memory(

@@ -119,7 +119,7 @@ def test_the_ends_of_what_is_accepted(manifest: Manifest) -> None:
         weight_bytes=0,
         measured={"kl": 0.0},
         files={"empty": FileRecord(bytes=0, sha256="0" * 64)},
-        engine=EngineRecord(runtime="x", threads=1, profiles=((1, 1), (1, 512)), details={}),
+        engine=EngineRecord(runtime="x", threads=1, details={}),
         passes=(PassRecord("P", {}, False, {"fired": 0}, {"fired": 0}, 0, 0, 0, 0),),
     )
     assert Manifest.from_json(least.to_json()) == least
@@ -164,12 +164,6 @@ def test_a_hash_is_64_hexadecimal_digits(digits: str) -> None:
         FileRecord(bytes=1, sha256=digits)
 
 
-@pytest.mark.parametrize("profiles", [((4, 2),), ((0, 2),), ((2,),), ((1, 2, 3),), ((1, 2), (4, 2))])
-def test_a_profile_is_two_lengths(profiles: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ArtifactError, match=r"is not \[min, max\] with 0 < min <= max"):
-        EngineRecord(runtime="x", threads=None, profiles=profiles, details={})
-
-
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
@@ -190,9 +184,9 @@ def test_records_refuse_impossible_values(manifest: Manifest) -> None:
     with pytest.raises(ArtifactError, match="-1 bytes"):
         FileRecord(bytes=-1, sha256="a" * 64)
     with pytest.raises(ArtifactError, match="0 threads"):
-        EngineRecord(runtime="x", threads=0, profiles=(), details={})
+        EngineRecord(runtime="x", threads=0, details={})
     with pytest.raises(ArtifactError, match="names no runtime"):
-        EngineRecord(runtime="", threads=None, profiles=(), details={})
+        EngineRecord(runtime="", threads=None, details={})
     with pytest.raises(ArtifactError, match="a pass record has no name"):
         dataclasses.replace(manifest.passes[0], name="")
     zipped: Any = "zip"

@@ -21,6 +21,7 @@ def version_1(manifest: Manifest, *passes: dict[str, Any], **values: Any) -> str
     engine = written["engine"]
     if engine is not None:
         engine["details"]["graph"] = engine.pop("graph")
+        engine["profiles"] = []
     kinds = {"cache": contract["cache"], "logits": contract["logits"]}
     return json.dumps({**written, **kinds, "passes": passes, "schema_version": 1, **values})
 
@@ -66,7 +67,7 @@ def test_a_contract_is_read_off_the_passes(
 @pytest.mark.parametrize(("files", "graph"), [((), "model.onnx"), (("engine.onnx",), "engine.onnx")])
 def test_an_engine_names_its_graph(manifest: Manifest, files: tuple[str, ...], graph: str) -> None:
     record = FileRecord(bytes=1, sha256="a" * 64)
-    engine = EngineRecord("openvino-cpu", 2, (), {"openvino": "2026.1"}, "openvino_model.xml")
+    engine = EngineRecord("openvino-cpu", 2, {"openvino": "2026.1"}, "openvino_model.xml")
     made = replace(manifest, engine=engine, files=dict.fromkeys(files, record))
     assert Manifest.from_json(version_1(made)).engine == replace(engine, graph=graph)
 

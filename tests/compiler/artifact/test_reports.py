@@ -94,7 +94,7 @@ def test_the_json_of_a_verification() -> None:
 
 
 def test_reports_have_the_shortfalls_of_all_passes(manifest: Manifest, outcomes: tuple[PassOutcome, ...]) -> None:
-    for report in (OptimizeReport(manifest, outcomes), CompileReport(manifest, outcomes, None, None)):
+    for report in (OptimizeReport(manifest, outcomes), CompileReport(manifest, outcomes)):
         assert report.shortfalls == SHORTFALLS
         assert report.to_json()["shortfalls"] == list(SHORTFALLS)
 
@@ -112,7 +112,7 @@ def test_the_json_of_optimize(manifest: Manifest, outcomes: tuple[PassOutcome, .
 
 
 def test_the_json_of_compile(manifest: Manifest, outcomes: tuple[PassOutcome, ...]) -> None:
-    report = CompileReport(manifest, outcomes, VerifyReport((FAILED,)), None)
+    report = CompileReport(manifest, outcomes, verification=VerifyReport((FAILED,)))
     value = report.to_json()
     assert value["verification"] == VerifyReport((FAILED,)).to_json()
     assert (value["skipped_verification"], value["genai_refusal"], len(value["passes"])) == (None, None, 3)

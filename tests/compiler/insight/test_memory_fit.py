@@ -31,7 +31,7 @@ H100 = GpuDescription("NVIDIA H100", 80 << 30, compute_capability="9.0", free_by
 @pytest.fixture
 def engine(tmp_path: Path, manifest: Manifest) -> Path:
     """A CUDA engine with a shared cache and a context of 128."""
-    record = EngineRecord(runtime="onnxruntime-cuda", threads=None, profiles=(), details={})
+    record = EngineRecord(runtime="onnxruntime-cuda", threads=None, details={})
     ir.save(ir.from_onnx_text(MODEL), tmp_path / "model.onnx")
     write_manifest(tmp_path, dataclasses.replace(manifest, target="cuda", engine=record))
     return tmp_path
@@ -92,7 +92,7 @@ def test_a_containers_limit_counts(cpu_engine: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_tensorrt_engine_needs_a_gpu(engine: Path, manifest: Manifest) -> None:
     plan = CapacityPlan((Bucket(64, "engine_64.plan", 5000),), 2, 16, 64)
-    record = EngineRecord("tensorrt-rtx", None, (), {"plan": plan.to_json()})
+    record = EngineRecord("tensorrt-rtx", None, {"plan": plan.to_json()})
     write_manifest(engine, dataclasses.replace(manifest, target="tensorrt-rtx", engine=record))
     fit = check_memory(engine, (H100,))
     assert (fit.where, fit.plan.context, fit.plan.weights) == ("GPU 0 (NVIDIA H100)", 64, 5000)

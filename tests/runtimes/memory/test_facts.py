@@ -62,7 +62,7 @@ def manifest(
         sliding_windows=(None,),
         tie_word_embeddings=False,
     )
-    engine = EngineRecord("onnxruntime-cpu", None, (), details or {}, graph)
+    engine = EngineRecord("onnxruntime-cpu", None, details or {}, graph)
     wanted: dict[str, Any] = {
         "kind": "engine",
         "engine": engine,

@@ -54,7 +54,7 @@ def manifest(folder: Path, tmp_path: Path, plan: CapacityPlan) -> Manifest:
 
 def changed(manifest: Manifest, **details: Any) -> Manifest:
     assert manifest.engine is not None
-    record = EngineRecord("tensorrt-rtx", None, (), {**manifest.engine.details, **details})
+    record = EngineRecord("tensorrt-rtx", None, {**manifest.engine.details, **details})
     return replace(manifest, engine=record)
 
 

@@ -68,7 +68,7 @@ def manifest_of(folder: Path, plan: CapacityPlan, logits: Literal["last", "all"]
     from llmc.compiler.artifact.artifact import open_artifact
 
     portable = open_artifact(exported()[1]).manifest
-    record = EngineRecord("tensorrt-rtx", None, (), {"version": "9.9", "plan": plan.to_json()})
+    record = EngineRecord("tensorrt-rtx", None, {"version": "9.9", "plan": plan.to_json()})
     return replace(
         portable,
         kind="engine",

@@ -53,7 +53,7 @@ def test_build_shows_engines_precision_and_cost(llmc: Run, replace_driver: Repla
         "products": {"int4 x fp16": 7},
         "findings": ["a is odd", "b is odd"],
     }
-    record = EngineRecord("tensorrt-rtx", None, (), {"plan": plan.to_json(), "receipt": receipt})
+    record = EngineRecord("tensorrt-rtx", None, {"plan": plan.to_json(), "receipt": receipt})
     replace_driver("build", dataclasses.replace(manifest, target="tensorrt-rtx", engine=record))
     shown = [" ".join(line.split()) for line in llmc("build", "graph", "-o", "engine").stdout.splitlines()]
     for name, value in (

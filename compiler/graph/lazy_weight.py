@@ -57,11 +57,13 @@ class LazyWeight(ir.LazyTensor):
         if not self.stored_shape:
             yield self.rows(0, 1)
             return
-        count = self.stored_shape[0]
-        row_bytes = max(1, math.prod(self.stored_shape[1:]) * max(self.dtype.itemsize, 1))
-        step = max(1, int(CHUNK_BYTES // row_bytes))
+        count, step = self.stored_shape[0], self.rows_at_once()
         for start in range(0, count, step):
             yield self.rows(start, min(start + step, count))
+
+    def rows_at_once(self) -> int:
+        """How many rows one step of streaming makes."""
+        return max(1, int(CHUNK_BYTES // max(1, math.prod(self.stored_shape[1:]) * max(self.dtype.itemsize, 1))))
 
     def numpy(self) -> Array:
         """The whole tensor."""
@@ -167,16 +169,9 @@ class MappedWeight(LazyWeight):
         shape = (-1, *self.stored_shape[1:]) if self.stored_shape else ()
         return made.reshape(shape).astype(numpy_dtype(self.dtype), copy=False)
 
-    def chunks(self) -> Iterator[Array]:
-        """Few rows at a time: what the function makes on the way then stays in the processor's cache."""
-        if not self.stored_shape:
-            yield self.rows(0, 1)
-            return
-        count = self.stored_shape[0]
-        row_bytes = max(1, math.prod(self.base.stored_shape[1:]) * 4)
-        step = max(1, int(MAPPED_CHUNK_BYTES // row_bytes))
-        for start in range(0, count, step):
-            yield self.rows(start, min(start + step, count))
+    def rows_at_once(self) -> int:
+        """Few: what the function makes on the way then stays in the processor's cache."""
+        return max(1, MAPPED_CHUNK_BYTES // max(1, math.prod(self.base.stored_shape[1:]) * 4))
 
     def identity(self) -> tuple[Any, ...]:
         """The base and the function's key (not the shape: one set of bytes may be seen in two shapes)."""

@@ -91,10 +91,7 @@ def _write(group: Tensors, starts: Mapping[str, int], file: BinaryIO) -> None:
     for name in starts.keys() & places.values() if not parts else ():
         tensor = group[name]
         file.seek(starts[name])
-        if hasattr(tensor, "tofile"):
-            tensor.tofile(file)
-        else:
-            file.write(tensor.tobytes())
+        tensor.tofile(file)  # type: ignore[attr-defined]
         _require_length(name, tensor, file.tell() - starts[name])
     sizes, small = dict.fromkeys(parts, 0), dict.fromkeys(parts, b"")
     for part, piece in pieces_of([part for _, part in parts.values()]):

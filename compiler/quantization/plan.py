@@ -81,5 +81,5 @@ def make_plan(options: OptimizeOptions) -> Plan:
 
 def largest_kl(precision: str) -> float:
     """Divergence, in nats, beyond which weights of a precision no longer say what the model says."""
-    meanings = (table[precision] for table in MEANINGS.values() if precision in table)
-    return max((SCHEMES[meaning.linear[0]].largest_kl for meaning in meanings), default=0.1)
+    schemes = [SCHEMES[table[precision].linear[0]] for table in MEANINGS.values() if precision in table]
+    return 1.0 if any(scheme.bits == 4 and scheme.storage.is_integer() for scheme in schemes) else 0.1

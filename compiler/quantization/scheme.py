@@ -45,23 +45,13 @@ class Scheme:
         """
         if self.block is not None:
             require_block_size(self.block)
-        if self.zero != "none" and not (self.is_integer and self.block):
+        if self.zero != "none" and not (self.storage.is_integer() and self.block):
             raise UsageError(f"blocks of integers may have a zero point or an offset, {self.storage.name} has none")
 
     @property
     def bits(self) -> int:
         """Of one number."""
         return self.storage.bitwidth
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether numbers are integers and not small floats."""
-        return self.storage.is_integer()
-
-    @property
-    def largest_kl(self) -> float:
-        """Divergence, in nats, beyond which weights of this kind no longer say what the model says."""
-        return 1.0 if self.is_integer and self.bits == 4 else 0.1
 
     def blocks(self, features: int) -> int:
         """Scales of a row."""

@@ -21,11 +21,19 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.graph.lazy_weight import Array, MappedWeight
 from llmc.compiler.graph.operators import moe
 from llmc.compiler.graph.operators.microsoft import MOE
-from llmc.passes.experts.expert_weights import rearranged
 from llmc.passes.experts.routing_weights import is_nonnegative, sums_to_one
-from llmc.passes.graph.graph_query import copy_dtype, dims, is_weight, replace_node, small_initializer
+from llmc.passes.graph.graph_query import (
+    add_initializer,
+    copy_dtype,
+    dims,
+    is_weight,
+    replace_node,
+    small_initializer,
+)
+from llmc.passes.graph.linear import upright_weight
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 PLAIN = {"relu": "relu", "silu": "silu", "gelu_tanh": "gelu", "identity": "identity"}
@@ -65,9 +73,9 @@ class LowerMoE(FusionPass):
         bias = given["fc1_bias"]
         inputs = {
             "input": given["hidden"],
-            "fc1_experts_weights": rearranged(graph, fc1, transpose=transpose, interleave=halves),
-            "fc1_experts_bias": bias and rearranged(graph, bias, transpose=False, interleave=halves),
-            "fc2_experts_weights": rearranged(graph, fc2, transpose=transpose, interleave=False),
+            "fc1_experts_weights": _rearranged(graph, fc1, transpose=transpose, interleave=halves),
+            "fc1_experts_bias": bias and _rearranged(graph, bias, transpose=False, interleave=halves),
+            "fc2_experts_weights": _rearranged(graph, fc2, transpose=transpose, interleave=False),
             "fc2_experts_bias": given["fc2_bias"],
         }
         nodes, inputs["router_probs"], total = _routing(graph, node, given)
@@ -149,3 +157,31 @@ def _routing(
         return nodes, logits, None
     axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
     return nodes, logits, make("ReduceSum", weights, axis, keepdims=1)
+
+
+def _rearranged(graph: ir.Graph, value: ir.Value, *, transpose: bool, interleave: bool) -> ir.Value:
+    """An initializer [experts, rows, features], or [experts, rows], in the kernel's layout; read when it is written.
+
+    Args:
+        graph: Gets a new initializer; none when nothing is asked for.
+        value: The initializer.
+        transpose: Swap the last two axes.
+        interleave: Let the rows of the two halves of axis 1 alternate, after that.
+    """
+    if not transpose and not interleave:
+        return value
+    base = upright_weight(value)
+    count, *axes = base.stored_shape
+    shape = (count, *(axes[::-1] if transpose else axes))
+
+    def rearrange(experts: Array) -> Array:
+        turned = experts.swapaxes(1, 2) if transpose else experts
+        if not interleave:
+            return turned
+        halves = turned.reshape(len(experts), 2, shape[1] // 2, *shape[2:])
+        return np.ascontiguousarray(halves.swapaxes(1, 2))
+
+    stem = (value.name or "experts").removesuffix(".weight").removesuffix(".by_output")
+    key = ("experts", "transpose" if transpose else "", "interleave" if interleave else "")
+    made = MappedWeight(base, shape, base.dtype, rearrange, key)
+    return add_initializer(graph, f"{stem}.by_output", made)

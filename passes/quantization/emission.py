@@ -1,18 +1,17 @@
-"""What emitters of quantized weights share: initializers that several nodes read, calls, nodes that go first.
+"""What emitters of quantized weights share: initializers that several nodes read, nodes that go first.
 
 In: a site and its scheme, from an emitter. Out: the graph with what was made for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
-from llmc.compiler.graph.operators.signature import Signature
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solver
 from llmc.compiler.quantization.solvers.round import RoundToNearest
@@ -20,7 +19,6 @@ from llmc.passes.graph.linear import added_bias
 from llmc.passes.quantization.sites import Site
 
 T = TypeVar("T")
-Inputs = Mapping[str, ir.Value | None]
 
 
 @dataclass
@@ -47,11 +45,6 @@ class Emission:
             self._known[key] = make()
         value: T = self._known[key]
         return value
-
-    def call(self, operator: Signature, inputs: Inputs, attributes: Mapping[str, Any], name: str | None) -> ir.Node:
-        """A call of an operator of the runtime's, whose domain the graph then declares."""
-        self.graph.opset_imports.setdefault(operator.domain, 1)
-        return operator.make(inputs, attributes, name=name)
 
     def replace_product(self, node: ir.Node, make: Callable[[ir.Value | None], Sequence[ir.Node]]) -> None:
         """Put what ``make`` makes of the bias, the last of which gives the result, where product and bias were."""

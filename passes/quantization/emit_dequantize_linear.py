@@ -67,6 +67,8 @@ def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> 
 def _upright(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> ir.Value:
     """[out, in] dequantized."""
     require_blocks(weight.stored_shape[1], scheme.block)
+    opsets = emission.graph.opset_imports
+    opsets[""] = max(23 if scheme.storage == _FLOAT4 else 21, opsets.get("", 0))
     make = _with_zero_points if scheme.storage == ir.DataType.UINT4 else _dequantized
     solved = QuantizedWeight(weight, scheme, emission.solver)
     return emission.once(weight, (scheme,), lambda: make(emission, name, solved))
@@ -76,7 +78,6 @@ def _dequantized(emission: Emission, name: str, solved: QuantizedWeight) -> ir.V
     scheme, graph, dtype = solved.scheme, emission.graph, solved.base.dtype
     rows, features = solved.base.stored_shape
     two_levels = scheme.storage == _FLOAT4
-    graph.opset_imports[""] = max(23 if two_levels else 21, graph.opset_imports.get("", 0))
     shape = (rows,) if scheme.block is None else (rows, features // scheme.block)
     lazy = QuantizedPart(solved, "scales", shape, _FLOAT8 if two_levels else dtype, lambda rows: rows.scales)
     scales = add_initializer(graph, f"{name}.scales", lazy)
@@ -94,7 +95,6 @@ def _with_zero_points(emission: Emission, name: str, solved: QuantizedWeight) ->
     """Blocks are an axis of their own, along which zero points and scales are broadcast."""
     scheme, graph, dtype = solved.scheme, emission.graph, solved.base.dtype
     rows, features = solved.base.stored_shape
-    graph.opset_imports[""] = max(21, graph.opset_imports.get("", 0))
     blocks, middle = scheme.blocks(features), np.float32(2 ** (scheme.bits - 1))
     shape = (rows, blocks, features // blocks)
     numbers = QuantizedPart(solved, "numbers", shape, scheme.storage, lambda rows: rows.levels)

@@ -27,6 +27,6 @@ def emit_fp8_product(emission: Emission, site: Site, scheme: Scheme) -> None:
 
     def make(bias: ir.Value | None) -> list[ir.Node]:
         inputs = {"A": node.inputs[0], "B": numbers, "b_scale": scales, "bias": bias}
-        return [emission.call(MATMUL_FP8, inputs, {"block_size": scheme.block}, node.name)]
+        return [MATMUL_FP8.make(inputs, {"block_size": scheme.block}, name=node.name)]
 
     emission.replace_product(node, make)

@@ -36,7 +36,7 @@ def emit_matmul_nbits(emission: Emission, site: Site, scheme: Scheme) -> None:
     def make(bias: ir.Value | None) -> list[ir.Node]:
         inputs = {"A": node.inputs[0], "B": parts["packed"], "scales": parts["scales"], "bias": bias}
         inputs["zero_points"] = parts.get("zero_points")
-        product = emission.call(MATMUL_NBITS, inputs, attributes, node.name)
+        product = MATMUL_NBITS.make(inputs, attributes, name=node.name)
         if scheme.zero != "offset":
             return [product]
         return [product, *add_offsets(emission.graph, node, product, parts["offsets"], block)]
@@ -55,7 +55,7 @@ def emit_gather_block_quantized(emission: Emission, site: Site, scheme: Scheme) 
     inputs = {"data": parts["packed"], "indices": node.inputs[1], "scales": parts["scales"]}
     inputs["zero_points"] = parts.get("zero_points")
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": scheme.block, "bits": scheme.bits}
-    new = emission.call(GATHER_QUANTIZED, inputs, attributes, node.name)
+    new = GATHER_QUANTIZED.make(inputs, attributes, name=node.name)
     replace_node(node, [new], new.outputs)
 
 

@@ -28,5 +28,5 @@ def emit_qmoe(emission: Emission, site: Site, scheme: Scheme) -> None:
         inputs |= {f"{matrix}_{part}": parts.get(part) for part in ("scales", "zero_points")}
     numbers = {"expert_weight_bits": scheme.bits, "block_size": scheme.block}
     numbers |= {"accuracy_level": emission.accuracy_level, "weights_prepacked": 0}
-    new = emission.call(QMOE, inputs, {**node.attributes, **numbers}, node.name)
+    new = QMOE.make(inputs, {**node.attributes, **numbers}, name=node.name)
     replace_node(node, [new], new.outputs)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.quantization.scheme import Scheme, scheme_of
+from llmc.compiler.quantization.scheme import FLOAT, Scheme, scheme_of
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
 from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
 from llmc.passes.quantization.emit_matmul_nbits import emit_gather_block_quantized, emit_matmul_nbits
 from llmc.passes.quantization.emit_qmoe import emit_qmoe
-from llmc.passes.quantization.sites import Site, find_sites
+from llmc.passes.quantization.sites import find_sites
 
 _PRODUCTS: Mapping[str, Emitter] = {
     "nbits": emit_matmul_nbits, "fp8": emit_fp8_product, "qdq": emit_dequantized_product
@@ -66,7 +66,7 @@ class QuantizeWeights(GraphPass):
         """Visit every site."""
         emission = Emission(model.graph, self.accuracy_level)
         for site in find_sites(model, head="head" in self.plan):
-            scheme = self._scheme(site)
+            scheme = scheme_of(self.plan.get(site.name, self.plan.get(site.kind, FLOAT)))
             if scheme is None:
                 continue
             tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
@@ -77,10 +77,8 @@ class QuantizeWeights(GraphPass):
                 tally.reject(site.node, str(miss))
         if tally.fired:
             model.graph.insert_before(model.graph[0], emission.first)
-
-    def _scheme(self, site: Site) -> Scheme | None:
-        name = self.plan.get(site.name, self.plan.get(site.kind))
-        return None if name is None else scheme_of(name)
+            for domain in {node.domain for node in model.graph}:
+                model.graph.opset_imports.setdefault(domain, 1)
 
 
 def _emitter(kind: str, scheme: Scheme) -> Emitter:

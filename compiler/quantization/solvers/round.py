@@ -44,7 +44,7 @@ class RoundToNearest:
         if self.needs_layer(scheme):
             return _nvfp4(rows, scheme)
         blocks = _blocks(rows, scheme)
-        if not scheme.is_integer:
+        if not scheme.storage.is_integer():
             return _fp8(blocks, scheme, np.float32 if scheme.form == "fp8" else rows.dtype)
         return _nbits(blocks, scheme) if scheme.form == "nbits" else _qdq(blocks, scheme, rows.dtype)
 

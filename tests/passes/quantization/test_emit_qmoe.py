@@ -10,9 +10,8 @@ import pytest
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import LazyWeight, TensorWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
-from llmc.passes.experts.expert_weights import rearranged
 from llmc.passes.lowering.convert_float import ConvertFloat
-from llmc.passes.lowering.lower_moe import LowerMoE
+from llmc.passes.lowering.lower_moe import LowerMoE, _rearranged
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.runtimes.onnxruntime.operator_support import has_attribute
 
@@ -176,11 +175,11 @@ def test_what_has_other_bytes_has_another_identity() -> None:
     model = Layer().model(lazy=True)
     graph, value = model.graph, model.graph.initializers["fc1"]
     layouts = [(True, False), (False, True), (True, True), (True, True)]
-    made = [rearranged(graph, value, transpose=t, interleave=i).const_value for t, i in layouts]
+    made = [_rearranged(graph, value, transpose=t, interleave=i).const_value for t, i in layouts]
     identities = [weight.identity() for weight in made if isinstance(weight, LazyWeight)]
     assert len(set(identities[:3])) == 3
     assert identities[2] == identities[3]
-    assert rearranged(graph, value, transpose=False, interleave=False) is value
+    assert _rearranged(graph, value, transpose=False, interleave=False) is value
 
 
 def test_parts_and_formats_of_a_weight_have_identities_of_their_own() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def open_graph(directory: Path, *, threads: int | None = None) -> Session:
     count = threads or physical_cores()
     inference = _make_inference(directory / GRAPH, _session_options(count))
     info = engine_info(manifest, OnnxRuntimeCpu.name, count, inference)
-    return OnnxRuntimeSession(inference, info, manifest.contract)
+    # An engine that is told lengths was built of a graph that sums a mask.
+    return OnnxRuntimeSession(inference, info, replace(manifest.contract, lengths="mask"))
 
 
 def _without_weights(options: Any) -> Any:

@@ -72,11 +72,8 @@ BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType({m.name: m for m i
 def default_cache_directory() -> Path:
     """Where joined files are kept: the platform's cache folder, e.g. ``~/.cache/llmc``."""
     home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "llmc"
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "llmc" / "cache"
-    return home / ".cache" / "llmc"
+    places = {"darwin": home / "Library" / "Caches" / "llmc", "win32": home / "AppData" / "Local" / "llmc" / "cache"}
+    return places.get(sys.platform, home / ".cache" / "llmc")
 
 
 def locate_builtin_model(name: str, *, search_path: Sequence[Path] = (), cache_directory: Path | None = None) -> Path:

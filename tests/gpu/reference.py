@@ -150,23 +150,26 @@ def lead(session: Session, rows: Sequence[Row], *, chunk: int = 0, steps: int = 
     return Led(np.stack(actual), np.stack(expected), np.array(chosen, np.int64))
 
 
-def lead_edited(session: Session, rows: Sequence[Row]) -> float:
-    """Largest error of a logit in three rows of a cache that are released, cut and copied while others go on."""
+def lead_edited(session: Session, rows: Sequence[Row]) -> Led:
+    """Texts in three rows of a cache that are released, cut and copied while others go on."""
     texts = [[*row.prompt, *row.continuation] for row in rows]
     held = [(0, 0), (1, 0), (2, 0)]  # in each row of the cache: which text, and how much of it
     assert session.rows is not None
     session.reset(3, 192)
-    errors = []
+    actual, expected, chosen = [], [], []
 
     def feed(*counts: int) -> None:
         ids = np.full((3, max(counts)), PADDING, np.int64)
         for index, ((text, length), count) in enumerate(zip(held, counts, strict=True)):
             ids[index, :count] = texts[text][length : length + count]
             held[index] = (text, length + count)
-        logits = session.forward(ids, np.array(counts, np.int64)).host()
-        for (text, length), given, count in zip(held, logits, counts, strict=True):
+        logits = session.forward(ids, np.array(counts, np.int64))
+        host, tokens = logits.host(), logits.argmax()
+        for index, ((text, length), count) in enumerate(zip(held, counts, strict=True)):
             if count:
-                errors.append(float(np.abs(given[0] - rows[text].logits[length - 1]).max()))
+                actual.append(np.array(host[index, 0]))
+                expected.append(rows[text].logits[length - 1])
+                chosen.append(int(tokens[index]))
         assert session.lengths.tolist() == [length for _, length in held]
 
     feed(30, 12, 21)
@@ -182,7 +185,7 @@ def lead_edited(session: Session, rows: Sequence[Row]) -> float:
     feed(1, 1, 1)
     feed(7, 0, 16)
     feed(1, 1, 1)
-    return float(np.nan_to_num(max(errors), nan=np.inf))
+    return Led(np.stack(actual), np.stack(expected), np.array(chosen, np.int64))
 
 
 def mean_kl(expected: Array, actual: Array) -> float:

@@ -87,10 +87,11 @@ def test_what_fewer_bits_cost(opened: Opened, half: Led, rows: list[Row], record
     "opened", [pytest.param(name, id=name) for name in ("fp16", "kv-fp8", "kv-int8")], indirect=True
 )
 def test_rows_are_released_cut_and_copied(opened: Opened, rows: list[Row], record: Record) -> None:
-    """No further from the reference than rows that hold nothing else from the start."""
-    bound = 1.5 * lead(opened.session, rows[:4], steps=8).error
-    error = lead_edited(opened.session, rows)
-    assert error <= bound, record(error=error, bound=bound)
+    """No further from the reference than rows that hold nothing else from the start: a misplaced one is nats away."""
+    whole, edited = lead(opened.session, rows), lead_edited(opened.session, rows)
+    measured = record(kl=edited.mean_kl, kl_whole=whole.mean_kl, error=edited.error, error_whole=whole.error)
+    assert edited.mean_kl <= 4 * whole.mean_kl, measured
+    assert edited.error <= 2 * whole.error, measured
 
 
 @pytest.mark.parametrize("opened", [pytest.param(name, id=name) for name in ("int4", "kv-fp8")], indirect=True)

@@ -8,9 +8,8 @@ said here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from llmc.compiler.base.contract import CacheKind, LogitsKind
+from llmc.compiler.base.contract import CacheKind, FloatType, LogitsKind
 from llmc.passes.cleanup.attach_bodies import AttachBodies
 from llmc.passes.cleanup.expand_gemm import ExpandGemm
 from llmc.passes.cleanup.fold_constants import FoldConstants
@@ -47,28 +46,39 @@ from llmc.passes.portable.positions_by_row import PositionsByRow
 from llmc.passes.portable.recognize_attention import RecognizeAttention
 from llmc.passes.portable.use_position_ids import UsePositionIds
 from llmc.passes.quantization.quantize_cache import QuantizeCache
-from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 
 @dataclass(frozen=True)
-class CpuTarget:
-    """What is asked of the graph for ONNX Runtime, in the first place for its CPU provider.
+class GraphRequest:
+    """What is asked of a target's graph, and what the runtime has for it.
 
     Attributes:
         max_positions: Longest context.
+        activations: Float type of activations and, unless ``quantized_cache`` says otherwise, of the KV cache; the
+            graph for ONNX Runtime's CPU provider is float32.
         cache: How the KV cache goes in and out.
         logits: Of each row's last token, or of all.
         quantization: Weights' format; None keeps floats.
-        query_seqlens: The runtime's GroupQueryAttention takes chunks whose rows differ in length.
-        expert_kernels: The runtime has the operators for experts as they were measured.
+        quantized_cache: On CUDA, type of the KV cache's elements where it is not that of the activations.
+        pack_gate_up: On CUDA, gate and up projections as one product and a Split. Measured on an H100: one product
+            reads its weights faster than two in floats, two MatMulNBits are faster than one and the Split.
+        gated_silu: The CUDA provider has GatedRMSNorm.
+        query_seqlens: The provider's GroupQueryAttention takes chunks whose rows differ in length.
+        expert_kernels: The provider has the operators for experts as they were measured.
+        check: Names what the CUDA provider does not run.
     """
 
     max_positions: int
+    activations: FloatType = "fp32"
     cache: CacheKind = "shared"
     logits: LogitsKind = "last"
-    quantization: QuantizeWeights | None = None
+    quantization: GraphPass | None = None
+    quantized_cache: QuantizeCache | None = None
+    pack_gate_up: bool = True
+    gated_silu: bool = True
     query_seqlens: bool = True
     expert_kernels: bool = True
+    check: CheckCudaKernels = field(default_factory=CheckCudaKernels)
 
 
 def portable_passes() -> list[GraphPass]:
@@ -92,89 +102,50 @@ def portable_passes() -> list[GraphPass]:
     ]
 
 
-@dataclass(frozen=True)
-class CudaTarget(CpuTarget):
-    """What is asked of the graph for ONNX Runtime's CUDA provider, beside what is asked for the CPU's.
-
-    Attributes:
-        activations: Float type of activations and, unless ``quantized_cache`` says otherwise, of the KV cache.
-        quantized_cache: Type of the KV cache's elements, where it is not that of the activations.
-        pack_gate_up: Gate and up projections as one product and a Split. Measured on an H100: one product reads its
-            weights faster than two in floats, two MatMulNBits are faster than one and the Split.
-        gated_silu: The runtime has GatedRMSNorm.
-        check: Names what the provider does not run.
-    """
-
-    query_seqlens: bool = False
-    activations: Literal["fp16", "bf16"] = "fp16"
-    quantized_cache: QuantizeCache | None = None
-    pack_gate_up: bool = True
-    gated_silu: bool = True
-    check: CheckCudaKernels = field(default_factory=CheckCudaKernels)
-
-
-@dataclass(frozen=True)
-class StandardTarget:
-    """What is asked of a graph for a runtime that reads operators of the ONNX standard: TensorRT, OpenVINO.
-
-    Attributes:
-        max_positions: Longest context.
-        cache: ``scatter``: a buffer of fixed length, rows from slot 0 on; ``concat``: it grows, rows by the mask.
-        activations: Float type of activations and of the KV cache.
-        logits: Of each row's last token, or of all.
-        quantization: Weights' format; None keeps floats.
-    """
-
-    max_positions: int
-    cache: Literal["scatter", "concat"]
-    activations: Literal["fp32", "fp16", "bf16"] = "fp32"
-    logits: LogitsKind = "last"
-    quantization: GraphPass | None = None
-
-
-def cpu_passes(target: CpuTarget) -> list[GraphPass]:
+def cpu_passes(request: GraphRequest) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CPU provider."""
     return [
-        *_fusions(target.max_positions),
+        *_fusions(request.max_positions),
         PackQKV(),
         PackGateUp(),
         FuseSilu(),
         FuseSkipNorm(),
-        *_lowering(target, qk_norm=False),
-        *_cache_io(target.cache),
-        *_weights(target.quantization),
+        *_lowering(request, qk_norm=False),
+        *_cache_io(request.cache),
+        *_weights(request.quantization),
     ]
 
 
-def cuda_passes(target: CudaTarget) -> list[GraphPass]:
+def cuda_passes(request: GraphRequest) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CUDA provider."""
-    passes = [*_fusions(target.max_positions), PackQKV(with_qk_norm=True)]
-    if target.pack_gate_up:
+    passes = [*_fusions(request.max_positions), PackQKV(with_qk_norm=True)]
+    if request.pack_gate_up:
         passes.append(PackGateUp())
     passes.append(FuseSilu())
-    if target.gated_silu:
+    if request.gated_silu:
         passes.append(FuseGatedSilu())
     passes += [
         FuseSkipNorm(),
-        *_lowering(target, qk_norm=True),
-        ConvertFloat(target.activations),
-        *_cache_io(target.cache),
+        *_lowering(request, qk_norm=True),
+        ConvertFloat(request.activations),
+        *_cache_io(request.cache),
     ]
-    if target.quantized_cache is not None:
-        passes.append(target.quantized_cache)
-    return [*passes, *_weights(target.quantization), target.check]
+    if request.quantized_cache is not None:
+        passes.append(request.quantized_cache)
+    return [*passes, *_weights(request.quantization), request.check]
 
 
-def standard_passes(target: StandardTarget) -> list[GraphPass]:
+def standard_passes(request: GraphRequest) -> list[GraphPass]:
     """The portable graph to operators of the ONNX standard alone."""
+    shared, activations = request.cache == "shared", request.activations
     return [
         InlineRecurrence(),
         FoldConstants(),
         ConvertFloat(),
-        *([LastTokenLogits()] if target.logits == "last" else []),
-        *([EqualHeadWidths()] if target.cache == "scatter" else []),
+        *([LastTokenLogits()] if request.logits == "last" else []),
+        *([EqualHeadWidths()] if shared else []),
         # Rotation and norms stay outside: these runtimes know both as standard operators and fuse them themselves.
-        UseStandardAttention(target.cache, target.max_positions),
+        UseStandardAttention("scatter" if shared else "concat", request.max_positions),
         # What was not lowered, and experts.
         InlineBodies(),
         # The layouts around attention meet the model's own and cancel.
@@ -182,11 +153,11 @@ def standard_passes(target: StandardTarget) -> list[GraphPass]:
         FoldConstants(),
         RemoveDeadCode(),
         # Eleven bits suffice for layers, but float16's range does not for what they add up to.
-        *([] if target.activations == "fp32" else [ConvertFloat(target.activations, target.activations == "fp16")]),
-        SetCacheIO("shared" if target.cache == "scatter" else "grow"),
+        *([] if activations == "fp32" else [ConvertFloat(activations, activations == "fp16")]),
+        SetCacheIO(request.cache),
         RemoveDeadCode(),
-        *([PinAngleWidth()] if target.cache == "concat" else []),
-        *([] if target.quantization is None else [target.quantization, RemoveDeadCode()]),
+        *([] if shared else [PinAngleWidth()]),
+        *([] if request.quantization is None else [request.quantization, RemoveDeadCode()]),
         UniqueNodeNames(),
     ]
 
@@ -206,15 +177,15 @@ def _fusions(max_positions: int) -> list[GraphPass]:
     ]
 
 
-def _lowering(target: CpuTarget, *, qk_norm: bool) -> list[GraphPass]:
+def _lowering(request: GraphRequest, *, qk_norm: bool) -> list[GraphPass]:
     """llmc's operators to the runtime's."""
-    passes: list[GraphPass] = [LastTokenLogits()] if target.logits == "last" else []
+    passes: list[GraphPass] = [LastTokenLogits()] if request.logits == "last" else []
     return [
         *passes,
         EqualHeadWidths(),
-        LowerAttention(target.query_seqlens, qk_norm=qk_norm, max_positions=target.max_positions),
+        LowerAttention(request.query_seqlens, qk_norm=qk_norm, max_positions=request.max_positions),
         # After what rewrites the router's arithmetic, from which it reads that weights are not negative.
-        LowerMoE(kernel=target.expert_kernels),
+        LowerMoE(kernel=request.expert_kernels),
     ]
 
 

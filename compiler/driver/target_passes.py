@@ -16,9 +16,7 @@ from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
-    CpuTarget,
-    CudaTarget,
-    StandardTarget,
+    GraphRequest,
     cpu_engine_passes,
     cpu_passes,
     cuda_engine_passes,
@@ -47,54 +45,34 @@ def target_passes(
     Raises:
         UsageError: the context is longer than the model's.
     """
-    positions = max_context(geometry, options)
-    match get_target(options.target).family:
-        case "ort-cpu":
-            return cpu_passes(_cpu_target(positions, options, capabilities))
-        case "ort-cuda":
-            return cuda_passes(_cuda_target(positions, options, capabilities, golden))
-        case "standard":
-            return standard_passes(_standard_target(positions, options))
-
-
-def _cpu_target(positions: int, options: OptimizeOptions, capabilities: Capabilities) -> CpuTarget:
-    return CpuTarget(
-        max_positions=positions,
+    row = get_target(options.target)
+    on_cpu = row.family == "ort-cpu"
+    request = GraphRequest(
+        max_positions=max_context(geometry, options),
+        activations=options.activations if row.device == "gpu" else "fp32",
         cache=options.cache_io,
         logits=options.logits,
         quantization=_quantization(options),
-        query_seqlens=capabilities.query_seqlens,
-        expert_kernels=capabilities.expert_kernels,
-    )
-
-
-def _cuda_target(
-    positions: int, options: OptimizeOptions, capabilities: Capabilities, golden: Golden | None
-) -> CudaTarget:
-    quantized_cache = None
-    if options.cache_precision != "auto":
-        ranges = golden.cache_ranges if golden is not None else None
-        quantized_cache = QuantizeCache.from_ranges(options.cache_precision, ranges)
-    return CudaTarget(
-        max_positions=positions,
-        activations=options.activations,
-        cache=options.cache_io,
-        logits=options.logits,
-        quantization=_quantization(options),
-        quantized_cache=quantized_cache,
+        quantized_cache=_quantized_cache(options, golden),
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
+        # Asked of the CPU provider alone: a graph for CUDA goes without the one, and counts on the other.
+        query_seqlens=on_cpu and capabilities.query_seqlens,
+        expert_kernels=not on_cpu or capabilities.expert_kernels,
         check=CheckCudaKernels(capabilities.cuda_kernels, capabilities.cuda_unknown),
     )
+    match row.family:
+        case "ort-cpu":
+            return cpu_passes(request)
+        case "ort-cuda":
+            return cuda_passes(request)
+        case "standard":
+            return standard_passes(request)
 
 
-def _standard_target(positions: int, options: OptimizeOptions) -> StandardTarget:
-    return StandardTarget(
-        max_positions=positions,
-        cache="scatter" if options.cache_io == "shared" else "concat",
-        activations=options.activations if get_target(options.target).device == "gpu" else "fp32",
-        logits=options.logits,
-        quantization=_quantization(options),
-    )
+def _quantized_cache(options: OptimizeOptions, golden: Golden | None) -> QuantizeCache | None:
+    if options.cache_precision == "auto":
+        return None
+    return QuantizeCache.from_ranges(options.cache_precision, None if golden is None else golden.cache_ranges)
 
 
 def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:

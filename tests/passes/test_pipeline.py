@@ -20,9 +20,7 @@ from llmc.passes.lowering.lower_moe import LowerMoE
 from llmc.passes.lowering.set_cache_io import SetCacheIO
 from llmc.passes.lowering.use_standard_attention import UseStandardAttention
 from llmc.passes.pipeline import (
-    CpuTarget,
-    CudaTarget,
-    StandardTarget,
+    GraphRequest,
     cpu_engine_passes,
     cpu_passes,
     cuda_engine_passes,
@@ -36,10 +34,10 @@ from llmc.passes.runner import check_order, run_passes
 
 from .plans import in_blocks, in_fp8, in_standard
 
-CPU = cpu_passes(CpuTarget(64, quantization=in_blocks()))
-CUDA = cuda_passes(CudaTarget(64, quantization=in_fp8(), quantized_cache=QuantizeCache("fp8")))
-SCATTER = standard_passes(StandardTarget(64, "scatter", "fp16", quantization=in_standard("int8")))
-CONCAT = standard_passes(StandardTarget(64, "concat", quantization=in_standard("int8")))
+CPU = cpu_passes(GraphRequest(64, quantization=in_blocks()))
+CUDA = cuda_passes(GraphRequest(64, "fp16", quantization=in_fp8(), quantized_cache=QuantizeCache("fp8")))
+SCATTER = standard_passes(GraphRequest(64, "fp16", quantization=in_standard("int8")))
+CONCAT = standard_passes(GraphRequest(64, cache="grow", quantization=in_standard("int8")))
 ORDERS = {"portable": portable_passes(), "cpu": CPU, "cuda": CUDA, "scatter": SCATTER, "concat": CONCAT}
 
 
@@ -182,9 +180,9 @@ def test_half_precision_comes_between_fusions_and_quantization() -> None:
 
 @pytest.mark.parametrize(("activations", "wide"), [("fp16", True), ("bf16", False)])
 def test_float16_alone_widens_the_residual_stream_of_tensorrt(activations: Any, wide: bool) -> None:
-    passes = standard_passes(StandardTarget(64, "scatter", activations))
+    passes = standard_passes(GraphRequest(64, activations))
     assert [item for item in passes if isinstance(item, ConvertFloat)][1] == ConvertFloat(activations, wide)
-    on_cuda = cuda_passes(CudaTarget(64, activations=activations))
+    on_cuda = cuda_passes(GraphRequest(64, activations))
     assert [item for item in on_cuda if isinstance(item, ConvertFloat)][1] == ConvertFloat(activations)
 
 
@@ -193,11 +191,11 @@ def test_head_norms_stay_outside_on_the_cpu_and_move_inside_on_cuda() -> None:
     assert (only(CPU, LowerAttention).qk_norm, only(CUDA, LowerAttention).qk_norm) == (False, True)
 
 
-@pytest.mark.parametrize(("target", "passes"), [(CpuTarget, cpu_passes), (CudaTarget, cuda_passes)])
-def test_what_is_asked_for_reaches_its_pass(target: Any, passes: Any) -> None:
+@pytest.mark.parametrize("passes", [cpu_passes, cuda_passes])
+def test_what_is_asked_for_reaches_its_pass(passes: Any) -> None:
     for seqlens, kernels, cache, logits in ((True, False, "grow", "all"), (False, True, "shared", "last")):
         given = {"query_seqlens": seqlens, "expert_kernels": kernels, "cache": cache, "logits": logits}
-        made = passes(target(max_positions=77, **given))
+        made = passes(GraphRequest(77, **given))
         attention = only(made, LowerAttention)
         assert (attention.query_seqlens, attention.max_positions) == (seqlens, 77)
         assert only(made, FuseRotary) == FuseRotary(77)
@@ -207,25 +205,24 @@ def test_what_is_asked_for_reaches_its_pass(target: Any, passes: Any) -> None:
         assert not {"QuantizeWeights", "QuantizeCache"} & set(names(made))
 
 
-def test_the_defaults_of_targets() -> None:
-    """CUDA runs rows of one length until it is told that the runtime takes others."""
-    cpu, cuda, standard = CpuTarget(64), CudaTarget(64), StandardTarget(64, "concat")
-    assert (cpu.cache, cpu.logits, cpu.query_seqlens, cpu.expert_kernels) == ("shared", "last", True, True)
-    assert (cuda.cache, cuda.logits, cuda.query_seqlens, cuda.expert_kernels) == ("shared", "last", False, True)
-    assert (cuda.activations, cuda.pack_gate_up, cuda.gated_silu) == ("fp16", True, True)
-    assert (standard.activations, standard.logits, standard.quantization) == ("fp32", "last", None)
+def test_defaults() -> None:
+    """What a runtime has is what the one has that llmc is made for."""
+    request = GraphRequest(64)
+    assert (request.activations, request.cache, request.logits) == ("fp32", "shared", "last")
+    assert (request.quantization, request.quantized_cache) == (None, None)
+    assert (request.pack_gate_up, request.gated_silu, request.query_seqlens, request.expert_kernels) == (True,) * 4
 
 
 def test_what_a_runtime_lacks_is_left_out() -> None:
     assert {"PackGateUp", "FuseGatedSilu"} <= set(names(CUDA))
-    assert "PackGateUp" not in names(cuda_passes(CudaTarget(64, pack_gate_up=False)))
-    assert "FuseGatedSilu" not in names(cuda_passes(CudaTarget(64, gated_silu=False)))
+    assert "PackGateUp" not in names(cuda_passes(GraphRequest(64, pack_gate_up=False)))
+    assert "FuseGatedSilu" not in names(cuda_passes(GraphRequest(64, gated_silu=False)))
     assert "FuseGatedSilu" not in names(CPU)
 
 
 @pytest.mark.parametrize(("cache", "io"), [("scatter", "shared"), ("concat", "grow")])
 def test_standard_caches(cache: Any, io: Any) -> None:
-    passes = standard_passes(StandardTarget(99, cache))
+    passes = standard_passes(GraphRequest(99, cache=io))
     assert only(passes, UseStandardAttention) == UseStandardAttention(cache, 99)
     assert only(passes, SetCacheIO) == SetCacheIO(io)
     assert ("EqualHeadWidths" in names(passes)) == (cache == "scatter")

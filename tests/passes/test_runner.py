@@ -18,7 +18,7 @@ from llmc.compiler.graph.census import stored_bytes
 from llmc.compiler.graph.lazy_weight import TensorWeight
 from llmc.passes import runner as module
 from llmc.passes.graph_pass import FusionPass, GraphPass, NearMiss, Tally
-from llmc.passes.pipeline import CpuTarget, cpu_passes, portable_passes
+from llmc.passes.pipeline import GraphRequest, cpu_passes, portable_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import dump_graph, merge_contract, run_passes, snake_case
 
@@ -246,7 +246,7 @@ def names(passes):
 
 
 def test_the_order_for_the_cpu():
-    order = names(cpu_passes(CpuTarget(max_positions=64, quantization=in_blocks())))
+    order = names(cpu_passes(GraphRequest(max_positions=64, quantization=in_blocks())))
     positions = {name: order.index(name) for name in order}
     assert positions["FuseRotary"] < positions["FuseQKNorm"] < positions["PackQKV"] < positions["LowerAttention"]
     assert positions["LowerAttention"] < positions["SetCacheIO"] < positions["QuantizeWeights"]
@@ -256,8 +256,8 @@ def test_the_order_for_the_cpu():
 
 
 def test_options_change_the_passes():
-    assert "QuantizeWeights" not in names(cpu_passes(CpuTarget(max_positions=64)))
-    assert "LastTokenLogits" not in names(cpu_passes(CpuTarget(max_positions=64, logits="all")))
+    assert "QuantizeWeights" not in names(cpu_passes(GraphRequest(max_positions=64)))
+    assert "LastTokenLogits" not in names(cpu_passes(GraphRequest(max_positions=64, logits="all")))
     assert names(portable_passes())[-1] == "AttachBodies"
 
 

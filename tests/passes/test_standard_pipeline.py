@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmc.compiler.base.contract import Contract
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.lowering.residual_stream import residual_stream
-from llmc.passes.pipeline import StandardTarget, portable_passes, standard_passes, tensorrt_engine_passes
+from llmc.passes.pipeline import GraphRequest, portable_passes, standard_passes, tensorrt_engine_passes
 from llmc.passes.runner import merge_contract, run_passes
 
 from ..compiler.quantization.small_numbers import stood_for
@@ -26,8 +27,8 @@ from .plans import in_standard
 
 PAST = [f"past_key_values.{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 PRESENT = [name.replace("past_key_values", "present") for name in PAST]
-OPENVINO = StandardTarget(max_positions=64, cache="concat")
-TENSORRT = StandardTarget(max_positions=64, cache="scatter", activations="fp16")
+OPENVINO = GraphRequest(64, cache="grow")
+TENSORRT = GraphRequest(64, "fp16")
 LINEARS = 7 * LAYERS
 TOKENS = np.random.default_rng(3).integers(0, VOCABULARY, (2, 16))
 TYPES = {np.dtype(np.float32): np.float32, np.dtype(np.float16): np.float16}
@@ -48,7 +49,7 @@ def portable(portable_once: ir.Model) -> Traced:
     return lambda: ir.from_proto(proto)
 
 
-def optimized(portable: Traced, target: StandardTarget, *more: GraphPass) -> tuple[ir.Model, dict[str, PassOutcome]]:
+def optimized(portable: Traced, target: GraphRequest, *more: GraphPass) -> tuple[ir.Model, dict[str, PassOutcome]]:
     model = portable()
     outcomes = run_passes(model, [*standard_passes(target), *more])
     require_order(model)
@@ -179,7 +180,7 @@ def test_the_layouts_around_attention_cancel(portable: Traced) -> None:
 
 @pytest.mark.parametrize("activations", ["fp32", "fp16", "bf16"])
 def test_tensorrt(portable: Traced, expected: list[list[Array]], activations: Any) -> None:
-    target = StandardTarget(max_positions=64, cache="scatter", activations=activations)
+    target = GraphRequest(64, activations)
     model, outcomes = optimized(portable, target)
     check(model)
     assert outcomes["UseStandardAttention"].record.counts == {"attention": LAYERS}
@@ -205,11 +206,11 @@ def test_tensorrt(portable: Traced, expected: list[list[Array]], activations: An
 
 
 @pytest.mark.parametrize("target", [OPENVINO, TENSORRT], ids=["openvino", "tensorrt"])
-def test_logits_of_all_tokens(portable: Traced, expected: list[list[Array]], target: StandardTarget) -> None:
-    every = StandardTarget(target.max_positions, target.cache, target.activations, logits="all")
+def test_logits_of_all_tokens(portable: Traced, expected: list[list[Array]], target: GraphRequest) -> None:
+    every = replace(target, logits="all")
     model, _ = optimized(portable, every)
     assert "GatherND" not in kinds(model)
-    led = Led(model, scatter=target.cache == "scatter")
+    led = Led(model, scatter=target.cache == "shared")
     assert error(led, expected, last=False) < (1e-5 if target is OPENVINO else 5e-3)
 
 
@@ -218,7 +219,7 @@ def test_the_graph_that_a_tensorrt_engine_is_built_of(
     portable: Traced, expected: list[list[Array]], logits: Any
 ) -> None:
     """No mask and no positions: a row's length, and how many tokens of this chunk are its own."""
-    target = StandardTarget(64, "scatter", "fp16", logits)
+    target = GraphRequest(64, "fp16", logits=logits)
     model, outcomes = optimized(portable, target, *tensorrt_engine_passes())
     check(model)
     lengths = ["past_lengths", "chunk_lengths"] if logits == "last" else ["past_lengths"]
@@ -242,10 +243,10 @@ def test_the_graph_that_a_tensorrt_engine_is_built_of(
     ids=["openvino int8", "openvino int4", "tensorrt int8", "tensorrt fp8", "tensorrt int4", "tensorrt int4 by 16"],
 )
 def test_weights_of_few_bits(
-    portable: Traced, expected: list[list[Array]], target: StandardTarget, quantization: GraphPass
+    portable: Traced, expected: list[list[Array]], target: GraphRequest, quantization: GraphPass
 ) -> None:
     """Every projection, and the table once for both its uses; the logits are those of the stored numbers."""
-    made = StandardTarget(target.max_positions, target.cache, target.activations, quantization=quantization)
+    made = replace(target, quantization=quantization)
     model, outcomes = optimized(portable, made)
     check(model)
     assert outcomes["QuantizeWeights"].record.counts == {"linear": LINEARS, "embedding": 1, "head": 1}
@@ -256,13 +257,13 @@ def test_weights_of_few_bits(
     floats = [v for v in model.graph.initializers.values() if v.dtype not in small and v.const_value is not None]
     assert max(value.const_value.size for value in floats if value.const_value is not None) <= 512
     wanted = row_by_row(with_stored_weights(portable(), model))
-    assert error(Led(model, scatter=target.cache == "scatter"), wanted) < (1e-5 if target is OPENVINO else 5e-3)
-    assert error(Led(model, scatter=target.cache == "scatter"), expected) > 0.01, "the weights are other ones"
+    assert error(Led(model, scatter=target.cache == "shared"), wanted) < (1e-5 if target is OPENVINO else 5e-3)
+    assert error(Led(model, scatter=target.cache == "shared"), expected) > 0.01, "the weights are other ones"
 
 
 def test_a_second_quantization_finds_nothing(portable: Traced) -> None:
     quantization = in_standard("int4", offset=True)
-    model, _ = optimized(portable, StandardTarget(64, "scatter", "fp16", quantization=quantization))
+    model, _ = optimized(portable, GraphRequest(64, "fp16", quantization=quantization))
     assert not quantization(model).modified
 
 
@@ -272,6 +273,6 @@ def test_the_order() -> None:
     assert names.index("EqualHeadWidths") < names.index("UseStandardAttention")
     assert "EqualHeadWidths" not in [type(item).__name__ for item in standard_passes(OPENVINO)]
     assert names.count("ConvertFloat") == 2
-    quantized = StandardTarget(64, "scatter", "fp16", quantization=in_standard("int8"))
+    quantized = GraphRequest(64, "fp16", quantization=in_standard("int8"))
     passes = [type(item).__name__ for item in standard_passes(quantized)]
     assert passes.index("QuantizeWeights") > max(i for i, name in enumerate(passes) if name == "ConvertFloat")

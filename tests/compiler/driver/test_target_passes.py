@@ -23,9 +23,7 @@ from llmc.passes.lowering.lower_attention import LowerAttention
 from llmc.passes.lowering.lower_moe import LowerMoE
 from llmc.passes.lowering.use_standard_attention import UseStandardAttention
 from llmc.passes.pipeline import (
-    CpuTarget,
-    CudaTarget,
-    StandardTarget,
+    GraphRequest,
     cpu_engine_passes,
     cpu_passes,
     cuda_engine_passes,
@@ -57,7 +55,7 @@ def quantization(geometry: ModelGeometry, **options: Any) -> QuantizeWeights:
 @pytest.mark.parametrize(("given", "activations"), [({}, "fp16"), ({"precision": "bf16"}, "bf16")])
 def test_tensorrt(geometry: ModelGeometry, target: Any, given: dict[str, Any], activations: Any) -> None:
     passes = target_passes(geometry, OptimizeOptions(target=target, context=512, logits="all", **given), NEW)
-    assert passes == standard_passes(StandardTarget(512, "scatter", activations, "all"))
+    assert passes == standard_passes(GraphRequest(512, activations, logits="all"))
     assert only(passes, UseStandardAttention) == UseStandardAttention("scatter", 512)
 
 
@@ -71,7 +69,7 @@ def test_float16_alone_needs_a_wide_residual_stream(geometry: ModelGeometry, tar
 
 def test_openvino_keeps_float32_and_a_growing_cache(geometry: ModelGeometry) -> None:
     passes = target_passes(geometry, OptimizeOptions(target="openvino", activations="bf16"), NEW)
-    assert passes == standard_passes(StandardTarget(DEFAULT_CONTEXT, "concat"))
+    assert passes == standard_passes(GraphRequest(DEFAULT_CONTEXT, cache="grow"))
     assert only(passes, ConvertFloat) == ConvertFloat("fp32")
 
 
@@ -152,7 +150,7 @@ def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], m
         geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options), NEW
     )
     assert passes == cpu_passes(
-        CpuTarget(
+        GraphRequest(
             max_positions=64,
             cache="grow",
             logits="all",
@@ -199,7 +197,7 @@ def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, 
     if isinstance(made.get("quantization"), dict):
         made = made | {"quantization": in_blocks(**defaults | made["quantization"])}
     passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options), NEW)
-    assert passes == cuda_passes(CudaTarget(max_positions=512, **made))
+    assert passes == cuda_passes(GraphRequest(512, **{"activations": "fp16", "query_seqlens": False} | made))
 
 
 def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry) -> None:

@@ -13,7 +13,7 @@ from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.lower_moe import MOE, LowerMoE
-from llmc.passes.pipeline import CpuTarget, cpu_passes
+from llmc.passes.pipeline import GraphRequest, cpu_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from ..experts_graphs import CHOSEN, EXPERTS, HIDDEN, INNER, ROUTERS, SUMS_TO_ONE, Layer
@@ -249,7 +249,7 @@ def test_a_runtime_without_the_kernels() -> None:
 
 
 def test_the_pipeline_lowers_before_it_quantizes() -> None:
-    target = CpuTarget(max_positions=64, quantization=in_blocks(), expert_kernels=False)
+    target = GraphRequest(max_positions=64, quantization=in_blocks(), expert_kernels=False)
     passes = cpu_passes(target)
     kinds = [type(item) for item in passes]
     assert kinds.index(LowerMoE) < kinds.index(QuantizeWeights)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from llmc.compiler.artifact.manifest import EngineRecord, Manifest
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.graph.write_model import write_model
-from llmc.passes.pipeline import StandardTarget, standard_passes, tensorrt_engine_passes
+from llmc.passes.pipeline import GraphRequest, standard_passes, tensorrt_engine_passes
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import run_passes
 from llmc.runtimes.device.interface import HostDevice
@@ -55,7 +55,7 @@ def graph_directory(
         return made
     made.mkdir()
     model = ir.load(portable / "model.onnx")
-    run_passes(model, standard_passes(StandardTarget(128, "scatter", activations, logits, quantization)))
+    run_passes(model, standard_passes(GraphRequest(128, activations, logits=logits, quantization=quantization)))
     write_model(model, made, lambda done, total: None)
     model = ir.load(made / "model.onnx")
     run_passes(model, tensorrt_engine_passes())

@@ -8,7 +8,6 @@
  * outputs  0 [b, s, heads x dim]    1 present key, 2 present value: the memory of the past, where it is bound so
  */
 #include <stdlib.h>
-#include <string.h>
 
 #include "contract.h"
 #include "core/cached_attention.h"
@@ -150,15 +149,7 @@ static void destroy(void *opaque) {
     scratch_free();
 }
 
-static const char *name(const OrtCustomOp *op) { return (void)op, "GroupQueryAttention"; }
-static size_t inputs(const OrtCustomOp *op) { return (void)op, ATTENTION_INPUTS; }
-static size_t outputs(const OrtCustomOp *op) { return (void)op, 3; }
-static int input_type(const OrtCustomOp *op, size_t i) {
-    return (void)op, i == IN_TOTAL || i == IN_CHUNK ? TYPE_INT32 : TYPE_FLOAT;
-}
-static int input_kind(const OrtCustomOp *op, size_t i) {
-    return (void)op, i == IN_KEY || i == IN_VALUE || i >= IN_CHUNK ? OPTIONAL : REQUIRED;
-}
-static int output_kind(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, REQUIRED; }
+#define INPUTS "fFFffiIFF"
+_Static_assert(sizeof INPUTS == ATTENTION_INPUTS + 1, "a letter an input");
 
-const OrtCustomOp llmc_attention = OPERATOR(name);
+const Operator llmc_attention = {FUNCTIONS, "GroupQueryAttention", INPUTS, "fff"};

@@ -128,14 +128,8 @@ static void destroy(void *opaque) {
     scratch_free();
 }
 
-static const char *name_plain(const OrtCustomOp *op) { return (void)op, "MatMulNBits"; }
-static const char *name_gated(const OrtCustomOp *op) { return (void)op, "GatedMatMulNBits"; }
-static size_t inputs(const OrtCustomOp *op) { return (void)op, MATMUL_INPUTS; }
-static size_t outputs(const OrtCustomOp *op) { return (void)op, 2; }
-static int input_type(const OrtCustomOp *op, size_t i) {
-    return (void)op, i == IN_WEIGHT || i == IN_ZERO_POINTS ? TYPE_UINT8 : TYPE_FLOAT;
-}
-static int input_kind(const OrtCustomOp *op, size_t i) { return (void)op, i >= IN_ZERO_POINTS ? OPTIONAL : REQUIRED; }
-static int output_kind(const OrtCustomOp *op, size_t i) { return (void)op, i ? OPTIONAL : REQUIRED; }
+#define INPUTS "fufUFFFF"
+_Static_assert(sizeof INPUTS == MATMUL_INPUTS + 1, "a letter an input");
 
-const OrtCustomOp llmc_matmul = OPERATOR(name_plain), llmc_gated_matmul = OPERATOR(name_gated);
+const Operator llmc_matmul = {FUNCTIONS, "MatMulNBits", INPUTS, "fF"};
+const Operator llmc_gated_matmul = {FUNCTIONS, "GatedMatMulNBits", INPUTS, "fF"};

@@ -3,6 +3,8 @@
 #ifndef LLMC_OPERATOR_H
 #define LLMC_OPERATOR_H
 
+#include <string.h>
+
 #include "ort/ort_abi.h"
 
 #define TRY(call)                                                                                                    \
@@ -86,17 +88,35 @@ static inline int64_t attribute(OrtApi api, const OrtKernelInfo *info, const cha
     return value;
 }
 
-static inline const char *provider(const OrtCustomOp *op) { return (void)op, NULL; }
+/* What an operator is called, and a letter for each input and output: f float, u uint8, i int32; a capital: optional.
+ * */
+typedef struct {
+    OrtCustomOp functions;
+    const char *name, *inputs, *outputs;
+} Operator;
+
+static inline const Operator *operator_of(const OrtCustomOp *op) { return (const Operator *)op; }
+static inline int type_of(char letter) {
+    return strchr("uU", letter) ? TYPE_UINT8 : strchr("iI", letter) ? TYPE_INT32 : TYPE_FLOAT;
+}
+static inline int kind_of(char letter) { return letter < 'a' ? OPTIONAL : REQUIRED; }
+
+static inline const char *name(const OrtCustomOp *op) { return operator_of(op)->name; }
+static inline size_t inputs(const OrtCustomOp *op) { return strlen(operator_of(op)->inputs); }
+static inline size_t outputs(const OrtCustomOp *op) { return strlen(operator_of(op)->outputs); }
+static inline int input_type(const OrtCustomOp *op, size_t i) { return type_of(operator_of(op)->inputs[i]); }
+static inline int input_kind(const OrtCustomOp *op, size_t i) { return kind_of(operator_of(op)->inputs[i]); }
+static inline int output_type(const OrtCustomOp *op, size_t i) { return type_of(operator_of(op)->outputs[i]); }
+static inline int output_kind(const OrtCustomOp *op, size_t i) { return kind_of(operator_of(op)->outputs[i]); }
 static inline int memory_type(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, 0; }
-static inline int output_type(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, TYPE_FLOAT; }
+static inline const char *provider(const OrtCustomOp *op) { return (void)op, NULL; }
 /* An operator is the same in each version of its domain, those that do not exist yet included. */
 static inline int first_version(const OrtCustomOp *op) { return (void)op, 1; }
 static inline int last_version(const OrtCustomOp *op) { return (void)op, INT32_MAX; }
 
-/* Of the functions above, and of the file's own create, compute, destroy, inputs, input_type, input_kind, outputs,
- * output_kind. */
+/* Of the functions above, and of the file's own create, compute and destroy. */
 /* clang-format off */
-#define OPERATOR(name) {                                                                                             \
+#define FUNCTIONS {                                                                                                  \
     .version = LLMC_ORT_API_VERSION, .GetName = name, .GetExecutionProviderType = provider,                          \
     .GetInputType = input_type, .GetInputTypeCount = inputs, .GetInputCharacteristic = input_kind,                   \
     .GetOutputType = output_type, .GetOutputTypeCount = outputs, .GetOutputCharacteristic = output_kind,             \
@@ -104,6 +124,6 @@ static inline int last_version(const OrtCustomOp *op) { return (void)op, INT32_M
     .KernelDestroy = destroy, .GetStartVersion = first_version, .GetEndVersion = last_version }
 /* clang-format on */
 
-extern const OrtCustomOp llmc_matmul, llmc_gated_matmul, llmc_attention;
+extern const Operator llmc_matmul, llmc_gated_matmul, llmc_attention;
 
 #endif

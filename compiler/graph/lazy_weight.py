@@ -178,11 +178,9 @@ class MappedWeight(LazyWeight):
         return ("mapped", self.key, self.dtype, self.transposed, self.base.identity())
 
 
-def as_weight(tensor: ir.TensorProtocol, *, transposed: bool = False) -> LazyWeight:
-    """``tensor`` as a lazy weight; one that is none yet is seen in the given orientation."""
-    if isinstance(tensor, LazyWeight):
-        return tensor
-    return TensorWeight(tensor, tensor.dtype, transposed=transposed)
+def as_weight(tensor: ir.TensorProtocol) -> LazyWeight:
+    """``tensor`` as a lazy weight; one that is none yet is seen as it is."""
+    return tensor if isinstance(tensor, LazyWeight) else TensorWeight(tensor, tensor.dtype, transposed=False)
 
 
 def transposed_weight(tensor: ir.TensorProtocol) -> LazyWeight:

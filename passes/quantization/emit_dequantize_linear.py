@@ -19,7 +19,6 @@ from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.passes.graph.graph_query import add_initializer, copy_dtype, small_initializer
-from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import add_offsets
 from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.sites import Site, require_blocks
@@ -31,8 +30,6 @@ _NAMES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", _FLOAT8: "fp8", _F
 
 def emit_dequantized_table(emission: Emission, site: Site, scheme: Scheme) -> None:
     """A look-up of rows."""
-    if site.node.attributes.get_int("axis", 0) != 0:
-        raise NearMiss("it does not look up rows")
     site.node.replace_input_with(0, _upright(emission, *site.weights[0], scheme))
 
 

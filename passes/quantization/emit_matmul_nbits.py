@@ -16,7 +16,6 @@ from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import pack
 from llmc.passes.graph.graph_query import add_initializer, replace_node
-from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import add_offsets
 from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.sites import Site, require_blocks
@@ -47,8 +46,6 @@ def emit_matmul_nbits(emission: Emission, site: Site, scheme: Scheme) -> None:
 def emit_gather_block_quantized(emission: Emission, site: Site, scheme: Scheme) -> None:
     """A look-up of rows."""
     node, (name, weight) = site.node, site.weights[0]
-    if node.attributes.get_int("axis", 0) != 0:
-        raise NearMiss("it does not look up rows")
     rows, width = weight.stored_shape
     require_blocks(width, scheme.block, "its width {} is")
     parts = packed_parts(emission, name, weight, scheme, (rows, width * scheme.bits // 8))

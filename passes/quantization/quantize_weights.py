@@ -71,6 +71,8 @@ class QuantizeWeights(GraphPass):
                 continue
             tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
             try:
+                if site.kind == "embedding" and site.node.attributes.get_int("axis", 0) != 0:
+                    raise NearMiss("it does not look up rows")
                 _emitter(site.kind, scheme)(emission, site, scheme)
                 tally.count(site.kind)
             except NearMiss as miss:

@@ -233,10 +233,14 @@ def test_each_tensor_of_a_checkpoint_is_read_once(name: str, tmp_path: Path) -> 
         parts = {"a": first, "numbers": weight.numbers(), "scales": scales}
         initializers += [ir.val(f"{stem}.{part}", const_value=tensor) for part, tensor in parts.items()]
     graph = ir.Graph([], [], nodes=[], initializers=initializers, opset_imports={"": 24}, name="g")
-    write_model(ir.Model(graph, ir_version=11), tmp_path)
+    model = ir.Model(graph, ir_version=11)
+    write_model(model, tmp_path)
     assert {key: sum(count for k, count in source.reads if k == key) for key in arrays} == dict.fromkeys(
         arrays, 48 * 256
     )
+    written = [(tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")]
+    write_model(model, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("model.onnx", "model.onnx.data")] == written
     for value in initializers:
         assert isinstance(value.const_value, QuantizedPart)
         value.const_value.content = None

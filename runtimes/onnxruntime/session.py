@@ -42,8 +42,6 @@ from llmc.runtimes.session.host_logits import HostLogits
 class OnnxRuntimeSession(Session, RowEditor):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
-    mixes_lengths = True
-
     def __init__(self, inference: Any, info: EngineInfo, contract: Contract) -> None:
         """Wrap a loaded graph, and call it as its contract says."""
         self._inference = inference
@@ -75,7 +73,12 @@ class OnnxRuntimeSession(Session, RowEditor):
     @property
     def rows(self) -> RowEditor | None:
         """The session itself, unless its graph takes no chunk that a row could begin with beside others."""
-        return self if self._contract.ragged_chunks else None
+        return self if self._contract.ragged_chunks or self._contract.cache == "shared" else None
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether rows cannot be computed alone, as they can in a shared cache."""
+        return self._contract.cache == "grow"
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
@@ -141,6 +144,8 @@ class OnnxRuntimeSession(Session, RowEditor):
         chunk = input_ids.shape[1]
         valid = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         full = lengths is None
+        if self._runs_alone(valid, chunk):
+            return self._forward_rows(input_ids, valid)
         ragged = chunk > 1 and not full and bool((valid != chunk).any())
         if ragged and self._lengths.any() and not self._contract.ragged_chunks:
             raise EngineError(
@@ -153,16 +158,49 @@ class OnnxRuntimeSession(Session, RowEditor):
         if self._positions:
             positions = chunk_positions(self._lengths, valid, chunk)
             self._binding.bind_ortvalue_input(POSITION_IDS, _ort_value(positions))
-        try:
-            self._inference.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
+        self._run(self._binding)
         before = self._lengths.copy()
         self._lengths += valid
         if self._contract.cache == "grow":
             self._carry_cache(before, valid, chunk)
         self._turn_states()
         return HostLogits(self._logits.astype(np.float32, copy=False), valid - 1)
+
+    def _runs_alone(self, valid: Int64Array, chunk: int) -> bool:
+        """Whether a chunk runs row by row: where others would only pad it, or the graph takes no other."""
+        later = self._contract.cache == "shared" and chunk > 1 and len(valid) > 1 and bool(self._lengths.any())
+        return later and (np.count_nonzero(valid) == 1 or not self._contract.ragged_chunks)
+
+    def _forward_rows(self, input_ids: Int64Array, valid: Int64Array) -> HostLogits:
+        """Each row that has tokens on its own part of cache and states; the others cost nothing."""
+        shape = (len(valid), input_ids.shape[1] if self._contract.logits == "all" else 1, self._info.vocab_size)
+        logits = np.zeros(shape, self._logits_type)
+        for row in np.flatnonzero(valid).tolist():
+            binding, own, count = self._inference.io_binding(), slice(row, row + 1), int(valid[row])
+            for tensor, array in zip(self._growing, self._cache, strict=True):
+                binding.bind_ortvalue_input(tensor.past, _ort_value(array[own]))
+                binding.bind_ortvalue_output(tensor.present, _ort_value(array[own]))
+            for tensor, (read, written) in zip(self._states, self._state_buffers, strict=True):
+                binding.bind_ortvalue_input(tensor.past, _ort_value(read.array[own]))
+                binding.bind_ortvalue_output(tensor.present, _ort_value(written.array[own]))
+            feeds = {INPUT_IDS: np.ascontiguousarray(input_ids[own, :count])}
+            feeds[ATTENTION_MASK] = np.ones((1, int(self._lengths[row]) + count), np.int64)
+            if self._positions:
+                feeds[POSITION_IDS] = chunk_positions(self._lengths[own], valid[own], count)
+            for name, array in feeds.items():
+                binding.bind_ortvalue_input(name, _ort_value(array))
+            binding.bind_ortvalue_output(LOGITS, _ort_value(logits[own, : count if shape[1] > 1 else 1]))
+            self._run(binding)
+            for read, written in self._state_buffers:
+                read.array[own] = written.array[own]
+            self._lengths[row] += count
+        return HostLogits(logits.astype(np.float32, copy=False), valid - 1)
+
+    def _run(self, binding: Any) -> None:
+        try:
+            self._inference.run_with_iobinding(binding)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def _turn_states(self) -> None:
         """What this step wrote the next one reads."""

@@ -21,6 +21,7 @@ from ..runtimes.row_editing import (
     check_rows_go_back,
     check_states_do_not_go_back,
 )
+from ..runtimes.tiny_engine import alone
 from ..shared import Shared
 from .oracle import load_eager, whole_logits
 from .tiny import shared_model, shared_portable
@@ -55,6 +56,22 @@ def open_one(shared: Shared, way: str, kind: str, config: dict[str, Any]) -> Ses
             optimize(portable, path, OptimizeOptions(target="cpu", cache=cache))
 
     return open_session(shared.make(f"edited-{kind}-{way}", make, **config), threads=1)
+
+
+def test_edited_rows_of_an_engine_with_kernels_of_its_own(shared: Shared) -> None:
+    """int4 on the CPU, compared with itself: attention and products are llmc's operators where they can be built."""
+
+    def make(path: Path) -> None:
+        target = path.with_name(f"{path.name}-target")
+        optimize(shared_portable(shared), target, OptimizeOptions(target="cpu", precision="int4"))
+        build(target, path)
+
+    engine = shared.make("edited-int4-engine", make)
+    session, other = (open_session(engine, threads=1) for _ in range(2))
+    for check in (check_rows_come_and_go, check_many_requests, check_rows_go_back):
+        check(session, lambda tokens: alone(other, tokens), BOUND)
+    session.close()
+    other.close()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -19,6 +19,11 @@ SESSIONS: dict[str, tuple[Callable[[], OnnxRuntimeSession], Callable[[list[int]]
     "states": (lambda: open_session(STATES), state_of),
     "states, fused": (lambda: open_session(STATES, fused=True), state_of),
     "growing": (lambda: open_session(GROWING), lambda tokens: slots_of(tokens, 0)),
+    "states, shared": (lambda: open_session(STATES, fused=True, cache="shared"), state_of),
+    "shared, never ragged": (
+        lambda: open_session(SHARED, contract=Contract(rows="slot0", cache="shared", ragged_chunks=False)),
+        first_slots,
+    ),
     "shared": (lambda: open_session(SHARED, fused=True, cache="shared"), first_slots),
 }
 
@@ -54,7 +59,7 @@ def test_a_released_row_begins_anew(name: str, row: int) -> None:
         assert feed(session, [[1], [1], [1]]) == [says([*tokens, 1]) for tokens in held]
 
 
-@pytest.mark.parametrize("name", ["growing", "shared"])
+@pytest.mark.parametrize("name", ["growing", "shared", "shared, never ragged"])
 @pytest.mark.parametrize(("row", "length"), [(0, 1), (0, 0), (1, 1), (2, 3)])
 def test_a_row_is_cut(name: str, row: int, length: int) -> None:
     session, says = open_held(name)
@@ -78,6 +83,21 @@ def test_a_row_takes_over_a_prefix(name: str, source: int, target: int, length: 
     assert feed(session, [[1], [0], [3]]) == [
         says([*tokens, new]) for tokens, new in zip(held, (1, 0, 3), strict=True)
     ]
+
+
+@pytest.mark.parametrize(("name", "computed"), [("growing", (3, 5)), ("shared", (1, 5)), ("states, shared", (1, 5))])
+def test_a_prompt_that_joins_is_computed_alone_in_a_shared_cache(name: str, computed: tuple[int, int]) -> None:
+    """Where the cache grows the other rows are padded to its width."""
+    session, says = open_held(name)
+    shapes = []
+    run = session._run
+    session._run = lambda binding: run(binding) or shapes.append(binding.get_outputs()[-1].shape()[:2])  # type: ignore
+    session.rows.release(2)
+    assert feed(session, [[], [], [3, 1, 2, 0, 2]])[2] == says([3, 1, 2, 0, 2])
+    assert [tuple(shape) for shape in shapes] == [computed]
+    assert session.rows.mixes_lengths == (name == "growing")
+    feed(session, [[1], [1], [1]])
+    assert tuple(shapes[-1]) == (3, 1)
 
 
 def test_what_a_row_does_not_hold_is_refused() -> None:

@@ -168,7 +168,7 @@ def test_rows_of_a_shared_cache_begin_at_slot_0() -> None:
         held = [before + row for before, row in zip(held, rows, strict=True)]
         made = feed(session, rows)
         for row, tokens in enumerate(held):
-            assert not tokens or made[row] == first_slots(tokens)
+            assert not rows[row] or made[row] == first_slots(tokens)
         assert session.lengths.tolist() == [len(row) for row in held]
 
 

@@ -174,9 +174,11 @@ def test_columns_that_no_row_sees_are_dropped_before_there_are_twice_as_many_as_
     request.states = [state]
     feed(session, [[4], []], width=3)
     assert state.state.data is kept
-    state.state = Memory(np.concatenate([kept[[1, 1]], np.full((2, 1, 3, 1), 7, np.float32)], axis=2))
+    apart = np.array([0, 100], np.float32)[:, None, None, None]
+    state.state = Memory(np.concatenate([kept[[1, 1]], np.full((2, 1, 3, 1), 7, np.float32)], axis=2) + apart)
+    session.rows.copy_prefix(0, 1, 3)
     feed(session, [[5], [4]])
-    assert state.state.data[:, 0, :, 0].tolist() == [[10, 13, 7], [10, 13, 14]]
+    assert state.state.data[:, 0, :, 0].tolist() == [[10, 13, 7], [10, 13, 7]]
     run = request.runs[-1]
     assert (run["attention_mask"], run["position_ids"]) == ([[1] * 4, [1] * 4], [[3], [3]])
     for row in (0, 1):

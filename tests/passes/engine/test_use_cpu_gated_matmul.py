@@ -1,3 +1,5 @@
+"""Gated blocks into llmc's own CPU operator: what is handed over, and each condition that refuses alone."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -70,6 +72,10 @@ NO_PRODUCT = "its halves do not meet in one product"
         ("a = Relu(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no Relu"),
         ("a = com.microsoft.QuickGelu<alpha=1.702>(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no QuickGelu"),
         ("a = com.microsoft.QuickGelu(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no QuickGelu"),
+        ("a = QuickGelu<alpha=1.0>(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no QuickGelu"),
+        ("a = Sigmoid(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no Sigmoid"),
+        (f"{SILU}\ny = Mul(a, gate)", "y", "llmc.cpu has no such activation"),
+        (f"{SILU}\ni = Neg(up)\ny = Mul(a, i)", "y", NO_PRODUCT),
         ("a = Gelu(gate)\ny = Mul(a, up)", "y", "llmc.cpu has no Gelu"),
         ('a = Gelu<approximate="none">(gate)\ny = Mul(a, up)', "y", "llmc.cpu has no Gelu"),
         ('a = com.microsoft.Gelu<approximate="tanh">(gate)\ny = Mul(a, up)', "y", "llmc.cpu has no Gelu"),
@@ -84,7 +90,8 @@ NO_PRODUCT = "its halves do not meet in one product"
         (f"{SILU}\ny = Mul(a, z)\no = Mul(up, z)", "y, o", NO_PRODUCT),
     ],
     ids=[
-        "projection read", "projection an output", "Relu", "another slope", "the default slope", "the default Gelu",
+        "projection read", "projection an output", "Relu", "another slope", "the default slope", "of no domain",
+        "Sigmoid", "the gate twice", "something between", "the default Gelu",
         "exact Gelu", "another Gelu", "activated the other half", "gate read", "gate an output", "activation read",
         "activation an output", "up read", "up an output", "a sum", "two products",
     ],
@@ -95,10 +102,46 @@ def test_near_misses(body: str, outputs: str, reason: str) -> None:
     assert UseCpuGatedMatMul()(model).tally.expected == {"gated": 1}
 
 
-@pytest.mark.parametrize("sizes", [(40, 40), (64, 32), (32, 64), (32, 32, 32)])
+@pytest.mark.parametrize("sizes", [(40, 40), (56, 40), (64, 32), (32, 64), (32, 32, 32)])
 def test_halves_that_do_not_begin_at_tiles(sizes: tuple[int, ...]) -> None:
     reason = f"its halves are {list(sizes)}, not two of the same multiple of 16"
     assert left_alone(UseCpuGatedMatMul(), make(sizes=sizes)) == [reason]
+
+
+def test_halves_that_are_not_known() -> None:
+    model = make()
+    sizes = ir.Value(name="fed", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([2]))
+    model.graph.inputs.append(sizes)
+    node_of(model, "Split").replace_input_with(1, sizes)
+    reason = "its halves are [], not two of the same multiple of 16"
+    assert left_alone(UseCpuGatedMatMul(), model) == [reason]
+
+
+def test_all_inputs_and_the_sum_go_along() -> None:
+    """The sum may be read before the product's place."""
+    rows = draw(2 * INNER, WIDTH)
+    weights = {
+        "packed": FORMAT.pack(rows).reshape(len(rows), WIDTH // 32, 16),
+        "scales": FORMAT.scales(rows),
+        "b": draw(len(rows), seed=1),
+        "gamma": draw(WIDTH, seed=2),
+        "sizes": np.asarray([INNER, INNER]),
+    }
+    attributes = f"K={WIDTH}, N={len(rows)}, bits=4, block_size=32"
+    text = f"""m (float[batch, seq, {WIDTH}] x, float[batch, seq, {WIDTH}] r) => (y, o) {{
+        n, "", "", t = com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.5>(x, r, gamma)
+        h = com.microsoft.MatMulNBits<{attributes}>(n, packed, scales, , , b)
+        gate, up = Split<axis=-1>(h, sizes)
+        o = Neg(t) {SILU} {PRODUCT} }}"""
+    model = parse(text, weights)
+    UseCpuMatMul()(model)
+    apply(UseCpuGatedMatMul(), model)
+    node = node_of(model, "GatedMatMulNBits")
+    names = [value.name if value is not None else None for value in node.inputs]
+    assert names == ["x", "packed", "scales", None, "b", "gamma", "r"]
+    assert [value.name for value in node.outputs] == ["y", "t"]
+    assert node.attributes.get_float("epsilon") == 0.5
+    assert operators(model) == ["llmc.cpu::GatedMatMulNBits", "Neg"]
 
 
 def count_parts(model: ir.Model) -> None:
@@ -139,6 +182,9 @@ def test_parts_along_another_axis(axis: int | None) -> None:
 
 def test_other_splits_are_no_sites() -> None:
     text = f"m (float[n, {2 * INNER}] x) => (y) {{ gate, up = Split<axis=-1, num_outputs=2>(x)\n{SILU}\n{PRODUCT} }}"
-    model = parse(text)
-    assert left_alone(UseCpuGatedMatMul(), model) == []
-    assert not UseCpuGatedMatMul()(model).tally.expected
+    of_another_domain, of_another_product = make(), make()
+    node_of(of_another_domain, "Split").domain = "llmc"
+    node_of(of_another_product, "MatMulNBits").domain = "com.microsoft"
+    for model in (parse(text), of_another_domain, of_another_product):
+        assert left_alone(UseCpuGatedMatMul(), model) == []
+        assert not UseCpuGatedMatMul()(model).tally.expected

@@ -28,7 +28,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         ("compiler/quantization", ""),
         ("compiler/graph", "compiler/checkpoint compiler/quantization"),
         ("compiler/capture", "compiler/checkpoint compiler/graph"),
-        ("compiler/insight", "compiler/artifact compiler/graph passes/graph runtimes/machine runtimes/memory"),
+        ("compiler/insight", "compiler/artifact compiler/graph runtimes/machine runtimes/memory"),
         (
             "compiler/driver",
             "compiler/artifact compiler/capture compiler/checkpoint compiler/graph compiler/insight"

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.graph.graph_query import copy_dtype, producer, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, producer, reshape
 from llmc.passes.graph_pass import NearMiss
 
 SWAP = [0, 2, 1, 3]
@@ -86,12 +85,8 @@ def to_merged(core: ir.Value, heads_first: bool, graph: ir.Graph) -> tuple[ir.Va
     if not (isinstance(heads, int) and isinstance(dim, int)):
         raise NearMiss(f"{core.name} has a symbolic number or size of heads")
     width = heads * dim
-    target = small_initializer(graph, f"shape_0_0_{width}", np.asarray([0, 0, width], np.int64))
-    node = ir.node("Reshape", [value, target])
-    node.outputs[0].shape = ir.Shape([batch, seq, width])
-    copy_dtype(core, node.outputs[0])
-    nodes.append(node)
-    return node.outputs[0], nodes
+    nodes.append(reshape(graph, value, [0, 0, width], [batch, seq, width]))
+    return nodes[-1].outputs[0], nodes
 
 
 def rms_norm(value: ir.Value) -> ir.Node | None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import LAST_ROWS
-from llmc.passes.graph.graph_query import copy_dtype, dims, integers, producer, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, dims, integers, producer, replace_node, small_initializer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
@@ -58,5 +58,4 @@ class GatherLastRows(FusionPass):
         for made, form in ((by_row, [None, shape[2]]), (gather, [hidden.shape[0], shape[2]])):  # type: ignore[index]
             copy_dtype(hidden, made.outputs[0])
             made.outputs[0].shape = ir.Shape(form)
-        new = [by_row, gather, upright]
-        ir.convenience.replace_nodes_and_values(graph, node, [node], new, list(node.outputs), list(upright.outputs))
+        replace_node(node, [by_row, gather, upright], upright.outputs)

@@ -28,6 +28,7 @@ from llmc.compiler.base.contract import (
 )
 from llmc.passes.graph.chunk_lengths import find_value
 from llmc.passes.graph.graph_query import graph_input, small_initializer
+from llmc.passes.graph.node_builder import NodeBuilder
 from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 INPUTS: dict[str, tuple[ir.DataType, tuple[str, ...]]] = {
@@ -84,25 +85,20 @@ def _compute_positions(graph: ir.Graph, tally: Tally) -> None:
     ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
     if positions is None or lengths is None:
         return
+    make = NodeBuilder(graph, "position_ids")
     one = small_initializer(graph, "one", np.asarray(1, np.int64))
     axis = small_initializer(graph, "axis_1", np.asarray([1], np.int64))
-
-    def make(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(op_type, list(inputs), attributes, name=f"position_ids/{op_type}_{len(nodes)}"))
-        return nodes[-1].outputs[0]
-
-    nodes: list[ir.Node] = []
-    width = make("Squeeze", make("Shape", ids, start=1, end=2))
+    width = make.op("Squeeze", make.op("Shape", ids, start=1, end=2))
     if past is None:
-        columns = make("Range", make("Sub", one, width), one, one)
+        columns = make.op("Range", make.op("Sub", one, width), one, one)
     else:
-        columns = make("Range", small_initializer(graph, "zero", np.asarray(0, np.int64)), width, one)
-    last = make("Unsqueeze", make("Cast", lengths, to=int(ir.DataType.INT64)), axis)
-    made = make("Add", last, columns)
+        columns = make.op("Range", small_initializer(graph, "zero", np.asarray(0, np.int64)), width, one)
+    last = make.op("Unsqueeze", make.op("Cast", lengths, to=int(ir.DataType.INT64)), axis)
+    made = make.op("Add", last, columns)
     made.dtype, made.shape = ir.DataType.INT64, positions.shape
     maker = lengths.producer()
     assert maker is not None
-    graph.insert_after(maker, nodes)
+    graph.insert_after(maker, make.nodes)
     positions.replace_all_uses_with(made)
     graph.inputs.remove(positions)
     graph.sort()

@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph.operators.microsoft import GATED_NORM
-from llmc.passes.graph.graph_query import dims, only_consumer, producer, replace_node, small_initializer
+from llmc.compiler.graph.operators.microsoft import GATED_NORM, QUICK_GELU
+from llmc.passes.graph.graph_query import both_ways, dims, only_consumer, producer, replace_node, small_initializer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 EPSILON, SCALE = 2.0**30, 2.0**15
@@ -36,14 +36,13 @@ class FuseGatedSilu(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product with a SiLU."""
-        return [node for node in model.graph if node.op_type == "Mul" and not node.domain and _silu(node) is not None]
+        return [node for node in model.graph if _silu(node) is not None]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace one product."""
-        index = _silu(node)
-        assert index is not None
-        silu, up = producer(node.inputs[index], "QuickGelu", "com.microsoft"), node.inputs[1 - index]
-        assert silu is not None
+        sides = _silu(node)
+        assert sides is not None
+        silu, up = sides
         gate = silu.inputs[0]
         if only_consumer(silu.outputs[0]) is not node:
             raise NearMiss("its activation is used elsewhere, too")
@@ -62,10 +61,12 @@ class FuseGatedSilu(FusionPass):
         model.graph.remove(silu, safe=True)
 
 
-def _silu(node: ir.Node) -> int | None:
-    """Which input of a product is a SiLU."""
-    for index in (0, 1):
-        maker = producer(node.inputs[index], "QuickGelu", "com.microsoft")
-        if maker is not None and maker.attributes.get_float("alpha", 1.702) == 1.0:
-            return index
-    return None
+def _silu(node: ir.Node) -> tuple[ir.Node, ir.Value | None] | None:
+    """The SiLU of a product, and what it is multiplied with."""
+    if node.op_type != "Mul" or node.domain:
+        return None
+    sides = [(producer(value, QUICK_GELU.name, QUICK_GELU.domain), up) for value, up in both_ways(node)]
+    silus = [
+        (silu, up) for silu, up in sides if silu is not None and silu.attributes.get_float("alpha", 1.702) == 1.0
+    ]
+    return silus[0] if silus else None

@@ -11,7 +11,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import QUICK_GELU
-from llmc.passes.graph.graph_query import only_consumer, producer, replace_node
+from llmc.passes.graph.graph_query import only_consumer, own_sigmoid, replace_node
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
@@ -25,22 +25,14 @@ class FuseSilu(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every product of something with its own sigmoid."""
-        return [node for node in model.graph if node.op_type == "Mul" and not node.domain and _sigmoid(node)]
+        return [node for node in model.graph if own_sigmoid(node) is not None]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace one product."""
-        sigmoid = _sigmoid(node)
+        sigmoid = own_sigmoid(node)
         assert sigmoid is not None
         if only_consumer(sigmoid.outputs[0]) is not node:
             raise NearMiss("its sigmoid is used elsewhere, too")
         new = QUICK_GELU.make({"X": sigmoid.inputs[0]}, {"alpha": 1.0}, name=node.name)
         replace_node(node, [new], new.outputs)
         model.graph.remove(sigmoid, safe=True)
-
-
-def _sigmoid(node: ir.Node) -> ir.Node | None:
-    for index in (0, 1):
-        sigmoid = producer(node.inputs[index], "Sigmoid")
-        if sigmoid is not None and sigmoid.inputs[0] is node.inputs[1 - index]:
-            return sigmoid
-    return None

@@ -13,7 +13,16 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, producer, small_initializer
+from llmc.passes.graph.graph_query import (
+    both_ways,
+    constant,
+    copy_dtype,
+    dims,
+    is_weight,
+    own_sigmoid,
+    producer,
+    small_initializer,
+)
 from llmc.passes.graph.linear import Linear, linear_of, stack_linears
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
@@ -43,8 +52,8 @@ class PackGateUp(FusionPass):
 def _is_gated(node: ir.Node) -> bool:
     if node.op_type != "Mul" or node.domain:
         return False
-    for index in (0, 1):
-        source, other = activation_input(node.inputs[index]), node.inputs[1 - index]
+    for value, other in both_ways(node):
+        source = activation_input(value)
         if source is None or other is None or other is source or is_weight(other):
             continue
         return producer(source, "Split") is None
@@ -71,12 +80,11 @@ def gate_and_up(node: ir.Node) -> tuple[Linear, Linear]:
     Raises:
         NearMiss: one side is no linear layer.
     """
-    activated = [activation_input(value) is not None for value in node.inputs]
-    if not any(activated):
+    sides = [(source, other) for value, other in both_ways(node) if (source := activation_input(value)) is not None]
+    if not sides:
         made_by = [maker.op_type for value in node.inputs if value is not None and (maker := value.producer())]
         raise NearMiss(f"neither {' nor '.join(made_by)} is an activation that the pass knows")
-    index = activated.index(True)
-    gate, up = linear_of(activation_input(node.inputs[index])), linear_of(node.inputs[1 - index])
+    gate, up = (linear_of(value) for value in sides[0])
     if gate is None:
         raise NearMiss("what is activated is no projection with a constant weight")
     if up is None:
@@ -91,12 +99,8 @@ def activation_input(value: ir.Value | None) -> ir.Value | None:
         return None
     if node.op_type in ACTIVATIONS:
         return node.inputs[0]
-    if node.op_type == "Mul":
-        for index in (0, 1):
-            sigmoid = producer(node.inputs[index], "Sigmoid")
-            if sigmoid is not None and sigmoid.inputs[0] is node.inputs[1 - index]:
-                return sigmoid.inputs[0]
-    return None
+    sigmoid = own_sigmoid(node)
+    return sigmoid.inputs[0] if sigmoid is not None else None
 
 
 def _pack(graph: ir.Graph, gate: Linear, up: Linear) -> None:

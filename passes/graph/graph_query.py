@@ -5,7 +5,7 @@ In: values and nodes. Out: constants, producers, consumers; replaced nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
         if name in {"value_float", "value_floats"}:
             return ir.tensor(np.asarray(attribute.value, dtype=np.float32))
     return None
+
+
+def both_ways(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
+    """The two inputs of a commutative operator, in either order."""
+    first, second = node.inputs
+    return [(first, second), (second, first)]
+
+
+def own_sigmoid(node: ir.Node) -> ir.Node | None:
+    """The Sigmoid of ``x * sigmoid(x)``, when a node is that."""
+    if node.op_type != "Mul" or node.domain:
+        return None
+    sigmoids = [(producer(value, "Sigmoid"), x) for value, x in both_ways(node)]
+    return next((sigmoid for sigmoid, x in sigmoids if sigmoid is not None and sigmoid.inputs[0] is x), None)
 
 
 def is_weight(value: ir.Value | None) -> bool:
@@ -110,6 +124,21 @@ def small_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir
         if content.dtype == array.dtype and np.array_equal(content, array):
             return known
     return add_initializer(graph, name, ir.tensor(array))
+
+
+def reshape(
+    graph: ir.Graph,
+    value: ir.Value,
+    target: Sequence[int],
+    shape: Iterable[int | ir.SymbolicDim],
+    name: str | None = None,
+) -> ir.Node:
+    """A Reshape to a constant target, which makes ``shape``; values reshaped alike share the target."""
+    numbers = small_initializer(graph, "shape_" + "_".join(map(str, target)), np.asarray(target, np.int64))
+    node = ir.node("Reshape", [value, numbers], name=name)
+    copy_dtype(value, node.outputs[0])
+    node.outputs[0].shape = ir.Shape(list(shape))
+    return node
 
 
 def graph_input(model: ir.Model, name: str) -> ir.Value | None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from llmc.compiler.graph.lazy_weight import LazyWeight, StackedWeight, TensorWeight, as_weight
 from llmc.passes.graph.graph_query import (
     add_initializer,
+    both_ways,
     copy_dtype,
     insert_before,
     is_weight,
@@ -45,8 +46,7 @@ def linear_of(value: ir.Value | None) -> Linear | None:
         return None
     bias, product = None, producer(value, "MatMul")
     if product is None and (add := producer(value, "Add")) is not None:
-        for index in (0, 1):
-            side, other = add.inputs[index], add.inputs[1 - index]
+        for side, other in both_ways(add):
             inner = producer(side, "MatMul")
             if inner is not None and is_weight(other) and only_consumer(inner.outputs[0]) is add:
                 product, bias = inner, other

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
-from llmc.passes.graph.graph_query import copy_dtype, dims, insert_before, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, dims, insert_before, reshape, small_initializer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
@@ -96,11 +96,11 @@ def _pad(graph: ir.Graph, node: ir.Node, value: ir.Value | None, heads: int, wid
     old = merged_width // heads
     batch, seq = value.shape[0], value.shape[1]
     amount = small_initializer(graph, f"pad_heads_{width - old}", np.asarray([0] * 7 + [width - old], np.int64))
-    split = _reshape(graph, value, [0, 0, heads, old], [batch, seq, heads, old])
+    split = reshape(graph, value, [0, 0, heads, old], [batch, seq, heads, old])
     padded = ir.node("Pad", [split.outputs[0], amount])
     copy_dtype(value, padded.outputs[0])
     padded.outputs[0].shape = ir.Shape([batch, seq, heads, width])
-    merged = _reshape(graph, padded.outputs[0], [0, 0, heads * width], [batch, seq, heads * width])
+    merged = reshape(graph, padded.outputs[0], [0, 0, heads * width], [batch, seq, heads * width])
     insert_before(node, [split, padded, merged])
     return merged.outputs[0]
 
@@ -112,20 +112,12 @@ def _cut(graph: ir.Graph, node: ir.Node, heads: int, width: int, kept: int) -> N
     batch, seq = output.shape[0], output.shape[1]
     users = list(output.uses())
     output.shape = ir.Shape([batch, seq, heads * width])
-    split = _reshape(graph, output, [0, 0, heads, width], [batch, seq, heads, width])
+    split = reshape(graph, output, [0, 0, heads, width], [batch, seq, heads, width])
     bounds = [small_initializer(graph, f"cut_{x}", np.asarray([x], np.int64)) for x in (0, kept, 3)]
     cut = ir.node("Slice", [split.outputs[0], *bounds])
     copy_dtype(output, cut.outputs[0])
     cut.outputs[0].shape = ir.Shape([batch, seq, heads, kept])
-    merged = _reshape(graph, cut.outputs[0], [0, 0, heads * kept], [batch, seq, heads * kept])
+    merged = reshape(graph, cut.outputs[0], [0, 0, heads * kept], [batch, seq, heads * kept])
     graph.insert_after(node, [split, cut, merged])
     for user, index in users:
         user.replace_input_with(index, merged.outputs[0])
-
-
-def _reshape(graph: ir.Graph, value: ir.Value, target: list[int], shape: list[int | ir.SymbolicDim]) -> ir.Node:
-    name = "shape_" + "_".join(map(str, target))
-    node = ir.node("Reshape", [value, small_initializer(graph, name, np.asarray(target, np.int64))])
-    copy_dtype(value, node.outputs[0])
-    node.outputs[0].shape = ir.Shape(shape)
-    return node

@@ -24,7 +24,7 @@ from llmc.compiler.graph.operators import cached_attention
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.graph.chunk_lengths import chunk_lengths, find_value, total_lengths
-from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, replace_node, reshape, small_initializer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 KEY_OR_VALUE = re.compile(re.escape(PAST) + r"\d+\.(?:key|value)")
@@ -144,7 +144,7 @@ class LowerAttention(FusionPass):
             attributes["qk_norm_epsilon"] = node.attributes.get_float("norm_epsilon", 1e-6)
         inputs["attention_bias"] = self._bias(graph, node, shared)
         new = GROUP_QUERY_ATTENTION.make(inputs, attributes, num_outputs=3, name=node.name)
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [new], list(node.outputs), list(new.outputs))
+        replace_node(node, [new], new.outputs)
 
     def _bias(self, graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> ir.Value | None:
         """What is added to the scores, if anything."""
@@ -194,20 +194,12 @@ def _norm_by_head(
     dim, width = weight.shape[-1], value.shape[-1]
     assert isinstance(dim, int)
     assert isinstance(width, int)
-    split = small_initializer(
-        graph, f"shape_0_0_{width // dim}_{dim}", np.asarray([0, 0, width // dim, dim], np.int64)
-    )
-    merge = small_initializer(graph, f"shape_0_0_{width}", np.asarray([0, 0, width], np.int64))
-    stem = f"{node.name}/{name}"
-    epsilon = node.attributes.get_float("norm_epsilon", 1e-6)
-    by_head = ir.node("Reshape", [value, split], name=f"{stem}/split")
-    options: dict[str, int | float] = {"axis": -1, "epsilon": epsilon}
+    stem, heads = f"{node.name}/{name}", width // dim
+    options: dict[str, int | float] = {"axis": -1, "epsilon": node.attributes.get_float("norm_epsilon", 1e-6)}
+    by_head = reshape(graph, value, [0, 0, heads, dim], [*value.shape[:2], heads, dim], f"{stem}/split")
     norm = ir.node("RMSNormalization", [by_head.outputs[0], weight], options, name=f"{stem}/norm")
-    merged = ir.node("Reshape", [norm.outputs[0], merge], name=f"{stem}/merge")
-    for made in (by_head, norm):
-        copy_dtype(value, made.outputs[0])
-        made.outputs[0].shape = ir.Shape([value.shape[0], value.shape[1], width // dim, dim])
-    merged.outputs[0].shape = value.shape
-    copy_dtype(value, merged.outputs[0])
+    copy_dtype(value, norm.outputs[0])
+    norm.outputs[0].shape = by_head.outputs[0].shape
+    merged = reshape(graph, norm.outputs[0], [0, 0, width], value.shape, f"{stem}/merge")
     graph.insert_before(node, [by_head, norm, merged])
     return merged.outputs[0]

@@ -24,7 +24,7 @@ from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_bias import LOWEST
 from llmc.passes.attention.visible_slots import Reach, Slots, visible_slots
 from llmc.passes.graph.chunk_lengths import find_value, past_lengths
-from llmc.passes.graph.graph_query import copy_dtype, dims
+from llmc.passes.graph.graph_query import copy_dtype, dims, replace_node
 from llmc.passes.graph.node_builder import NodeBuilder
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 from llmc.passes.lowering.lower_attention import PRESENT_KEY, slots_outside_attention
@@ -110,9 +110,7 @@ class UseStandardAttention(FusionPass):
         for made in (attended, turned, merged):
             copy_dtype(query, made)
         attended.shape = ir.Shape([batch, heads, seq, width])
-        ir.convenience.replace_nodes_and_values(
-            graph, node, [node], make.nodes, list(node.outputs), [merged, *presents]
-        )
+        replace_node(node, make.nodes, [merged, *presents])
 
     @property
     def _layout(self) -> Literal["by_mask", "by_length"]:

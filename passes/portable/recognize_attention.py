@@ -23,7 +23,7 @@ from llmc.passes.attention.attention_paths import SWAP, to_merged
 from llmc.passes.attention.attention_site import AttentionSite, Heads, appended_keys, find_site
 from llmc.passes.attention.extract_attention import ExtractedAttention
 from llmc.passes.attention.measure_attention import AttentionFacts, attributes_of, measure
-from llmc.passes.graph.graph_query import copy_dtype, graph_input, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, graph_input, reshape, small_initializer
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 
 WHAT = "attention"
@@ -125,10 +125,7 @@ def _in_layout(graph: ir.Graph, output: ir.Value, site: AttentionSite) -> tuple[
     copy_dtype(old, output)
     if site.output.kind == "merged":
         return output, []
-    target = small_initializer(graph, f"shape_0_0_{count}_{width}", np.asarray([0, 0, count, width], np.int64))
-    split = ir.node("Reshape", [output, target])
-    split.outputs[0].shape = ir.Shape([batch, seq, count, width])
-    copy_dtype(old, split.outputs[0])
+    split = reshape(graph, output, [0, 0, count, width], [batch, seq, count, width])
     if site.output.kind == "heads_second":
         return split.outputs[0], [split]
     swap = ir.node("Transpose", [split.outputs[0]], {"perm": SWAP})

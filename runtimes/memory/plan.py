@@ -31,6 +31,7 @@ import onnx_ir as ir
 from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, PAST, PRESENT
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION, MATMUL_NBITS
 from llmc.runtimes.memory.activations import LiveSet, ValueSizes, largest_live_set
 from llmc.runtimes.memory.facts import MemoryFacts, read_facts
 
@@ -178,13 +179,14 @@ def scratch_bytes(graph: ir.Graph, dimensions: dict[str, int]) -> int:
     """
     sizes, most = ValueSizes(dimensions), 0
     for node in graph.all_nodes():
-        if node.op_type == "MatMulNBits":
+        if MATMUL_NBITS.is_call(node):
             inputs, outputs = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
             rows = (sizes.elements(node.outputs[0]) or 0) // max(outputs, 1)
-            scale = node.inputs[2].dtype if len(node.inputs) > 2 and node.inputs[2] is not None else None
-            size = inputs * outputs * (scale.itemsize if scale is not None else 4) if rows > 1 else 0
-        elif node.op_type == "GroupQueryAttention" and node.inputs[0] is not None:
-            size = sizes.bytes(node.inputs[0])
+            scales = MATMUL_NBITS.get(node, "scales")
+            width = scales.dtype.itemsize if scales is not None and scales.dtype is not None else 4
+            size = inputs * outputs * width if rows > 1 else 0
+        elif GROUP_QUERY_ATTENTION.is_call(node) and (query := GROUP_QUERY_ATTENTION.get(node, "query")) is not None:
+            size = sizes.bytes(query)
         else:
             continue
         most = max(most, math.ceil(size))

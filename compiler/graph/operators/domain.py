@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
-import onnx_ir.tape
 
 DOMAIN = "llmc"
 VERSION = 1
@@ -20,10 +19,10 @@ Attribute = int | float | str | list[int] | ir.TensorProtocol
 
 
 class Body:
-    """Builds a function body: a thin layer over ``onnx_ir.tape.Tape`` with attributes passed by reference."""
+    """Builds a function body: nodes in order, attributes passed by reference."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        self._tape = onnx_ir.tape.Tape()
+        self._nodes: list[ir.Node] = []
         self.inputs = {name: ir.val(name) for name in inputs}
 
     def __getitem__(self, name: str) -> ir.Value:
@@ -31,23 +30,24 @@ class Body:
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
         """Add a node with one output and return that output."""
-        return self._tape.op(op_type, list(inputs), attributes)
+        return self.add(ir.node(op_type, inputs, attributes))[0]
 
     def split(self, value: ir.Value, sizes: ir.Value, axis: int, count: int) -> Sequence[ir.Value]:
         """Add a Split node with ``count`` outputs."""
-        return self._tape.op_multi_out("Split", [value, sizes], {"axis": axis}, num_outputs=count)
+        return self.add(ir.node("Split", [value, sizes], {"axis": axis}, num_outputs=count))
 
     def split_evenly(self, value: ir.Value, axis: int, count: int) -> Sequence[ir.Value]:
         """Add a Split node with ``count`` outputs of equal size."""
-        return self._tape.op_multi_out("Split", [value], {"axis": axis, "num_outputs": count}, num_outputs=count)
+        return self.add(ir.node("Split", [value], {"axis": axis, "num_outputs": count}, num_outputs=count))
 
-    def add(self, node: ir.Node) -> None:
-        """Add a node that was made elsewhere, as one with a graph for an attribute."""
-        self._tape._nodes.append(node)
+    def add(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Add a node that was made elsewhere, as one with a graph for an attribute, and return its outputs."""
+        self._nodes.append(node)
+        return node.outputs
 
     def subgraph(self, name: str, outputs: Mapping[str, ir.Value]) -> ir.Graph:
         """Close the body as the graph of a control-flow node; what it makes gets names that no outer graph has."""
-        for index, node in enumerate(self._tape.nodes):
+        for index, node in enumerate(self._nodes):
             node.name = f"{name}/{index}"
             for number, value in enumerate(node.outputs):
                 value.name = f"{name}/{index}.{number}"
@@ -56,7 +56,7 @@ class Body:
         return ir.Graph(
             list(self.inputs.values()),
             list(outputs.values()),
-            nodes=self._tape.nodes,
+            nodes=self._nodes,
             opset_imports={"": OPSET},
             name=name,
         )
@@ -107,7 +107,7 @@ class Body:
         graph = ir.Graph(
             list(self.inputs.values()),
             list(outputs.values()),
-            nodes=self._tape.nodes,
+            nodes=self._nodes,
             opset_imports={"": OPSET},
         )
         return ir.Function(DOMAIN, name, overload, graph=graph, attributes=list(attributes))

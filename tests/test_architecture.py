@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,72 +18,14 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("compiler", "passes", "runtimes")
 MAX_LINES = 400
 
-#: Which rooms a room may import, besides itself: the same table as in docs/architecture.md, which a test compares.
-#: A room is a folder of the second level, or a file of the first. `base` may be imported from anywhere.
+PAGE = ROOT / "docs" / "architecture.md"
+ROW = re.compile(r"^\| `([\w/]+)` \| (?:—|(.+)) \|$", re.MULTILINE)
+
+#: Which rooms a room may import, besides itself, as the page says it: a room is a folder of the second level, or a
+#: file of the first. `base` may be imported from anywhere.
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
-    room: frozenset(others.split())
-    for room, others in (
-        ("compiler/base", ""),
-        ("compiler/artifact", ""),
-        ("compiler/checkpoint", ""),
-        ("compiler/quantization", ""),
-        ("compiler/graph", "compiler/checkpoint compiler/quantization"),
-        ("compiler/capture", "compiler/checkpoint compiler/graph"),
-        ("compiler/insight", "compiler/artifact compiler/graph runtimes/machine runtimes/memory"),
-        (
-            "compiler/driver",
-            "compiler/artifact compiler/capture compiler/checkpoint compiler/graph compiler/insight"
-            " compiler/quantization passes runtimes",
-        ),
-        ("compiler/cli", "compiler passes runtimes"),
-        ("compiler/api", "compiler/artifact compiler/driver runtimes/generation runtimes/session"),
-        ("compiler/door", "compiler/api compiler/artifact runtimes/session"),
-        ("passes/graph_pass", ""),
-        ("passes/graph", "compiler/graph passes/graph_pass"),
-        ("passes/attention", "compiler/graph passes/graph passes/graph_pass"),
-        ("passes/experts", "compiler/graph passes/graph passes/graph_pass"),
-        *(
-            (f"passes/{phase}", "compiler/graph passes/attention passes/experts passes/graph passes/graph_pass")
-            for phase in ("cleanup", "portable", "fusion", "lowering", "engine")
-        ),
-        (
-            "passes/quantization",
-            "compiler/graph compiler/quantization passes/experts passes/graph passes/graph_pass",
-        ),
-        ("passes/runner", "compiler/artifact compiler/graph passes/graph_pass"),
-        (
-            "passes/pipeline",
-            "passes/cleanup passes/engine passes/fusion passes/graph_pass passes/lowering passes/portable"
-            " passes/quantization",
-        ),
-        ("runtimes/session", ""),
-        ("runtimes/machine", ""),
-        ("runtimes/kernels", "runtimes/machine"),
-        ("runtimes/lint", ""),
-        ("runtimes/memory", "compiler/artifact compiler/graph"),
-        ("runtimes/reference", "runtimes/session"),
-        ("runtimes/evaluation", "runtimes/generation runtimes/session"),
-        ("runtimes/device", "runtimes/session"),
-        ("runtimes/generation", "runtimes/engines runtimes/session"),
-        (
-            "runtimes/onnxruntime",
-            "compiler/artifact runtimes/device runtimes/kernels runtimes/machine runtimes/memory runtimes/session",
-        ),
-        (
-            "runtimes/tensorrt",
-            "compiler/artifact runtimes/device runtimes/memory runtimes/onnxruntime runtimes/session",
-        ),
-        ("runtimes/openvino", "compiler/artifact runtimes/machine runtimes/session"),
-        (
-            "runtimes/engines",
-            "compiler/artifact runtimes/memory runtimes/onnxruntime runtimes/openvino runtimes/session"
-            " runtimes/tensorrt",
-        ),
-        (
-            "runtimes/bench",
-            "compiler/artifact runtimes/engines runtimes/generation runtimes/machine runtimes/session",
-        ),
-    )
+    room: frozenset(re.findall(r"`([\w/]+)`", others))
+    for room, others in ROW.findall(PAGE.read_text(encoding="utf-8").partition("| room | may import")[2])
 }
 EVERYWHERE = "compiler/base"
 MOST_FILES = {"compiler": 9, "passes": 14, "runtimes": 5}

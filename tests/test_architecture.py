@@ -19,12 +19,12 @@ FOLDERS = ("compiler", "passes", "runtimes")
 MAX_LINES = 400
 
 PAGE = ROOT / "docs" / "architecture.md"
-ROW = re.compile(r"^\| `([\w/]+)` \| (?:—|(.+)) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([\w/]+)(?:\.py)?` \| (?:—|(.+)) \|$", re.MULTILINE)
 
 #: Which rooms a room may import, besides itself, as the page says it: a room is a folder of the second level, or a
 #: file of the first. `base` may be imported from anywhere.
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
-    room: frozenset(re.findall(r"`([\w/]+)`", others))
+    room: frozenset(re.findall(r"`([\w/]+)(?:\.py)?`", others))
     for room, others in ROW.findall(PAGE.read_text(encoding="utf-8").partition("| room | may import")[2])
 }
 EVERYWHERE = "compiler/base"

@@ -30,16 +30,12 @@ class CacheRows(RowEditor):
         self.lengths: Int64Array = np.zeros(0, np.int64)
         self.capacity = 0
         self.turn = 0
+        self.mixes_lengths = decoder.traits.ragged_chunks
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, capacity)."""
         return len(self.lengths), self.capacity
-
-    @property
-    def mixes_lengths(self) -> bool:
-        """Whether the decoder takes such a chunk as it is."""
-        return self._decoder.traits.ragged_chunks
 
     def take_turn(self) -> int:
         """End whatever loop works on the rows; returns the number of the new turn."""

@@ -73,23 +73,10 @@ class CudaDevice:
         self._do("cudaSetDevice", index)
         self._stream = self._do("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         self._sizes: dict[int, int] = {}
-
-    @property
-    def description(self) -> str:
-        """As ``cuda:0 NVIDIA H100 80GB HBM3``."""
-        name = self._do("cudaGetDeviceProperties", self.index).name
-        return f"cuda:{self.index} {name.decode().strip(chr(0))}"
-
-    @property
-    def compute_capability(self) -> str:
-        """As ``9.0``."""
-        properties = self._do("cudaGetDeviceProperties", self.index)
-        return f"{properties.major}.{properties.minor}"
-
-    @property
-    def stream(self) -> int:
-        """The stream's handle, for libraries that compute on it."""
-        return int(self._stream)
+        properties = self._do("cudaGetDeviceProperties", index)
+        self.description = f"cuda:{index} {properties.name.decode().strip(chr(0))}"
+        self.compute_capability = f"{properties.major}.{properties.minor}"
+        self.stream = int(self._stream)
 
     def allocate(self, nbytes: int) -> Buffer:
         """Zeroed device memory.

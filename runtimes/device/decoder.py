@@ -7,7 +7,7 @@ addresses, a run that is queued. ``graph_io.py`` has it for ONNX Runtime, ``llmc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,20 +84,12 @@ class Traits:
 class Decoder(Protocol):
     """A loaded decoder whose inputs and outputs are bound to a device's addresses."""
 
-    @property
-    def traits(self) -> Traits:
-        """How it wants its inputs."""
-        ...
-
-    @property
-    def cache(self) -> Sequence[CacheTensor]:
-        """The tensors that are past and present."""
-        ...
-
-    @property
-    def logits_type(self) -> np.dtype[Any]:
-        """Of the logits' elements."""
-        ...
+    traits: Traits
+    """How it wants its inputs."""
+    cache: list[CacheTensor]
+    """The tensors that are past and present."""
+    logits_type: np.dtype[Any]
+    """Of the logits' elements."""
 
     def load(self, capacity: int) -> None:
         """Get ready to run with a cache of so many slots, one of :attr:`Traits.capacities` where there are any.
@@ -107,7 +99,6 @@ class Decoder(Protocol):
         Raises:
             EngineError: the engine for it cannot be loaded.
         """
-        ...
 
     def bind(self, values: Values, cache: Mapping[str, Buffer], batch: int, capacity: int, total: int) -> Any:
         """A binding of inputs and outputs to addresses.
@@ -118,11 +109,9 @@ class Decoder(Protocol):
             batch, capacity: Rows and slots of the cache.
             total: The longest row after this chunk.
         """
-        ...
 
     def rebind(self, binding: Any, values: Values, total: int) -> None:
         """Give some inputs and outputs of a binding another shape or address; the cache stays bound."""
-        ...
 
     def run(self, binding: Any) -> None:
         """Queue the decoder, without a copy and without waiting.
@@ -130,8 +119,6 @@ class Decoder(Protocol):
         Raises:
             EngineError: the runtime failed.
         """
-        ...
 
     def close(self) -> None:
         """Free what it holds."""
-        ...

@@ -40,11 +40,9 @@ class Moment(Protocol):
 
     def wait(self) -> None:
         """Return when the work queued before it is done."""
-        ...
 
     def seconds_since(self, earlier: Moment) -> float:
         """Time on the device between two moments that have passed."""
-        ...
 
 
 class Recording(Protocol):
@@ -52,26 +50,17 @@ class Recording(Protocol):
 
     def launch(self) -> None:
         """Queue them."""
-        ...
 
 
 class Device(Protocol):
     """One device and its queue."""
 
-    @property
-    def ort_name(self) -> str:
-        """ONNX Runtime's name for memory there: ``cuda`` or ``cpu``."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """As ``cuda:0 NVIDIA H100 80GB HBM3``."""
-        ...
-
-    @property
-    def stream(self) -> int:
-        """The queue's handle, for libraries that compute on it; 0 where it has none."""
-        ...
+    ort_name: str
+    """ONNX Runtime's name for memory there: ``cuda`` or ``cpu``."""
+    description: str
+    """As ``cuda:0 NVIDIA H100 80GB HBM3``."""
+    stream: int
+    """The queue's handle, for libraries that compute on it; 0 where it has none."""
 
     def allocate(self, nbytes: int) -> Buffer:
         """Memory filled with zeros.
@@ -79,39 +68,30 @@ class Device(Protocol):
         Raises:
             EngineError: there is not so much.
         """
-        ...
 
     def free(self, buffer: Buffer) -> None:
         """Give memory back, after waiting for what uses it."""
-        ...
 
     def free_bytes(self) -> int:
         """Memory that can be allocated now."""
-        ...
 
     def used_bytes(self) -> int | None:
         """Memory in use, by whatever program; None where it is the host's."""
-        ...
 
     def upload(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
         """Queue a copy of an array, which may be changed as soon as this returns, to ``offset`` bytes of a buffer."""
-        ...
 
     def download(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
         """Queue a copy to an array that :meth:`host_array` made; its content is valid after a later :meth:`wait`."""
-        ...
 
     def copy_pieces(self, source: Buffer, target: Buffer, count: int, nbytes: int, strides: tuple[int, int]) -> None:
         """Queue a copy of ``count`` pieces of ``nbytes``, ``strides`` bytes apart in the source and in the target."""
-        ...
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Host memory that the device can write to while the host goes on (pinned)."""
-        ...
 
     def mark(self) -> Moment:
         """The moment when everything queued so far is done."""
-        ...
 
     def record(self, work: Callable[[], None]) -> Recording:
         """Run ``work``, which queues launches and allocates nothing, and keep them instead of running them.
@@ -119,11 +99,9 @@ class Device(Protocol):
         Raises:
             EngineError: something in it cannot be recorded.
         """
-        ...
 
     def wait(self) -> None:
         """Return when everything queued is done."""
-        ...
 
 
 class HostDevice:

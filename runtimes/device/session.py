@@ -62,7 +62,7 @@ class DeviceSession:
             samplers: Makes the graphs that choose tokens; None: the host chooses them.
             fits: Called with (batch, capacity) before anything is allocated; raises EngineError.
         """
-        self._device, self._info, self._samplers, self._fits = device, info, samplers, fits
+        self._device, self.info, self._samplers, self._fits = device, info, samplers, fits
         self._io, self._traits = decoder, decoder.traits
         self._memory = SessionBuffers(device, decoder, info.vocab_size)
         self._buffers = self._memory.named
@@ -75,11 +75,6 @@ class DeviceSession:
         self._host_logits: Array | None = None
 
     @property
-    def info(self) -> EngineInfo:
-        """What this session can do."""
-        return self._info
-
-    @property
     def lengths(self) -> Int64Array:
         """Tokens that each row holds, [batch] int64."""
         return self.rows.lengths.copy()
@@ -90,7 +85,7 @@ class DeviceSession:
         Raises:
             EngineError: rows or capacity are beyond what the engine can run, or the device's memory does not suffice.
         """
-        require_room(self._info, batch, capacity)
+        require_room(self.info, batch, capacity)
         self.rows.take_turn()
         rounded = self._rounded(capacity)
         if (batch, rounded) != self.rows.shape:
@@ -105,7 +100,7 @@ class DeviceSession:
                 the session then holds no rows.
         """
         batch, old = self.rows.shape
-        require_room(self._info, batch, capacity)
+        require_room(self.info, batch, capacity)
         rounded = self._rounded(capacity)
         if rounded <= old:
             return
@@ -123,7 +118,7 @@ class DeviceSession:
         """What is allocated for a capacity, which the engine's context admits."""
         if self._traits.capacities:
             return next(built for built in self._traits.capacities if built >= capacity)
-        return min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self._info.max_context)
+        return min(-(-capacity // CAPACITY_STEP) * CAPACITY_STEP, self.info.max_context)
 
     def _load(self, capacity: int) -> None:
         """Let the decoder be the one for this capacity; where that is another, recordings of the old one go."""
@@ -184,7 +179,7 @@ class DeviceSession:
                 f"a row would hold {needed} tokens, padding included, but the cache has room for "
                 f"{self.rows.capacity}; reset the session with a larger capacity"
             )
-        rows = chunk if self._info.logits == "all" else 1
+        rows = chunk if self.info.logits == "all" else 1
         if chunk == 1 and self.rows.lengths.any():
             # A row without a token keeps its length.
             self._memory.upload(input_ids, self.rows.lengths, np.ones_like(valid))
@@ -196,7 +191,7 @@ class DeviceSession:
         else:
             self._run_chunk(input_ids, valid, rows, needed)
         self.rows.lengths = self.rows.lengths + valid
-        read = partial(self._read_logits, (batch, rows, self._info.vocab_size))
+        read = partial(self._read_logits, (batch, rows, self.info.vocab_size))
         return DeviceLogits(read, valid - 1, partial(self._most_likely, batch) if rows == 1 else None)
 
     def _run_chunk(self, input_ids: Int64Array, valid: Int64Array, rows: int, total: int) -> None:
@@ -216,7 +211,7 @@ class DeviceSession:
     def _run_pieces(self, input_ids: Int64Array, valid: Int64Array, total: int) -> None:
         """A chunk wider than the decoder takes: a row's logits are those of the piece in which it ends."""
         batch, width = len(valid), self._traits.max_chunk
-        if self._info.logits == "all":
+        if self.info.logits == "all":
             raise EngineError(
                 f"a chunk of {input_ids.shape[1]} tokens is more than the {width} that this engine was built for, "
                 "and it gives logits of all; pass shorter chunks, or build it again for longer ones"
@@ -261,7 +256,7 @@ class DeviceSession:
     def _most_likely(self, batch: int) -> Int64Array:
         """Arg-max of the last logits [batch, 1, vocab_size], on the device where it can; [batch] int64."""
         if self._samplers is None:
-            logits = self._read_logits((batch, 1, self._info.vocab_size))[:, 0]
+            logits = self._read_logits((batch, 1, self.info.vocab_size))[:, 0]
             return np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1).astype(np.int64)
         return self._samplers.most_likely(self._buffers["logits"], batch)
 

@@ -46,7 +46,9 @@ class OnnxRuntimeSession(Session, RowEditor):
         """Wrap a loaded graph, and call it as its contract says."""
         self._inference = inference
         self._contract, self._fused = contract, contract.rows == "slot0"
-        self._info = info
+        # In a shared cache rows can be computed alone.
+        self.mixes_lengths = contract.cache == "grow"
+        self.info = info
         inputs = {item.name: item for item in inference.get_inputs()}
         self._positions = POSITION_IDS in inputs
         past = [cache_tensor(item) for name, item in inputs.items() if name.startswith(PAST)]
@@ -59,11 +61,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         self._capacity = 0
         self._binding: Any = None
         self._chunk = (0, 0)
-
-    @property
-    def info(self) -> EngineInfo:
-        """What this session can do."""
-        return self._info
+        self._mask: Int64Array = np.zeros((0, 0), np.int64)
 
     @property
     def lengths(self) -> Int64Array:
@@ -75,40 +73,30 @@ class OnnxRuntimeSession(Session, RowEditor):
         """The session itself, unless its graph takes no chunk that a row could begin with beside others."""
         return self if self._contract.ragged_chunks or self._contract.cache == "shared" else None
 
-    @property
-    def mixes_lengths(self) -> bool:
-        """Whether rows cannot be computed alone, as they can in a shared cache."""
-        return self._contract.cache == "grow"
-
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
 
         Raises:
             EngineError: the capacity is beyond what the engine can run, or memory does not suffice.
         """
-        require_room(self._info, batch, capacity)
+        require_room(self.info, batch, capacity)
         self._lengths = np.zeros(batch, np.int64)
-        if self._binding is None or (batch, capacity) != (self._mask.shape[0], self._capacity):
-            self._allocate(batch, capacity)
-            return
-        if self._contract.cache == "grow":
-            self._bind_empty_cache(batch)
-        self._bind_empty_states(batch)
-
-    def _allocate(self, batch: int, capacity: int) -> None:
-        self._capacity = capacity
-        self._binding = self._inference.io_binding()
-        self._chunk = (0, 0)
+        anew = (batch, capacity) != self._mask.shape
         try:
-            self._mask = np.ones((batch, capacity), np.int64)
-            self._mask_flat = np.ones(batch * capacity, np.int64)
+            if anew:
+                self._capacity, self._binding, self._chunk = capacity, self._inference.io_binding(), (0, 0)
+                self._mask = np.ones((batch, capacity), np.int64)
+                self._mask_flat = np.ones(batch * capacity, np.int64)
             if self._contract.cache == "grow":
-                self._bind_empty_cache(batch)
-            else:
+                self._bind_cache([_ort_value(_zeros(tensor, batch, 0)) for tensor in self._growing])
+            elif anew:
                 self._bind_shared_cache(batch, capacity)
-            self._bind_empty_states(batch)
+            self._state_buffers = [
+                (_Buffer(_zeros(tensor, batch, 0)), _Buffer(_zeros(tensor, batch, 0))) for tensor in self._states
+            ]
+            self._bind_states()
         except MemoryError as error:
-            size = batch * capacity * self._info.cache_bytes_per_token
+            size = batch * capacity * self.info.cache_bytes_per_token
             raise EngineError(f"a KV cache of {size / 2**30:.1f} GiB does not fit into memory") from error
 
     def _bind_shared_cache(self, batch: int, capacity: int) -> None:
@@ -118,21 +106,12 @@ class OnnxRuntimeSession(Session, RowEditor):
             self._binding.bind_ortvalue_input(tensor.past, buffer)
             self._binding.bind_ortvalue_output(tensor.present, buffer)
 
-    def _bind_empty_cache(self, batch: int) -> None:
-        self._bind_cache([_ort_value(_zeros(tensor, batch, 0)) for tensor in self._growing])
-
     def _bind_cache(self, values: list[Any]) -> None:
         """What a cache that grows holds from now on."""
         self._cache = values
         for tensor, value in zip(self._growing, values, strict=True):
             self._binding.bind_ortvalue_input(tensor.past, value)
             self._binding.bind_output(tensor.present, "cpu")
-
-    def _bind_empty_states(self, batch: int) -> None:
-        self._state_buffers = [
-            (_Buffer(_zeros(tensor, batch, 0)), _Buffer(_zeros(tensor, batch, 0))) for tensor in self._states
-        ]
-        self._bind_states()
 
     def _bind_states(self) -> None:
         for tensor, (read, written) in zip(self._states, self._state_buffers, strict=True):
@@ -173,7 +152,7 @@ class OnnxRuntimeSession(Session, RowEditor):
 
     def _forward_rows(self, input_ids: Int64Array, valid: Int64Array) -> HostLogits:
         """Each row that has tokens on its own part of cache and states; the others cost nothing."""
-        shape = (len(valid), input_ids.shape[1] if self._contract.logits == "all" else 1, self._info.vocab_size)
+        shape = (len(valid), input_ids.shape[1] if self._contract.logits == "all" else 1, self.info.vocab_size)
         logits = np.zeros(shape, self._logits_type)
         for row in np.flatnonzero(valid).tolist():
             binding, own, count = self._inference.io_binding(), slice(row, row + 1), int(valid[row])
@@ -217,7 +196,7 @@ class OnnxRuntimeSession(Session, RowEditor):
             batch, chunk = self._chunk = input_ids.shape
             self._ids = np.empty((batch, chunk), np.int64)
             rows = chunk if self._contract.logits == "all" else 1
-            self._logits: npt.NDArray[Any] = np.empty((batch, rows, self._info.vocab_size), self._logits_type)
+            self._logits: npt.NDArray[Any] = np.empty((batch, rows, self.info.vocab_size), self._logits_type)
             self._binding.bind_ortvalue_input(INPUT_IDS, _ort_value(self._ids))
             self._binding.bind_ortvalue_output(LOGITS, _ort_value(self._logits))
         np.copyto(self._ids, input_ids)

@@ -36,24 +36,14 @@ class OpenVinoSession(Session, RowEditor):
     mixes_lengths = True
 
     def __init__(self, compiled: Any, info: EngineInfo) -> None:
-        """Wrap a compiled model."""
-        self._compiled: Any = compiled
+        """Wrap a ``CompiledModel``, which stays to be asked what it tells of itself."""
+        self.compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
         self._inputs = {name for item in compiled.inputs for name in item.get_names()}
-        self._info = info
+        self.info = info
         self._lengths: Int64Array = np.zeros(0, np.int64)
         self._capacity = 0
         self._columns = 0
-
-    @property
-    def info(self) -> EngineInfo:
-        """What this session can do."""
-        return self._info
-
-    @property
-    def compiled(self) -> Any:
-        """OpenVINO's ``CompiledModel``, for what it tells of itself."""
-        return self._compiled
 
     @property
     def lengths(self) -> Int64Array:
@@ -72,7 +62,7 @@ class OpenVinoSession(Session, RowEditor):
         Raises:
             EngineError: the capacity is beyond the engine's context.
         """
-        require_room(self._info, batch, capacity)
+        require_room(self.info, batch, capacity)
         self._lengths, self._capacity, self._columns = np.zeros(batch, np.int64), capacity, 0
         self._mask = np.ones((batch, capacity), np.int64)
         self._rows = np.arange(batch, dtype=np.int32)
@@ -138,4 +128,4 @@ class OpenVinoSession(Session, RowEditor):
 
     def close(self) -> None:
         """Free the model and the cache."""
-        self._request = self._compiled = None
+        self._request = self.compiled = None

@@ -69,7 +69,7 @@ class TransformersSession(Session, RowEditor):
         if threads is not None:
             torch.set_num_threads(threads)
         self._model: Any = model.eval()
-        self._info = _engine_info(model, logits, torch.get_num_threads())
+        self.info = _engine_info(model, logits, torch.get_num_threads())
         parameters = inspect.signature(model.forward).parameters
         self._keeps_logits = logits == "last" and "logits_to_keep" in parameters
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
@@ -77,11 +77,6 @@ class TransformersSession(Session, RowEditor):
         self._tokens: list[Int64Array] = []
         self._lengths: Int64Array = np.zeros(0, dtype=np.int64)
         self._capacity = 0
-
-    @property
-    def info(self) -> EngineInfo:
-        """What this session can do."""
-        return self._info
 
     @property
     def lengths(self) -> Int64Array:
@@ -95,7 +90,7 @@ class TransformersSession(Session, RowEditor):
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
-        require_room(self._info, batch, capacity)
+        require_room(self.info, batch, capacity)
         self._groups = [_Group(list(range(batch)))]
         self._tokens = [np.zeros(0, np.int64)] * batch
         self._lengths = np.zeros(batch, dtype=np.int64)
@@ -107,7 +102,7 @@ class TransformersSession(Session, RowEditor):
             raise EngineError("this session is closed; open the model again")
         chunk = valid_tokens(self._lengths, self._capacity, input_ids, lengths)
         self._groups = [part for group in self._groups for part in _split(group, chunk)]
-        positions = 1 if self._info.logits == "last" else input_ids.shape[1]
+        positions = 1 if self.info.logits == "last" else input_ids.shape[1]
         values: FloatArray | None = None
         for group in self._groups:
             length = int(chunk[group.rows[0]])
@@ -121,7 +116,7 @@ class TransformersSession(Session, RowEditor):
                 values = np.zeros((len(chunk), positions, computed.shape[2]), dtype=np.float32)
             values[group.rows, : computed.shape[1]] = computed
         if values is None:
-            values = np.zeros((len(chunk), positions, self._info.vocab_size), dtype=np.float32)
+            values = np.zeros((len(chunk), positions, self.info.vocab_size), dtype=np.float32)
         self._tokens = [
             np.append(held, row[:count]) for held, row, count in zip(self._tokens, input_ids, chunk, strict=True)
         ]
@@ -180,7 +175,7 @@ class TransformersSession(Session, RowEditor):
             ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
             output = self._model(input_ids=ids, use_cache=True, **options)
             values: FloatArray = output.logits.float().numpy()
-        return values[:, -1:] if self._info.logits == "last" else values
+        return values[:, -1:] if self.info.logits == "last" else values
 
 
 def _split(group: _Group, chunk: Int64Array) -> list[_Group]:

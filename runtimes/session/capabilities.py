@@ -28,13 +28,11 @@ class RowEditor(Protocol):
     :class:`TokenSource` that is running.
     """
 
-    @property
-    def mixes_lengths(self) -> bool:
-        """Whether many tokens in one row and one in another cost a call nothing more; else it runs row by row.
+    mixes_lengths: bool
+    """Whether many tokens in one row and one in another cost a call nothing more; else it runs row by row.
 
-        A batch lets rows with one token go along with another row's prompt where that is so, and else takes turns.
-        """
-        ...
+    A batch lets rows with one token go along with another row's prompt where that is so, and else takes turns.
+    """
 
     def release(self, row: int) -> None:
         """Let a row hold nothing: its length is 0, and another request may begin in it."""
@@ -55,7 +53,6 @@ class RowEditor(Protocol):
             EngineError: the source holds fewer, or a recurrent state, which can only be kept whole or dropped, would
                 have to go back.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +90,15 @@ class TokenSource(Protocol):
         Raises:
             EngineError: the source has ended before that step was queued.
         """
-        ...
 
     def step_seconds(self, step: int) -> float:
         """Time on the device from the end of the step before, or for step 1 from the beginning, to a step's end."""
-        ...
 
     def finish(self, row: int) -> None:
         """Let a row stand still; its length is that of the last step read. The others go on."""
-        ...
 
     def close(self) -> None:
         """Queue no more steps, and wait for those that are queued."""
-        ...
 
 
 class TokenChooser(Protocol):
@@ -113,7 +106,6 @@ class TokenChooser(Protocol):
 
     def can_choose(self, settings: Sequence[SamplingParams]) -> bool:
         """Whether rows with these settings can take their tokens here, all in one batch."""
-        ...
 
     def begin(self, rows: Sequence[RowState | None]) -> TokenSource:
         """Decode from here, one entry per row of the session; None: the row takes no part and keeps its tokens.
@@ -124,4 +116,3 @@ class TokenChooser(Protocol):
             EngineError: no row takes part, :meth:`can_choose` says no, or a row has no room for its tokens and, where
                 it stands still before others do, for one more.
         """
-        ...

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -139,11 +139,9 @@ class Logits(Protocol):
 
     def host(self) -> FloatArray:
         """Float32 array in host memory, [batch, 1 or chunk, vocab_size]; a view where the runtime allows it."""
-        ...
 
     def argmax(self) -> Int64Array:
         """Most likely token after each row's last valid position, [batch] int64."""
-        ...
 
 
 class Session(Protocol):
@@ -153,15 +151,12 @@ class Session(Protocol):
     in every chunk; a row with length 0 in a chunk keeps its state and its logits are unspecified.
     """
 
-    @property
-    def info(self) -> EngineInfo:
-        """What this session can do."""
-        ...
+    info: EngineInfo
+    """What this session can do."""
 
     @property
     def lengths(self) -> Int64Array:
         """Tokens each row holds now, [batch] int64."""
-        ...
 
     @property
     def rows(self) -> RowEditor | None:
@@ -179,7 +174,6 @@ class Session(Protocol):
         Raises:
             EngineError: ``capacity`` is beyond :attr:`EngineInfo.max_context`, or memory does not suffice.
         """
-        ...
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> Logits:
         """Append a right-padded chunk to every row and compute its logits.
@@ -192,7 +186,6 @@ class Session(Protocol):
             EngineError: a row would exceed the capacity, or (on some runtimes) the longest row and the chunk's
                 columns together do; or the runtime failed.
         """
-        ...
 
     def device_bytes(self) -> int | None:
         """Memory of the session's device in use now, by whatever program; None where that is the host's."""
@@ -200,7 +193,6 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory; the session cannot be used afterwards."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -244,10 +236,8 @@ class BuiltEngine:
 class Engine(Protocol):
     """A runtime: makes an engine of a target graph, and opens it."""
 
-    @property
-    def name(self) -> str:
-        """The runtime's name, as ``onnxruntime-cpu``."""
-        ...
+    name: ClassVar[str]
+    """As ``onnxruntime-cpu``."""
 
     def build(self, request: BuildRequest) -> BuiltEngine:
         """Write the engine's files.
@@ -256,7 +246,6 @@ class Engine(Protocol):
             UsageError: the options do not fit the graph.
             EngineError: the runtime refused the graph.
         """
-        ...
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine (or a graph, where the runtime runs graphs as they are).
@@ -269,7 +258,6 @@ class Engine(Protocol):
             EngineError: the runtime is missing or refuses the engine.
             ArtifactError: the directory is not what its manifest says.
         """
-        ...
 
     def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """Load an engine or, where its device is not here, what computes on the CPU as nearly the same as there is.

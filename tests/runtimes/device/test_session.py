@@ -199,7 +199,7 @@ def test_capacities_are_kept(session: DeviceSession) -> None:
 
 
 def test_a_capacity_is_rounded_up_within_the_context(counted: DeviceSession) -> None:
-    counted._info = replace(counted.info, max_context=100)
+    counted.info = replace(counted.info, max_context=100)
     counted.reset(1, 70)
     with pytest.raises(EngineError, match=r"would hold 101 tokens.* room for 100"):
         counted.forward(np.full((1, 101), 5, np.int64))

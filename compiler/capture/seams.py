@@ -44,6 +44,34 @@ def attention_interface(capture: AttentionCapture) -> Iterator[None]:
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(ATTENTION, None)
 
 
+class SortedSet(set[Any]):
+    """A set that is walked through in order: that of strings in a set changes from one process to the next."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(sorted(super().__iter__(), key=repr))
+
+
+@contextlib.contextmanager
+def ordered_sets(model: torch.nn.Module) -> Iterator[None]:
+    """Let a model go through its sets in the same order in every process: the same model gives the same graph.
+
+    Sets that it keeps become ordered ones, and in its own source files ``set`` makes them.
+    """
+    files = {type(module).__module__ for module in model.modules()}
+    changed = [sys.modules[name] for name in files if not name.startswith("torch.")]
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) is set and not name.startswith("_"):
+                setattr(module, name, SortedSet(value))
+    for file in changed:
+        vars(file)["set"] = SortedSet
+    try:
+        yield
+    finally:
+        for file in changed:
+            del vars(file)["set"]
+
+
 @contextlib.contextmanager
 def fixed_frequencies(model: torch.nn.Module, *, short: bool = False) -> Iterator[None]:
     """Rotary embeddings that grow with the sequence ("dynamic") as they are up to the length the model was made for.

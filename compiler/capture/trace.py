@@ -29,7 +29,13 @@ from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.positions import shifted_positions
 from llmc.compiler.capture.recurrence import RecurrenceCapture
-from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
+from llmc.compiler.capture.seams import (
+    ATTENTION,
+    attention_interface,
+    captured_modules,
+    fixed_frequencies,
+    ordered_sets,
+)
 from llmc.compiler.graph.operators.domain import OPSET
 
 if TYPE_CHECKING:
@@ -129,7 +135,12 @@ class _Tracing:
     def run(self) -> Trace:
         with attention_interface(self.capture):
             fake = make_fake_model(self.config, self.dtype, self.attention)
-            with captured_modules(fake.model) as norms, complex_as_pairs(), shifted_positions(fake.model):
+            with (
+                captured_modules(fake.model) as norms,
+                complex_as_pairs(),
+                shifted_positions(fake.model),
+                ordered_sets(fake.model),
+            ):
                 with fixed_frequencies(fake.model, short=self.short):
                     layout, recurrences = self._prepare(fake)
                 with fixed_frequencies(fake.model, short=self.short):

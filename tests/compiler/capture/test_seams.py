@@ -11,7 +11,13 @@ from llmc.compiler.base.errors import CaptureError
 from llmc.compiler.capture import seams, trace
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.fake_model import make_fake_model
-from llmc.compiler.capture.seams import ATTENTION, attention_interface, captured_modules, fixed_frequencies
+from llmc.compiler.capture.seams import (
+    ATTENTION,
+    attention_interface,
+    captured_modules,
+    fixed_frequencies,
+    ordered_sets,
+)
 
 from .small_models import changed_models, small_llama
 
@@ -242,3 +248,29 @@ def test_a_real_dynamic_model_is_traced_with_the_frequencies_it_was_made_with() 
     expected = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(found.buffers["model.rotary_emb.inv_freq"], expected, rtol=1e-6, atol=0)
     assert found.attentions == 1
+
+
+class Walker(nn.Module):
+    """Goes through a set that it keeps, and through one that it makes."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names, self.kept = names, set(names)
+
+    def forward(self) -> tuple[list[str], list[str]]:
+        return [*self.kept], [name for name in set(self.names)]  # noqa: C416
+
+
+def test_sets_are_walked_through_in_the_same_order_in_every_process() -> None:
+    disordered = next(
+        names
+        for count in range(20, 400)
+        if list(set(names := [f"{kind}{count}" for kind in ("full", "sliding", "chunked", "linear")]))
+        != sorted(names)
+    )
+    walker = Walker(disordered)
+    with ordered_sets(walker):
+        assert walker() == (sorted(disordered), sorted(disordered))
+        assert walker.kept == set(disordered)
+    assert "set" not in globals(), "a source file is as it was"
+    assert walker()[1] == list(set(disordered))

@@ -50,11 +50,9 @@ class Quality:
         positions: Positions compared.
         top1_agreement: Share of positions with the same most likely token, 0 to 1.
         mean_kl: Mean KL divergence of the candidate from the reference, nats.
-        kl_p99: Its 99th percentile, nats.
-        max_kl: Its maximum, nats.
+        kl_p99, max_kl: Its 99th percentile and its maximum, nats.
         max_abs_error: Largest absolute difference of two logits.
-        reference_perplexity: None when no following tokens were given, as the next three.
-        candidate_perplexity: The candidate's.
+        reference_perplexity, candidate_perplexity: None when no following tokens were given, as the next two.
         perplexity_ratio: Candidate's over reference's, the error from the paired differences.
         rms_delta_p: Root mean square of the change of the following token's probability, 0 to 1.
     """

@@ -73,18 +73,9 @@ def evaluate(
         )
     comparison = LogitsComparison()
     for window in windows:
-        start = _first_scored(window, first)
-        pairs = zip(
-            window_logits(reference, window, chunk=chunk, stepping=stepping),
-            window_logits(candidate, window, chunk=chunk, stepping=stepping),
-            strict=True,
-        )
-        for (position, left), (_, right) in pairs:
-            skip = max(0, start - position)
-            count = min(len(left), len(window) - 1 - position)
-            if skip < count:
-                targets = window[position + skip + 1 : position + count + 1]
-                comparison.update(left[skip:count], right[skip:count], targets)
+        sides = (_scored(session, window, first, chunk, stepping) for session in (reference, candidate))
+        for (left, targets), (right, _) in zip(*sides, strict=True):
+            comparison.update(left, right, targets)
     return comparison.result()
 
 
@@ -99,12 +90,8 @@ def perplexity(
     """Perplexity of one session, llama-perplexity's definition; arguments and errors as :func:`evaluate`."""
     meter = PerplexityMeter()
     for window in windows:
-        start = _first_scored(window, first)
-        for position, logits in window_logits(session, window, chunk=chunk, stepping=stepping):
-            skip = max(0, start - position)
-            count = min(len(logits), len(window) - 1 - position)
-            if skip < count:
-                meter.update(logits[skip:count], window[position + skip + 1 : position + count + 1])
+        for logits, targets in _scored(session, window, first, chunk, stepping):
+            meter.update(logits, targets)
     return meter.result()
 
 
@@ -137,8 +124,15 @@ def window_logits(
             position += len(logits)
 
 
-def _first_scored(window: Tokens, first: int | None) -> int:
+def _scored(
+    session: Session, window: Tokens, first: int | None, chunk: int, stepping: bool
+) -> Iterator[tuple[FloatArray, Tokens]]:
+    """Logits of the scored positions of a window, and the token that follows each."""
     start = len(window) // 2 if first is None else first
     if not 0 <= start < len(window) - 1:
         raise UsageError(f"window of {len(window)} tokens: no position from {start} on has a token that follows")
-    return start
+    for position, logits in window_logits(session, window, chunk=chunk, stepping=stepping):
+        skip = max(0, start - position)
+        count = min(len(logits), len(window) - 1 - position)
+        if skip < count:
+            yield logits[skip:count], window[position + skip + 1 : position + count + 1]

@@ -25,20 +25,9 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROCESS_CGROUPS = Path("/proc/self/cgroup")
 
 # Instruction sets that LLM kernels choose their code path by: the kernel's flag -> the name that is reported.
-ISA_FLAGS: Mapping[str, str] = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "avx_vnni": "avx_vnni",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "i8mm": "i8mm",
-    "bf16": "bf16",
-    "sve": "sve",
-}
+X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+ARM_FLAGS = {"asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"}
+ISA_FLAGS: Mapping[str, str] = {flag: flag for flag in X86_FLAGS} | ARM_FLAGS
 GPU_FIELDS = (
     *("name", "compute_cap", "memory.total", "memory.free", "driver_version", "clocks.max.sm", "clocks.max.memory"),
     "power.limit",

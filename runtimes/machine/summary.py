@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,10 +44,6 @@ class Summary:
         values = _checked(samples)
         return cls(float(np.median(values)), float(min(values)), float(max(values)), len(values))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dump``."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Percentiles:
@@ -70,10 +65,6 @@ class Percentiles:
         values = _checked(samples)
         p50, p90, p95, p99 = (float(value) for value in np.percentile(values, (50, 90, 95, 99)))
         return cls(p50, p90, p95, p99, len(values))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dump``."""
-        return asdict(self)
 
 
 def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, ...]:

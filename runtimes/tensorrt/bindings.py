@@ -67,11 +67,7 @@ class Binding:
 
 BINDINGS: Mapping[str, Binding] = {
     "tensorrt": Binding(
-        runtime="tensorrt",
-        builds_anywhere=False,
-        timing_cache=True,
-        runtime_cache=False,
-        capabilities=(),
+        runtime="tensorrt", builds_anywhere=False, timing_cache=True, runtime_cache=False, capabilities=()
     ),
     "tensorrt-rtx": Binding(
         runtime="tensorrt-rtx",
@@ -121,16 +117,15 @@ class Library:
                 f"{self.binding.title} builds for the GPU of the machine it builds on; leave out the compute "
                 f"capabilities ({', '.join(capabilities)}) and build there"
             )
-        known = self.module.ComputeCapability
-        for capability in capabilities:
-            if not hasattr(known, f"SM{capability.replace('.', '')}"):
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            known = getattr(self.module.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+            if known is None:
                 raise EngineError(
                     f"{self.title} cannot build for compute capability {capability}; it can for "
                     f"{', '.join(self.binding.capabilities)}"
                 )
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            config.set_compute_capability(getattr(known, f"SM{capability.replace('.', '')}"), index)
+            config.set_compute_capability(known, index)
 
     def set_flags(self, config: Any, *, strip_weights: bool) -> None:
         """What every build wants, and whether it leaves the weights out."""
@@ -188,9 +183,8 @@ class Library:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
             strategies = self.module.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                strategies.EAGER if fixed_shapes else strategies.LAZY
-            )
+            strategy = strategies.EAGER if fixed_shapes else strategies.LAZY
+            config.dynamic_shapes_kernel_specialization_strategy = strategy
             if runtime_cache is not None:
                 config.set_runtime_cache(runtime_cache)
             context = engine.create_execution_context(config)

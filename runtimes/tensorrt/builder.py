@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.progress import Progress
 from llmc.runtimes.memory.capacity_plan import Bucket, CapacityPlan
@@ -129,27 +127,52 @@ class _Build:
         if self._timings is not None:
             library.use_timing_cache(config, self._timings.read())
         library.messages.clear()
-        content = _interruptible(library, self._builder, network, config, self._progress, self._stage)
+        content = self._serialize(network, config)
         if content is None:
             raise EngineError(f"{library.title} cannot build the engine: {self._reason()}")
         if self._timings is not None and (measured := library.timing_cache(config)):
             self._timings.write(measured)
         return content
 
+    def _serialize(self, network: Any, config: Any) -> Any:
+        """Build in a thread: the caller's own can then be interrupted, and the build stops at its next step."""
+        stop, result, failed = threading.Event(), [], list[BaseException]()
+        monitor = _make_monitor(self._library.module, stop, self._progress, self._stage)
+        if monitor is not None:
+            config.progress_monitor = monitor
+
+        def work() -> None:
+            try:
+                result.append(self._builder.build_serialized_network(network, config))
+            except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
+                failed.append(error)
+
+        thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+        except BaseException:
+            stop.set()
+            thread.join()
+            raise
+        if failed:
+            raise EngineError(f"{self._library.title} failed: {failed[0]}") from failed[0]
+        return result[0]
+
     def _profile(self, network: Any, profile: int) -> Any:
         # No run writes more than the cache holds, so a short cache needs no longer chunks.
         chunk = min(self._options.engine.chunk, self._capacity) if profile == PREFILL else 1
         made = self._builder.create_optimization_profile()
-        symbols = {value.name: _dims(value) for value in self._graph.inputs}
+        dims = {value.name: value.type.tensor_type.shape.dim for value in self._graph.inputs}
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             least, most = [], []
-            for size, symbol in zip(tensor.shape, symbols[tensor.name], strict=True):
+            for size, dim in zip(tensor.shape, dims[tensor.name], strict=True):
                 free = size < 0
+                largest = chunk if dim.dim_param == "sequence" else self._options.engine.max_batch
                 least.append(1 if free else int(size))
-                most.append(
-                    (chunk if symbol == "sequence" else self._options.engine.max_batch) if free else int(size)
-                )
+                most.append(largest if free else int(size))
             # Kernels are chosen for the most: a full chunk, all rows.
             made.set_shape(tensor.name, least, most, most)
         return made
@@ -160,37 +183,6 @@ class _Build:
         said = " ".join(self._library.messages.errors)
         named = [node.name for node in self._model.graph.node if len(node.name) > 3 and node.name in said]
         return f"{reason} (at {max(named, key=len)})" if named and named[0] not in reason else reason
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[str]:
-    return [dim.dim_param for dim in value.type.tensor_type.shape.dim]
-
-
-def _interruptible(library: Library, builder: Any, network: Any, config: Any, progress: Progress, stage: str) -> Any:
-    """Build in a thread: the caller's own can then be interrupted, and the build stops at its next step."""
-    stop, result, failed = threading.Event(), [], list[BaseException]()
-    monitor = _make_monitor(library.module, stop, progress, stage)
-    if monitor is not None:
-        config.progress_monitor = monitor
-
-    def work() -> None:
-        try:
-            result.append(builder.build_serialized_network(network, config))
-        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-    except BaseException:
-        stop.set()
-        thread.join()
-        raise
-    if failed:
-        raise EngineError(f"{library.title} failed: {failed[0]}") from failed[0]
-    return result[0]
 
 
 def _make_monitor(module: Any, stop: threading.Event, progress: Progress, stage: str) -> Any:

@@ -144,8 +144,10 @@ class TensorRTDecoder:
         memory = self._device.allocate(max(1, int(engine.device_memory_size_v2)))
         for context in contexts.values():
             context.set_device_memory(memory.address, memory.nbytes)
-        inputs, outputs = _names(engine, library.module.TensorIOMode.INPUT)
-        self._loaded = _Loaded(capacity, engine, contexts, memory, inputs, outputs, kernels, kept)
+        names = frozenset(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
+        read = library.module.TensorIOMode.INPUT
+        inputs = frozenset(name for name in names if engine.get_tensor_mode(name) == read)
+        self._loaded = _Loaded(capacity, engine, contexts, memory, inputs, names - inputs, kernels, kept)
 
     def bind(self, values: Values, cache: Mapping[str, Buffer], batch: int, capacity: int, total: int) -> Bound:
         """Addresses of a run; see :class:`~llmc.runtimes.device.decoder.Decoder`."""
@@ -178,10 +180,8 @@ class TensorRTDecoder:
             if name in here.inputs:
                 done = done and context.set_input_shape(name, shape)
             if not done:
-                raise EngineError(
-                    f"{self._library.title} does not take {name} of shape {list(shape)}: "
-                    f"{self._library.messages.reason()}"
-                )
+                why = self._library.messages.reason()
+                raise EngineError(f"{self._library.title} does not take {name} of shape {list(shape)}: {why}")
         if not context.execute_async_v3(self._device.stream):
             raise EngineError(f"{self._library.title} failed: {self._library.messages.reason()}")
 
@@ -243,13 +243,6 @@ def _mapped(path: Path) -> Iterator[memoryview]:
             yield view
         finally:
             view.release()
-
-
-def _names(engine: Any, read: Any) -> tuple[frozenset[str], frozenset[str]]:
-    """Inputs and outputs."""
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = frozenset(name for name in names if engine.get_tensor_mode(name) == read)
-    return inputs, frozenset(names) - inputs
 
 
 def _by_layer(name: str) -> tuple[int, str]:

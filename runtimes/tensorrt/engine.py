@@ -63,18 +63,13 @@ class TensorRT(Engine):
         library = open_library(self.name)
         asked = BuildOptions(request.options, request.max_context, request.precision)
         graph = read_engine_graph(request.graph)
-        timings = None
-        if library.binding.timing_cache:
-            timings = FileCache.in_home(self.name, f"{library.version}.timings")
+        cache = FileCache.in_home(self.name, f"{library.version}.timings")
+        timings = cache if library.binding.timing_cache else None
         built = build_engines(library, graph, request.output, asked, request.progress, timings)
         (request.output / RECEIPT).write_text(to_text(built.receipt.to_json()), encoding="utf-8")
-        if built.receipt.findings:
-            more = (
-                f" (and {len(built.receipt.findings) - 1} more in {RECEIPT})"
-                if len(built.receipt.findings) > 1
-                else ""
-            )
-            log.warning("%s%s", built.receipt.findings[0], more)
+        if findings := built.receipt.findings:
+            more = f" (and {len(findings) - 1} more in {RECEIPT})" if len(findings) > 1 else ""
+            log.warning("%s%s", findings[0], more)
         details = {
             "version": library.version,
             "plan": built.plan.to_json(),

@@ -17,6 +17,7 @@ input must be among these. Not asked of:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -114,12 +115,10 @@ class _Network:
             layer = network.get_layer(index)
             read = tuple(tensor.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None)
             self.read.update(read)
-            for number in range(layer.num_outputs):
-                tensor = layer.get_output(number)
-                if tensor is not None:
-                    self.inputs_of[tensor.name] = read
-                    if not read:
-                        self.constants[tensor.name] = layer.name
+            outputs = [out.name for i in range(layer.num_outputs) if (out := layer.get_output(i)) is not None]
+            self.inputs_of.update(dict.fromkeys(outputs, read))
+            if not read:
+                self.constants.update(dict.fromkeys(outputs, layer.name))
 
     def before(self, outputs: list[str], others: Mapping[str, str]) -> frozenset[str]:
         """Tensors of other values, and constants' tensors, from which these outputs are computed."""
@@ -127,14 +126,11 @@ class _Network:
         reached.update(output for output in outputs if output not in self.inputs_of)
         while waiting:
             for tensor in self.inputs_of.get(waiting.pop(), ()):
-                if tensor in seen:
-                    # An output that is another's input, or the input itself where the parser made no layer.
-                    reached.add(tensor)
-                    continue
+                # Seen before: an output that is another's input, or the input itself where the parser made no layer.
+                if tensor not in seen and tensor not in others:
+                    waiting.append(tensor)
                 seen.add(tensor)
                 reached.add(tensor)
-                if tensor not in others:
-                    waiting.append(tensor)
         return frozenset(reached | (set(outputs) & others.keys()))
 
 
@@ -171,12 +167,8 @@ class _Values:
 
     def elements(self, name: str) -> int:
         tensor = self._initializers.get(name)
-        if tensor is None:
-            return 0  # a node's output: its own inputs are looked at
-        count = 1
-        for dim in tensor.dims:
-            count *= dim
-        return count
+        # Not of a node's output: its own inputs are looked at.
+        return 0 if tensor is None else math.prod(tensor.dims)
 
     def is_small_integer(self, name: str) -> bool:
         """Computed from shapes and constants alone, an integer of at most one dimension."""

@@ -49,9 +49,7 @@ class Messages:
 
     def reason(self) -> str:
         """The first error in words, and what to do where that is known."""
-        if not self.errors:
-            return "it gives no reason"
-        return explain(self.errors[0])
+        return explain(self.errors[0] if self.errors else "")
 
 
 def explain(message: str) -> str:
@@ -67,7 +65,7 @@ def parser_reasons(parser: Any) -> Iterator[str]:
         error = parser.get_error(index)
         where = f"{error.node_operator()} {error.node_name()}".strip()
         said = [line for line in error.desc().splitlines() if not line.startswith("Invalid Node")]
-        words = _clean(said[0] if said else "it gives no reason")
+        words = _clean(said[0] if said else "")
         yield f"{where}: {words}" if where else words
 
 

@@ -126,7 +126,9 @@ def make_receipt(network: Any, model: onnx.ModelProto, precision: str | None) ->
     layers = tuple(reader.record(index, asked) for index in range(network.num_layers))
     products = list(reader.products())
     findings = [
-        f"{record.node} makes {record.actual[0]}, the graph {record.asked}" for record in layers if _differs(record)
+        f"{record.node} makes {record.actual[0]}, the graph {record.asked}"
+        for record in layers
+        if record.node and record.asked and record.asked != record.actual[0]
     ]
     findings += [sentence for product in products if (sentence := product.judge(precision))]
     counted = Counter(product.kind for product in products)
@@ -150,10 +152,6 @@ def find_unpacked(receipt: Receipt, engine_bytes: int) -> str | None:
 
 _BITS = dict(TYPES.values())
 _SMALL = frozenset({"int4", "int8", "fp4", "fp8"})
-
-
-def _differs(record: LayerRecord) -> bool:
-    return bool(record.node and record.asked) and record.asked != record.actual[0]
 
 
 @dataclass(frozen=True)
@@ -181,27 +179,19 @@ class _Product:
 class _Reader:
     def __init__(self, network: Any) -> None:
         self._layers = [network.get_layer(index) for index in range(network.num_layers)]
-        self._maker = {
-            tensor.name: layer
-            for layer in self._layers
-            for number in range(layer.num_outputs)
-            if (tensor := layer.get_output(number)) is not None
-        }
+        self._maker = {tensor.name: layer for layer in self._layers for tensor in _outputs(layer)}
 
     def record(self, index: int, asked: Mapping[str, str]) -> LayerRecord:
         layer = self._layers[index]
-        outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
-        made = [tensor for tensor in outputs if tensor is not None]
-        wanted = next((asked[tensor.name] for tensor in made[:1] if tensor.name in asked), "")
-        return LayerRecord(_node(layer), _kind(layer), wanted, tuple(_type(tensor) for tensor in made))
+        outputs = _outputs(layer)
+        wanted = asked.get(outputs[0].name, "") if outputs else ""
+        return LayerRecord(_node(layer), _kind(layer), wanted, tuple(_type(tensor) for tensor in outputs))
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of constants by type."""
         sizes: Counter[str] = Counter()
-        for layer in self._layers:
-            if _kind(layer) == "CONSTANT":
-                tensor = layer.get_output(0)
-                sizes[_type(tensor)] += _nbytes(tensor)
+        for tensor in self._constants():
+            sizes[_type(tensor)] += _nbytes(tensor)
         return dict(sorted(sizes.items()))
 
     def shared_bytes(self) -> int:
@@ -212,12 +202,11 @@ class _Reader:
                 for tensor in _inputs(layer):
                     origin = self._origin(tensor, PASSED_THROUGH)
                     readers.setdefault(origin.name, set()).add("GATHER" if kind == "GATHER" else "PRODUCT")
-        constants = [layer.get_output(0) for layer in self._layers if _kind(layer) == "CONSTANT"]
-        return sum(
-            _nbytes(tensor)
-            for tensor in constants
-            if _type(tensor) in _SMALL and len(readers.get(tensor.name, ())) > 1
-        )
+        packed = (tensor for tensor in self._constants() if _type(tensor) in _SMALL)
+        return sum(_nbytes(tensor) for tensor in packed if len(readers.get(tensor.name, ())) > 1)
+
+    def _constants(self) -> list[Any]:
+        return [layer.get_output(0) for layer in self._layers if _kind(layer) == "CONSTANT"]
 
     def products(self) -> Iterator[_Product]:
         for layer in self._layers:
@@ -286,6 +275,10 @@ def _nbytes(tensor: Any) -> int:
 
 def _inputs(layer: Any) -> list[Any]:
     return [tensor for number in range(layer.num_inputs) if (tensor := layer.get_input(number)) is not None]
+
+
+def _outputs(layer: Any) -> list[Any]:
+    return [tensor for number in range(layer.num_outputs) if (tensor := layer.get_output(number)) is not None]
 
 
 def _dtype(tensor: Any) -> str:

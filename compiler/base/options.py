@@ -21,6 +21,8 @@ Activations = Literal["fp16", "bf16"]
 CachePrecision = Literal["auto", "int8", "fp8"]
 Weights = Literal["model", "none"]
 HeadPrecision = Literal["auto", "int8", "int4"]
+Zero = Literal["none", "integer", "offset"]
+ZeroPoints = Literal["auto", Zero]
 Cache = Literal["auto", CacheKind]
 Verify = Literal["auto", "on", "off"]
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
@@ -81,6 +83,11 @@ class OptimizeOptions:
         "Blocks without or with an offset each (on CUDA a zero point). Default: with one for int4 except on CUDA.",
         "--symmetric/--asymmetric",
     )
+    zero_points: ZeroPoints = option(
+        "auto",
+        "What blocks have beside a scale, where the target has it: nothing, an integer zero point or a float offset. "
+        "auto: as --symmetric or --asymmetric says, else the target's own.",
+    )
     head: HeadPrecision = option("auto", "Precision of the output projection and the embedding; auto is int8.")
     installed_runtime: bool = option(
         False,
@@ -107,6 +114,9 @@ class OptimizeOptions:
         ):
             if value not in accepted:
                 raise UsageError(f"--target {self.target} takes {flag} {', '.join(accepted)}, not {value}")
+        if self.zero_points != "auto" and self.symmetric not in {None, self.zero_points == "none"}:
+            flag = "--symmetric" if self.symmetric else "--asymmetric"
+            raise UsageError(f"{flag} contradicts --zero-points {self.zero_points}; give one of them")
         if self.precision in get_args(Activations):
             object.__setattr__(self, "activations", self.precision)
         if self.cache_precision not in {"auto", *target.cache_precisions}:

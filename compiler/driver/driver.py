@@ -166,6 +166,7 @@ def compile_model(
         LlmcError: as ``export``, ``optimize`` and ``build``.
     """
     get_target(options.optimize.target).require_installed()
+    make_plan(options.optimize)  # What the target has not is refused before anything is read.
     progress.start("Reading checkpoint")
     exporting = options.export
     checkpoint = open_checkpoint(

@@ -13,7 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.base.options import require_block_size
+from llmc.compiler.base.options import Zero, require_block_size
 
 FLOAT = "float"
 """In place of a scheme's name: the weight keeps its floats."""
@@ -35,7 +35,7 @@ class Scheme:
     form: Literal["nbits", "fp8", "qdq"]
     storage: ir.DataType
     block: int | None
-    zero: Literal["none", "integer", "offset"] = "none"
+    zero: Zero = "none"
 
     def __post_init__(self) -> None:
         """Refuse block sizes that no kernel takes, and zero points of floats.

@@ -21,7 +21,7 @@ from llmc.runtimes.engines import open_session
 from ..shared import Shared
 from .conftest import BOTH, Built
 from .oracle import THREADS, PortableGraph, Row, lead_graph, lead_session, load_eager, reference_row
-from .tiny import SIZES, make_model, shared_model, shared_portable
+from .tiny import SIZES, save_rounded, shared_model, shared_portable
 
 PROMPTS, CHUNKS, DECODED = (41, 5, 23), (0, 7, 32), 32
 """Tokens of each row, tokens of a chunk (0: all at once), and tokens that are decoded one by one."""
@@ -118,28 +118,6 @@ def test_dense_models(shared: Shared, tmp_path: Path, name: str) -> None:
     optimize(portable, tmp_path / "trt", OptimizeOptions(target="tensorrt"))
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "trt" / name).read_bytes() == (tmp_path / "rtx" / name).read_bytes()
-
-
-def save_rounded(folder: Path, model_type: str, **config: Any) -> Path:
-    """A model whose layers' weights are numbers of 4 bits by block, times a scale, plus an offset; its ends, of 8."""
-    import torch
-
-    model = make_model(model_type, **config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim != 2:
-                continue
-            if "embed" in name or "lm_head" in name:
-                scale = (parameter.abs().amax(1, keepdim=True) / 127).half().float()
-                parameter.copy_((parameter / scale).round().clamp(-127, 127) * scale)
-                continue
-            blocks = parameter.reshape(len(parameter), -1, 32)
-            lowest = blocks.amin(2, keepdim=True).half().float()
-            step = ((blocks.amax(2, keepdim=True) - lowest) / 15).half().float()
-            numbers = ((blocks - lowest) / step).round().clamp(0, 15)
-            parameter.copy_((numbers * step + lowest).reshape(parameter.shape))
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "qwen3: norms by head", "gemma2: softcaps, a window"])

@@ -61,3 +61,32 @@ def shared_portable(shared: Shared, model_type: str = "llama", **config: Any) ->
     return shared.make(
         f"tiny-{model_type}-portable", lambda path: export(str(source), path, ExportOptions(verify="off")), **config
     )
+
+
+def save_rounded(folder: Path, model_type: str, *, whole: bool = False, **config: Any) -> Path:
+    """A model whose layers' weights are numbers of 4 bits by block, times a scale, plus an offset; its ends, of 8.
+
+    Offsets that are ``whole`` numbers of scales are integer zero points.
+    """
+    import torch
+
+    model = make_model(model_type, **config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2:
+                continue
+            if "embed" in name or "lm_head" in name:
+                scale = (parameter.abs().amax(1, keepdim=True) / 127).half().float()
+                parameter.copy_((parameter / scale).round().clamp(-127, 127) * scale)
+                continue
+            blocks = parameter.reshape(len(parameter), -1, 32)
+            lowest, highest = blocks.amin(2, keepdim=True).half().float(), blocks.amax(2, keepdim=True)
+            if whole:
+                lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+            step = ((highest - lowest) / 15).half().float()
+            if whole:
+                lowest = (lowest / step).round() * step
+            numbers = ((blocks - lowest) / step).round().clamp(0, 15)
+            parameter.copy_((numbers * step + lowest).reshape(parameter.shape))
+    model.save_pretrained(folder)
+    return folder

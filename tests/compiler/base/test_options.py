@@ -113,6 +113,10 @@ def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
         ({"target": "cuda", "cache_precision": "int4"}, "--kv-precision int4 is none of auto, int8, fp8"),
         ({"cache": "paged"}, "--kv paged is none of auto, grow, shared"),
         ({"logits": "some"}, "--logits some is none of last, all"),
+        ({"zero_points": "float"}, "--zero-points float is none of auto, none, integer, offset"),
+        ({"zero_points": "offset", "symmetric": True}, "^--symmetric contradicts --zero-points offset; give one"),
+        ({"zero_points": "integer", "symmetric": True}, "^--symmetric contradicts --zero-points integer; give one"),
+        ({"zero_points": "none", "symmetric": False}, "^--asymmetric contradicts --zero-points none; give one"),
         ({"head": "fp16"}, "--head fp16 is none of auto, int8, int4"),
         ({"context": 0}, "--context 0 leaves no room for a token"),
         ({"block_size": 48}, "--block-size 48 is not a power of two from 16 up"),
@@ -123,6 +127,13 @@ def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
 def test_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         OptimizeOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "zero"), [(True, "none"), (False, "integer"), (False, "offset"), (None, "none"), (None, "offset")]
+)
+def test_zero_points_may_be_asked_for_in_two_ways(symmetric: bool | None, zero: Any) -> None:
+    assert OptimizeOptions(precision="int4", symmetric=symmetric, zero_points=zero).zero_points == zero
 
 
 def test_a_block_size_of_0_is_no_default() -> None:
@@ -162,6 +173,7 @@ def test_defaults() -> None:
     options, engine = OptimizeOptions(), EngineOptions()
     assert (options.cache_precision, options.logits, options.context, options.head) == ("auto", "last", None, "auto")
     assert (options.symmetric, options.strict, options.dump, options.activations) == (None, False, None, "fp16")
+    assert options.zero_points == "auto"
     assert (engine.max_batch, engine.chunk, engine.capacities, engine.capabilities) == (4, 512, (), ())
     assert ExportOptions() == ExportOptions(dtype="fp32", verify="auto", weights="model", trust_remote_code=False)
 

@@ -146,6 +146,19 @@ def test_a_runtime_that_is_not_installed_is_said_before_any_work(
     assert helpers.calls == []
 
 
+@pytest.mark.parametrize(
+    ("target", "precision", "accepted"), [("cpu", "auto", "auto"), ("cuda", "fp8", "auto, none")]
+)
+def test_zero_points_that_a_target_has_not_are_refused_before_any_work(
+    tmp_path: Path, helpers: Remembered, target: Any, precision: Any, accepted: str
+) -> None:
+    options = OptimizeOptions(target=target, precision=precision, zero_points="offset")
+    with pytest.raises(UsageError, match=f"{target} --precision .* takes --zero-points {accepted}, not offset$"):
+        driver.compile_model("model", tmp_path / "out", CompileOptions(optimize=options))
+    assert helpers.calls == []
+    assert not (tmp_path / "out").exists()
+
+
 class Stages(NoProgress):
     """Remembers stages and amounts."""
 

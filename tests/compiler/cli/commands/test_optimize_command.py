@@ -46,6 +46,17 @@ def test_symmetric_has_three_answers(
     assert optimize.call_args.args[2].symmetric is symmetric
 
 
+@pytest.mark.parametrize("zero", ["auto", "none", "integer", "offset"])
+def test_zero_points_have_names(
+    llmc: Run, replace_driver: Replace, optimize_report: OptimizeReport, zero: str
+) -> None:
+    optimize = replace_driver("optimize", optimize_report)
+    assert llmc("optimize", "graph", "-o", "out", "--zero-points", zero).exit_code == 0
+    assert optimize.call_args.args[2].zero_points == zero
+    refused = llmc("optimize", "graph", "-o", "out", "--zero-points", zero, "--symmetric")
+    assert (refused.exit_code == 2) == (zero in {"integer", "offset"})
+
+
 def test_json(llmc: Run, replace_driver: Replace, optimize_report: OptimizeReport) -> None:
     replace_driver("optimize", optimize_report)
     result = llmc("optimize", "graph", "-o", "out", "--json")

@@ -64,7 +64,7 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
     # It takes any zero point into its product; TensorRT takes none.
     "openvino": {
         "int8": Meaning(("qdq-int8",), _QDQ_ENDS),
-        "int4": Meaning(("qdq-int4", "qdq-uint4-offset"), _QDQ_ENDS, asymmetric=True),
+        "int4": Meaning(("qdq-int4", "qdq-uint4-offset", "qdq-uint4-zero"), _QDQ_ENDS, asymmetric=True),
     },
 }
 """By target and precision; floats have none."""

@@ -75,6 +75,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "qdq-int4-offset": Scheme("qdq", _INT4, 32, "offset"),
     # … or comes off before the scale, as a zero point that is no whole number.
     "qdq-uint4-offset": Scheme("qdq", _UINT4, 32, "offset"),
+    "qdq-uint4-zero": Scheme("qdq", _UINT4, 32, "integer"),
     "qdq-nvfp4": Scheme("qdq", ir.DataType.FLOAT4E2M1, 16),
 }
 

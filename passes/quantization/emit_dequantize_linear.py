@@ -7,7 +7,8 @@ Numbers keep the checkpoint's layout, output features first: a tied table and pr
 quantized as they are read. TensorRT and OpenVINO keep such weights small inside the product; a runtime that does
 not computes the floats first, with the same result. An offset that the numbers' type does not hold is added to the
 product (:mod:`block_offsets`) for INT4; for UINT4 it comes off before the scale, as a zero point that is no whole
-number, spelled out as DequantizeLinear has none such: Mul(Sub(Cast(numbers), zero points), scales).
+number, spelled out as DequantizeLinear has none such: Mul(Sub(Cast(numbers), zero points), scales). Whole zero points
+are its third input, in the numbers' type; those of rows that would end within a byte are spelled out as well.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import onnx_ir as ir
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Array, Solved
 from llmc.passes.graph.graph_query import add_initializer, copy_dtype, small_initializer
 from llmc.passes.quantization.block_offsets import add_offsets
 from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.sites import Site, require_blocks
 
-_FLOAT4, _FLOAT8 = ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN
-_NAMES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", _FLOAT8: "fp8", _FLOAT4: "nvfp4"}
+_UINT4, _FLOAT4, _FLOAT8 = ir.DataType.UINT4, ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN
+_NAMES = {ir.DataType.INT8: "int8", ir.DataType.INT4: "int4", _FLOAT8: "fp8", _FLOAT4: "nvfp4", _UINT4: "uint4"}
 """What initializers of numbers are called."""
 
 
@@ -44,7 +46,7 @@ def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> 
         return _output(emission, node, (features, rows), weight.dtype)
 
     turned = emission.once(weight, (scheme, "transposed"), transposed)
-    if scheme.zero == "none" or scheme.storage == ir.DataType.UINT4:
+    if scheme.zero == "none" or scheme.storage == _UINT4:
         node.replace_input_with(1, turned)
         return
     block, output = scheme.block or features, node.outputs[0]
@@ -66,7 +68,8 @@ def _upright(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) 
     require_blocks(weight.stored_shape[1], scheme.block)
     opsets = emission.graph.opset_imports
     opsets[""] = max(23 if scheme.storage == _FLOAT4 else 21, opsets.get("", 0))
-    make = _with_zero_points if scheme.storage == ir.DataType.UINT4 else _dequantized
+    spelled_out = scheme.zero == "offset" or scheme.blocks(weight.stored_shape[1]) % 2
+    make = _with_zero_points if scheme.storage == _UINT4 and spelled_out else _dequantized
     solved = QuantizedWeight(weight, scheme, emission.solver)
     return emission.once(weight, (scheme,), lambda: make(emission, name, solved))
 
@@ -84,7 +87,11 @@ def _dequantized(emission: Emission, name: str, solved: QuantizedWeight) -> ir.V
         scales = _output(emission, ir.node("DequantizeLinear", [scales, matrix], name=f"{name}/scales"), shape, dtype)
     numbers = add_initializer(graph, f"{name}.{_NAMES[scheme.storage]}", solved.numbers())
     attributes = {"axis": 0} if scheme.block is None else {"axis": 1, "block_size": scheme.block}
-    node = ir.node("DequantizeLinear", [numbers, scales], attributes, name=f"{name}/DequantizeLinear")
+    inputs = [numbers, scales]
+    if scheme.zero == "integer":
+        lazy = QuantizedPart(solved, "zero_points", shape, scheme.storage, lambda rows: rows.zero_points())
+        inputs.append(add_initializer(graph, f"{name}.zero_points", lazy))
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear")
     return _output(emission, node, (rows, features), dtype)
 
 
@@ -97,8 +104,13 @@ def _with_zero_points(emission: Emission, name: str, solved: QuantizedWeight) ->
     numbers = QuantizedPart(solved, "numbers", shape, scheme.storage, lambda rows: rows.levels)
     value = add_initializer(graph, f"{name}.uint4", numbers)
     value = _output(emission, ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}/Cast"), shape, dtype)
+
+    def points(rows: Solved) -> Array:
+        zeros = rows.zero_points()
+        return zeros.astype(np.float32) if scheme.zero == "integer" else middle - zeros / rows.scales
+
     for operator, part, function in (
-        ("Sub", "zero_points", lambda rows: middle - rows.zero_points() / rows.scales),
+        ("Sub", "zero_points", points),
         ("Mul", "scales", lambda rows: rows.scales),
     ):
         lazy = QuantizedPart(solved, part, (rows, blocks, 1), dtype, function)

@@ -80,12 +80,14 @@ def save_rounded(folder: Path, model_type: str, *, whole: bool = False, **config
                 parameter.copy_((parameter / scale).round().clamp(-127, 127) * scale)
                 continue
             blocks = parameter.reshape(len(parameter), -1, 32)
-            lowest, highest = blocks.amin(2, keepdim=True).half().float(), blocks.amax(2, keepdim=True)
+            lowest, highest = blocks.amin(2, keepdim=True), blocks.amax(2, keepdim=True)
             if whole:
                 lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
-            step = ((highest - lowest) / 15).half().float()
-            if whole:
+                step = (highest - lowest) / 15
                 lowest = (lowest / step).round() * step
+            else:
+                lowest = lowest.half().float()
+                step = ((highest - lowest) / 15).half().float()
             numbers = ((blocks - lowest) / step).round().clamp(0, 15)
             parameter.copy_((numbers * step + lowest).reshape(parameter.shape))
     model.save_pretrained(folder)

@@ -32,7 +32,7 @@ def in_standard(
 ) -> QuantizeWeights:
     """Numbers for DequantizeLinear; without ``head`` head and embedding keep their floats."""
     if offset:
-        weights = "int4-offset" if offset_form == "sums" else "uint4-offset"
+        weights = {"sums": "int4-offset", "zero_point": "uint4-offset", "whole": "uint4-zero"}[offset_form]
     ends = FLOAT if head is None else scheme_name(f"qdq-{head}", block_size)
     return QuantizeWeights({"linear": scheme_name(f"qdq-{weights}", block_size), "head": ends, "embedding": ends}, 0)
 

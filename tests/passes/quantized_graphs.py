@@ -24,6 +24,7 @@ TEXT = """main_graph (int64[batch, seq] ids) => (float[batch, seq, 96] logits) {
 UNTIED, TIED = "logits = MatMul(down, head_w)", "turned = Transpose<perm=[1,0]>(table)\nlogits = MatMul(down, turned)"
 FORMATS: list[Any] = ["int8", "fp8", "int4", "nvfp4"]
 ZERO_POINT: dict[str, Any] = {"weights": "int4", "offset": True, "offset_form": "zero_point"}
+WHOLE: dict[str, Any] = ZERO_POINT | {"offset_form": "whole"}
 TYPES = {
     "int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN, "int4": ir.DataType.INT4,
     "nvfp4": ir.DataType.FLOAT4E2M1,

@@ -7,8 +7,9 @@ both ends are levels, which stores weights that came in such blocks (GGUF's Q4_1
 for a scale has scale 0.
 
 ``qdq`` and ``fp8``: scales are positive, as TensorRT asks for: a block's largest weight meets the largest number or
-its smallest the least, whichever needs the larger scale. Scales and offsets are rounded to the type of the rows, in
-which they are stored (``fp8``: float32), and numbers are those of the rounded ones. A block of nothing has scale 1.
+its smallest the least, whichever needs the larger scale; zero points lie as above. Scales and offsets are rounded to
+the type of the rows, in which they are stored (``fp8``: float32), and numbers are those of the rounded ones. A block
+of nothing has scale 1.
 
 A number in the middle of two is the even one, before a zero point is added. Sources: ONNX Runtime's contrib
 operators; ONNX's DequantizeLinear-23; OCP's 8-bit and microscaling formats 1.0.
@@ -84,14 +85,19 @@ def _nbits(blocks: Array, scheme: Scheme) -> Solved:
 def _qdq(blocks: Array, scheme: Scheme, dtype: np.dtype[np.generic]) -> Solved:
     high, low, half = blocks.max(axis=2), blocks.min(axis=2), 2 ** (scheme.bits - 1)
     # In 8 bits the least number has no use where the largest is its mirror.
-    least, zeros = 1 - half if scheme.bits == 8 else -half, None
+    least, zeros, middle = 1 - half if scheme.bits == 8 else -half, None, np.full((), half, np.float32)
     if scheme.zero == "offset":
         scales = _usable((high - low) / np.float32(2 * half - 1), dtype)
         zeros = _as_stored(low + np.float32(half) * scales, dtype)
         blocks = blocks - zeros[..., None]
+    elif scheme.zero == "integer":
+        high, low = np.maximum(high, 0), np.minimum(low, 0)
+        scales = _usable((high - low) / np.float32(2 * half - 1), dtype)
+        middle = np.clip(np.rint(-low / scales), 0, 2 * half - 1)
+        zeros = middle.astype(np.uint8)
     else:
         scales = _usable(np.maximum(high / np.float32(half - 1), low / np.float32(least)), dtype)
-    levels = np.clip(np.rint(blocks / scales[..., None]), least, half - 1) + half
+    levels = np.clip(np.rint(blocks / scales[..., None]) + middle[..., None], least + half, 2 * half - 1)
     return Solved(levels.astype(np.uint8).reshape(len(blocks), -1), scales, zeros)
 
 

@@ -208,7 +208,7 @@ def test_what_has_the_same_numbers_has_one_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int4-offset", "int8-zero", "int4", "fp8", "qdq-int8", "qdq-int4-offset", "qdq-nvfp4"]
+    "name", ["int4-offset", "int8-zero", "int4", "fp8", "qdq-int8", "qdq-int4-offset", "qdq-uint4-zero", "qdq-nvfp4"]
 )
 def test_each_tensor_of_a_checkpoint_is_read_once(name: str, tmp_path: Path) -> None:
     """Whatever the order of the parts' names, whatever stays in the graph, and where two share a weight."""

@@ -65,6 +65,9 @@ def stood_for(model: ir.Model, stem: str) -> Array:
     if kind == "uint4":
         numbers = codes(packed(model, f"{stem}.uint4")).reshape(*scales.shape[:2], -1)
         zero_points = content(model, f"{stem}.zero_points").astype(np.float64)
+        if model.graph.initializers[f"{stem}.zero_points"].dtype == ir.DataType.UINT4:
+            scales = scales[..., None]
+            zero_points = codes(packed(model, f"{stem}.zero_points"))[..., None]
         assert scales.shape == zero_points.shape == (*scales.shape[:2], 1)
         whole: Array = ((numbers - zero_points) * scales).reshape(len(scales), -1)
         return whole

@@ -53,6 +53,8 @@ def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | 
         ({"precision": "int4", "symmetric": False, "zero_points": "integer"},
          "int4-zero@32 int8@32 int8@32 int4-zero@32"),
         ({"precision": "int8", "zero_points": "offset"}, "int8-offset@32 int8@32 int8@32 int8-zero@32"),
+        ({"target": "openvino", "precision": "int4", "zero_points": "integer", "head": "int4", "block_size": 64},
+         "qdq-uint4-zero@64 qdq-int4@64 qdq-int4@64"),
         ({"precision": "int4", "zero_points": "none"}, "int4@32 int8@32 int8@32 int4@32"),
         ({"target": "cuda", "precision": "int4", "zero_points": "integer"},
          "int4-zero@32 int8-zero@32 int8-zero@32 int4-zero@32"),
@@ -70,7 +72,7 @@ LINEAR: dict[tuple[str, str], dict[str, str]] = {
     **{("cpu", bits): {zero: f"{bits}{end}@32" for zero, end in ZEROS.items()} for bits in ("int4", "int8")},
     **{("cuda", bits): {"none": f"{bits}@32", "integer": f"{bits}-zero@32"} for bits in ("int4", "int8")},
     ("cuda", "fp8"): {"none": "fp8@128"},
-    ("openvino", "int4"): {"none": "qdq-int4@32", "offset": "qdq-uint4-offset@32"},
+    ("openvino", "int4"): {"none": "qdq-int4@32", "offset": "qdq-uint4-offset@32", "integer": "qdq-uint4-zero@32"},
     ("openvino", "int8"): {"none": "qdq-int8"},
 }
 for name in ("tensorrt", "tensorrt-rtx"):

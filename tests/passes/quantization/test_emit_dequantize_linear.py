@@ -24,6 +24,7 @@ from ..quantized_graphs import (
     TEXT,
     TIED,
     TYPES,
+    WHOLE,
     ZERO_POINT,
     make,
     require_standard,
@@ -93,8 +94,8 @@ def test_the_operators_version(kind: Any, opset: int) -> None:
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 @pytest.mark.parametrize(
     "options",
-    [*({"weights": kind} for kind in FORMATS), {"weights": "int4", "offset": True}, ZERO_POINT],
-    ids=[*FORMATS, "offset", "zero point"],
+    [*({"weights": kind} for kind in FORMATS), {"weights": "int4", "offset": True}, ZERO_POINT, WHOLE],
+    ids=[*FORMATS, "offset", "zero point", "integer zero point"],
 )
 def test_scales_have_the_type_of_the_activations(options: dict[str, Any], to: Any) -> None:
     model = make(TIED)
@@ -107,7 +108,7 @@ def test_scales_have_the_type_of_the_activations(options: dict[str, Any], to: An
     if options["weights"] == "nvfp4":
         names = ["table.scales", "up_w.matrix_scale"]
         assert model.graph.initializers["up_w.scales"].dtype == ir.DataType.FLOAT8E4M3FN
-    if "offset" in options:
+    if "offset" in options and options != WHOLE:
         names.append("up_w.zero_points" if "offset_form" in options else "up_w.offsets")
     for name in names:
         value = model.graph.initializers[name]

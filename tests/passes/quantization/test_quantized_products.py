@@ -30,6 +30,7 @@ from ..quantized_graphs import (
     TIED,
     UNTIED,
     VOCABULARY,
+    WHOLE,
     ZERO_POINT,
     forward,
     make,
@@ -73,7 +74,9 @@ def test_numbers_are_those_that_are_stored(options: dict[str, Any], ends: Any, h
     assert np.std(logits - exact) < 0.4 * np.std(exact)
 
 
-@pytest.mark.parametrize("options", [*({"weights": kind} for kind in FORMATS), {"weights": "int4", "offset": True}])
+@pytest.mark.parametrize(
+    "options", [*({"weights": kind} for kind in FORMATS), {"weights": "int4", "offset": True}, WHOLE]
+)
 @pytest.mark.parametrize("to", ["fp32", "fp16"])
 def test_the_operators_definition_gives_the_products_of_what_is_stored(options: dict[str, Any], to: Any) -> None:
     """By onnx's reference implementation, which knows every format."""
@@ -90,7 +93,7 @@ def test_the_operators_definition_gives_the_products_of_what_is_stored(options: 
 
 
 @pytest.mark.parametrize(
-    "options", [{"weights": "int8"}, {"weights": "int4"}, {"weights": "int4", "offset": True}, ZERO_POINT]
+    "options", [{"weights": "int8"}, {"weights": "int4"}, {"weights": "int4", "offset": True}, ZERO_POINT, WHOLE]
 )
 def test_half_precision_gives_the_products_of_what_is_stored(options: dict[str, Any]) -> None:
     """Sums of 64 and 128 products, each operand rounded to eleven bits."""
@@ -180,6 +183,34 @@ def test_onnxruntime_reads_the_file(tmp_path: Path, kind: Any) -> None:
     np.testing.assert_allclose(session.run(None, IDS)[0], wanted, rtol=2e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize("head", [UNTIED, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize(("block_size", "whole_bytes"), [(16, 3), (32, 3), (64, 1), (128, 0)])
+def test_integer_zero_points(block_size: int, whole_bytes: int, head: str) -> None:
+    """In DequantizeLinear's third input; spelled out where those of a row end within a byte."""
+    model = make(head)
+    tally = apply(in_standard(block_size=block_size, **WHOLE), model)
+    # Rows of 64 end within a block of 128.
+    fitting = ("up_w", "gate_w", "down_w") if block_size <= 64 else ("down_w",)
+    assert (tally.fired["linear"], len(tally.rejections)) == (len(fitting), 3 - len(fitting))
+    apply(RemoveDeadCode(), model)
+    points = [model.graph.initializers[f"{name}.zero_points"] for name in fitting]
+    assert [value.dtype == ir.DataType.UINT4 for value in points].count(True) == whole_bytes
+    for value in points:
+        (node,) = [use.node for use in value.uses()]
+        assert node.op_type == ("DequantizeLinear" if value.dtype == ir.DataType.UINT4 else "Sub")
+        assert node.inputs[2 if value.dtype == ir.DataType.UINT4 else 1] is value
+        numbers = content(model, value.name or "").astype(np.float32)
+        np.testing.assert_array_equal(numbers, np.clip(np.rint(numbers), 0, 15))
+        assert numbers.std() > 0
+    matrices = {name: given if name == "table" else given.T for name, given in weights().items() if name != "up_b"}
+    for name in ("table", *fitting, *(["head_w"] if head == UNTIED else [])):
+        original, matrices[name] = matrices[name], stood_for(model, name)
+        assert np.std(matrices[name] - original) < 0.15 * np.std(original)
+    logits = run(model, IDS)["logits"]
+    wanted = forward(matrices, weights()["up_b"], tied=head == TIED)
+    np.testing.assert_allclose(logits, wanted, rtol=2e-5, atol=2e-4)
+
+
 def test_an_offset_is_worth_its_bytes() -> None:
     """Weights around 0.1 instead of 0: a symmetric block loses most of its steps on one side."""
     errors = []
@@ -243,9 +274,9 @@ def test_weights_of_any_orientation() -> None:
 
 def test_a_matrix_of_zeros() -> None:
     model = two_layers({"w": np.zeros((64, 64), np.float32), "head": draw(64, 64)})
-    for kind in FORMATS:
+    for options in (*({"weights": kind} for kind in FORMATS), WHOLE):
         quantized = ir.from_proto(ir.to_proto(model))
-        apply(in_standard(kind, None), quantized)
+        apply(in_standard(head=None, **options), quantized)
         made = stood_for(quantized, "w")
         assert not made.any()
         assert (content(quantized, "w.scales").astype(np.float32) > 0).all()

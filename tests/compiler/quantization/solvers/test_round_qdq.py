@@ -113,6 +113,41 @@ def test_int4_with_an_offset(array: Array, dtype: Any, size: int) -> None:
 
 
 @FEW
+@given(array=MATRICES, dtype=st.sampled_from(DTYPES), size=st.sampled_from([16, 32]))
+def test_int4_with_an_integer_zero_point(array: Array, dtype: Any, size: int) -> None:
+    """Fifteen steps between a block's ends, 0 among them; 0 itself is met."""
+    array = array.astype(dtype)
+    wide = by_block(array, size)
+    solved = formats.solve(array, f"qdq-uint4-zero@{size}")
+    zeros, scales = solved.zero_points(), solved.scales
+    high, low = np.maximum(wide.max(axis=2), 0), np.minimum(wide.min(axis=2), 0)
+    np.testing.assert_allclose(scales, (high - low) / 15, rtol=EPSILON[dtype], atol=3e-8)
+    np.testing.assert_array_equal(scales, scales.astype(dtype).astype(np.float32))
+    assert (solved.levels.dtype, zeros.dtype) == (np.uint8, np.uint8)
+    assert max(solved.levels.max(), zeros.max()) <= 15
+    assert (np.abs(zeros + low / scales) <= 0.5 + 15 * EPSILON[dtype]).all()
+    back = (by_block(solved.levels, size) - zeros[..., None]) * scales[..., None]
+    # Half a step; the ends lose as much again where the zero point was rounded their way, or the scale down.
+    error = np.abs(back - wide) / scales[..., None]
+    assert error.max() <= 1 + 16 * EPSILON[dtype]
+    inside = (wide > (low + 0.5001 * scales)[..., None]) & (wide < (high - 0.5001 * scales)[..., None])
+    assert error[inside].max(initial=0) <= 0.5001 + 16 * EPSILON[dtype]
+
+
+def test_integer_zero_points_by_hand() -> None:
+    """A scale of 1 and zero at 5; all above zero; all below; a block of nothing."""
+    array = np.zeros((1, 64), np.float32)
+    array[0, :4] = [-5, 10, 2.4, -0.6]
+    array[0, 16:32] = np.linspace(7.5, 30, 16)
+    array[0, 32:48] = -array[0, 16:32]
+    solved = formats.solve(array, "qdq-uint4-zero@16")
+    assert solved.scales.tolist() == [[1, 2, 2, 1]]
+    assert solved.zero_points().tolist() == [[5, 0, 15, 0]]
+    assert solved.levels[0, :5].tolist() == [0, 15, 7, 4, 5]
+    assert solved.levels[0, [16, 31, 32, 47, 48, 63]].tolist() == [4, 15, 11, 0, 0, 0]
+
+
+@FEW
 @given(seed=st.integers(0, 99), d=st.sampled_from([2.0**-9, 0.0123, 0.5]), m=st.sampled_from([-0.1, -0.25, 0.4]))
 def test_blocks_of_numbers_and_a_minimum_come_back(seed: int, d: float, m: float) -> None:
     """GGUF's Q4_1, ``q * d + m`` with half-precision d and m: the same q, when 0 and 15 are among them."""

@@ -43,10 +43,13 @@ GOLDEN_KL = 0.0043
 """Of SmolLM2 in int4 from a Q4_1 file: 1.1 of what ONNX Runtime's engine of the same blocks had, 0.0039."""
 
 
-def compiled(portable: Path, output: Path, logits: LogitsKind = "last", precision: Precision = "auto") -> Path:
+def compiled(
+    portable: Path, output: Path, logits: LogitsKind = "last", precision: Precision = "auto", **options: Any
+) -> Path:
     """The engine of a portable graph, beside the target graph that it is built from."""
     target = output.with_name(f"{output.name}-target")
-    optimize(portable, target, OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True))
+    asked = OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True, **options)
+    optimize(portable, target, asked)
     build(target, output, threads=1)
     return output
 
@@ -103,12 +106,22 @@ def layers_of(session: OpenVinoSession) -> list[tuple[str, Any]]:
     return [(node.get_rt_info()["layerType"].astype(str), node) for node in nodes]
 
 
-@pytest.mark.parametrize(("precision", "linear"), [("fp32", "f32"), ("int8", "i8"), ("int4", "u4")])
+@pytest.mark.parametrize(
+    ("precision", "zero_points", "linear", "zero_type"),
+    [
+        ("fp32", "auto", "f32", None),
+        ("int8", "auto", "i8", "dynamic"),
+        ("int4", "auto", "u4", "f32"),
+        ("int4", "integer", "u4", "u4"),
+        ("int4", "none", "i4", "dynamic"),
+    ],
+)
 def test_the_plugin_keeps_weights_small_and_fuses_attention(
-    shared: Shared, tmp_path: Path, precision: Precision, linear: str
+    shared: Shared, tmp_path: Path, precision: Precision, zero_points: Any, linear: str, zero_type: str | None
 ) -> None:
     portable = shared_portable(shared, "llama", hidden_size=256, intermediate_size=512, vocab_size=512)
-    session = open_session(compiled(portable, tmp_path / "engine", precision=precision), threads=1)
+    engine = compiled(portable, tmp_path / "engine", precision=precision, zero_points=zero_points)
+    session = open_session(engine, threads=1)
     assert isinstance(session, OpenVinoSession)
     found, layers = layers_of(session), SIZES["num_hidden_layers"]
     count = Counter(kind for kind, _ in found)
@@ -125,6 +138,11 @@ def test_the_plugin_keeps_weights_small_and_fuses_attention(
     )
     head = {"fp32": "f32", "int8": "i8", "int4": "i8"}[precision]
     assert weights == Counter({linear: 7 * layers}) + Counter({head: 1})
+    if zero_type is not None:
+        # "dynamic" is an input that is not there. The plugin's faster way takes zero points of 4 or 8 bits alone.
+        zeros = [node.input_value(4) for kind, node in found if kind == "FullyConnected"]
+        types = Counter(value.get_element_type().get_type_name() for value in zeros)
+        assert types == Counter({zero_type: 7 * layers}) + Counter({"dynamic": 1})
     session.close()
 
 

@@ -22,6 +22,7 @@ from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import LlmcError, PassError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.census import stored_bytes
+from llmc.compiler.graph.write_model import INLINE_BYTES, referring_proto
 from llmc.passes.graph_pass import STORED, Fact, GraphPass, GraphPassResult
 
 log = logging.getLogger(__name__)
@@ -104,23 +105,9 @@ def merge_contract(contract: Contract, outcomes: Iterable[PassOutcome]) -> Contr
 
 def dump_graph(model: ir.Model, path: Path) -> None:
     """Write the graph without its weights: their places name a data file that does not exist."""
-    kept = {name: value.const_value for name, value in model.graph.initializers.items()}
-    try:
-        for name, tensor in kept.items():
-            if tensor is not None and tensor.nbytes > 1024:
-                place = ir.ExternalTensor(
-                    "weights-not-dumped",
-                    0,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=name,
-                )
-                model.graph.initializers[name].const_value = place
-        onnx.save_model(ir.to_proto(model), path)
-    finally:
-        for name, tensor in kept.items():
-            model.graph.initializers[name].const_value = tensor
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    large = [name for name, tensor in tensors.items() if tensor is not None and tensor.nbytes > INLINE_BYTES]
+    onnx.save_model(referring_proto(model, dict.fromkeys(large, 0), "weights-not-dumped"), path)
 
 
 def snake_case(name: str) -> str:

@@ -2,18 +2,6 @@
 
 In: a sentence that says what is wrong, where, and what to do next.
 Out: an exception that the command line prints as that one sentence and turns into ``exit_code``.
-
-    LlmcError (1)
-    ├── UsageError (2)               options that contradict each other, an unknown key
-    ├── CheckpointError (3)          missing or truncated shard, a shape that disagrees, pickle weights
-    ├── UnsupportedModelError (4)    an architecture or operator llmc does not know
-    ├── CaptureError (5)             the trace failed
-    ├── PassError (6)                a pass failed
-    │   └── FusionContractError (6)  a fusion fired less often than it must (``--strict``)
-    ├── ArtifactError (7)            output exists, disk full, not an llmc directory, a damaged file
-    ├── VerificationError (8)        the engine does not say what the model says
-    ├── EngineError (9)              a runtime refused the model or failed while running
-    └── MissingDependencyError (10)  a package that this command needs is not installed
 """
 
 from __future__ import annotations
@@ -29,19 +17,19 @@ class LlmcError(Exception):
 
 
 class UsageError(LlmcError):
-    """Options that contradict each other, or a value that is not accepted."""
+    """Options that contradict each other, an unknown key, or a value that is not accepted."""
 
     exit_code = 2
 
 
 class CheckpointError(LlmcError):
-    """A checkpoint that cannot be read as it is."""
+    """A checkpoint that cannot be read as it is: a shard is missing or cut off, shapes disagree, it is a pickle."""
 
     exit_code = 3
 
 
 class UnsupportedModelError(LlmcError):
-    """An architecture that llmc cannot compile."""
+    """An architecture that llmc cannot compile, or an operator that it does not know."""
 
     exit_code = 4
 
@@ -59,11 +47,11 @@ class PassError(LlmcError):
 
 
 class FusionContractError(PassError):
-    """A fusion fired less often than the model's geometry says it must."""
+    """A fusion fired less often than the model's geometry says it must (``--strict``)."""
 
 
 class ArtifactError(LlmcError):
-    """An artifact directory that cannot be written, or is not what it claims to be."""
+    """An artifact directory that cannot be written (it exists, the disk is full), or is not what it claims to be."""
 
     exit_code = 7
 

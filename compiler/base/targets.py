@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmc.compiler.base.contract import CacheKind
@@ -103,6 +103,19 @@ class Target:
             raise MissingDependencyError(f"{self.title} is not installed; {self.install}")
 
 
+_TENSORRT = Target(
+    name="tensorrt",
+    title="TensorRT",
+    runtime="tensorrt",
+    family="standard",
+    device="gpu",
+    precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
+    caches=("shared",),
+    requirement=Requirement(("tensorrt",), ("tensorrt",), companions=("cuda.bindings",)),
+    takes_sizes=True,
+    arena_factor=1,
+    not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
+)
 TARGETS = (
     Target(
         name="cpu",
@@ -141,27 +154,12 @@ TARGETS = (
         # Under a CUDA graph GenAI's mask is as wide as the cache, and a prompt would pass for a later chunk.
         genai_providers=({"cuda": {"enable_cuda_graph": "0"}},),
     ),
-    Target(
-        name="tensorrt",
-        title="TensorRT",
-        runtime="tensorrt",
-        family="standard",
-        device="gpu",
-        precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
-        caches=("shared",),
-        requirement=Requirement(("tensorrt",), ("tensorrt",), companions=("cuda.bindings",)),
-        takes_sizes=True,
-        arena_factor=1,
-        not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
-    ),
-    Target(
+    _TENSORRT,
+    replace(
+        _TENSORRT,
         name="tensorrt-rtx",
         title="TensorRT-RTX",
         runtime="tensorrt-rtx",
-        family="standard",
-        device="gpu",
-        precisions=("fp16", "bf16", "int8", "int4", "fp8", "nvfp4"),
-        caches=("shared",),
         requirement=Requirement(
             ("tensorrt-rtx-cu13-bindings",),
             ("tensorrt_rtx_bindings",),
@@ -170,9 +168,6 @@ TARGETS = (
             builds_without_gpu=True,
             builds_with_modules=True,
         ),
-        takes_sizes=True,
-        arena_factor=1,
-        not_counted="kernels that TensorRT compiles when it opens the engine; none of this was measured on a GPU",
     ),
     Target(
         name="openvino",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.graph.operators import cached_attention
+from llmc.compiler.graph.operators.cached_attention import Reach
 from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 
 if TYPE_CHECKING:
@@ -30,19 +30,6 @@ PROBE_SLOTS = 40
 """Side of the grid on which a mask function is evaluated, beyond the window that it names."""
 
 
-@dataclass(frozen=True)
-class MaskFacts:
-    """What a mask lets a query see: everything at or before it, within limits.
-
-    Attributes:
-        window: No farther back than ``window - 1`` tokens; 0: no limit.
-        chunk: Only tokens of the same chunk of so many; 0: no chunks.
-    """
-
-    window: int = 0
-    chunk: int = 0
-
-
 class AttentionCapture:
     """Registered as a model's attention and mask for the time of one trace."""
 
@@ -51,7 +38,7 @@ class AttentionCapture:
         self.cache: TraceCache | None = None
         self.attention_mask: torch.Tensor | None = None
         self.calls = 0
-        self._masks: dict[int, tuple[torch.Tensor, MaskFacts | None]] = {}
+        self._masks: dict[int, tuple[torch.Tensor, Reach | None]] = {}
 
     def begin(self, cache: TraceCache | None, attention_mask: torch.Tensor | None) -> None:
         """Start a forward pass: the cache that the model sees, and the 2-D padding mask [batch, total].
@@ -162,7 +149,7 @@ class AttentionCapture:
             f"{type(module).__name__} attends to other keys and values than those that it put into the cache"
         )
 
-    def _facts(self, module: torch.nn.Module, mask: torch.Tensor | None, options: dict[str, Any]) -> MaskFacts:
+    def _facts(self, module: torch.nn.Module, mask: torch.Tensor | None, options: dict[str, Any]) -> Reach:
         import torch
 
         name = type(module).__name__
@@ -174,7 +161,7 @@ class AttentionCapture:
         if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
             raise UnsupportedModelError(f"{name} is bidirectional attention; llmc compiles causal language models")
         if mask is None:
-            return MaskFacts(window=int(options.get("sliding_window") or 0))
+            return Reach(window=int(options.get("sliding_window") or 0))
         known = self._masks.get(_memory(mask))
         # A slice of everything is another view of the same mask.
         if known is None or list(known[0].shape) != list(mask.shape):
@@ -197,7 +184,7 @@ def _merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).reshape(batch, seq, heads * dim)
 
 
-def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> MaskFacts | None:
+def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> Reach | None:
     """Which of the masks that llmc knows ``mask_function(batch, head, query, key)`` is, found by evaluating it.
 
     Returns:
@@ -221,7 +208,7 @@ def identify_mask(mask_function: Callable[..., Any], local_size: int | None) -> 
         if type(actual) is not torch.Tensor:
             return None  # it depends on fake tensors
         if torch.equal(actual, causal & (queries - keys < size) if size else causal):
-            return MaskFacts(window=size)
+            return Reach(window=size)
         if size and torch.equal(actual, causal & (queries // size == keys // size)):
-            return MaskFacts(chunk=size)
+            return Reach(chunk=size)
     return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout, Dim, Kind
+from llmc.compiler.capture.replacement import replaced
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,8 @@ def cache_argument(model: torch.nn.Module) -> str:
         UnsupportedModelError: it takes none that transformers' cache protocol covers.
     """
     parameters = inspect.signature(model.forward).parameters
-    for name in CACHE_ARGUMENTS:
-        if name in parameters:
-            return name
+    if (name := next((name for name in CACHE_ARGUMENTS if name in parameters), None)) is not None:
+        return name
     raise UnsupportedModelError(
         f"{type(model).__name__} takes no KV cache of transformers, so it cannot go on from a prefix; "
         "llmc compiles models that decode token by token"
@@ -182,12 +182,8 @@ def _recorded_attention(
         if not shared and last is not None:
             attended.setdefault(last, (key, value))
 
-    cache.update, capture.on_probe = update, called
-    try:
+    with replaced((cache, "update", update), (capture, "on_probe", called)):
         yield
-    finally:
-        capture.on_probe = None
-        del cache.update
 
 
 @contextlib.contextmanager
@@ -204,7 +200,7 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[State
     def leave(module: Any, _: Any, __: Any) -> None:
         stack.pop()
 
-    def watch(method: str) -> None:
+    def watched(method: str) -> Any:
         original = getattr(cache, method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -213,24 +209,21 @@ def _recorded_state_calls(model: torch.nn.Module, cache: Any, owners: dict[State
             owners.setdefault((given["layer_idx"], kind, given.get("state_idx", 0)), []).append(stack[-1])
             return original(*args, **kwargs)
 
-        setattr(cache, method, call)
+        return call
 
     known = ("update_conv_state", "update_recurrent_state", "get_conv_state", "get_recurrent_state")
     # Older releases of transformers have no getters; there the module that writes a state is the one seen.
-    methods = [method for method in known if hasattr(cache, method)]
-    for method in methods:
-        watch(method)
+    watches = [(cache, method, watched(method)) for method in known if hasattr(cache, method)]
     handles = [
         hooks.register_module_forward_pre_hook(enter),
         hooks.register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        yield
+        with replaced(*watches):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for method in methods:
-            delattr(cache, method)
 
 
 def _mixers(owners: dict[State, list[str]], entries: tuple[CacheEntry, ...]) -> dict[str, tuple[CacheEntry, ...]]:

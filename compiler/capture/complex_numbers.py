@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.capture.replacement import replaced
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,12 +65,5 @@ def complex_as_pairs() -> Iterator[None]:
     def view_as_real(x: ComplexPair) -> torch.Tensor:
         return torch.stack((x.real, x.imag), dim=-1)
 
-    replaced = {"polar": polar, "view_as_complex": view_as_complex, "view_as_real": view_as_real}
-    originals = {name: getattr(torch, name) for name in replaced}
-    for name, function in replaced.items():
-        setattr(torch, name, function)
-    try:
+    with replaced(*((torch, function.__name__, function) for function in (polar, view_as_complex, view_as_real))):
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(torch, name, function)

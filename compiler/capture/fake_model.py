@@ -69,7 +69,7 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
     parameters: dict[str, tuple[int, ...]] = {}
     owners: dict[int, str] = {}
     tied: dict[str, str] = {}
-    for name, tensor in _state(model).items():
+    for name, tensor in state_tensors(model, tied=True).items():
         parameters[name] = tuple(tensor.shape)
         if (owner := owners.setdefault(id(tensor), name)) != name:
             tied[name] = owner
@@ -78,11 +78,11 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
     return FakeModel(model, mode, parameters, tied, buffers)
 
 
-def _state(model: torch.nn.Module) -> dict[str, Any]:
-    """Parameters and persistent buffers by name; a tied one appears once per name."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    persistent = set(model.state_dict(keep_vars=True))
-    named.update({name: b for name, b in model.named_buffers(remove_duplicate=False) if name in persistent})
+def state_tensors(module: torch.nn.Module, *, tied: bool = False) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, which the checkpoint fills; with ``tied`` under each of their names."""
+    named: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=not tied))
+    persistent = set(module.state_dict(keep_vars=True))
+    named.update({name: b for name, b in module.named_buffers(remove_duplicate=not tied) if name in persistent})
     return named
 
 
@@ -146,9 +146,5 @@ def _replace_meta_by_fake(model: torch.nn.Module, mode: FakeTensorMode) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = fake(parameter)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = fake(buffer)
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: fake(t) for name, t in tensors.items() if t is not None and t.is_meta})

@@ -11,7 +11,7 @@ computes the same and is never traced, so no model's scan needs code here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,8 +21,9 @@ import onnx_ir as ir
 from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
 from llmc.compiler.capture.cache_layout import PROBE_SEQ, run_probe
 from llmc.compiler.capture.convert import quiet, root_cause, to_onnx
-from llmc.compiler.capture.fake_model import FakeModel
+from llmc.compiler.capture.fake_model import FakeModel, state_tensors
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout
+from llmc.compiler.capture.replacement import replaced
 from llmc.compiler.graph.operators import recurrence
 from llmc.compiler.graph.operators.domain import DOMAIN, VERSION
 
@@ -113,37 +114,33 @@ class RecurrenceCapture:
                 known[key] = self._export(module, path, f"{type(module).__name__}_{len(known)}")
             self._steps[path] = known[key]
 
-    @contextlib.contextmanager
-    def captured(self, cache: Callable[[], TraceCache], valid: Callable[[], torch.Tensor]) -> Iterator[None]:
+    def captured(
+        self, cache: Callable[[], TraceCache], valid: Callable[[], torch.Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
         """Replace the modules' forward for the time of a trace.
 
         Args:
             cache: The cache of the running trace.
             valid: Which tokens of the chunk are no padding, [batch, seq] bool.
         """
-        with self._replaced(lambda path, module: self._emitting(path, module, cache, valid)):
-            yield
+        return self._replaced(lambda path, module: self._emitting(path, module, cache, valid))
 
-    @contextlib.contextmanager
-    def _replaced(self, make: Callable[[str, Any], Any]) -> Iterator[None]:
+    def _replaced(self, make: Callable[[str, Any], Any]) -> contextlib.AbstractContextManager[None]:
         modules = {path: self.fake.model.get_submodule(path) for path in self.layout.mixers}
-        for path, module in modules.items():
-            module.forward = make(path, module)
-        try:
-            yield
-        finally:
-            for module in modules.values():
-                del module.forward
+        return replaced(*((module, "forward", make(path, module)) for path, module in modules.items()))
 
     def _key(self, module: torch.nn.Module, path: str) -> tuple[Any, ...]:
-        tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in _tensors(module).items())
-        buffers = tuple((name, _content(b)) for name, b in module.named_buffers() if not _is_fake(b))
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in state_tensors(module).items())
+        buffers = tuple((name, _content(b)) for name, b in module.named_buffers() if not isinstance(b, FakeTensor))
         call = self._calls[path]
         states = tuple(e.shape for e in self.layout.mixers[path])
         return (tensors, buffers, _settings(module), tuple(call.roles), call.constants(), states)
 
     def _export(self, module: torch.nn.Module, path: str, overload: str) -> Step:
         import torch
+        from onnxscript import optimizer
 
         call, states = self._calls[path], self.layout.mixers[path]
         batch = torch.export.Dim("batch")
@@ -165,8 +162,9 @@ class RecurrenceCapture:
         inputs = [f"sequence_{i}" for i in range(len(sequences))] + [f"state_{i}" for i in range(len(values))]
         outputs = [f"result_{i}" for i in range(len(call.results))] + [f"present_{i}" for i in range(len(values))]
         model = to_onnx(program, inputs, outputs)
-        used = _weights_as_inputs(model.graph, _tensors(module))
-        model = _simplified(model)
+        used = _weights_as_inputs(model.graph, state_tensors(module))
+        # What is constant is folded, so that a step is only what it computes.
+        model = optimizer.optimize(model)
         axes = tuple(axis for axis, _ in call.sequences(call.leaves))
         results = tuple(axis for axis, _, _ in call.results.values())
         signature = recurrence.Signature(axes, len(values), len(used), results)
@@ -186,7 +184,7 @@ class RecurrenceCapture:
             mask = valid()
             batch, seq = mask.shape
             sequences = [leaf.expand(batch, *leaf.shape[1:]) for _, leaf in call.sequences(leaves)]
-            tensors = _tensors(module)
+            tensors = state_tensors(module)
             past = [cache().past[entry.suffix] for entry in states]
             made = [
                 ((batch, *shape[1:axis], seq, *shape[axis + 1 :]), dtype)
@@ -237,14 +235,6 @@ def _weights_as_inputs(graph: ir.Graph, tensors: dict[str, torch.Tensor]) -> lis
         value.const_value = None
         graph.inputs.append(value)
     return [name.removeprefix(PREFIX) for name in used]
-
-
-def _simplified(model: ir.Model) -> ir.Model:
-    """Fold what is constant, so that a step is only what it computes."""
-    from onnxscript import optimizer
-
-    optimized: ir.Model = optimizer.optimize(model)
-    return optimized
 
 
 def _make_step(module: Any, call: Call, states: Sequence[CacheEntry]) -> torch.nn.Module:
@@ -318,16 +308,7 @@ def _flatten(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
     from torch.utils import _pytree
     from transformers.cache_utils import Cache
 
-    leaves, spec = _pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Cache))
-    return leaves, spec
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers: what the checkpoint fills."""
-    persistent = set(module.state_dict(keep_vars=True))
-    named = dict(module.named_parameters())
-    named.update({name: buffer for name, buffer in module.named_buffers() if name in persistent})
-    return named
+    return _pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Cache))  # type: ignore[no-any-return]
 
 
 def _content(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:
@@ -335,9 +316,3 @@ def _content(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:
     import torch
 
     return tuple(tensor.shape), tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _is_fake(tensor: torch.Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.capture.attention import AttentionCapture
 from llmc.compiler.capture.experts import captured_experts, is_experts
 from llmc.compiler.capture.norms import captured_forward, find_norms
+from llmc.compiler.capture.replacement import replaced
 from llmc.compiler.capture.rotary import FUNCTION, captured_rotary, identify_rotary
 
 if TYPE_CHECKING:
@@ -103,12 +104,10 @@ def fixed_frequencies(model: torch.nn.Module, *, short: bool = False) -> Iterato
         whole = not args and not kwargs and x.dtype == torch.int64
         return 0 if whole else largest(x, *args, **kwargs)
 
-    if short:
-        torch.max = first_position
     try:
-        yield
+        with replaced(*([(torch, "max", first_position)] if short else [])):
+            yield
     finally:
-        torch.max = largest
         for module, (attributes, buffers) in before.items():
             vars(module).clear()
             vars(module).update(attributes)
@@ -129,22 +128,14 @@ def captured_modules(model: torch.nn.Module) -> Iterator[int]:
     norms = find_norms(model)
     modules = {type(module).__module__ for module in model.modules()}
     files = [sys.modules[name] for name in sorted(modules) if hasattr(sys.modules[name], FUNCTION)]
-    originals: list[tuple[Any, Any]] = []
+    changes: list[tuple[Any, str, Any]] = []
     for file in files:
         function = getattr(file, FUNCTION)
         if (facts := identify_rotary(function)) is not None:
-            originals.append((file, function))
-            setattr(file, FUNCTION, captured_rotary(function, facts))
-    experts = [module for module in model.modules() if is_experts(module)]
+            changes.append((file, FUNCTION, captured_rotary(function, facts)))
     for name, facts_of_norm in norms.items():
         module = model.get_submodule(name)
-        module.forward = captured_forward(module, facts_of_norm)
-    for module in experts:
-        module.forward = captured_experts(module)
-    try:
+        changes.append((module, "forward", captured_forward(module, facts_of_norm)))
+    experts = [module for module in model.modules() if is_experts(module)]
+    with replaced(*changes, *((module, "forward", captured_experts(module)) for module in experts)):
         yield len(norms)
-    finally:
-        for file, function in originals:
-            setattr(file, FUNCTION, function)
-        for module in [*map(model.get_submodule, norms), *experts]:
-            del module.forward

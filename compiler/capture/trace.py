@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -106,7 +106,7 @@ def trace_model(config: PreTrainedConfig, dtype: ir.DataType) -> Trace:
         return _Tracing(config, torch_dtype, ARITHMETIC, reason).run()
     except (UnsupportedModelError, CaptureError) as second:
         log.info("and it cannot be traced as arithmetic: %s", second)
-        raise second
+        raise
 
 
 def _original_length(config: PreTrainedConfig) -> int | None:
@@ -116,21 +116,16 @@ def _original_length(config: PreTrainedConfig) -> int | None:
     return int(length) if length else None
 
 
+@dataclass(frozen=True)
 class _Tracing:
-    """One attempt at one model, with attention as an operator or as arithmetic."""
+    """One attempt at one model, with attention as an operator or, for a reason, as arithmetic."""
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        dtype: torch.dtype,
-        attention: str,
-        reason: str | None = None,
-        *,
-        short: bool = False,
-    ) -> None:
-        self.config, self.dtype, self.attention, self.reason, self.short = config, dtype, attention, reason, short
-        self.capture = AttentionCapture()
-        self.model_type = str(config.model_type)
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    attention: str
+    reason: str | None = None
+    short: bool = False
+    capture: AttentionCapture = field(default_factory=AttentionCapture)
 
     def run(self) -> Trace:
         with attention_interface(self.capture):
@@ -155,17 +150,8 @@ class _Tracing:
         _set_overloads(graph)
         for function in recurrences.functions.values():
             graph.functions[function.identifier()] = function
-        return Trace(
-            graph,
-            layout,
-            fake.parameter_shapes,
-            fake.tied,
-            fake.buffers,
-            norms,
-            calls,
-            type(fake.model).__name__,
-            self.reason,
-        )
+        kept = (fake.parameter_shapes, fake.tied, fake.buffers)
+        return Trace(graph, layout, *kept, norms, calls, type(fake.model).__name__, self.reason)
 
     def _prepare(self, fake: FakeModel) -> tuple[CacheLayout, RecurrenceCapture]:
         self.capture.begin(None, None)
@@ -177,10 +163,8 @@ class _Tracing:
         except LlmcError:
             raise
         except Exception as error:
-            reason = refusal(
-                error, f"transformers' {self.model_type} model does not run with transformers' own cache"
-            )
-            raise UnsupportedModelError(str(reason)) from error
+            what = f"transformers' {self.config.model_type} model does not run with transformers' own cache"
+            raise UnsupportedModelError(str(refusal(error, what))) from error
         return layout, recurrences
 
     def _export(self, fake: FakeModel, layout: CacheLayout, recurrences: RecurrenceCapture) -> Any:
@@ -212,10 +196,10 @@ class _Tracing:
             except Exception as error:
                 if self.reason is None and self.capture.calls == 0:
                     raise UnsupportedModelError(
-                        f"{self.model_type} models do not go through transformers' attention interface, where llmc "
-                        "captures attention"
+                        f"{self.config.model_type} models do not go through transformers' attention interface, "
+                        "where llmc captures attention"
                     ) from error
-                raise refusal(error, f"torch could not export this {self.model_type} model") from error
+                raise refusal(error, f"torch could not export this {self.config.model_type} model") from error
 
 
 def _export_bounded(wrapper: torch.nn.Module, arguments: Any, shapes: Callable[[dict[str, int]], Any]) -> Any:

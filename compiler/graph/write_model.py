@@ -56,7 +56,7 @@ def write_model(
                 _write(groups.pop(_group(tensor), {}), starts, file)
             if progress is not None and name in starts:
                 progress(done, total)
-    onnx.save_model(_proto(model, starts), directory / GRAPH)
+    onnx.save_model(referring_proto(model, starts, DATA), directory / GRAPH)
     return size
 
 
@@ -112,15 +112,15 @@ def _require_length(name: str, tensor: ir.TensorProtocol, length: int) -> None:
         raise AssertionError(f"{name} wrote {length} bytes, not {tensor.nbytes}")
 
 
-def _proto(model: ir.Model, starts: Mapping[str, int]) -> onnx.ModelProto:
-    """The model with references to the data file; what is lazy is put back afterwards."""
+def referring_proto(model: ir.Model, starts: Mapping[str, int], data: str) -> onnx.ModelProto:
+    """A model with references to a data file, where initializers begin at ``starts``; it is left as it is."""
     kept = {name: model.graph.initializers[name].const_value for name in starts}
     try:
         for name, start in starts.items():
             value, tensor = model.graph.initializers[name], kept[name]
             assert tensor is not None
             shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
-            value.const_value = ir.ExternalTensor(DATA, start, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            value.const_value = ir.ExternalTensor(data, start, tensor.nbytes, tensor.dtype, shape=shape, name=name)
         return ir.to_proto(model)
     finally:
         for name, tensor in kept.items():

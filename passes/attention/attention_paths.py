@@ -8,11 +8,13 @@ Out: what lies behind the Reshapes and Transposes that split heads, swap axes an
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.passes.graph.graph_query import copy_dtype, producer, reshape
+from llmc.compiler.graph.operators import cached_attention
+from llmc.passes.graph.graph_query import copy_dtype, insert_before, producer, reshape
 from llmc.passes.graph_pass import NearMiss
 
 SWAP = [0, 2, 1, 3]
@@ -51,19 +53,19 @@ def walk_to_core(value: ir.Value, heads: int) -> HeadPath:
                 raise NearMiss(f"{node.name} transposes something else than sequence and heads")
             heads_first = not heads_first
         elif merged:
-            _require_heads(node, source, heads, axis=2)
+            _require_heads(node, source, heads)
             merged = False
         else:
             if heads_first:
                 raise NearMiss(f"{node.name} reshapes before the heads are split")
-            _require_heads(node, node.outputs[0], heads, axis=2)
+            _require_heads(node, node.outputs[0], heads)
             merged = True
         current = source
 
 
-def _require_heads(node: ir.Node, four_d: ir.Value, heads: int, axis: int) -> None:
+def _require_heads(node: ir.Node, four_d: ir.Value, heads: int) -> None:
     shape = four_d.shape
-    if shape is None or len(shape) != 4 or shape[axis] != heads:
+    if shape is None or len(shape) != 4 or shape[2] != heads:
         raise NearMiss(f"{node.name} does not split or merge {heads} heads")
 
 
@@ -87,6 +89,33 @@ def to_merged(core: ir.Value, heads_first: bool, graph: ir.Graph) -> tuple[ir.Va
     width = heads * dim
     nodes.append(reshape(graph, value, [0, 0, width], [batch, seq, width]))
     return nodes[-1].outputs[0], nodes
+
+
+def query_and_key(node: ir.Node) -> Iterator[tuple[str, HeadPath]]:
+    """Where query and key of a ``CachedAttention`` come from, by name.
+
+    Raises:
+        NearMiss: they are packed, or come by more than layout changes.
+    """
+    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
+        value = cached_attention.get_input(node, name)
+        if value is None:
+            raise NearMiss("its query is packed already")
+        yield name, walk_to_core(value, node.attributes.get_int(count, 0))
+
+
+def read_before(node: ir.Node, steps: Sequence[ir.Node], heads_first: Sequence[bool]) -> dict[str, ir.Value | None]:
+    """Query and key of an attention as they are before ``steps``, one each, that it will do itself."""
+    inputs: dict[str, ir.Value | None] = {}
+    nodes: list[ir.Node] = []
+    for name, step, first in zip(("query", "key"), steps, heads_first, strict=True):
+        source, graph = step.inputs[0], node.graph
+        assert source is not None
+        assert graph is not None
+        inputs[name], more = to_merged(source, first, graph)
+        nodes += more
+    insert_before(node, nodes)
+    return inputs
 
 
 def rms_norm(value: ir.Value) -> ir.Node | None:

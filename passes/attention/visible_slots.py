@@ -17,24 +17,12 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, PAST_LENGTHS
+from llmc.compiler.graph.operators.cached_attention import Reach
 from llmc.passes.graph.chunk_lengths import find_value, past_lengths
 from llmc.passes.graph.graph_query import graph_input
 from llmc.passes.graph.node_builder import NodeBuilder
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far attention looks back.
-
-    Attributes:
-        window: Tokens, itself included; 0: all.
-        chunk: Only within chunks of so many tokens, counted from the row's first; 0: none.
-    """
-
-    window: int = 0
-    chunk: int = 0
 
 
 @dataclass(frozen=True)

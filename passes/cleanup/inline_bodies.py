@@ -5,6 +5,7 @@ llmc::MoE(x, …), llmc::CachedAttention(q, …) that was not lowered   →   th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,17 +23,20 @@ class InlineBodies(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """All at once; the bodies are gone afterwards."""
-        calls = [node for node in model.graph if node.domain == DOMAIN]
-        if not calls:
-            return
-        for body in filter(_is_body, model.functions.values()):
-            # What bodies are written in means the same in the version that a lowering has moved the graph to.
-            body.opset_imports[""] = model.graph.opset_imports[""]
-        InlinePass(criteria=_is_body)(model)
-        for key in [key for key, function in model.functions.items() if _is_body(function)]:
-            del model.functions[key]
-        tally.count("operators", len(calls))
+        names = {function.name for function in model.functions.values() if function.domain == DOMAIN}
+        inline_calls(model, names, tally, "operators")
 
 
-def _is_body(function: ir.Function) -> bool:
-    return function.domain == DOMAIN
+def inline_calls(model: ir.Model, names: Collection[str], tally: Tally, what: str) -> None:
+    """Replace the calls of llmc's operators of these names, and drop their bodies; ``what`` is counted."""
+    calls = [node for node in model.graph if node.domain == DOMAIN and node.op_type in names]
+    bodies = [body for body in model.functions.values() if body.domain == DOMAIN and body.name in names]
+    if not calls:
+        return
+    for body in bodies:
+        # What bodies are written in means the same in the version that a lowering has moved the graph to.
+        body.opset_imports[""] = model.graph.opset_imports[""]
+    InlinePass(criteria=lambda function: function in bodies)(model)
+    for body in bodies:
+        model.functions.pop(body.identifier(), None)
+    tally.count(what, len(calls))

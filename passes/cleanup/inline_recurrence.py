@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from llmc.compiler.graph.operators import recurrence
-from llmc.compiler.graph.operators.domain import DOMAIN
+from llmc.passes.cleanup.inline_bodies import inline_calls
 from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
@@ -27,14 +26,4 @@ class InlineRecurrence(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """All at once; the bodies are gone afterwards."""
-        calls = [node for node in model.graph if recurrence.is_recurrence(node)]
-        if not calls:
-            return
-        InlinePass(criteria=_is_body)(model)
-        for key in [key for key, function in model.functions.items() if _is_body(function)]:
-            del model.functions[key]
-        tally.count("layers", len(calls))
-
-
-def _is_body(function: ir.Function) -> bool:
-    return function.domain == DOMAIN and function.name == recurrence.NAME
+        inline_calls(model, {recurrence.NAME}, tally, "layers")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cpu
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
-from llmc.passes.graph.graph_query import dims
+from llmc.passes.graph.graph_query import dims, replace_node
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
 _TAKEN = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "query_seqlens", "cos_cache", "sin_cache")
@@ -49,8 +49,7 @@ class UseCpuAttention(FusionPass):
         }
         inputs |= {} if rotary else {"cos": None, "sin": None}
         new = cpu.ATTENTION.make(inputs, attributes, num_outputs=3, name=node.name)
-        old = list(node.outputs)
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], old, list(new.outputs))
+        replace_node(node, [new], new.outputs)
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain."""

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cpu
 from llmc.compiler.graph.operators.microsoft import MATMUL_NBITS, SKIP_NORM
-from llmc.passes.graph.graph_query import dims, is_weight, only_consumer, producer
+from llmc.passes.graph.graph_query import dims, is_weight, only_consumer, producer, replace_node, take_place
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 DEFAULTS = {"K": 0, "N": 0, "bits": 4, "block_size": 0}
@@ -56,7 +56,7 @@ class UseCpuMatMul(FusionPass):
         inputs = {"a": x, **weight, "gamma": gamma, "skip": skip, "offsets": offsets}
         outputs = 1 if skip is None else 2
         new = cpu.MATMUL.make(inputs, attributes, num_outputs=outputs, name=node.name)
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs[:1])
+        replace_node(node, [new], new.outputs[:1])
         if norm is not None:
             _remove_norm(model.graph, norm, new)
 
@@ -101,12 +101,9 @@ def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value
 def _remove_offsets(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
     """Let the product give the sum's value, under its name, and drop what is then unused."""
     result, product = add.outputs[0], node.outputs[0]
-    other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
-    product.type, product.shape, name = result.type, result.shape, result.name
-    result.replace_all_uses_with(product, replace_graph_outputs=True)
-    result.name, product.name = f"{name}.unfused", name
+    value = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
+    take_place(result, product)
     graph.remove(add, safe=True)
-    value = other
     while value is not None and (maker := value.producer()) is not None and not list(value.uses()):
         if maker.op_type not in {"MatMul", "ReduceSum", "Reshape"}:
             break
@@ -138,9 +135,5 @@ def _is_broadcast(x: ir.Value | None, skip: ir.Value | None) -> bool:
 
 def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
     if len(norm.outputs) > 3:
-        total, made = norm.outputs[3], new.outputs[1]
-        name = total.name
-        made.type, made.shape = total.type, total.shape
-        total.replace_all_uses_with(made, replace_graph_outputs=True)
-        total.name, made.name = f"{name}.unfused", name
+        take_place(norm.outputs[3], new.outputs[1])
     graph.remove(norm, safe=True)

@@ -15,8 +15,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
-from llmc.passes.attention.attention_paths import rms_norm, to_merged, walk_to_core
-from llmc.passes.graph.graph_query import insert_before
+from llmc.passes.attention.attention_paths import query_and_key, read_before, rms_norm
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
@@ -38,39 +37,20 @@ class FuseQKNorm(FusionPass):
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Move the two norms of one attention inside."""
-        _fuse(model.graph, node)
+        paths = [path for _, path in query_and_key(node)]
+        q_norm, k_norm = (None if path.merged else rms_norm(path.value) for path in paths)
+        if q_norm is None and k_norm is None:
+            raise NearMiss("neither its query nor its key is normalized, as those of other layers are")
+        if q_norm is None or k_norm is None:
+            raise NearMiss("only one of its query and key is normalized")
+        q_epsilon, k_epsilon = (norm.attributes.get_float("epsilon", 1e-5) for norm in (q_norm, k_norm))
+        if q_epsilon != k_epsilon:
+            raise NearMiss(f"its query and key are normalized with different epsilons, {q_epsilon} and {k_epsilon}")
+        inputs = read_before(node, (q_norm, k_norm), [path.heads_first for path in paths])
+        inputs |= {"q_norm_weight": q_norm.inputs[1], "k_norm_weight": k_norm.inputs[1]}
+        cached_attention.replace_call(node, inputs, {"norm_epsilon": q_epsilon})
 
 
 def _is_by_head(norm: ir.Node) -> bool:
     shape = norm.outputs[0].shape
     return shape is not None and len(shape) == 4
-
-
-def _fuse(graph: ir.Graph, node: ir.Node) -> None:
-    norms: list[ir.Node | None] = []
-    heads_first: list[bool] = []
-    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
-        value = cached_attention.get_input(node, name)
-        if value is None:
-            raise NearMiss("its query is packed already")
-        path = walk_to_core(value, node.attributes.get_int(count, 0))
-        norms.append(None if path.merged else rms_norm(path.value))
-        heads_first.append(path.heads_first)
-    q_norm, k_norm = norms
-    if q_norm is None and k_norm is None:
-        raise NearMiss("neither its query nor its key is normalized, as those of other layers are")
-    if q_norm is None or k_norm is None:
-        raise NearMiss("only one of its query and key is normalized")
-    epsilons = [norm.attributes.get_float("epsilon", 1e-5) for norm in (q_norm, k_norm)]
-    if epsilons[0] != epsilons[1]:
-        raise NearMiss(f"its query and key are normalized with different epsilons, {epsilons[0]} and {epsilons[1]}")
-    merged: list[ir.Value] = []
-    for norm, first in zip((q_norm, k_norm), heads_first, strict=True):
-        source = norm.inputs[0]
-        assert source is not None
-        value, nodes = to_merged(source, first, graph)
-        insert_before(node, nodes)
-        merged.append(value)
-    weights = {"q_norm_weight": q_norm.inputs[1], "k_norm_weight": k_norm.inputs[1]}
-    inputs = {"query": merged[0], "key": merged[1], **weights}
-    cached_attention.replace_call(node, inputs, {"norm_epsilon": epsilons[0]})

@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import POSITION_IDS
 from llmc.compiler.graph.operators import cached_attention
-from llmc.passes.attention.attention_paths import to_merged, walk_to_core
-from llmc.passes.graph.graph_query import add_initializer, graph_input, insert_before
+from llmc.passes.attention.attention_paths import query_and_key, read_before
+from llmc.passes.graph.graph_query import add_initializer, graph_input
 from llmc.passes.graph.subgraph import compute, content, cut
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
@@ -55,7 +55,10 @@ class FuseRotary(FusionPass):
         """Move the rotation of one attention inside."""
         rotaries, positions = _rotaries_of(model, node)
         tables = _tables(model, rotaries[0], positions, self.max_positions)
-        _rewire(model.graph, node, rotaries, tables, positions)
+        inputs = read_before(node, rotaries, (True, True))
+        inputs |= {"cos_cache": tables[0], "sin_cache": tables[1], "position_ids": positions}
+        options = {name: rotaries[0].attributes.get_int(name, 0) for name in ("interleaved", "rotary_embedding_dim")}
+        cached_attention.replace_call(node, inputs, options)
 
 
 def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Value]:
@@ -63,11 +66,7 @@ def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Valu
     if cached_attention.variant_of(node).qk_norm:
         raise NearMiss("it normalizes its query and key itself, and would do so before the rotation")
     sides = []
-    for name, count in (("query", "num_heads"), ("key", "kv_num_heads")):
-        value = cached_attention.get_input(node, name)
-        if value is None:
-            raise NearMiss("its query is packed already")
-        path = walk_to_core(value, node.attributes.get_int(count, 0))
+    for name, path in query_and_key(node):
         rotary = path.value.producer()
         if rotary is None or rotary.op_type != "RotaryEmbedding" or rotary.domain:
             made_by = rotary.op_type if rotary is not None else "the graph's input"
@@ -88,23 +87,6 @@ def _rotaries_of(model: ir.Model, node: ir.Node) -> tuple[list[ir.Node], ir.Valu
     return sides, positions
 
 
-def _rewire(
-    graph: ir.Graph, node: ir.Node, rotaries: list[ir.Node], tables: tuple[ir.Value, ir.Value], positions: ir.Value
-) -> None:
-    merged: list[ir.Value] = []
-    made: list[ir.Node] = []
-    for rotary in rotaries:
-        source = rotary.inputs[0]
-        assert source is not None
-        value, nodes = to_merged(source, True, graph)
-        made += nodes
-        merged.append(value)
-    insert_before(node, made)
-    inputs = {"query": merged[0], "key": merged[1], "cos_cache": tables[0], "sin_cache": tables[1]}
-    options = {name: rotaries[0].attributes.get_int(name, 0) for name in ("interleaved", "rotary_embedding_dim")}
-    cached_attention.replace_call(node, {**inputs, "position_ids": positions}, options)
-
-
 def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) -> tuple[ir.Value, ir.Value]:
     """The tables for a rotary embedding's angles; those of an earlier layer when the angles are the same values."""
     cos, sin = rotary.inputs[1], rotary.inputs[2]
@@ -122,10 +104,8 @@ def _tables(model: ir.Model, rotary: ir.Node, positions: ir.Value, rows: int) ->
         for table, other in zip(made, again, strict=True):
             if not np.allclose(table[sample], other, rtol=0, atol=SAME_ANGLE):
                 raise NearMiss("its angles depend on more than each token's own position")
-    return (
-        add_initializer(model.graph, names[0], ir.tensor(made[0])),
-        add_initializer(model.graph, names[1], ir.tensor(made[1])),
-    )
+    cosines, sines = (add_initializer(model.graph, *named) for named in zip(names, map(ir.tensor, made), strict=True))
+    return cosines, sines
 
 
 def tabulate(values: list[ir.Value], positions: ir.Value, at: npt.NDArray[np.int64]) -> list[FloatArray]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import SKIP_NORM
-from llmc.passes.graph.graph_query import constant, copy_dtype, dims, is_weight, producer
+from llmc.passes.graph.graph_query import constant, dims, is_weight, producer, take_place
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 BETWEEN = {"Cast", "Identity", "Reshape", "Transpose", "Expand", "Unsqueeze", "Mul", "Div"}
@@ -78,8 +78,5 @@ def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
     total = SKIP_NORM.result(fused, "input_skip_bias_sum")
     graph.insert_after(add, fused)
     for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], total)):
-        new.shape, name = old.shape, old.name
-        copy_dtype(old, new)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name, new.name = f"{name}.unfused", name
+        take_place(old, new)
     graph.remove([norm, add], safe=True)

@@ -26,25 +26,9 @@ def producer(value: ir.Value | None, op_type: str | None = None, domain: str = "
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """The value's content when it is a small constant, else None."""
-    if value is None:
-        return None
-    tensor = value.const_value
-    if tensor is None and (node := producer(value, "Constant")) is not None:
-        tensor = _constant_node(node)
-    if tensor is None or tensor.size > SMALL:
-        return None
-    return np.asarray(tensor.numpy())
-
-
-def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
-    for name, attribute in node.attributes.items():
-        if name == "value":
-            return attribute.as_tensor()
-        if name in {"value_int", "value_ints"}:
-            return ir.tensor(np.asarray(attribute.value, dtype=np.int64))
-        if name in {"value_float", "value_floats"}:
-            return ir.tensor(np.asarray(attribute.value, dtype=np.float32))
-    return None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    known = tensor is not None and tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING
+    return np.asarray(tensor.numpy()) if tensor is not None and known else None
 
 
 def both_ways(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
@@ -103,6 +87,13 @@ def replace_node(old: ir.Node, new: Sequence[ir.Node], outputs: Sequence[ir.Valu
     graph = old.graph
     assert graph is not None
     ir.convenience.replace_nodes_and_values(graph, old, [old], list(new), list(old.outputs), list(outputs))
+
+
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """``new`` is used, called and typed as ``old`` was."""
+    new.shape, new.type, name = old.shape, old.type, old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{name}.before", name
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -186,14 +187,9 @@ class _ToHalf:
     def _half_constant(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if tensor.size > SMALL or isinstance(tensor, LazyWeight):
             return cast_weight(as_weight(tensor), self._half)
-        limit = np.float32(ir_limit(self._half))
+        limit = np.float32(ml_dtypes.finfo(numpy_dtype(self._half)).max)  # type: ignore[no-untyped-call]
         content = np.clip(np.asarray(tensor.numpy(), np.float32), -limit, limit)
         return ir.Tensor(content.astype(numpy_dtype(self._half)), dtype=self._half)
-
-
-def ir_limit(half: ir.DataType) -> float:
-    """Largest finite value of a half type."""
-    return 65504.0 if half == ir.DataType.FLOAT16 else 3.3895313892515355e38
 
 
 def _is_body(attribute: ir.Attr) -> bool:

@@ -56,10 +56,7 @@ class LowerAttention(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""
-        makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
-        own = {cached_attention.NAME, GROUP_QUERY_ATTENTION.name}
-        others = [node for node in makers if node is not None and node.op_type not in own]
-        return [*cached_attention.SIGNATURE.calls(model.graph), *others]
+        return attention_sites(model, GROUP_QUERY_ATTENTION.name)
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one attention; the values that all of them need are computed once.
@@ -68,10 +65,7 @@ class LowerAttention(FusionPass):
         """
         for attention in (node, *self.sites(model)):
             self._require_kernel(attention)
-        if (counted := slots_outside_attention(model)) is not None:
-            raise NearMiss(
-                f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
-            )
+        refuse_counted_slots(model)
         self._lower(model.graph, node, self._lengths(model, node))
 
     def finish(self, model: ir.Model) -> None:
@@ -84,9 +78,7 @@ class LowerAttention(FusionPass):
 
     def _require_kernel(self, node: ir.Node) -> None:
         """Raise NearMiss where GroupQueryAttention cannot compute what the call asks for."""
-        if not cached_attention.is_cached_attention(node):
-            raise NearMiss(f"it makes {node.outputs[0].name}, but is {node.op_type} and no attention")
-        variant = cached_attention.variant_of(node)
+        variant = attention_variant(node)
         # Rotation outside is right as well, but position_ids then decide it and rows need not start at 0.
         if variant.rotary and node.attributes.get_int("rotary_embedding_dim", 0) != 0:
             raise NearMiss("it rotates part of each head only")
@@ -154,8 +146,23 @@ class LowerAttention(FusionPass):
         return chunk_bias(graph, node, chunk, shared) if chunk and not 0 < self.max_positions <= chunk else None
 
 
-def slots_outside_attention(model: ir.Model) -> str | None:
-    """The name of a node that asks for the cache's length, as a model does that makes positions or masks of it."""
+def attention_sites(model: ir.Model, kernel: str) -> list[ir.Node]:
+    """Every CachedAttention; and what makes a layer's cache in the place of one or of ``kernel``."""
+    makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
+    own = {cached_attention.NAME, kernel}
+    others = [node for node in makers if node is not None and node.op_type not in own]
+    return [*cached_attention.SIGNATURE.calls(model.graph), *others]
+
+
+def attention_variant(node: ir.Node) -> cached_attention.Variant:
+    """The variant of a site; raises NearMiss where that is no attention."""
+    if not cached_attention.is_cached_attention(node):
+        raise NearMiss(f"it makes {node.outputs[0].name}, but is {node.op_type} and no attention")
+    return cached_attention.variant_of(node)
+
+
+def refuse_counted_slots(model: ir.Model) -> None:
+    """Raise NearMiss where a node asks for the cache's length, as a model that makes positions or masks of it."""
     for node in model.graph:
         source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
         if source is None or not source.is_graph_input() or not KEY_OR_VALUE.fullmatch(source.name or ""):
@@ -163,8 +170,10 @@ def slots_outside_attention(model: ir.Model) -> str | None:
         # Either may be counted from the end.
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
         if 2 in range(4)[start:end] and any(True for _ in node.outputs[0].uses()):
-            return node.name or node.op_type
-    return None
+            counted = node.name or node.op_type
+            raise NearMiss(
+                f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
+            )
 
 
 def _attributes(node: ir.Node) -> dict[str, int | float]:

@@ -22,12 +22,12 @@ import onnx_ir as ir
 from llmc.compiler.base.contract import PAST_LENGTHS, ContractPart
 from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.attention.attention_bias import LOWEST
-from llmc.passes.attention.visible_slots import Reach, Slots, visible_slots
+from llmc.passes.attention.visible_slots import Slots, visible_slots
 from llmc.passes.graph.chunk_lengths import find_value, past_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims, replace_node
 from llmc.passes.graph.node_builder import NodeBuilder
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
-from llmc.passes.lowering.lower_attention import PRESENT_KEY, slots_outside_attention
+from llmc.passes.lowering.lower_attention import attention_sites, attention_variant, refuse_counted_slots
 
 OPSET = 24
 """The first with TensorScatter, and an Attention over its cache."""
@@ -57,21 +57,15 @@ class UseStandardAttention(FusionPass):
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
         """Every attention; and what makes a layer's cache in the place of one."""
-        attentions = cached_attention.SIGNATURE.calls(model.graph)
-        makers = [value.producer() for value in model.graph.outputs if PRESENT_KEY.fullmatch(value.name or "")]
-        own = {SCATTER, cached_attention.NAME} if self.cache == "scatter" else {"Concat", cached_attention.NAME}
-        return [*attentions, *(node for node in makers if node is not None and node.op_type not in own)]
+        return attention_sites(model, SCATTER if self.cache == "scatter" else "Concat")
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Lower one attention; into a fixed cache all or none, since all layers' rows start at the same slots."""
         for attention in (node, *self.sites(model)) if self.cache == "scatter" else (node,):
             _require_plain(attention)
         # Asked of the graph as it came: masks of this pass count slots, too.
-        untouched = find_value(model.graph, PAST_LENGTHS) is None
-        if self.cache == "scatter" and untouched and (counted := slots_outside_attention(model)) is not None:
-            raise NearMiss(
-                f"{counted} counts slots of the cache, the same for all rows, so rows cannot start at slot 0"
-            )
+        if self.cache == "scatter" and find_value(model.graph, PAST_LENGTHS) is None:
+            refuse_counted_slots(model)
         self._lower(model, node)
 
     def finish(self, model: ir.Model) -> None:
@@ -116,11 +110,11 @@ class UseStandardAttention(FusionPass):
     def _layout(self) -> Literal["by_mask", "by_length"]:
         return "by_mask" if self.cache == "concat" else "by_length"
 
-    def _reach(self, node: ir.Node) -> Reach:
+    def _reach(self, node: ir.Node) -> cached_attention.Reach:
         """How far a layer looks back, less what no context is long enough for."""
         far = {name: node.attributes.get_int(name, 0) for name in ("window", "chunk")}
         limit = self.max_positions
-        return Reach(**{name: size if not 0 < limit <= size else 0 for name, size in far.items()})
+        return cached_attention.Reach(**{name: size if not 0 < limit <= size else 0 for name, size in far.items()})
 
     def _append(self, model: ir.Model, make: NodeBuilder, past: ir.Value, new: ir.Value) -> ir.Value:
         if self.cache == "concat":
@@ -131,9 +125,7 @@ class UseStandardAttention(FusionPass):
 
 
 def _require_plain(node: ir.Node) -> None:
-    if not cached_attention.is_cached_attention(node):
-        raise NearMiss(f"it makes {node.outputs[0].name}, but is {node.op_type} and no attention")
-    variant = cached_attention.variant_of(node)
+    variant = attention_variant(node)
     for part, there in (("query", variant.packed), ("rotation", variant.rotary), ("norms", variant.qk_norm)):
         if there:
             raise NearMiss(f"its {part} moved into the operator for another runtime")

@@ -23,7 +23,7 @@ from llmc.passes.attention.attention_paths import SWAP, to_merged
 from llmc.passes.attention.attention_site import AttentionSite, Heads, appended_keys, find_site
 from llmc.passes.attention.extract_attention import ExtractedAttention
 from llmc.passes.attention.measure_attention import AttentionFacts, attributes_of, measure
-from llmc.passes.graph.graph_query import copy_dtype, graph_input, reshape, small_initializer
+from llmc.passes.graph.graph_query import copy_dtype, graph_input, reshape, small_initializer, take_place
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 
 WHAT = "attention"
@@ -92,7 +92,7 @@ def _replace(graph: ir.Graph, attention: ExtractedAttention, facts: AttentionFac
         (site.key.outputs[0], call.outputs[1]),
         (site.value.outputs[0], call.outputs[2]),
     ):
-        _take_place(old, replacement)
+        take_place(old, replacement)
     for dead in (*reversed(attention.part.nodes), site.key, site.value):
         if not any(value.uses() or value.is_graph_output() for value in dead.outputs):
             graph.remove(dead, safe=True)
@@ -130,10 +130,3 @@ def _in_layout(graph: ir.Graph, output: ir.Value, site: AttentionSite) -> tuple[
         return split.outputs[0], [split]
     swap = ir.node("Transpose", [split.outputs[0]], {"perm": SWAP})
     return swap.outputs[0], [split, swap]
-
-
-def _take_place(old: ir.Value, new: ir.Value) -> None:
-    """``new`` is used, called and typed as ``old`` was."""
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name, old.name = old.name, f"{old.name}.before"

@@ -22,7 +22,7 @@ each score, with a slope per head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import onnx_ir as ir
 
@@ -48,14 +48,25 @@ INPUTS = (
 OUTPUTS = ("output", "present_key", "present_value")
 SIGNATURE = Signature(DOMAIN, NAME, INPUTS, OUTPUTS)
 get_input, is_cached_attention = SIGNATURE.get, SIGNATURE.is_call
-PARTS = ("packed", "rotary", "qk_norm", "softcap", "sinks", "chunked", "alibi")
-"""The optional parts, in the order in which an overload names them."""
 _INT, _FLOAT = ir.AttributeType.INT, ir.AttributeType.FLOAT
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far a query looks back; it sees everything at or before it, within these limits.
+
+    Attributes:
+        window: No farther back than ``window - 1`` tokens; 0: no limit.
+        chunk: Only tokens of the same chunk of so many, counted from the row's first; 0: no chunks.
+    """
+
+    window: int = 0
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
 class Variant:
-    """Which optional parts a call uses; it decides the body.
+    """Which optional parts a call uses, in the order in which an overload names them; it decides the body.
 
     Attributes:
         packed: ``query`` holds q, k and v side by side; ``key`` and ``value`` are absent.
@@ -78,7 +89,7 @@ class Variant:
     @property
     def overload(self) -> str:
         """Name of the variant, as ONNX's function overload: ``packed_rotary``; empty for the plain one."""
-        return "_".join(name for name in PARTS if getattr(self, name))
+        return "_".join(part.name for part in fields(self) if getattr(self, part.name))
 
 
 def variant_of(node: ir.Node) -> Variant:
@@ -129,13 +140,10 @@ def function(variant: Variant) -> ir.Function:
 
 
 def _attributes() -> list[ir.Attr]:
-    required = [
+    return [
         ir.Attr("num_heads", _INT, None),
         ir.Attr("kv_num_heads", _INT, None),
         ir.Attr("scale", _FLOAT, None),
-    ]
-    return [
-        *required,
         ir.AttrFloat32("softcap", 0.0),
         ir.AttrInt64("window", 0),
         ir.AttrInt64("chunk", 0),
@@ -148,9 +156,8 @@ def _attributes() -> list[ir.Attr]:
 def _heads(body: Body, variant: Variant) -> tuple[ir.Value, ir.Value, ir.Value]:
     """q, k and v as [batch, seq, heads, head_dim]."""
     if not variant.packed:
-        q = body.op("Reshape", body["query"], body.integers(0, 0, "num_heads", -1))
-        k = body.op("Reshape", body["key"], body.integers(0, 0, "kv_num_heads", -1))
-        v = body.op("Reshape", body["value"], body.integers(0, 0, "kv_num_heads", -1))
+        counts = {"query": "num_heads", "key": "kv_num_heads", "value": "kv_num_heads"}
+        q, k, v = (body.op("Reshape", body[x], body.integers(0, 0, count, -1)) for x, count in counts.items())
         return q, k, v
     sizes = body.integers("num_heads", "kv_num_heads", "kv_num_heads")
     heads = body.op("ReduceSum", sizes, keepdims=1)

@@ -51,15 +51,7 @@ class Body:
             node.name = f"{name}/{index}"
             for number, value in enumerate(node.outputs):
                 value.name = f"{name}/{index}.{number}"
-        for output_name, value in outputs.items():
-            value.name = output_name
-        return ir.Graph(
-            list(self.inputs.values()),
-            list(outputs.values()),
-            nodes=self._nodes,
-            opset_imports={"": OPSET},
-            name=name,
-        )
+        return self._graph(outputs, name)
 
     def referring(
         self,
@@ -72,8 +64,7 @@ class Body:
         node = ir.node(op_type, list(inputs), attributes, num_outputs=1)
         for name, (source, kind) in refer.items():
             node.attributes.add(ir.RefAttr(name, source, kind))
-        self.add(node)
-        return node.outputs[0]
+        return self.add(node)[0]
 
     def integers(self, *names_or_values: str | int) -> ir.Value:
         """A 1-D int64 tensor whose elements are constants or integer attributes of the call."""
@@ -102,12 +93,10 @@ class Body:
             outputs: Output name -> value, in order.
             attributes: Attributes of the call; one with a value has that default.
         """
+        return ir.Function(DOMAIN, name, overload, graph=self._graph(outputs), attributes=list(attributes))
+
+    def _graph(self, outputs: Mapping[str, ir.Value], name: str | None = None) -> ir.Graph:
         for output_name, value in outputs.items():
             value.name = output_name
-        graph = ir.Graph(
-            list(self.inputs.values()),
-            list(outputs.values()),
-            nodes=self._nodes,
-            opset_imports={"": OPSET},
-        )
-        return ir.Function(DOMAIN, name, overload, graph=graph, attributes=list(attributes))
+        inputs, results = list(self.inputs.values()), list(outputs.values())
+        return ir.Graph(inputs, results, nodes=self._nodes, opset_imports={"": OPSET}, name=name)

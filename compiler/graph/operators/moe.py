@@ -13,7 +13,7 @@ mixture of experts is the same operator. The body computes each expert for its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import onnx_ir as ir
 
@@ -52,8 +52,8 @@ class Variant:
     @property
     def overload(self) -> str:
         """Name of the variant: ``silu_gated_transposed``."""
-        flags = ("gated", "interleaved", "transposed", "limited", "biases")
-        return "_".join([self.activation, *(name for name in flags if getattr(self, name))])
+        flags = [field.name for field in fields(self)[1:] if getattr(self, field.name)]
+        return "_".join([self.activation, *flags])
 
 
 def variant_of(node: ir.Node) -> Variant:
@@ -83,14 +83,9 @@ def function(variant: Variant) -> ir.Function:
     start = body.op("Expand", zero, body.op("Shape", hidden))
     names = ["routing", "fc1", "fc2", *(("fc1_bias", "fc2_bias") if variant.biases else ())]
     scanned = [body.op("Transpose", routing, perm=[1, 0]), *(body[name] for name in names[1:])]
-    node = ir.node(
-        "Scan",
-        [start, *scanned],
-        {"body": _expert(variant, hidden, names), "num_scan_inputs": len(scanned)},
-        num_outputs=1,
-    )
-    body.add(node)
-    output = body.op("CastLike", node.outputs[0], hidden)
+    options = {"body": _expert(variant, hidden, names), "num_scan_inputs": len(scanned)}
+    (total,) = body.add(ir.node("Scan", [start, *scanned], options, num_outputs=1))
+    output = body.op("CastLike", total, hidden)
     return body.function(NAME, variant.overload, {"output": output}, _attributes())
 
 

@@ -20,11 +20,11 @@ from transformers.masking_utils import (
 )
 
 from llmc.compiler.base.errors import UnsupportedModelError
-from llmc.compiler.capture.attention import AttentionCapture, MaskFacts, identify_mask
+from llmc.compiler.capture.attention import AttentionCapture, identify_mask
 from llmc.compiler.capture.convert import to_onnx
 from llmc.compiler.capture.layout import CacheEntry, CacheLayout
 from llmc.compiler.capture.trace_cache import TraceCache
-from llmc.compiler.graph.operators.cached_attention import INPUTS, get_input, is_cached_attention
+from llmc.compiler.graph.operators.cached_attention import INPUTS, Reach, get_input, is_cached_attention
 
 BATCH, HEADS, KV_HEADS, SEQ, PAST, DIM, VALUE_DIM = 2, 4, 2, 3, 5, 8, 6
 NONE = torch.zeros(1, dtype=torch.long)
@@ -32,16 +32,16 @@ NONE = torch.zeros(1, dtype=torch.long)
 
 @pytest.mark.parametrize("size", [1, 2, 7, 40, 41, 512, 4096])
 def test_a_window_is_known_at_any_size(size: int) -> None:
-    assert identify_mask(sliding_window_causal_mask_function(size), size) == MaskFacts(window=size)
+    assert identify_mask(sliding_window_causal_mask_function(size), size) == Reach(window=size)
 
 
 @pytest.mark.parametrize("size", [2, 7, 41, 8192])
 def test_a_chunk_is_known_at_any_size(size: int) -> None:
-    assert identify_mask(chunked_causal_mask_function(size, NONE), size) == MaskFacts(chunk=size)
+    assert identify_mask(chunked_causal_mask_function(size, NONE), size) == Reach(chunk=size)
 
 
 def test_causal_is_known() -> None:
-    assert identify_mask(causal_mask_function, None) == MaskFacts()
+    assert identify_mask(causal_mask_function, None) == Reach()
 
 
 def distance_of(first: int) -> Callable[..., Any]:
@@ -83,7 +83,7 @@ def test_a_mask_of_fake_tensors_is_unknown(mixed: bool) -> None:
     with FakeTensorMode(allow_non_fake_inputs=mixed):
         padding = torch.ones(1, 4096, dtype=torch.bool)
         assert identify_mask(and_masks(causal_mask_function, padding_mask_function(padding)), None) is None
-        assert identify_mask(causal_mask_function, None) == MaskFacts()
+        assert identify_mask(causal_mask_function, None) == Reach()
 
 
 LAYOUT = CacheLayout(

@@ -105,6 +105,15 @@ def test_functions_of_others_stay() -> None:
     assert operators(model)[-1] == "elsewhere::Twice"
 
 
+def test_a_body_that_nobody_calls_goes_too() -> None:
+    model = attention()
+    body = parse("m (float[n] x) => (y) { y = Add(x, x) }").graph
+    unread = ir.Function(DOMAIN, "Twice", "", graph=body, attributes=[])
+    model.functions[unread.identifier()] = unread
+    apply(InlineBodies(), model)
+    require_plain(model)
+
+
 def test_a_graph_without_calls_is_left_alone() -> None:
     model = parse("m (float[n] x) => (y) { y = Neg(x) }")
     assert left_alone(InlineBodies(), model) == []

@@ -87,13 +87,16 @@ def test_nodes_are_named_after_their_modules() -> None:
 
 
 def test_bodies_keep_no_trace_of_where_they_were_made() -> None:
-    model, body = make(), parse("m (float[n] x) => (y) { y = Add(x, x) }").graph
+    branches = "then_branch = t () => (float[n] z) {z = Add(x, x)}, else_branch = e () => (float[n] z) {z = Neg(x)}"
+    model, body = make(), parse(f"m (float[n] x, bool c) => (y) {{ w = Tanh(x) \n y = If (c) <{branches}> }}").graph
     function = ir.Function("llmc", "Twice", graph=body, attributes=[])
     model.functions[function.identifier()] = function
-    for node in function:
+    nodes = list(ir.traversal.RecursiveGraphIterator(body))
+    assert sorted(node.op_type for node in nodes) == ["Add", "If", "Neg", "Tanh"]
+    for node in nodes:
         node.doc_string, node.metadata_props["pkg.torch.onnx.stack_trace"] = "here", "/home/someone/file.py, line 3"
     apply(NameGraph(), model)
-    assert not any(node.metadata_props or node.doc_string for node in function)
+    assert not any(node.metadata_props or node.doc_string for node in nodes)
 
 
 def test_nodes_without_a_name_get_one_each() -> None:

@@ -5,19 +5,13 @@ In: samples (time to the first token, gaps, other load) per subject and case. Ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import (
-    BenchCase,
-    BenchResult,
-    Comparison,
-    GenerationResult,
-    Subject,
-    SubjectRecord,
-)
+from llmc.runtimes.bench.results import BenchCase, BenchResult, Comparison, GenerationResult, Subject, SubjectRecord
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -29,15 +23,7 @@ IDLE_WARNING = 0.05
 
 @dataclass(frozen=True)
 class Sample:
-    """One run.
-
-    Attributes:
-        first_token_s: Seconds to the first token.
-        step_s: Seconds of each decode step.
-        other_load: Share of the cores that others used.
-        decode_window: Wall-clock time at the begin and the end of the decode steps, where the worker said it.
-        energy_j: Joules of the GPU in that window, where they are known.
-    """
+    """One run: a worker's :class:`~.workers.protocol.RunTimes`, and the share of the cores that others used."""
 
     first_token_s: float
     step_s: tuple[float, ...]
@@ -187,14 +173,10 @@ def compare(samples: Samples, labels: Sequence[str], cases: Sequence[BenchCase])
     """The first subject over each other one, prefill and decode, round by round."""
     rates = {"prefill": prefill_rate, "decode": decode_rate}
     found = []
-    for case in cases:
-        for other in labels[1:]:
-            for metric, rate in rates.items():
-                first, second = (
-                    [rate(case, sample) for sample in samples[label, case]] for label in (labels[0], other)
-                )
-                ratios = paired_ratios(first, second)
-                found.append(Comparison(labels[0], other, case, metric, ratios, Summary.of(ratios)))
+    for case, other, (metric, rate) in itertools.product(cases, labels[1:], rates.items()):
+        first, second = ([rate(case, sample) for sample in samples[label, case]] for label in (labels[0], other))
+        ratios = paired_ratios(first, second)
+        found.append(Comparison(labels[0], other, case, metric, ratios, Summary.of(ratios)))
     return tuple(found)
 
 
@@ -233,9 +215,8 @@ def warnings_of(
             f"the bandwidth's buffer ({bandwidth.buffer_bytes >> 20} MiB) is not twice the last-level cache "
             f"({bandwidth.cache_bytes >> 20} MiB): the figure may be the cache's"
         )
-    hosted = [result for result in results if result.label not in on_cuda]
-    fitting = [result for result in hosted if 0 < result.step_bytes < bandwidth.cache_bytes]
-    if fitting:
+    hosted = (result for result in results if result.label not in on_cuda)
+    if any(0 < result.step_bytes < bandwidth.cache_bytes for result in hosted):
         found.append(
             f"a decode step reads less than the last-level cache that this machine reports "
             f"({bandwidth.cache_bytes >> 20} MiB): its share of the memory's bandwidth may exceed 100%"

@@ -41,9 +41,7 @@ class BenchOptions:
         "models that do not fit into memory together.",
     )
     generate: int = option(
-        0,
-        "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.",
-        metavar="N",
+        0, "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.", metavar="N"
     )
     temperature: float = option(0.0, "Of --generate; 0 is greedy.")
 

@@ -59,40 +59,33 @@ def gpu_lines(report: BenchReport) -> list[Text]:
     return [Text(line) for line in lines]
 
 
+COLUMNS: dict[str, Callable[[BenchResult], str]] = {
+    "prefill tok/s": lambda it: spread(it.prefill_tokens_per_s, ".0f"),
+    "decode tok/s": lambda it: spread(it.decode_tokens_per_s, ".1f"),
+    "of bandwidth": lambda it: "" if it.bandwidth_share is None else f"{it.bandwidth_share:.0%}",
+    "peak RSS": lambda it: _mebibytes(it.peak_rss_bytes),
+}
+"""Heading -> text."""
 GPU_COLUMNS: dict[str, Callable[[BenchResult], str]] = {
-    "GPU memory": lambda it: "" if it.device_peak_bytes is None else f"{it.device_peak_bytes / 2**20:.0f} MiB",
+    "GPU memory": lambda it: _mebibytes(it.device_peak_bytes),
     "J/token": lambda it: "" if it.joules_per_token is None else spread(it.joules_per_token, ".3f"),
     "W": lambda it: "" if it.power_w is None else f"{it.power_w.median:.0f}",
 }
-"""Heading -> text; a column is shown if some subject has the figure."""
+"""The same; a column is shown if some subject has the figure."""
+
+
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.0f} MiB"
 
 
 def results_table(report: BenchReport) -> Table:
     """Throughput, memory, energy and load time: one row per case and subject."""
-    on_gpu = {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
-    table = _table(
-        f"Throughput, median of {report.options.runs} runs (min - max)",
-        "prefill tok/s",
-        "decode tok/s",
-        "of bandwidth",
-        "peak RSS",
-        *on_gpu,
-        "load",
-    )
+    columns = COLUMNS | {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
+    table = _table(f"Throughput, median of {report.options.runs} runs (min - max)", *columns, "load")
     loads = {subject.label: subject.load_s for subject in report.subjects}
     for result in report.results:
-        peak = "" if result.peak_rss_bytes is None else f"{result.peak_rss_bytes / 2**20:.0f} MiB"
-        share = "" if result.bandwidth_share is None else f"{result.bandwidth_share:.0%}"
-        table.add_row(
-            result.case.name,
-            result.label,
-            spread(result.prefill_tokens_per_s, ".0f"),
-            spread(result.decode_tokens_per_s, ".1f"),
-            share,
-            peak,
-            *(text(result) for text in on_gpu.values()),
-            f"{loads[result.label].median:.2f} s",
-        )
+        cells = (text(result) for text in columns.values())
+        table.add_row(result.case.name, result.label, *cells, f"{loads[result.label].median:.2f} s")
     return table
 
 
@@ -115,16 +108,8 @@ def generation_table(report: BenchReport) -> Table:
     """Requests through the generation loop: one row per case and subject."""
     options = report.options
     sampling = f"temperature {options.temperature:g}" if options.temperature else "greedy"
-    table = _table(
-        f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}",
-        "TTFT ms p50",
-        "p99",
-        "TPOT ms p50",
-        "p99",
-        "ITL ms p50",
-        "p99",
-        "tok/s",
-    )
+    headings = ("TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s")
+    table = _table(f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}", *headings)
     for result in report.generations:
         figures = [(each.p50, each.p99) for each in (result.ttft_ms, result.tpot_ms, result.itl_ms)]
         cells = (f"{value:.2f}" for pair in figures for value in pair)

@@ -1,7 +1,6 @@
 """What a latency benchmark is asked and what it answers, as plain data.
 
-In: nothing. Out: :class:`BenchCase`, :class:`Subject`, and :class:`BenchReport` with its
-parts and its ``to_json``.
+In: nothing. Out: :class:`BenchCase`, :class:`Subject`, and :class:`BenchReport` with its parts and its ``to_json``.
 
 Terms (vLLM's and llama-bench's, in this order of preference):
 
@@ -55,13 +54,7 @@ CONVENTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, order=True)
 class BenchCase:
-    """One shape of work.
-
-    Attributes:
-        prompt: Tokens of each row's prompt, at least 1.
-        gen: Tokens that each row generates, at least 2.
-        batch: Rows, at least 1.
-    """
+    """One shape of work: ``batch`` rows, each with ``prompt`` tokens of prompt, that generate ``gen`` tokens each."""
 
     prompt: int
     gen: int
@@ -94,8 +87,7 @@ class SubjectRecord:
     """What is known of a subject after it was opened.
 
     Attributes:
-        label: Its name in this report.
-        path: What was opened.
+        label, path: Its name in this report, and what was opened.
         info: Fields of :class:`~llmc.runtimes.session.engine.EngineInfo`.
         load_s: Seconds to load, over the fresh processes.
         base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
@@ -113,13 +105,8 @@ class BenchResult:
     """One subject's figures for one case; the terms are this module's.
 
     Attributes:
-        label: The subject.
-        case: The shape of work.
-        ttft_s: Seconds.
-        prefill_tokens_per_s: All rows together.
-        tpot_ms: Milliseconds per decode step.
-        itl_ms: Percentiles of the gaps of all runs, milliseconds.
-        decode_tokens_per_s: All rows together.
+        prefill_tokens_per_s, decode_tokens_per_s: All rows together.
+        itl_ms: Percentiles of the gaps of all runs.
         peak_rss_bytes: None when not measured.
         step_bytes: Bytes of weights and KV cache that one decode step reads, at the mean depth of the case.
         bandwidth_share: Share of the memory's measured bandwidth (of a GPU's for a subject that runs there) that
@@ -151,11 +138,8 @@ class GenerationResult:
     """One subject's figures for requests that went through the generation loop, all rounds together.
 
     Attributes:
-        label: The subject.
         case: Tokens of each request's prompt and answer, and how many requests ran at a time.
-        ttft_ms: From a request's arrival to its first token.
-        tpot_ms: Of each request.
-        itl_ms: The single gaps.
+        ttft_ms, tpot_ms: Of each request; the former from its arrival to its first token.
         tokens_per_s: New tokens of all requests of a round, from the first arrival to the last token.
     """
 
@@ -172,12 +156,9 @@ class Comparison:
     """First subject over another, round by round; a ratio of throughputs, above 1 when the first is faster.
 
     Attributes:
-        numerator: Label of the first subject.
-        denominator: Label of the other.
-        case: The shape of work.
+        numerator, denominator: Labels of the two.
         metric: ``prefill`` or ``decode``.
-        rounds: Ratio of each round.
-        ratio: Their median, least and most.
+        rounds, ratio: Ratio of each round; their median, least and most.
     """
 
     numerator: str

@@ -193,7 +193,10 @@ class Rounds:
                 meter.start()
                 answer = self._run(worker, case, turn)
                 load, seconds = meter.stop(), time.perf_counter() - begin
-                self.samples.setdefault((label, case), []).append(_sample(answer, load))
+                times = {**answer, "step_s": tuple(answer["step_s"])}
+                if "decode_window" in answer:
+                    times["decode_window"] = tuple(answer["decode_window"])
+                self.samples.setdefault((label, case), []).append(Sample(**times, other_load=load))
                 for name, before in idle.items():
                     share = (workers[name].cpu_seconds() - before) / seconds
                     self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))
@@ -222,14 +225,3 @@ class Rounds:
     def _fields(self, case: BenchCase, turn: int) -> dict[str, Any]:
         """What a worker's RunRequest is made of."""
         return {**asdict(case), "seed": self.options.seed + turn, "warm_steps": self.options.warm_steps}
-
-
-def _sample(answer: Mapping[str, Any], load: float) -> Sample:
-    window = answer.get("decode_window")
-    return Sample(
-        answer["first_token_s"],
-        tuple(answer["step_s"]),
-        load,
-        None if window is None else (float(window[0]), float(window[1])),
-        answer.get("energy_j"),
-    )

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from llmc.compiler.base.errors import ArtifactError, EngineError, LlmcError
-from llmc.runtimes.bench.tools.arguments import positive_numbers
 from llmc.runtimes.bench.tools.process_memory import run_measured
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry, write_checkpoint
 from llmc.runtimes.machine.fingerprint import MachineFingerprint, machine_fingerprint
@@ -37,16 +36,7 @@ DISK_FACTOR = 3.5
 
 @dataclass(frozen=True)
 class CompileMemory:
-    """One compile.
-
-    Attributes:
-        layers: Of the checkpoint.
-        checkpoint_bytes: Its weights.
-        artifact_bytes: All files that the compile wrote.
-        peak_rss_bytes: Peak of the process tree.
-        peak_anonymous_bytes: Peak of the part that no file backs.
-        wall_s: Seconds.
-    """
+    """One compile: its checkpoint, all files that it wrote, and what :class:`~.process_memory.CommandUsage` says."""
 
     layers: int
     checkpoint_bytes: int
@@ -134,16 +124,21 @@ def render_memory(report: MemoryReport) -> Table:
     for heading in ("layers", "checkpoint", "artifact", "peak RSS", "not file-backed", "of the first", "time"):
         table.add_column(heading, justify="right")
     for each, ratio in zip(report.compiles, report.peak_ratios, strict=True):
-        table.add_row(
-            str(each.layers),
-            f"{each.checkpoint_bytes / 1e9:.2f} GB",
-            f"{each.artifact_bytes / 1e9:.2f} GB",
-            f"{each.peak_rss_bytes / 1e9:.2f} GB",
-            f"{each.peak_anonymous_bytes / 1e9:.2f} GB",
-            f"{ratio:.3f}",
-            f"{each.wall_s:.0f} s",
-        )
+        sizes = (each.checkpoint_bytes, each.artifact_bytes, each.peak_rss_bytes, each.peak_anonymous_bytes)
+        cells = (f"{size / 1e9:.2f} GB" for size in sizes)
+        table.add_row(str(each.layers), *cells, f"{ratio:.3f}", f"{each.wall_s:.0f} s")
     return table
+
+
+def positive_numbers(text: str) -> tuple[int, ...]:
+    """``"128,512"`` -> ``(128, 512)``; what is not a list of positive whole numbers is refused as argparse does."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers, as 128,512")
+    return values
 
 
 def _parser() -> argparse.ArgumentParser:

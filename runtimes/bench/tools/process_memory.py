@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from llmc.compiler.base.errors import EngineError
+from llmc.runtimes.bench.workers.protocol import memory_fields
 
 POLL_S = 0.02
 OUTPUT_TAIL = 4000
@@ -90,10 +91,5 @@ def _tree_memory(pid: int) -> tuple[int, int, int]:
 
 
 def read_memory_fields(pid: int) -> dict[str, int]:
-    """Fields of ``/proc/PID/status`` that count kilobytes, in bytes; empty when the process is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    pairs = (line.split(":", 1) for line in lines if line.endswith(" kB"))
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+    """Those of :func:`~llmc.runtimes.bench.workers.protocol.memory_fields` of a process."""
+    return memory_fields(Path(f"/proc/{pid}/status"))

@@ -65,12 +65,7 @@ BITS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a tensor is filled with.
-
-    Attributes:
-        type_name: ONNX's name of the element type, as ``FLOAT16``.
-        distribution: How its values are drawn.
-    """
+    """What a tensor is filled with: ONNX's name of its element type, as ``FLOAT16``, and how values are drawn."""
 
     type_name: str
     distribution: Distribution
@@ -85,9 +80,7 @@ class Kind:
 class DataFile:
     """One external data file that graphs ask for.
 
-    Attributes:
-        path: Where it belongs.
-        pieces: (offset, length) in bytes -> what lies there. Tensors that share a place are one piece.
+    ``pieces``: (offset, length) in bytes -> what lies there. Tensors that share a place are one piece.
     """
 
     path: Path
@@ -124,16 +117,8 @@ def write_random_weights(
 ) -> tuple[DataFile, ...]:
     """Write every data file that the graphs of ``source`` name.
 
-    Each file is written under another name beside its place and then renamed, so that none is ever half there.
-
-    Args:
-        source: A directory with graphs, or one graph.
-        overwrite: Replace data files that are there.
-        progress: Told how far it is.
-        seed: Of all values.
-
-    Returns:
-        What was written.
+    Each file is written under another name beside its place and then renamed, so that none is ever half there; those
+    that are there already are replaced if ``overwrite`` says so. Returns what was written.
 
     Raises:
         UsageError, ArtifactError: as :func:`plan_data_files`; or a data file is there already, or the disk is full.

@@ -43,18 +43,8 @@ PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
 
 @dataclass(frozen=True)
 class Geometry:
-    """What ``genai_config.json`` says.
-
-    Attributes:
-        graph: File name of the decoder's graph.
-        vocab: Tokens.
-        hidden: Width of the hidden state.
-        layers: Decoder layers.
-        kv_heads: Key and value heads of a layer.
-        head_size: Width of a head.
-        context: Most tokens of a row.
-        pad: Token that marks padding.
-        provider_options: Provider's name -> its options.
+    """What ``genai_config.json`` says: the graph's file name, sizes, the most tokens of a row (``context``), the
+    token that marks padding, and each provider's options by its name.
     """
 
     graph: str
@@ -149,6 +139,7 @@ class GenaiTarget:
         facts = read_graph(path / geometry.graph, geometry, self._provider)
         on_device = self._provider == "cuda"
         options = self._provider_options(geometry)
+        cache_width = geometry.layers * geometry.kv_heads * geometry.head_size
         return {
             "runtime": f"onnxruntime-genai-{self._provider}",
             "vocab_size": geometry.vocab,
@@ -156,11 +147,7 @@ class GenaiTarget:
             "max_context": geometry.context,
             "logits": facts.logits,
             "cache": "shared",
-            "cache_bytes_per_token": 2
-            * geometry.layers
-            * geometry.kv_heads
-            * geometry.head_size
-            * facts.cache_item_bytes,
+            "cache_bytes_per_token": 2 * cache_width * facts.cache_item_bytes,
             "weight_bytes": facts.weight_bytes,
             "precision": facts.precision,
             "threads": 0 if on_device else threads or os.cpu_count() or 1,

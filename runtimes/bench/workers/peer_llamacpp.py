@@ -265,11 +265,8 @@ def _skip_value(file: BinaryIO, kind: int) -> None:
         _string(file)
     elif kind == ARRAY_TYPE:
         element, count = _scalar(file, "I"), _scalar(file, "Q")
-        if element in (STRING_TYPE, ARRAY_TYPE):
-            for _ in range(count):
-                _skip_value(file, element)
-        else:
-            file.seek(count * struct.calcsize("<" + SCALAR_FORMATS[element]), os.SEEK_CUR)
+        for _ in range(count):
+            _skip_value(file, element)
     else:
         file.seek(struct.calcsize("<" + SCALAR_FORMATS[kind]), os.SEEK_CUR)
 

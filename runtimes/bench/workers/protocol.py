@@ -32,7 +32,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -191,12 +191,7 @@ def _timed(target: Target, request: RunRequest) -> dict[str, Any]:
         times = target.run(request)
     finally:
         gc.enable()
-    answer: dict[str, Any] = {"first_token_s": times.first_token_s, "step_s": list(times.step_s)}
-    if times.decode_window is not None:
-        answer["decode_window"] = list(times.decode_window)
-    if times.energy_j is not None:
-        answer["energy_j"] = times.energy_j
-    return answer
+    return {name: value for name, value in asdict(times).items() if value is not None}
 
 
 def _device_bytes(target: Target) -> dict[str, int]:
@@ -210,14 +205,19 @@ def memory_status(status: Path = Path("/proc/self/status")) -> dict[str, int]:
 
     Shared and file-backed pages count, as the kernel counts them. Where there is no ``/proc``, both are getrusage's.
     """
-    names = {"VmHWM": "peak_rss_bytes", "VmRSS": "rss_bytes"}
+    if fields := memory_fields(status):
+        return {"peak_rss_bytes": fields["VmHWM"], "rss_bytes": fields["VmRSS"]}
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"peak_rss_bytes": peak, "rss_bytes": peak}
+
+
+def memory_fields(status: Path) -> dict[str, int]:
+    """Fields of ``/proc/PID/status`` that count kilobytes, in bytes; empty when the process is gone."""
     try:
         lines = status.read_text().splitlines()
     except OSError:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"peak_rss_bytes": peak, "rss_bytes": peak}
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {name: int(fields[key].split()[0]) * 1024 for key, name in names.items()}
+        return {}
+    pairs = (line.split(":", 1) for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from llmc.runtimes.bench.tools.memory import (
     MemoryReport,
     check_disk,
     measure_compile,
+    positive_numbers,
     render_memory,
 )
 from llmc.runtimes.bench.tools.process_memory import CommandUsage
@@ -100,3 +102,14 @@ def test_the_table() -> None:
         ["4", "2.00 GB", "0.60 GB", "1.00 GB", "0.30 GB", "0.500", "30 s"],
     ]
     assert report.to_json()["peak_ratios"] == [1.0, 1.25, 0.5]
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("8", (8,)), ("128,512", (128, 512)), ("2, 1", (2, 1))])
+def test_lists_of_positive_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert positive_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "ten", "1.5", "0", "8,0", "0,8", "8,-1", "8,", "8;16"])
+def test_what_is_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a list of positive numbers"):
+        positive_numbers(text)

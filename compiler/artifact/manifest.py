@@ -108,14 +108,8 @@ class PassRecord:
         """Refuse a pass without a name, and negative counts."""
         if not self.name:
             raise ArtifactError("a pass record has no name")
-        numbers = {
-            "nodes_before": self.nodes_before,
-            "nodes_after": self.nodes_after,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            **self.counts,
-            **{f"expected {name}": value for name, value in self.expected.items()},
-        }
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        numbers |= {**self.counts, **{f"expected {name}": value for name, value in self.expected.items()}}
         for name, value in numbers.items():
             if value < 0:
                 raise ArtifactError(f"pass {self.name}: {name} is {value}, which cannot be negative")

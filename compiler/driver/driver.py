@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.artifact import new_artifact, open_artifact, write_manifest
 from llmc.compiler.artifact.golden import GOLDEN, load_golden
-from llmc.compiler.artifact.manifest import EngineRecord, Manifest
+from llmc.compiler.artifact.manifest import ArtifactKind, EngineRecord, Manifest
 from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
@@ -26,7 +26,7 @@ from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOpti
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
-from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.driver.capabilities import find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
 from llmc.compiler.driver.genai_config import write_genai_config
@@ -45,12 +45,7 @@ ASSETS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 
 
 def export(
-    model: str,
-    output: Path,
-    options: ExportOptions,
-    *,
-    overwrite: bool = False,
-    progress: Progress = NO_PROGRESS,
+    model: str, output: Path, options: ExportOptions, *, overwrite: bool = False, progress: Progress = NO_PROGRESS
 ) -> Manifest:
     """Capture a model as a portable ONNX graph.
 
@@ -59,8 +54,7 @@ def export(
         ArtifactError: ``output`` exists, or the disk is full.
         VerificationError: the graph does not compute what the model computes.
     """
-    progress.start("Reading checkpoint")
-    checkpoint = open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
+    checkpoint = _read_checkpoint(model, options, progress)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, options, progress)
         _write(captured.model, staging, progress, weights=options.weights)
@@ -96,16 +90,13 @@ def optimize(
         FusionContractError: ``options.strict`` is set and a fusion did not fire where it should have.
         VerificationError: the result computes something else.
     """
-    source = open_artifact(directory)
-    if source.manifest.kind != "portable":
-        raise UsageError(f"{directory} holds a {source.manifest.kind} graph; optimize takes what export made")
-    _require_weights(directory)
+    portable = _open_input(directory, "portable", "optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
         model = ir.load(directory / GRAPH)
-        outcomes = _optimize(model, source.manifest.model, options, directory, progress)
+        outcomes = _optimize(model, portable.model, options, directory, progress)
         _write(model, staging, progress)
         _copy_assets(directory, staging)
-        target = _target_manifest(source.manifest, model, options, outcomes)
+        target = _target_manifest(portable, model, options, outcomes)
         refused = write_genai_config(staging, target)
         manifest = write_manifest(staging, target)
         manifest, _ = measure_and_record(staging, manifest, progress)
@@ -137,28 +128,20 @@ def build(
         EngineError: the runtime refuses the graph.
         VerificationError: the engine computes something else.
     """
-    source = open_artifact(directory)
-    if source.manifest.kind != "target":
-        raise UsageError(f"{directory} holds a {source.manifest.kind} graph; build takes what optimize made")
-    _require_weights(directory)
+    target = _open_input(directory, "target", "build takes what optimize made")
     with new_artifact(output, overwrite=overwrite) as staging:
         progress.start("Copying weights")
         for name in (GRAPH, DATA):
             shutil.copyfile(directory / name, staging / name)
         _copy_assets(directory, staging)
-        write_genai_config(staging, source.manifest)
-        manifest = _build(staging, source.manifest, options or EngineOptions(), threads, progress)
+        write_genai_config(staging, target)
+        manifest = _build(staging, target, options or EngineOptions(), threads, progress)
         manifest, _ = measure_and_record(staging, manifest, progress)
     return manifest
 
 
 def compile_model(
-    model: str,
-    output: Path,
-    options: CompileOptions,
-    *,
-    overwrite: bool = False,
-    progress: Progress = NO_PROGRESS,
+    model: str, output: Path, options: CompileOptions, *, overwrite: bool = False, progress: Progress = NO_PROGRESS
 ) -> CompileReport:
     """Checkpoint to engine in one go.
 
@@ -167,11 +150,8 @@ def compile_model(
     """
     get_target(options.optimize.target).require_installed()
     make_plan(options.optimize)  # What the target has not is refused before anything is read.
-    progress.start("Reading checkpoint")
     exporting = options.export
-    checkpoint = open_checkpoint(
-        model, search_path=exporting.search_path, trust_remote_code=exporting.trust_remote_code
-    )
+    checkpoint = _read_checkpoint(model, exporting, progress)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, exporting, progress)
         checkpoint.write_assets(staging)
@@ -202,9 +182,19 @@ def verify(directory: Path, *, threads: int | None = None, progress: Progress = 
     return report(measured, artifact.manifest.tolerances, where)
 
 
-def _require_weights(directory: Path) -> None:
+def _read_checkpoint(model: str, options: ExportOptions, progress: Progress) -> Checkpoint:
+    progress.start("Reading checkpoint")
+    return open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
+
+
+def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:
+    """The manifest of an artifact of this kind that has its weights."""
+    manifest = open_artifact(directory).manifest
+    if manifest.kind != kind:
+        raise UsageError(f"{directory} holds a {manifest.kind} graph; {takes}")
     if not (directory / DATA).exists():
         raise ArtifactError(f"{directory} was made without weights ({DATA}); export the model again with them")
+    return manifest
 
 
 def _optimize(

@@ -17,7 +17,8 @@ Source: onnxruntime-genai 0.18, ``src/config.h``, ``src/models/{decoder_only,kv_
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -113,7 +114,7 @@ def genai_config(graph: ir.Graph, directory: Path, manifest: Manifest) -> dict[s
         "hidden_size": manifest.model.hidden_size,
         "num_attention_heads": manifest.model.num_heads,
         "num_hidden_layers": manifest.model.num_layers,
-        "num_key_value_heads": _heads(first),
+        "num_key_value_heads": _fixed(first, 1),
         "head_size": _width(first),
         "inputs": {
             **{name: name for name in INPUTS if name in names},
@@ -186,25 +187,15 @@ class _Settings:
 
 def _layers(inputs: Mapping[str, ir.Value]) -> list[int]:
     """Layers with keys and values, as the graph's inputs name them."""
-    return sorted(int(index) for index in _indices(inputs))
-
-
-def _indices(inputs: Mapping[str, ir.Value]) -> Iterator[str]:
-    for name in inputs:
-        index, _, part = name.removeprefix(PAST).partition(".")
-        if name.startswith(PAST) and part == "key" and index.isdigit() and f"{PAST}{index}.value" in inputs:
-            yield index
-
-
-def _heads(cache: ir.Value) -> int:
-    return _fixed(cache, 1, rank=4)
+    keys = (re.fullmatch(rf"{re.escape(PAST)}(\d+)\.key", name) for name in inputs)
+    return sorted(int(key[1]) for key in keys if key is not None and f"{PAST}{key[1]}.value" in inputs)
 
 
 def _width(cache: ir.Value) -> int:
-    return _fixed(cache, 3, rank=4)
+    return _fixed(cache, 3)
 
 
-def _fixed(value: ir.Value, axis: int, *, rank: int) -> int:
+def _fixed(value: ir.Value, axis: int, *, rank: int = 4) -> int:
     """A dimension that is the same in each run."""
     size = value.shape[axis] if value.shape is not None and len(value.shape) == rank else None
     if not isinstance(size, int):

@@ -8,7 +8,7 @@ the probability, and the rest enters through the log-sum-exp.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,21 +43,16 @@ def record_golden(reference: Session, prompts: Sequence[Sequence[int]]) -> Golde
         VerificationError: its logits are not numbers.
     """
     rows, ranges = [], []
+    cache_ranges: Callable[[], tuple[FloatArray, FloatArray] | None] | None
+    cache_ranges = getattr(reference, "cache_ranges", None)  # what the cache reached, where it can tell
     for prompt in prompts:
         rows.append(_continue(reference, list(prompt)))
-        ranges.append(_cache_ranges(reference))
+        ranges.append(None if cache_ranges is None else cache_ranges())
     padded, lengths = pad_prompts(prompts)
     tokens, ids, logits, sums = (np.stack([row[i] for row in rows]) for i in range(4))
     known = [pair for pair in ranges if pair is not None]
     keys, values = (np.max([pair[i] for pair in known], axis=0) if len(known) == len(rows) else None for i in (0, 1))
     return Golden(padded, lengths, tokens, ids, logits, sums, reference.info.vocab_size, keys, values)
-
-
-def _cache_ranges(reference: Session) -> tuple[FloatArray, FloatArray] | None:
-    """What the reference's cache reached, where it can tell."""
-    read = getattr(reference, "cache_ranges", None)
-    ranges: tuple[FloatArray, FloatArray] | None = read() if read is not None else None
-    return ranges
 
 
 def _continue(reference: Session, prompt: list[int]) -> tuple[Any, ...]:

@@ -20,11 +20,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.device.cache_rows import CacheRows
 from llmc.runtimes.device.interface import Array, Moment
 from llmc.runtimes.device.sampler import UNIFORM_STEPS, kind_of, settings_of, supports, uniforms
 from llmc.runtimes.device.sampler_cache import LoadedSampler, SamplerCache
-from llmc.runtimes.device.session_buffers import SessionBuffers
 from llmc.runtimes.device.step_recorder import StepRecorder
 from llmc.runtimes.session.capabilities import RowState, TokenChooser, TokenSource
 from llmc.runtimes.session.engine import Int64Array
@@ -37,11 +35,9 @@ LOOKAHEAD = 4
 class DeviceChooser(TokenChooser):
     """Begins decode loops of a session."""
 
-    def __init__(
-        self, recorder: StepRecorder, samplers: SamplerCache, memory: SessionBuffers, rows: CacheRows
-    ) -> None:
+    def __init__(self, recorder: StepRecorder, samplers: SamplerCache) -> None:
         """Share the session's parts."""
-        self._recorder, self._samplers, self._memory, self._rows = recorder, samplers, memory, rows
+        self._recorder, self._samplers, self._rows = recorder, samplers, recorder.rows
 
     def can_choose(self, settings: Sequence[SamplingParams]) -> bool:
         """Whether there are samplers for all of these rows; any mix of what is supported runs together."""
@@ -67,27 +63,21 @@ class DeviceChooser(TokenChooser):
                 f"{self._rows.capacity}; reset the session with a larger capacity"
             )
         tokens = np.array([[0 if row is None else row.token] for row in rows], np.int64)
-        self._memory.upload(tokens, held, np.ones_like(held))
+        self._recorder.memory.upload(tokens, held, np.ones_like(held))
         sampler = self._samplers.get(kind_of([row.settings for row in states], self._samplers.vocab_size), len(rows))
-        return DecodeLoop(self._recorder, self._samplers, sampler, self._memory, self._rows, rows)
+        return DecodeLoop(self._recorder, self._samplers, sampler, rows)
 
 
 class DecodeLoop(TokenSource):
     """Steps from where the rows stand; made by :meth:`DeviceChooser.begin`."""
 
     def __init__(
-        self,
-        recorder: StepRecorder,
-        samplers: SamplerCache,
-        sampler: LoadedSampler,
-        memory: SessionBuffers,
-        rows: CacheRows,
-        states: Sequence[RowState | None],
+        self, recorder: StepRecorder, samplers: SamplerCache, sampler: LoadedSampler, states: Sequence[RowState | None]
     ) -> None:
         """Bring the sampler's inputs to the device; the decoder's are there."""
-        self._device, self._sampler, self._memory = recorder.device, sampler, memory
-        self._rows, self._states, self._turn = rows, states, rows.take_turn()
-        self._held = rows.lengths.copy()
+        self._device, self._sampler, self._memory = recorder.device, sampler, recorder.memory
+        self._rows, self._states, self._turn = recorder.rows, states, recorder.rows.take_turn()
+        self._held = self._rows.lengths.copy()
         self._ends: Int64Array = np.array([0 if row is None else row.steps_left for row in states], np.int64)
         """The last step in which each row takes part."""
         self._last = int(self._ends.max())
@@ -98,9 +88,9 @@ class DecodeLoop(TokenSource):
 
         def step() -> None:
             recorder.run_step()
-            samplers.run(sampler, memory)
+            samplers.run(sampler, recorder.memory)
 
-        batch, named = len(states), memory.named
+        batch, named = len(states), recorder.memory.named
         changed = [(named["input_ids"], batch * 8), (named["lengths"], batch * samplers.lengths_bytes)]
         if not sampler.kind.greedy:
             changed.append((sampler.buffers["step"], 8))

@@ -7,6 +7,7 @@ knows the graph's inputs and outputs and runs it on addresses, without a copy an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -46,24 +47,19 @@ class GraphIO:
         Raises:
             EngineError: it is no graph with a shared cache and lengths as inputs.
         """
-        import onnxruntime
-
         self._inference, self._device = inference, device
         self._types = {
             item.name: ELEMENT_TYPES[item.type] for item in (*inference.get_inputs(), *inference.get_outputs())
         }
-        names = {item.name for item in inference.get_inputs()}
-        if TOTAL not in names:
+        self._names = {item.name for item in inference.get_inputs()}
+        if TOTAL not in self._names:
             raise EngineError(f"the graph has no input {TOTAL}; build the engine again")
-        self._names = names
         past = [item for item in inference.get_inputs() if item.name.startswith(PAST)]
         self.cache = [cache_tensor(item) for item in past]
         for item, tensor in zip(past, self.cache, strict=True):
             if len(tensor.dims) != 3 or tensor.axis != 2 or tensor.dims.count(None) > 1:
                 raise EngineError(f"{item.name} of shape {item.shape} is no cache of keys or values")
         self.logits_type = self._types["logits"][1]
-        self._options = onnxruntime.RunOptions()
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def load(self, capacity: int) -> None:
         """Nothing: one graph runs with any."""
@@ -98,13 +94,23 @@ class GraphIO:
             EngineError: ONNX Runtime failed.
         """
         try:
-            self._inference.run_with_iobinding(binding, self._options)
+            self._inference.run_with_iobinding(binding, no_waiting())
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def close(self) -> None:
         """Let go of the graph."""
         self._inference = None
+
+
+@cache
+def no_waiting() -> Any:
+    """Options of a run that is only queued."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def cache_tensor(item: Any) -> CacheTensor:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
 from llmc.compiler.base.errors import EngineError, first_line
-from llmc.runtimes.device.graph_io import ELEMENT_TYPES
+from llmc.runtimes.device.graph_io import ELEMENT_TYPES, no_waiting
 from llmc.runtimes.device.interface import Array, Buffer, Device
 from llmc.runtimes.device.sampler import UNIFORM_STEPS, SamplerKind, build_sampler, settings_of
 from llmc.runtimes.device.session_buffers import SessionBuffers
@@ -104,7 +103,7 @@ class SamplerCache:
         if ids.address not in sampler.bindings:
             sampler.bindings[ids.address] = self._bind(sampler, logits, ids, lengths)
         try:
-            sampler.inference.run_with_iobinding(sampler.bindings[ids.address], _no_waiting())
+            sampler.inference.run_with_iobinding(sampler.bindings[ids.address], no_waiting())
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed to choose a token: {first_line(error)}") from error
 
@@ -134,12 +133,3 @@ class SamplerCache:
             for buffer in sampler.buffers.values():
                 self._device.free(buffer)
         self._samplers = {}
-
-
-@cache
-def _no_waiting() -> Any:
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options

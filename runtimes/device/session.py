@@ -70,7 +70,7 @@ class DeviceSession:
         self.recorder = StepRecorder(device, decoder, self._memory, self.rows)
         self.chooser: TokenChooser | None = None
         if samplers is not None and info.logits == "last":
-            self.chooser = DeviceChooser(self.recorder, samplers, self._memory, self.rows)
+            self.chooser = DeviceChooser(self.recorder, samplers)
         self._chunk_binding: Any = None
         self._host_logits: Array | None = None
 

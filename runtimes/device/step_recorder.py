@@ -30,15 +30,15 @@ class StepRecorder:
 
     def __init__(self, device: Device, decoder: Decoder, memory: SessionBuffers, rows: CacheRows) -> None:
         """Nothing is recorded yet."""
-        self.device, self._decoder, self._memory, self._rows = device, decoder, memory, rows
+        self.device, self._decoder, self.memory, self.rows = device, decoder, memory, rows
         self._recordings: dict[Hashable, Recording] = {}
         self._binding: Any = None
 
     def run_step(self) -> None:
         """Queue a decode step on what lies in the session's buffers, launch by launch."""
         if self._binding is None:
-            batch, capacity = self._rows.shape
-            values, cache = self._memory.values(batch, 1, 1), self._memory.cache
+            batch, capacity = self.rows.shape
+            values, cache = self.memory.values(batch, 1, 1), self.memory.cache
             # The total stays what it was when the launches were recorded, so it is the most that there can be.
             self._binding = self._decoder.bind(values, cache, batch, capacity, capacity)
         self._decoder.run(self._binding)
@@ -57,7 +57,7 @@ class StepRecorder:
             work: Queues the step.
             changed: Buffers and their bytes that a step changes and that must stay as they are now.
         """
-        key = (self._rows.shape, sampler)
+        key = (self.rows.shape, sampler)
         if key not in self._recordings:
             kept = [(buffer, self.device.host_array((size,), np.uint8)) for buffer, size in changed]
             for buffer, array in kept:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -134,16 +133,12 @@ def _compile(compiler: str, variant: Variant, library: Path) -> None:
     log.info("compiling the CPU kernels with %s", compiler)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=library.parent, suffix=".so.partial")
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with tempfile.TemporaryDirectory(dir=library.parent, suffix=".partial") as folder:
+            temporary = Path(folder, library.name)
             sources = [str(path) for path in sorted(SOURCES.rglob("*.c"))]
             command = [compiler, *variant.options, f"-I{SOURCES}", "-o", str(temporary), *sources, "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
             temporary.replace(library)
-        finally:
-            temporary.unlink(missing_ok=True)
     except subprocess.CalledProcessError as error:
         first = (error.stderr or "").strip().splitlines()[:1]
         raise KernelsUnavailable(f"{compiler} could not compile them: {first[0] if first else error}") from error

@@ -7,7 +7,7 @@ decode step pays for all of it, so there is one engine per length (bucket) and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
@@ -45,7 +45,6 @@ class CapacityPlan:
     chunk: int
     max_context: int
     stripped: bool = False
-    _by_capacity: Mapping[int, Bucket] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a plan without buckets or with unordered ones.
@@ -56,7 +55,6 @@ class CapacityPlan:
         capacities = self.capacities
         if not capacities or list(capacities) != sorted(set(capacities)) or capacities[-1] < self.max_context:
             raise ArtifactError(f"engines for {list(capacities)} slots do not hold {self.max_context} tokens")
-        object.__setattr__(self, "_by_capacity", {bucket.capacity: bucket for bucket in self.buckets})
 
     @property
     def capacities(self) -> tuple[int, ...]:
@@ -65,7 +63,7 @@ class CapacityPlan:
 
     def bucket(self, capacity: int) -> Bucket:
         """The one of exactly this capacity."""
-        return self._by_capacity[capacity]
+        return self.buckets[self.capacities.index(capacity)]
 
     def bucket_for(self, tokens: int) -> Bucket:
         """The smallest that holds a row of prompt and new tokens.

@@ -112,8 +112,8 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
 
 def report(measured: Measured, accepted: Mapping[str, float], where: str = "") -> VerifyReport:
     """Measured values against tolerances; ``where`` says what ran, if it was not the artifact itself."""
-    checks = []
-    for name, value in measured.to_mapping().items():
-        finite = value if np.isfinite(value) else 1e30
-        checks.append(Check(name, finite, accepted.get(name), at_most=name != TOP1))
+    checks = (
+        Check(name, value if np.isfinite(value) else 1e30, accepted.get(name), at_most=name != TOP1)
+        for name, value in measured.to_mapping().items()
+    )
     return VerifyReport(tuple(checks), where)

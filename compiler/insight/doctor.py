@@ -23,15 +23,7 @@ from llmc.runtimes.machine.fingerprint import (
 
 REPORTED_PACKAGES = (
     DISTRIBUTION,
-    "torch",
-    "transformers",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "gguf",
+    *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", "tokenizers", "gguf"),
     *(package for row in TARGETS for package in row.requirement.packages),
 )
 GPU_FIELDS = ("name", "compute_capability", "memory_bytes", "free_bytes")
@@ -94,7 +86,6 @@ def examine() -> DoctorReport:
     machine = machine_fingerprint()
     packages = installed_versions(REPORTED_PACKAGES)
     providers, failure = execution_providers()
-    gpus = machine.gpus
     notes = [failure] if failure else []
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         notes.append(
@@ -107,8 +98,8 @@ def examine() -> DoctorReport:
         machine=machine,
         packages=packages,
         execution_providers=providers,
-        gpus=gpus,
-        targets=tuple(target_status(target, providers, gpus) for target in TARGETS),
+        gpus=machine.gpus,
+        targets=tuple(target_status(target, providers, machine.gpus) for target in TARGETS),
         notes=tuple(notes),
     )
 

@@ -188,13 +188,10 @@ def _load(path: Path) -> ir.Model:
 
 
 def _ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:
-    return tuple(
-        Port(value.name or "", value.dtype.name if value.dtype is not None else None, _shape(value))
-        for value in values
-    )
-
-
-def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
-    if value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    ports = []
+    for value in values:
+        sizes = (
+            None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        )
+        ports.append(Port(value.name or "", None if value.dtype is None else value.dtype.name, sizes))
+    return tuple(ports)

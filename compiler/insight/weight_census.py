@@ -95,17 +95,15 @@ class _Weight:
     name: str
     kind: str
     tensor: ir.TensorProtocol
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        return place(self.tensor)
+    place: tuple[object, ...]
 
 
 def take_census(model: ir.Model) -> WeightCensus:
     """Sort every initializer and ``Constant`` of a model by what it is for."""
     head = head_product(model.graph)
     weights = [
-        _Weight(value.name or "?", kind_of(value, tensor, head), tensor) for value, tensor in constants(model.graph)
+        _Weight(value.name or "?", kind_of(value, tensor, head), tensor, place(tensor))
+        for value, tensor in constants(model.graph)
     ]
     owners: dict[tuple[object, ...], _Weight] = {}
     for weight in sorted(weights, key=lambda item: KINDS.index(item.kind)):

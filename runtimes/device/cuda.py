@@ -8,7 +8,10 @@ one launch. The runtime that computes on the stream must not synchronize or allo
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,21 +29,15 @@ def cuda_devices() -> int:
     """GPUs that can be used here; 0 without a driver or without the package."""
     try:
         from cuda.bindings import runtime
-    except ImportError:
-        return 0
-    try:
+
         error, count = runtime.cudaGetDeviceCount()
-    except RuntimeError:  # no libcudart, or no driver behind it
+    except (ImportError, RuntimeError):  # no package; no libcudart, or no driver behind it
         return 0
     return int(count) if int(error) == SUCCESS else 0
 
 
 def require_gpu(directory: Path) -> None:
-    """Refuse to open an engine where there is no GPU.
-
-    Raises:
-        EngineError: there is none.
-    """
+    """Raise EngineError where there is no GPU to open an engine on."""
     if not cuda_devices():
         raise EngineError(
             f"{directory} is an engine for a CUDA GPU, and there is none here, or no driver or cuda-bindings for "
@@ -79,11 +76,7 @@ class CudaDevice:
         self.stream = int(self._stream)
 
     def allocate(self, nbytes: int) -> Buffer:
-        """Zeroed device memory.
-
-        Raises:
-            EngineError: there is not so much.
-        """
+        """Zeroed device memory."""
         size = max(nbytes, 256)
         error, address = self._cuda.cudaMalloc(size)
         if int(error) != SUCCESS:
@@ -131,7 +124,23 @@ class CudaDevice:
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Pinned host memory, freed with the array, after waiting for what is queued to write to it."""
-        return _pinned(self._cuda, self._stream, shape, np.dtype(dtype))
+        cuda, stream, kind = self._cuda, self._stream, np.dtype(dtype)
+        count = math.prod(shape)
+        size = max(1, count * kind.itemsize)
+        error, address = cuda.cudaHostAlloc(size, 0)
+        if int(error) != SUCCESS:
+            cuda.cudaGetLastError()
+            raise EngineError(f"{size} bytes of pinned host memory cannot be allocated")
+
+        def release() -> None:
+            # A copy to it may still be queued: whoever ordered it has gone without waiting.
+            cuda.cudaStreamSynchronize(stream)
+            cuda.cudaFreeHost(int(address))
+
+        memory: Any = (ctypes.c_uint8 * size).from_address(int(address))
+        weakref.finalize(memory, release)
+        array: Array = np.frombuffer(memory, kind, count).reshape(shape)
+        return array
 
     def mark(self) -> Moment:
         """An event on the stream."""
@@ -222,25 +231,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def _pinned(cuda: Any, stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array over pinned memory."""
-    import ctypes
-    import weakref
-
-    size = max(1, int(np.prod(shape)) * dtype.itemsize)
-    error, address = cuda.cudaHostAlloc(size, 0)
-    if int(error) != SUCCESS:
-        cuda.cudaGetLastError()
-        raise EngineError(f"{size} bytes of pinned host memory cannot be allocated")
-
-    def release() -> None:
-        # A copy to it may still be queued: whoever ordered it has gone without waiting.
-        cuda.cudaStreamSynchronize(stream)
-        cuda.cudaFreeHost(int(address))
-
-    memory: Any = (ctypes.c_uint8 * size).from_address(int(address))
-    weakref.finalize(memory, release)
-    array: Array = np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
-    return array

@@ -72,7 +72,11 @@ class DecodeLoop(TokenSource):
     """Steps from where the rows stand; made by :meth:`DeviceChooser.begin`."""
 
     def __init__(
-        self, recorder: StepRecorder, samplers: SamplerCache, sampler: LoadedSampler, states: Sequence[RowState | None]
+        self,
+        recorder: StepRecorder,
+        samplers: SamplerCache,
+        sampler: LoadedSampler,
+        states: Sequence[RowState | None],
     ) -> None:
         """Bring the sampler's inputs to the device; the decoder's are there."""
         self._device, self._sampler, self._memory = recorder.device, sampler, recorder.memory

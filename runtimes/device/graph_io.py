@@ -88,11 +88,7 @@ class GraphIO:
         binding.bind_ortvalue_input(TOTAL, onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(total, np.int32)))
 
     def run(self, binding: Any) -> None:
-        """Queue the graph.
-
-        Raises:
-            EngineError: ONNX Runtime failed.
-        """
+        """Queue the graph."""
         try:
             self._inference.run_with_iobinding(binding, no_waiting())
         except Exception as error:

@@ -174,7 +174,4 @@ class _Instant:
 
 @dataclass(frozen=True)
 class _Repeated:
-    work: Callable[[], None]
-
-    def launch(self) -> None:
-        self.work()
+    launch: Callable[[], None]

@@ -80,11 +80,7 @@ class DeviceSession:
         return self.rows.lengths.copy()
 
     def reset(self, batch: int, capacity: int) -> None:
-        """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
-
-        Raises:
-            EngineError: rows or capacity are beyond what the engine can run, or the device's memory does not suffice.
-        """
+        """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
         require_room(self.info, batch, capacity)
         self.rows.take_turn()
         rounded = self._rounded(capacity)

@@ -7,7 +7,7 @@ In: an engine's directory, prompts, how to choose tokens. Out: :class:`Reply`, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,13 @@ class Reply:
 
     def to_json(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        speed, rows = self.speed, zip(prompts, self.texts, self._requests, strict=True)
+        rows = zip(prompts, self.texts, self._requests, strict=True)
         return {
             "results": [
                 {"prompt": prompt, "text": text, "tokens": request.tokens, "finished": request.finished}
                 for prompt, text, request in rows
             ],
-            "tokens": speed.tokens,
-            "ttft_s": speed.ttft_s,
-            "tokens_per_s": speed.tokens_per_s,
+            **asdict(self.speed),
         }
 
 

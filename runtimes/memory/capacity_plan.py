@@ -47,11 +47,7 @@ class CapacityPlan:
     stripped: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a plan without buckets or with unordered ones.
-
-        Raises:
-            ArtifactError: it is no plan.
-        """
+        """Refuse (ArtifactError) a plan without buckets, with unordered ones, or with none for its longest row."""
         capacities = self.capacities
         if not capacities or list(capacities) != sorted(set(capacities)) or capacities[-1] < self.max_context:
             raise ArtifactError(f"engines for {list(capacities)} slots do not hold {self.max_context} tokens")

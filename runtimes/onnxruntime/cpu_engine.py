@@ -12,7 +12,6 @@ run the kernels or the optimized graph belongs to another ONNX Runtime version.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.compiler.base.targets import ORT_RELEASE
+from llmc.runtimes.device.graph_io import cache_tensor
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
@@ -37,11 +37,7 @@ class OnnxRuntimeCpu(Engine):
     name = "onnxruntime-cpu"
 
     def build(self, request: BuildRequest) -> BuiltEngine:
-        """Make ``engine.onnx``, unless passes already made it of llmc's own operators.
-
-        Raises:
-            EngineError: the runtime refused the graph.
-        """
+        """Make ``engine.onnx``, unless passes already made it of llmc's own operators."""
         import onnxruntime
 
         session = _session_options(request.threads)
@@ -51,17 +47,13 @@ class OnnxRuntimeCpu(Engine):
             # Level 3 would add layouts of this very processor; level 2: every fusion that any x86 or Arm CPU can run.
             session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             session.optimized_model_filepath = str(request.output / ENGINE_GRAPH)
-        _make_inference(request.model, _without_weights(session))
+        # To check or optimize a graph, its weights need not be packed.
+        session.add_session_config_entry("session.disable_prepacking", "1")
+        _make_inference(request.model, session)
         return BuiltEngine(request.rewritten or request.output / ENGINE_GRAPH, details)
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
-        """Load an engine or a graph.
-
-        Raises:
-            EngineError: the runtime refuses it.
-            ArtifactError: the directory is not what its manifest says.
-            MissingDependencyError: onnxruntime is not installed.
-        """
+        """Load an engine or a graph; see :meth:`llmc.runtimes.session.engine.Engine.open`."""
         manifest = open_artifact(directory).manifest
         count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
         options = _session_options(count)
@@ -105,39 +97,24 @@ def open_graph(directory: Path, *, threads: int | None = None) -> Session:
     return OnnxRuntimeSession(inference, info, replace(manifest.contract, lengths="mask"))
 
 
-def _without_weights(options: Any) -> Any:
-    """Check or optimize a graph without packing its weights."""
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
-
-
 def engine_info(
     manifest: Manifest, runtime: str, threads: int, inference: Any, *, device: str | None = None
 ) -> EngineInfo:
     """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host."""
-    past = [item for item in inference.get_inputs() if item.name.startswith(PAST)]
-    growing = [item for item in past if not all(isinstance(dim, int) for dim in item.shape[1:])]
-    per_token = sum(
-        math.prod(dim for dim in item.shape if isinstance(dim, int)) * _item_bytes(item.type) for item in growing
-    )
+    past = [cache_tensor(item) for item in inference.get_inputs() if item.name.startswith(PAST)]
     return EngineInfo(
         runtime=runtime,
         vocab_size=inference.get_outputs()[0].shape[2],
-        num_layers=sum(item.name.endswith(".key") for item in past),
+        num_layers=sum(tensor.past.endswith(".key") for tensor in past),
         max_context=manifest.max_context or UNLIMITED,
         logits=manifest.contract.logits,
         cache=manifest.contract.cache,
-        cache_bytes_per_token=per_token,
+        cache_bytes_per_token=sum(tensor.nbytes(1, 1) for tensor in past if tensor.axis is not None),
         weight_bytes=manifest.weight_bytes,
         precision=manifest.precision,
         threads=threads,
         details=engine_details(manifest, **({} if device is None else {"device": device})),
     )
-
-
-def _item_bytes(element_type: str) -> int:
-    """Bytes of an element of one of ONNX Runtime's tensor types."""
-    return 2 if "16" in element_type else 1 if "8" in element_type else 4
 
 
 def _session_options(threads: int | None) -> Any:

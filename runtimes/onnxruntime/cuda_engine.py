@@ -54,13 +54,7 @@ class OnnxRuntimeCuda(Engine):
         return BuiltEngine(request.graph, {})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
-        """Load an engine on the GPU.
-
-        Raises:
-            EngineError: there is no GPU, it has too little memory, or ONNX Runtime refuses the graph.
-            ArtifactError: the directory is not what its manifest says, or carries no weights.
-            MissingDependencyError: onnxruntime-gpu or cuda-bindings is not installed.
-        """
+        """Load an engine on the GPU, for which onnxruntime-gpu and cuda-bindings are needed."""
         require_gpu(directory)
         return _open(directory, self.name, CudaDevice())
 

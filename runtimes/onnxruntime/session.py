@@ -74,11 +74,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         return self if self._contract.ragged_chunks or self._contract.cache == "shared" else None
 
     def reset(self, batch: int, capacity: int) -> None:
-        """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
-
-        Raises:
-            EngineError: the capacity is beyond what the engine can run, or memory does not suffice.
-        """
+        """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
         require_room(self.info, batch, capacity)
         self._lengths = np.zeros(batch, np.int64)
         anew = (batch, capacity) != self._mask.shape

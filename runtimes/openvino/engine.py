@@ -41,25 +41,14 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino-cpu"
 
     def build(self, request: BuildRequest) -> BuiltEngine:
-        """Write the model.
-
-        Raises:
-            EngineError: OpenVINO refuses the graph.
-            MissingDependencyError: it is not installed.
-        """
+        """Write the model."""
         openvino = load_openvino()
         model = read_stateful(openvino, request.graph)
         openvino.save_model(model, str(request.output / MODEL), compress_to_fp16=False)
         return BuiltEngine(request.graph, {"openvino": version_of(openvino)})
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
-        """Load an engine.
-
-        Raises:
-            EngineError: the directory holds no engine yet, an older OpenVINO is installed, or it refuses the model.
-            ArtifactError: the directory is not what its manifest says.
-            MissingDependencyError: openvino is not installed.
-        """
+        """Load an engine; see :meth:`llmc.runtimes.session.engine.Engine.open`."""
         artifact = open_artifact(directory)
         manifest = artifact.manifest
         if manifest.engine is None:

@@ -17,11 +17,7 @@ KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 
 
 def load_openvino() -> ModuleType:
-    """Import the library.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
+    """Import the library; MissingDependencyError where it is not installed."""
     try:
         return importlib.import_module("openvino")
     except ImportError as error:

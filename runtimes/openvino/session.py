@@ -57,11 +57,7 @@ class OpenVinoSession(Session, RowEditor):
         return self if all(".key" in name or ".value" in name for name in names) else None
 
     def reset(self, batch: int, capacity: int) -> None:
-        """Empty the cache. It grows with what it holds; ``capacity`` tokens in each of ``batch`` rows are its limit.
-
-        Raises:
-            EngineError: the capacity is beyond the engine's context.
-        """
+        """Empty the cache, which grows with what it holds; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
         require_room(self.info, batch, capacity)
         self._lengths, self._capacity, self._columns = np.zeros(batch, np.int64), capacity, 0
         self._mask = np.ones((batch, capacity), np.int64)

@@ -172,7 +172,8 @@ class Session(Protocol):
         """Empty the cache and make room for ``capacity`` tokens in each of ``batch`` rows.
 
         Raises:
-            EngineError: ``capacity`` is beyond :attr:`EngineInfo.max_context`, or memory does not suffice.
+            EngineError: rows or capacity are beyond what the engine can run (:attr:`EngineInfo.max_batch` and
+                :attr:`EngineInfo.max_context`), or memory does not suffice.
         """
 
     def forward(self, input_ids: Int64Array, lengths: Int64Array | None = None) -> Logits:
@@ -244,7 +245,8 @@ class Engine(Protocol):
 
         Raises:
             UsageError: the options do not fit the graph.
-            EngineError: the runtime refused the graph.
+            EngineError: the runtime refuses the graph.
+            MissingDependencyError: it is not installed.
         """
 
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
@@ -255,8 +257,10 @@ class Engine(Protocol):
             threads: Threads to compute with; None: what the manifest says, else one per physical core.
 
         Raises:
-            EngineError: the runtime is missing or refuses the engine.
-            ArtifactError: the directory is not what its manifest says.
+            EngineError: the directory holds no engine yet, its device is not here or has too little memory, or the
+                runtime refuses the engine, which a newer release may have built.
+            ArtifactError: the directory is not what its manifest says, or lacks weights that the runtime needs.
+            MissingDependencyError: the runtime is not installed.
         """
 
     def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:

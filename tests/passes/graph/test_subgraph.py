@@ -164,6 +164,7 @@ def test_what_a_shape_does_not_give_need_not_be_known() -> None:
         ("out = Range(zero, q, one)", None),
         ("out = Range(zero, t, one)", None),
         ("h = Cast<to=1>(p) e = Cast<to=1>(t) f = Cast<to=1>(one) g = Div(f, f) out = Range(h, e, g)", 0),
+        ("i = Range(p, t, one) r = Cast<to=1>(i) f = Cast<to=1>(two) g = Reciprocal(f) out = Add(r, g)", None),
         ("out = Cast<to=7>(input_ids)", None),
     ],
 )

@@ -19,11 +19,9 @@ class Progress(Protocol):
             total: Amount of work, None when it is not known.
             unit: ``bytes``, ``passes``, ``tokens`` or empty.
         """
-        ...
 
     def advance(self, done: int) -> None:
         """``done`` of the stage's total is finished."""
-        ...
 
 
 class NoProgress:

@@ -43,7 +43,6 @@ class WeightSource(Protocol):
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors, sorted by name."""
-        ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Rows ``start:stop`` of the first axis (a scalar or the whole tensor by default), as a fresh array.
@@ -56,7 +55,6 @@ class WeightSource(Protocol):
             CheckpointError: the file changed or cannot be read.
             KeyError: no such tensor.
         """
-        ...
 
 
 class ArrayWeights:

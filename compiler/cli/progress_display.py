@@ -26,7 +26,6 @@ class Display(Progress, Protocol):
 
     def step(self, what: str, number: int, total: int) -> None:
         """Step ``number`` (from 1) of ``total`` begins; the stage is called ``what`` from now on."""
-        ...
 
 
 class LogDisplay:

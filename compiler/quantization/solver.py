@@ -58,7 +58,6 @@ class Solver(Protocol):
 
     def needs_layer(self, scheme: Scheme) -> bool:
         """Whether it must see all rows of a layer at once (GPTQ, AWQ); else it gets a few rows a time."""
-        ...
 
     def solve(self, rows: Array, seen: Statistics | None, scheme: Scheme) -> Solved:
         """Choose numbers.
@@ -69,7 +68,6 @@ class Solver(Protocol):
             seen: The layer's inputs; None where nothing was calibrated.
             scheme: In what to store them; k is a multiple of its block, or the last block is filled up.
         """
-        ...
 
 
 def pack(numbers: Array, bits: int) -> Array:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from llmc.compiler.base.contract import PAST
 from llmc.compiler.base.errors import EngineError, first_line
@@ -21,13 +20,8 @@ from llmc.runtimes.device.interface import Buffer, Device
 
 TOTAL = "total_sequence_length"
 ELEMENT_TYPES: Mapping[str, tuple[int, np.dtype[Any]]] = {
-    "tensor(float)": (TensorProto.FLOAT, np.dtype(np.float32)),
-    "tensor(float16)": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "tensor(bfloat16)": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-    "tensor(float8e4m3fn)": (TensorProto.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn)),
-    "tensor(int8)": (TensorProto.INT8, np.dtype(np.int8)),
-    "tensor(int32)": (TensorProto.INT32, np.dtype(np.int32)),
-    "tensor(int64)": (TensorProto.INT64, np.dtype(np.int64)),
+    f"tensor({name})": (number := TensorProto.DataType.Value(name.upper()), helper.tensor_dtype_to_np_dtype(number))
+    for name in ("float", "float16", "bfloat16", "float8e4m3fn", "int8", "int32", "int64")
 }
 """ONNX Runtime's name of an element type -> ONNX's number and NumPy's type."""
 

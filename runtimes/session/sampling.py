@@ -25,9 +25,7 @@ from llmc.runtimes.session.sampling_params import SamplingParams
 
 _BLOCKS = 64  # maxima over V/64 interleaved columns bound the k-th largest logit from below
 _DRAW_BLOCK = 512  # exponentials summed together when the whole vocabulary can be drawn
-_FIRST_TOP_P = (
-    128  # candidates first tried for top-p without top-k; eight times as many each time they do not suffice
-)
+_FIRST_TOP_P = 128  # candidates first tried for top-p without top-k; eight times as many while they do not suffice
 
 
 def not_finite(row_id: int, step: int) -> EngineError:

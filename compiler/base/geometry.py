@@ -60,15 +60,15 @@ class ModelGeometry:
         Raises:
             UnsupportedModelError: a size is not positive, or two of them contradict each other.
         """
-        for name in ("num_layers", "hidden_size", "vocab_size", "intermediate_size"):
-            self._require_positive(name, getattr(self, name))
-        for name in ("num_kv_heads", "head_dim", "value_head_dim") if self.num_heads else ():
-            self._require_positive(name, getattr(self, name))
-        if self.max_position_embeddings is not None:
-            self._require_positive("max_position_embeddings", self.max_position_embeddings)
-        for window in self.sliding_windows:
-            if window is not None:
-                self._require_positive("sliding window", window)
+        of_heads = ("num_kv_heads", "head_dim", "value_head_dim") if self.num_heads else ()
+        names = ("num_layers", "hidden_size", "vocab_size", "intermediate_size", *of_heads, "max_position_embeddings")
+        sizes = [
+            *((name, getattr(self, name)) for name in names),
+            *(("sliding window", w) for w in self.sliding_windows),
+        ]
+        for name, size in sizes:
+            if size is not None and size <= 0:
+                raise UnsupportedModelError(f"{self.model_type}: {name} is {size}, not positive; correct config.json")
         if len(self.sliding_windows) != self.num_layers:
             raise UnsupportedModelError(
                 f"{self.model_type}: {len(self.sliding_windows)} layer types for {self.num_layers} layers; "
@@ -111,10 +111,6 @@ class ModelGeometry:
             sliding_windows=_sliding_windows(text, layers),
             tie_word_embeddings=_tied(config, text),
         )
-
-    def _require_positive(self, name: str, value: int) -> None:
-        if value <= 0:
-            raise UnsupportedModelError(f"{self.model_type}: {name} is {value}, not positive; correct config.json")
 
 
 def _read(config: Any, name: str) -> Any:

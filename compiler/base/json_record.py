@@ -235,14 +235,8 @@ def _schema(hint: object, definitions: dict[str, JsonValue]) -> JsonValue:
 
 
 def _describe(hint: object) -> str:
-    names: dict[object, str] = {
-        tuple: "a list",
-        Mapping: "an object",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-    }
-    return names.get(typing.get_origin(hint) or hint, "a string")
+    names = {tuple: "a list", Mapping: "an object", bool: "a boolean", int: "an integer", float: "a number"}
+    return names.get(cast("Any", typing.get_origin(hint) or hint), "a string")
 
 
 def _kind_of(value: object) -> str:

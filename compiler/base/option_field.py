@@ -70,18 +70,13 @@ def options_of(record: type) -> Mapping[str, Option]:
     }
 
 
-def field_types(record: type) -> Mapping[str, Any]:
-    """The types of a dataclass's fields, not as text."""
-    return typing.get_type_hints(record)
-
-
 def require_accepted(record: Any) -> None:
     """Refuse a value that is none of those that its field's type lists.
 
     Raises:
         UsageError: a field with an option is a ``Literal`` of other values.
     """
-    hints = field_types(type(record))
+    hints = typing.get_type_hints(type(record))
     for name, entry in options_of(type(record)).items():
         hint = hints[name]
         if typing.get_origin(hint) is Literal and getattr(record, name) not in typing.get_args(hint):

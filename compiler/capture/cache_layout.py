@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -232,19 +233,12 @@ def _mixers(owners: dict[State, list[str]], entries: tuple[CacheEntry, ...]) -> 
     found: dict[str, list[CacheEntry]] = {}
     for state, paths in owners.items():
         if state in states:
-            found.setdefault(_common(paths), []).append(states[state])
+            columns = zip(*(path.split(".") for path in paths), strict=False)
+            common = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+            found.setdefault(".".join(column[0] for column in common), []).append(states[state])
     # A module inside another one that keeps states itself is part of that one's step.
     outer = {path: next((o for o in sorted(found) if path == o or path.startswith(f"{o}.")), path) for path in found}
     merged: dict[str, list[CacheEntry]] = {}
     for path, kept in found.items():
         merged.setdefault(outer[path], []).extend(kept)
     return {path: tuple(kept) for path, kept in merged.items()}
-
-
-def _common(paths: list[str]) -> str:
-    common: list[str] = []
-    for column in zip(*(path.split(".") for path in paths), strict=False):
-        if len(set(column)) != 1:
-            break
-        common.append(column[0])
-    return ".".join(common)

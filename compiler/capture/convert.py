@@ -73,11 +73,8 @@ def quiet() -> Iterator[None]:
 
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "UnsupportedOperatorException")
 """torch's errors for a decision that needs the content of a tensor."""
-
 MISSING = re.compile(r"'(?:Trace|State|Step)(?:Layer|Cache)' object has no attribute '(\w+)'")
 """How Python says that a model asks a cache for something that llmc's have not."""
-
-
 REFUSALS = (ValueError, NotImplementedError, AssertionError)
 """What a modeling file raises on purpose."""
 

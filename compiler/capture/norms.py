@@ -47,7 +47,8 @@ def find_norms(model: torch.nn.Module) -> dict[str, NormFacts]:
     found: dict[str, NormFacts] = {}
     for name, module in model.named_modules():
         parameters = list(module.named_parameters(recurse=False))
-        if next(module.children(), None) is not None or not _may_be_norm(parameters):
+        parts = [*module.children(), *parameters[1:]]
+        if parts or any(parameter.ndim != 1 for _, parameter in parameters):
             continue
         scalars = {k: v for k, v in vars(module).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         key = (type(module), tuple((n, tuple(p.shape)) for n, p in parameters), tuple(sorted(scalars.items())))
@@ -56,10 +57,6 @@ def find_norms(model: torch.nn.Module) -> dict[str, NormFacts]:
         if (facts := known[key]) is not None:
             found[name] = facts
     return found
-
-
-def _may_be_norm(parameters: list[tuple[str, torch.nn.Parameter]]) -> bool:
-    return len(parameters) <= 1 and all(p.ndim == 1 for _, p in parameters)
 
 
 def identify_norm(module: torch.nn.Module) -> NormFacts | None:

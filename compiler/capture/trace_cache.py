@@ -81,13 +81,11 @@ class StateLayer(LinearAttentionCacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to allocate."""
 
-    def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Never called."""
         raise NotImplementedError
 
-    def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
-        """Never called."""
-        raise NotImplementedError
+    update_recurrent_state = update_conv_state
 
 
 class TraceCache(Cache):  # type: ignore[misc]

@@ -95,16 +95,11 @@ def _licence() -> str:
 
 
 def _environment() -> str:
-    return "\n".join(
-        [
-            "## Environment",
-            "",
-            f"- `{MODEL_PATH_VARIABLE}`: directories in which the packages of built-in models are looked for, as "
-            "`--model-path`.",
-            f"- `{DEBUG_VARIABLE}=1`: show the traceback of an error too.",
-            "",
-        ]
-    )
+    return f"""## Environment
+
+- `{MODEL_PATH_VARIABLE}`: directories in which the packages of built-in models are looked for, as `--model-path`.
+- `{DEBUG_VARIABLE}=1`: show the traceback of an error too.
+"""
 
 
 def _exit_codes() -> str:

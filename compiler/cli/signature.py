@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmc.compiler.base.option_field import Option, field_types, options_of
+from llmc.compiler.base.option_field import Option, options_of
 
 
 class Without(frozenset[str]):
@@ -46,7 +46,7 @@ class _Configuration:
 
     def parameters(self) -> list[inspect.Parameter]:
         """One for each option."""
-        hints, defaults = field_types(self.kind), {item.name: item.default for item in fields(self.kind)}
+        hints, defaults = typing.get_type_hints(self.kind), {item.name: item.default for item in fields(self.kind)}
         return [_parameter(entry, hints[name], defaults[name]) for name, entry in self.options.items()]
 
     def build(self, values: dict[str, Any]) -> Any:

@@ -69,12 +69,9 @@ class AttentionSite:
 
 def appended_keys(model: ir.Model) -> list[ir.Node]:
     """The nodes that append keys to the past of a layer, where that makes the layer's present."""
-    found = []
-    for output in model.graph.outputs:
-        name = output.name or ""
-        if name.startswith(PRESENT) and name.endswith(".key") and (node := _appending(output)) is not None:
-            found.append(node)
-    return found
+    named = [(output, output.name or "") for output in model.graph.outputs]
+    keys = [output for output, name in named if name.startswith(PRESENT) and name.endswith(".key")]
+    return [node for output in keys if (node := _appending(output)) is not None]
 
 
 def _appending(output: ir.Value) -> ir.Node | None:

@@ -112,15 +112,11 @@ class ExtractedAttention:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _graph(self) -> ir.Graph:
-        float_type, int_type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
         ranks = {QUERY: 3 if self.site.query.kind == "merged" else 4, KEY: 4, VALUE: 4}
-        copies: dict[ir.Value, ir.Value] = {}
-        for value, name in self._cuts.items():
-            copies[value] = ir.Value(name=name, type=float_type, shape=ir.Shape([None] * ranks[name]))
-        for value, name in self._feeds.items():
-            copies[value] = ir.Value(name=name, type=int_type, shape=ir.Shape([None, None]))
+        copies = {v: ir.val(name, ir.DataType.FLOAT, [None] * ranks[name]) for v, name in self._cuts.items()}
+        copies |= {v: ir.val(name, ir.DataType.INT64, [None, None]) for v, name in self._feeds.items()}
         for index, node in enumerate(self.part.lengths):
-            copies[node.outputs[0]] = ir.Value(name=f"shape_{index}", type=int_type, shape=ir.Shape([None]))
+            copies[node.outputs[0]] = ir.val(f"shape_{index}", ir.DataType.INT64, [None])
         return self.part.copy(copies, self._constant_arrays, self._half)
 
 

@@ -226,27 +226,17 @@ def _verify(attention: ExtractedAttention, facts: AttentionFacts, random: np.ran
 def _operator(attention: ExtractedAttention, facts: AttentionFacts) -> Any:
     """The operator as a function of what :meth:`ExtractedAttention.run` takes."""
     site = attention.site
-    kinds = {
-        "attention_mask": (ir.DataType.INT64, 2),
-        "past_key": (ir.DataType.FLOAT, 4),
-        "past_value": (ir.DataType.FLOAT, 4),
-    }
-    kinds |= dict.fromkeys(("query", "key", "value"), (ir.DataType.FLOAT, 3))
-    values: dict[str, ir.Value | None] = {
-        name: ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([None] * rank))
-        for name, (dtype, rank) in kinds.items()
-    }
-    inputs = [value for value in values.values() if value is not None]
-    if facts.slopes:
-        slopes = ir.tensor(np.asarray(facts.slopes, np.float32), name="slopes")
-        values["alibi_slopes"] = ir.val("slopes", const_value=slopes)
-    node = cached_attention.make_node(values, attributes_of(attention, facts))
+    ranks = {"past_key": 4, "past_value": 4, "query": 3, "key": 3, "value": 3}
+    inputs = {name: ir.val(name, ir.DataType.FLOAT, [None] * rank) for name, rank in ranks.items()}
+    inputs["attention_mask"] = ir.val("attention_mask", ir.DataType.INT64, [None, None])
+    slopes = ir.tensor(np.asarray(facts.slopes, np.float32), name="slopes")
+    constants = {"alibi_slopes": ir.val("slopes", const_value=slopes)} if facts.slopes else {}
+    node = cached_attention.make_node({**inputs, **constants}, attributes_of(attention, facts))
     node.outputs[0].name, node.outputs[0].dtype = "output", ir.DataType.FLOAT
     node.outputs[1].name, node.outputs[2].name = "present_key", "present_value"
     body = cached_attention.function(cached_attention.variant_of(node))
-    constants = [v for v in [values.get("alibi_slopes")] if v is not None]
     graph = ir.Graph(
-        inputs, [node.outputs[0]], nodes=[node], initializers=constants,
+        [*inputs.values()], [node.outputs[0]], nodes=[node], initializers=[*constants.values()],
         opset_imports={"": OPSET, DOMAIN: VERSION}, name="operator",
     )  # fmt: skip
     session = open_graph(graph, [body])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS
+from llmc.passes.graph.graph_query import free_name
 from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -29,12 +30,9 @@ class NameGraph(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Dimensions first, since values carry them; then nodes; then initializers."""
         _rename_dimensions(model, tally)
-        taken: set[str] = set()
+        taken: set[str | None] = set()
         for node in model.graph:
-            name = base = _node_name(node)
-            number = 1
-            while name in taken:
-                name, number = f"{base}.{number}", number + 1
+            name = free_name(_node_name(node), taken)
             taken.add(name)
             if node.name != name:
                 node.name = name

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.passes.graph.graph_query import free_name
 from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
 
 
@@ -26,8 +27,7 @@ class UniqueNodeNames(GraphPass):
         seen: set[str] = set()
         for node in model.graph:
             if node.name and node.name in seen:
-                number = next(n for n in range(1, len(taken) + 1) if f"{node.name}.{n}" not in taken)
-                node.name = f"{node.name}.{number}"
+                node.name = free_name(node.name, taken)
                 taken.add(node.name)
                 tally.count("names")
             if node.name:

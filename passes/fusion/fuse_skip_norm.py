@@ -40,7 +40,27 @@ class FuseSkipNorm(FusionPass):
         if add is None:
             between = node.inputs[0].producer() if node.inputs[0] is not None else None
             raise NearMiss(f"{between.op_type if between else 'an input'} lies between it and the addition")
-        _fuse(model.graph, node, add)
+        x, residual = add.inputs
+        if x is None or residual is None or is_weight(x) or is_weight(residual):
+            raise NearMiss("the addition before it adds a constant")
+        shape = dims(x)
+        if shape is None or None in shape or shape != dims(residual) or len(shape) != 3:
+            raise NearMiss("the addition before it broadcasts, or its shape is not known")
+        if node.attributes.get_int("axis", -1) not in {-1, len(shape) - 1}:
+            raise NearMiss("it does not normalize the last axis")
+        if any(user.node.op_type == "RMSNormalization" and user.node is not node for user in add.outputs[0].uses()):
+            raise NearMiss("the addition before it feeds another norm, too")
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        inputs = {"input": x, "skip": residual, "gamma": node.inputs[1]}
+        fused = SKIP_NORM.make(inputs, {"epsilon": epsilon}, num_outputs=len(SKIP_NORM.outputs), name=node.name)
+        for unused in ("mean", "inv_std_var"):
+            # Absent outputs: they are for training, and are float32 whatever the input is.
+            SKIP_NORM.result(fused, unused).name = ""
+        total = SKIP_NORM.result(fused, "input_skip_bias_sum")
+        model.graph.insert_after(add, fused)
+        for old, new in ((node.outputs[0], fused.outputs[0]), (add.outputs[0], total)):
+            take_place(old, new)
+        model.graph.remove([node, add], safe=True)
 
     def finish(self, model: ir.Model) -> None:
         """Sort: a scale that is computed may come after the addition."""
@@ -56,27 +76,3 @@ def _addition(value: ir.Value | None) -> ir.Node | None:
             return None
         node = varying[0].producer()
     return node if node is not None and node.op_type == "Add" and not node.domain else None
-
-
-def _fuse(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
-    x, residual = add.inputs
-    if x is None or residual is None or is_weight(x) or is_weight(residual):
-        raise NearMiss("the addition before it adds a constant")
-    shape = dims(x)
-    if shape is None or None in shape or shape != dims(residual) or len(shape) != 3:
-        raise NearMiss("the addition before it broadcasts, or its shape is not known")
-    if norm.attributes.get_int("axis", -1) not in {-1, len(shape) - 1}:
-        raise NearMiss("it does not normalize the last axis")
-    if any(user.node.op_type == "RMSNormalization" and user.node is not norm for user in add.outputs[0].uses()):
-        raise NearMiss("the addition before it feeds another norm, too")
-    epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    inputs = {"input": x, "skip": residual, "gamma": norm.inputs[1]}
-    fused = SKIP_NORM.make(inputs, {"epsilon": epsilon}, num_outputs=len(SKIP_NORM.outputs), name=norm.name)
-    for unused in ("mean", "inv_std_var"):
-        # Absent outputs: they are for training, and are float32 whatever the input is.
-        SKIP_NORM.result(fused, unused).name = ""
-    total = SKIP_NORM.result(fused, "input_skip_bias_sum")
-    graph.insert_after(add, fused)
-    for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], total)):
-        take_place(old, new)
-    graph.remove([norm, add], safe=True)

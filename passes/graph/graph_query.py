@@ -5,7 +5,8 @@ In: values and nodes. Out: constants, producers, consumers; replaced nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,12 +97,15 @@ def take_place(old: ir.Value, new: ir.Value) -> None:
     old.name, new.name = f"{name}.before", name
 
 
+def free_name(name: str, taken: Container[str | None]) -> str:
+    """The name, with the first number behind it that makes it free, where it is taken."""
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+    return next(free for free in names if free not in taken)
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register an initializer under a free name that begins with ``name``."""
-    free, number = name, 1
-    while free in graph.initializers:
-        free, number = f"{name}.{number}", number + 1
-    shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
+    shape, free = ir.Shape([int(d) for d in tensor.shape.numpy()]), free_name(name, graph.initializers)
     value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value

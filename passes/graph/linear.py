@@ -5,6 +5,7 @@ In: the value that it makes. Out: :class:`Linear`; and several of them stacked i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,12 +89,8 @@ def product_weight(node: ir.Node) -> tuple[str, LazyWeight] | None:
     transpose = producer(right, "Transpose")
     swaps = transpose is not None and list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]
     source = transpose.inputs[0] if transpose is not None and swaps else None
-    if (
-        source is not None
-        and is_weight(source)
-        and source.const_value is not None
-        and len(source.const_value.shape) == 2
-    ):
+    tensor = source.const_value if source is not None and is_weight(source) else None
+    if source is not None and tensor is not None and len(tensor.shape) == 2:
         return source.name or "weight", upright_weight(source)
     return None
 
@@ -119,7 +116,10 @@ def stack_linears(graph: ir.Graph, before: ir.Node, linears: Sequence[Linear], n
         raise NearMiss("its projections do not read the same input")
     if len({linear.bias is None for linear in linears}) != 1:
         raise NearMiss("only some of its projections have a bias")
-    stem = _common_stem([linear.weight.name or "" for linear in linears])
+    # ``model.layers.0.self_attn.`` of q_proj, k_proj and v_proj.
+    columns = zip(*(linear.weight.name or "" for linear in linears), strict=False)
+    common = "".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    stem = common[: common.rfind(".") + 1]
     stacked = StackedWeight([stored_weight(linear.weight) for linear in linears], transposed=True)
     weight = add_initializer(graph, f"{stem}{name}.weight", stacked)
     node = ir.node("MatMul", [first.x, weight], name=f"{stem}{name}/MatMul")
@@ -136,13 +136,3 @@ def stack_linears(graph: ir.Graph, before: ir.Node, linears: Sequence[Linear], n
             made.outputs[0].shape = ir.Shape([*list(first.output.shape)[:-1], width])
     insert_before(before, nodes)
     return result
-
-
-def _common_stem(names: list[str]) -> str:
-    """``model.layers.0.self_attn.`` of q_proj, k_proj and v_proj."""
-    stem = ""
-    for characters in zip(*names, strict=False):
-        if len(set(characters)) != 1:
-            break
-        stem += characters[0]
-    return stem[: stem.rfind(".") + 1]

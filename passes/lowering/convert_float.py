@@ -89,8 +89,7 @@ class _ToHalf:
         self._floats = _float32_values(graph)
         self._activations = {value for value in self._floats if value.is_graph_input() or _is_weight(value)}
         self._nodes = self._mark()
-        self._cast: dict[ir.Value, ir.Value] = {}
-        self._widened: dict[ir.Value, ir.Value] = {}
+        self._casts: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
         self._refuse_bodies()
@@ -129,13 +128,7 @@ class _ToHalf:
         for index, read in enumerate(node.inputs):
             if read is None or read.is_initializer() or read not in self._activations:
                 continue
-            if read not in self._widened:
-                cast = ir.node("Cast", [read], {"to": int(ir.DataType.FLOAT)}, name=f"{read.name}/to_float")
-                self._graph.insert_before(node, cast)
-                cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, read.shape
-                self._widened[read] = cast.outputs[0]
-                self._tally.count("casts added")
-            node.replace_input_with(index, self._widened[read])
+            node.replace_input_with(index, self._cast(read, node, ir.DataType.FLOAT, "to_float"))
 
     def _refuse_bodies(self) -> None:
         loops = [node for node in self._nodes if any(_is_body(attribute) for attribute in node.attributes.values())]
@@ -167,22 +160,25 @@ class _ToHalf:
 
     def _in_half(self, value: ir.Value, node: ir.Node) -> ir.Value:
         """``value``, which no activation reaches, cast once where the first activation meets it."""
-        if value not in self._cast:
-            fill = producer(value, "ConstantOfShape")
-            if fill is not None and all(use.node in self._nodes for use in value.uses()):
-                content = fill.attributes.get_tensor("value", ir.tensor(np.zeros(1, np.float32)))
-                assert content is not None
-                fill.attributes["value"] = ir.AttrTensor("value", self._half_constant(content))
-                value.dtype = self._half
-                self._tally.count("weights")
-                self._cast[value] = value
-                return value
-            cast = ir.node("Cast", [value], {"to": int(self._half)}, name=f"{value.name}/to_half")
+        fill = producer(value, "ConstantOfShape")
+        if value not in self._casts and fill is not None and all(use.node in self._nodes for use in value.uses()):
+            content = fill.attributes.get_tensor("value", ir.tensor(np.zeros(1, np.float32)))
+            assert content is not None
+            fill.attributes["value"] = ir.AttrTensor("value", self._half_constant(content))
+            value.dtype = self._half
+            self._tally.count("weights")
+            self._casts[value] = value
+        return self._cast(value, node, self._half, "to_half")
+
+    def _cast(self, value: ir.Value, node: ir.Node, dtype: ir.DataType, name: str) -> ir.Value:
+        """``value`` in another type, cast once, before the first node that asks for it."""
+        if value not in self._casts:
+            cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}/{name}")
             self._graph.insert_before(node, cast)
-            self._cast[value] = cast.outputs[0]
-            cast.outputs[0].dtype, cast.outputs[0].shape = self._half, value.shape
+            cast.outputs[0].dtype, cast.outputs[0].shape = dtype, value.shape
+            self._casts[value] = cast.outputs[0]
             self._tally.count("casts added")
-        return self._cast[value]
+        return self._casts[value]
 
     def _half_constant(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if tensor.size > SMALL or isinstance(tensor, LazyWeight):

@@ -63,12 +63,9 @@ class EqualHeadWidths(FusionPass):
 
 
 def _widths(node: ir.Node) -> tuple[int, int]:
-    found = []
-    for name in ("past_key", "past_value"):
-        shape = dims(cached_attention.get_input(node, name))
-        width = shape[-1] if shape is not None else None
-        found.append(width if isinstance(width, int) else 0)
-    return found[0], found[1]
+    shapes = (dims(cached_attention.get_input(node, name)) or [None] for name in ("past_key", "past_value"))
+    key, value = (shape[-1] if isinstance(shape[-1], int) else 0 for shape in shapes)
+    return key, value
 
 
 def _own_width(node: ir.Node, name: str) -> int:

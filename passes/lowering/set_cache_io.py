@@ -77,9 +77,5 @@ def _made_outside(model: ir.Model) -> list[ir.Value]:
         for value in model.graph.inputs
         if value.name and value.name.startswith(PAST) and _grows(value)
     }
-    found = []
-    for output in model.graph.outputs:
-        node = output.producer()
-        if output.name in growing and node is not None and node.op_type not in IN_PLACE:
-            found.append(output)
-    return found
+    outputs = [(value, value.producer()) for value in model.graph.outputs if value.name in growing]
+    return [value for value, node in outputs if node is not None and node.op_type not in IN_PLACE]

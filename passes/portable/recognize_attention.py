@@ -23,7 +23,7 @@ from llmc.passes.attention.attention_paths import SWAP, to_merged
 from llmc.passes.attention.attention_site import AttentionSite, Heads, appended_keys, find_site
 from llmc.passes.attention.extract_attention import ExtractedAttention
 from llmc.passes.attention.measure_attention import AttentionFacts, attributes_of, measure
-from llmc.passes.graph.graph_query import copy_dtype, graph_input, reshape, small_initializer, take_place
+from llmc.passes.graph.graph_query import copy_dtype, free_name, graph_input, reshape, small_initializer, take_place
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 
 WHAT = "attention"
@@ -82,7 +82,10 @@ def _replace(graph: ir.Graph, attention: ExtractedAttention, facts: AttentionFac
     if facts.slopes:
         inputs["alibi_slopes"] = small_initializer(graph, "alibi_slopes", np.asarray(facts.slopes, np.float32))
     call = cached_attention.make_node(inputs, attributes_of(attention, facts))
-    call.name = _free_name(graph, site)
+    # In the scope of the product; a module that is called twice has two attentions.
+    scope = (site.product.name or "").rpartition("/")[0]
+    name = f"{scope}/{cached_attention.NAME}" if scope else cached_attention.NAME
+    call.name = free_name(name, {node.name for node in graph})
     output, after = _in_layout(graph, call.outputs[0], site)
     anchor = site.output.value.producer()
     assert anchor is not None
@@ -96,17 +99,6 @@ def _replace(graph: ir.Graph, attention: ExtractedAttention, facts: AttentionFac
     for dead in (*reversed(attention.part.nodes), site.key, site.value):
         if not any(value.uses() or value.is_graph_output() for value in dead.outputs):
             graph.remove(dead, safe=True)
-
-
-def _free_name(graph: ir.Graph, site: AttentionSite) -> str:
-    """In the scope of the product; a module that is called twice has two attentions."""
-    scope = (site.product.name or "").rpartition("/")[0]
-    taken = {node.name for node in graph}
-    name = base = f"{scope}/{cached_attention.NAME}" if scope else cached_attention.NAME
-    number = 1
-    while name in taken:
-        name, number = f"{base}.{number}", number + 1
-    return name
 
 
 def _merged(graph: ir.Graph, heads: Heads) -> tuple[ir.Value, list[ir.Node]]:

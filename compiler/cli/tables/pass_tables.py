@@ -28,24 +28,19 @@ SHORTFALL = "bold red"
 _MOST_SENTENCES = 10
 
 
-def optimize_tables(directory: Path, report: OptimizeReport) -> Group:
-    """Passes, shortfalls, the artifact."""
+def optimize_tables(
+    directory: Path, report: OptimizeReport | CompileReport, *checks: RenderableType, cost: Cost | None = None
+) -> Group:
+    """Passes, shortfalls, ``checks``, the artifact and, with ``cost``, what it took."""
     lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
-    return Group(outcome_table(report.outcomes), *lines, artifact_table(directory, report.manifest))
+    return Group(outcome_table(report.outcomes), *lines, *checks, artifact_table(directory, report.manifest, cost))
 
 
 def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = None) -> Group:
-    """Passes, shortfalls, checks, the artifact and what it took."""
-    parts: list[RenderableType] = [
-        outcome_table(report.outcomes),
-        *shortfall_lines(report.outcomes, report.shortfalls),
-        *_genai_line(report),
-    ]
-    if report.verification is not None:
-        parts.append(verification_table(report.verification))
-    else:
-        parts.append(Text(f"not verified: {report.skipped or 'not asked for'}", style="yellow"))
-    return Group(*parts, artifact_table(directory, report.manifest, cost))
+    """The same, and the engine's comparison with its model."""
+    unverified = Text(f"not verified: {report.skipped or 'not asked for'}", style="yellow")
+    checks = unverified if report.verification is None else verification_table(report.verification)
+    return optimize_tables(directory, report, checks, cost=cost)
 
 
 def outcome_table(outcomes: Sequence[PassOutcome]) -> Table:

@@ -66,12 +66,12 @@ def function(overload: str, step: ir.Graph, signature: Signature) -> ir.Function
         assert value.const_value is not None
         value.replace_all_uses_with(body.op("Constant", value=value.const_value))
     step.initializers.clear()
-    nodes, results, news = list(step), list(step.outputs)[: len(signature.results)], list(step.outputs)
-    news = news[len(signature.results) :]
+    nodes, outputs, count = list(step), list(step.outputs), len(signature.results)
+    results, news = outputs[:count], outputs[count:]
     step.outputs.clear()
     for given, name in zip(step.inputs, [*sequences, *states, *weights], strict=True):
         if name in sequences:
-            _replace_outside(given, body[name], parts.core)
+            _replace_uses(given, body[name], {node for node, _ in given.uses()} - {*parts.core})
         elif name in weights:
             given.replace_all_uses_with(body[name])
     for node in nodes:
@@ -82,21 +82,12 @@ def function(overload: str, step: ir.Graph, signature: Signature) -> ir.Function
             output.shape = None
     for node in (*parts.static, *parts.before):
         body.add(node)
-    scan = _scan(body, step, signature, parts, results, news)
-    body.add(scan.node)
-    for node in parts.after:
+    scan, stacked = _scan(body, step, signature, parts, results, news)
+    for node in (scan, *parts.after):
         body.add(node)
-    outputs = {f"result_{i}": scan.stacked.get(value, value) for i, value in enumerate(results)}
-    outputs.update({f"present_{i}": value for i, value in enumerate(scan.node.outputs[: signature.states])})
-    return body.function(NAME, overload, outputs, [])
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """The Scan node, and for each value of its core that is used outside the sequence of it."""
-
-    node: ir.Node
-    stacked: dict[ir.Value, ir.Value]
+    named = {f"result_{i}": stacked.get(value, value) for i, value in enumerate(results)}
+    named |= {f"present_{i}": value for i, value in enumerate(scan.outputs[: signature.states])}
+    return body.function(NAME, overload, named, [])
 
 
 def _divide(step: ir.Graph, signature: Signature) -> Partition:
@@ -108,11 +99,10 @@ def _divide(step: ir.Graph, signature: Signature) -> Partition:
     return partition(list(step), sequences, weights, outputs[len(signature.results) :], results)
 
 
-def _replace_outside(value: ir.Value, new: ir.Value, core: tuple[ir.Node, ...]) -> None:
-    """Let the nodes outside the core use ``new``."""
-    inside = set(core)
+def _replace_uses(value: ir.Value, new: ir.Value, nodes: set[ir.Node]) -> None:
+    """Let these nodes use ``new``."""
     for node, index in list(value.uses()):
-        if node not in inside:
+        if node in nodes:
             node.replace_input_with(index, new)
 
 
@@ -123,8 +113,8 @@ def _scan(
     parts: Partition,
     results: list[ir.Value],
     news: list[ir.Value],
-) -> _Scan:
-    """The core as the graph of a Scan over the tokens."""
+) -> tuple[ir.Node, dict[ir.Value, ir.Value]]:
+    """The core as the graph of a Scan over the tokens; and for each value of it that is used outside its sequence."""
     given = list(step.inputs)
     count = len(signature.sequences)
     sequences = [(given[i], body[f"sequence_{i}"], axis) for i, axis in enumerate(signature.sequences)]
@@ -140,9 +130,7 @@ def _scan(
     for (value, _, axis), name in zip(sequences, token, strict=True):
         one = inner.op("Unsqueeze", inner[name], inner.op("Constant", value_ints=[axis]))
         one.type, one.shape = value.type, value.shape
-        for node, index in list(value.uses()):
-            if node in core:
-                node.replace_input_with(index, one)
+        _replace_uses(value, one, core)
     for value, name in zip(given[count : count + signature.states], old, strict=True):
         inner[name].type, inner[name].shape = value.type, value.shape
         value.replace_all_uses_with(inner[name])
@@ -177,9 +165,6 @@ def _scan(
         num_outputs=signature.states + len(leaving),
     )
     stacked = dict(zip(leaving, scan.outputs[signature.states :], strict=True))
-    after = set(parts.after)
     for value, sequence in stacked.items():
-        for node, index in list(value.uses()):
-            if node in after:
-                node.replace_input_with(index, sequence)
-    return _Scan(scan, stacked)
+        _replace_uses(value, sequence, set(parts.after))
+    return scan, stacked

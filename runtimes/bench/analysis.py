@@ -227,13 +227,10 @@ def warnings_of(
 def gpu_warnings(
     options: BenchOptions, results: Sequence[BenchResult], loads: tuple[GpuLoad, GpuLoad] | None, *, counts: bool
 ) -> tuple[str, ...]:
-    """What a reader must know of the GPU.
+    """What a reader must know of the GPU, from the ``results`` of the subjects on it.
 
-    Args:
-        options: How it was measured.
-        results: Of the subjects on the GPU.
-        loads: Before the first worker started and after the last one ended; None: not known.
-        counts: Whether the GPU's energy was read, so that a figure that is missing needs a reason.
+    ``loads`` are those before the first worker started and after the last one ended; None: not known. ``counts``:
+    the GPU's energy was read, so that a figure that is missing needs a reason.
     """
     found = []
     for when, load in zip(("before", "after"), loads or (), strict=False):

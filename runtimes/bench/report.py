@@ -125,11 +125,9 @@ def _table(title: str, *headings: str) -> Table:
 
 def comparison_table(report: BenchReport) -> Table:
     """Ratio of throughputs of the first subject over each other one, per round and median."""
-    table = Table(title=f"{report.subjects[0].label} / other, same round (above 1: faster)")
-    for heading in ("case", "other", "metric"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("median ratio", justify="right")
-    table.add_column("each round")
+    names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
+    title = f"{report.subjects[0].label} / other, same round (above 1: faster)"
+    table = Table(*names, Column("median ratio", justify="right"), "each round", title=title)
     for item in report.comparisons:
         rounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds)
         table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", rounds)

@@ -88,11 +88,7 @@ def _generates(subject: Subject) -> bool:
 
 @dataclass
 class Rounds:
-    """The measurements as they grow.
-
-    Attributes:
-        sampler: Watches the GPU; None: there is none.
-    """
+    """The measurements as they grow; ``sampler`` watches the GPU, where there is one."""
 
     subjects: Sequence[Subject]
     cases: Sequence[BenchCase]
@@ -193,10 +189,9 @@ class Rounds:
                 meter.start()
                 answer = self._run(worker, case, turn)
                 load, seconds = meter.stop(), time.perf_counter() - begin
-                times = {**answer, "step_s": tuple(answer["step_s"])}
-                if "decode_window" in answer:
-                    times["decode_window"] = tuple(answer["decode_window"])
-                self.samples.setdefault((label, case), []).append(Sample(**times, other_load=load))
+                window, times = answer.get("decode_window"), (answer["first_token_s"], tuple(answer["step_s"]))
+                sample = Sample(*times, load, window and (window[0], window[1]), answer.get("energy_j"))
+                self.samples.setdefault((label, case), []).append(sample)
                 for name, before in idle.items():
                     share = (workers[name].cpu_seconds() - before) / seconds
                     self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))

@@ -118,14 +118,13 @@ def copy_bandwidth_of_device() -> CopyBandwidth | None:
     """Measure in a process of its own; None, and a warning in the log, where it cannot be measured."""
     try:
         done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if not done.returncode:
+            return CopyBandwidth.from_json(json.loads(done.stdout))
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("the GPU's copy bandwidth was not measured: %s", error)
-        return None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        log.warning("the GPU's copy bandwidth was not measured: %s", last)
-        return None
-    return CopyBandwidth.from_json(json.loads(done.stdout))
+        why = str(error)
+    log.warning("the GPU's copy bandwidth was not measured: %s", why)
+    return None
 
 
 def main() -> int:

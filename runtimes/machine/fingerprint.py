@@ -43,11 +43,7 @@ class GpuDescription:
     """An NVIDIA GPU as ``nvidia-smi`` describes it; of the numbers, what it does not answer is 0.
 
     Attributes:
-        name: Its own name.
-        memory_bytes: Of the device.
-        driver: Version of NVIDIA's driver.
-        sm_clock_mhz: Highest clock of the multiprocessors.
-        memory_clock_mhz: Highest clock of the memory.
+        sm_clock_mhz, memory_clock_mhz: Highest clocks of the multiprocessors and of the memory.
         power_limit_w: Watts that it may draw.
         compute_capability: As ``9.0``.
         free_bytes: What is free now, no part of what the GPU is; None where it does not say.
@@ -197,13 +193,10 @@ def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUP
 
 
 def _cgroup_memory_limit(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUPS) -> int | None:
-    limits = []
-    for directory in _cgroup_directories("memory", root, membership):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            words = _read_words(directory / name)
-            if words and words[0] != "max":
-                limits.append(int(words[0]))
-    return min(limits, default=None)
+    names = ("memory.max", "memory.limit_in_bytes")
+    groups = _cgroup_directories("memory", root, membership)
+    limits = [_read_words(directory / name) for directory in groups for name in names]
+    return min((int(words[0]) for words in limits if words and words[0] != "max"), default=None)
 
 
 def _cgroup_directories(controller: str, root: Path, membership: Path) -> list[Path]:

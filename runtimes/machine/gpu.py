@@ -50,8 +50,7 @@ class Gpu:
     """One device, asked through NVML; what it does not answer is None."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml = nvml
-        self._handle = handle
+        self._nvml, self._handle = nvml, handle
 
     def _ask(self, question: Callable[[Any, Any], T]) -> T | None:
         try:
@@ -176,9 +175,7 @@ class GpuSampler:
 
     def __init__(self, gpu: Gpu, *, period_s: float = SAMPLE_S, tail_s: float = TAIL_S) -> None:
         self.energy = EnergyCurve()
-        self._gpu = gpu
-        self._period_s = period_s
-        self._tail_s = tail_s
+        self._gpu, self._period_s, self._tail_s = gpu, period_s, tail_s
         self._has_counter = gpu.energy_j() is not None
         self._baseline = self._device_peak = self._process_peak = 0
         self._pid: int | None = None

@@ -34,12 +34,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Built:
-    """What a build made.
-
-    Attributes:
-        plan: Which engine serves which length.
-        receipt: Precision of the layers, which are the same in every engine.
-    """
+    """What a build made: which engine serves which length, and the precision of the layers, the same in all."""
 
     plan: CapacityPlan
     receipt: Receipt
@@ -189,14 +184,11 @@ def _make_monitor(module: Any, stop: threading.Event, progress: Progress, stage:
     """A progress monitor, where the library has them: steps of the outermost phase are passed on."""
     if not hasattr(module, "IProgressMonitor"):
         return None
-    base = module.IProgressMonitor
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         """Subclass of TensorRT's own class, which exists once the module is loaded."""
 
-        def __init__(self) -> None:
-            base.__init__(self)
-            self._outer: str | None = None
+        _outer: str | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:

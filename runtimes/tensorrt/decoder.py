@@ -50,17 +50,8 @@ DIAGNOSES: Mapping[str, str] = {
 """What the library finds wrong with an engine -> in words."""
 
 
-@dataclass
-class Bound:
-    """Addresses and shapes of one run.
-
-    Attributes:
-        tensors: Name -> address and shape.
-        tokens: Of each row.
-    """
-
-    tensors: dict[str, tuple[int, tuple[int, ...]]]
-    tokens: int
+Bound = dict[str, tuple[int, tuple[int, ...]]]
+"""Of one run: name -> address and shape."""
 
 
 @dataclass
@@ -151,10 +142,10 @@ class TensorRTDecoder:
 
     def bind(self, values: Values, cache: Mapping[str, Buffer], batch: int, capacity: int, total: int) -> Bound:
         """Addresses of a run; see :class:`~llmc.runtimes.device.decoder.Decoder`."""
-        bound = Bound({}, 1)
+        bound: Bound = {}
         for tensor in self.cache:
             place = (cache[tensor.past].address, tensor.shape(batch, capacity))
-            bound.tensors[tensor.past] = bound.tensors[tensor.present] = place
+            bound[tensor.past] = bound[tensor.present] = place
         self.rebind(bound, values, total)
         return bound
 
@@ -163,8 +154,7 @@ class TensorRTDecoder:
         known = self._here.inputs | self._here.outputs
         for name, (buffer, shape) in values.items():
             if name in known:
-                binding.tensors[name] = (buffer.address, shape)
-        binding.tokens = binding.tensors[INPUT_IDS][1][1]
+                binding[name] = (buffer.address, shape)
 
     def run(self, binding: Bound) -> None:
         """Queue the engine, with the decode profile where every row has one token.
@@ -173,9 +163,10 @@ class TensorRTDecoder:
             EngineError: TensorRT failed.
         """
         here = self._here
-        context = here.contexts[DECODE if binding.tokens == 1 else PREFILL]
+        (_, (_, tokens)) = binding[INPUT_IDS]
+        context = here.contexts[DECODE if tokens == 1 else PREFILL]
         self._library.messages.clear()
-        for name, (address, shape) in binding.tensors.items():
+        for name, (address, shape) in binding.items():
             done = context.set_tensor_address(name, address)
             if name in here.inputs:
                 done = done and context.set_input_shape(name, shape)

@@ -31,7 +31,7 @@ from llmc.runtimes.memory.capacity_plan import CapacityPlan
 from llmc.runtimes.onnxruntime.cpu_engine import open_graph
 from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load
 from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, EngineInfo, Session
-from llmc.runtimes.tensorrt.bindings import BINDINGS, Binding, Library, open_library
+from llmc.runtimes.tensorrt.bindings import Library, open_library
 from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.builder import build_engines
 from llmc.runtimes.tensorrt.decoder import TensorRTDecoder
@@ -46,11 +46,6 @@ class TensorRT(Engine):
     """TensorRT; see :class:`llmc.runtimes.session.engine.Engine`."""
 
     name: ClassVar[str] = "tensorrt"
-
-    @property
-    def binding(self) -> Binding:
-        """What it is made of."""
-        return BINDINGS[self.name]
 
     def build(self, request: BuildRequest) -> BuiltEngine:
         """Write an engine for each length of the cache.
@@ -91,7 +86,7 @@ class TensorRT(Engine):
         plan = read_plan(directory, manifest, library)
         require_gpu(directory)
         device = CudaDevice()
-        self.binding.require_runs_on(device.compute_capability)
+        library.binding.require_runs_on(device.compute_capability)
         return open_on(device, library, directory, manifest, plan)
 
     def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:

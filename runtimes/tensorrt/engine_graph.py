@@ -6,7 +6,6 @@ copy with a number in the place of the cache's symbolic length, which TensorRT's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,7 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """A graph with lengths as inputs and a cache that is updated in place.
-
-    Attributes:
-        path: Its file; weights lie beside it.
-        model: Its content without the weights.
-    """
+    """A graph with lengths as inputs and a cache that is updated in place: file, and content without weights."""
 
     path: Path
     model: onnx.ModelProto
@@ -61,7 +55,7 @@ def read_engine_graph(path: Path) -> EngineGraph:
     names = {value.name for value in graph.inputs}
     if missing := [name for name in REQUIRED if name not in names]:
         raise EngineError(f"{path.name} has no input {missing[0]}; optimize the model again for TensorRT")
-    caches = list(_cache_values(graph.model))
+    caches = _cache_values(graph.model)
     if not caches:
         raise EngineError(f"{path.name} keeps no KV cache; optimize the model again for TensorRT")
     for value in caches:
@@ -74,7 +68,6 @@ def read_engine_graph(path: Path) -> EngineGraph:
     return graph
 
 
-def _cache_values(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name.startswith((PAST, PRESENT)):
-            yield value
+def _cache_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    values = (*model.graph.input, *model.graph.output)
+    return [value for value in values if value.name.startswith((PAST, PRESENT))]

@@ -17,11 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FileCache:
-    """One file of the cache.
-
-    Attributes:
-        path: Where it is.
-    """
+    """One file of the cache."""
 
     path: Path
 

@@ -44,7 +44,6 @@ class LostInput:
     """An input without a way to its node's outputs.
 
     Attributes:
-        node, op_type: The ONNX node.
         name: The operator's name of the input, as ``nonpad_kv_seqlen``.
         value: What was connected to it.
     """
@@ -93,7 +92,7 @@ def lost_inputs(network: Any, parser: Any, model: onnx.ModelProto) -> list[LostI
 def _arrives(
     node: onnx.NodeProto, index: int, name: str, values: _Values, reached: frozenset[str], trace: _Network
 ) -> bool:
-    if values.is_constant(name):
+    if name in values.constants:
         if values.elements(name) <= 1 or index in READ_BY_THE_PARSER.get(node.op_type, frozenset()):
             return True
         return values.is_small_integer(name) or values.constant_reached(name, reached)
@@ -141,29 +140,27 @@ class _Values:
         graph = model.graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._tensor_of: dict[str, str] = {value.name: value.name for value in graph.input}
-        self._constant = set(self._initializers)
+        self.constants = set(self._initializers)
         self._from_shapes = set(self._initializers)
-        self._rank: dict[str, tuple[int, int]] = {}
+        self._small: dict[str, bool] = {}
         for node in graph.node:
             for index, name in enumerate(node.output):
                 tensor = parser.get_layer_output_tensor(node.name, index) if name and node.name else None
                 self._tensor_of[name] = name if tensor is None else tensor.name
                 if tensor is not None:
-                    self._rank[name] = (len(tensor.shape), _element_type(tensor))
+                    element_type = str(tensor.dtype).rpartition(".")[2]
+                    self._small[name] = len(tensor.shape) <= 1 and element_type in ("INT64", "INT32", "BOOL")
             given = [name for name in node.input if name]
-            if node.op_type == "Constant" or (given and all(name in self._constant for name in given)):
-                self._constant.update(node.output)
+            if node.op_type == "Constant" or (given and all(name in self.constants for name in given)):
+                self.constants.update(node.output)
             if node.op_type in SHAPES or all(name in self._from_shapes for name in given):
                 self._from_shapes.update(node.output)
         #: Tensor -> value, for the values that are computed from inputs.
-        self.tensors = {tensor: name for name, tensor in self._tensor_of.items() if name not in self._constant}
+        self.tensors = {tensor: name for name, tensor in self._tensor_of.items() if name not in self.constants}
         self._layer_of_constant = trace.constants
 
     def tensor(self, name: str) -> str:
         return self._tensor_of.get(name, name)
-
-    def is_constant(self, name: str) -> bool:
-        return name in self._constant
 
     def elements(self, name: str) -> int:
         tensor = self._initializers.get(name)
@@ -176,19 +173,12 @@ class _Values:
             return False
         if (tensor := self._initializers.get(name)) is not None:
             return tensor.data_type in INTEGERS and len(tensor.dims) <= 1
-        rank, element_type = self._rank.get(name, (0, TensorProto.INT64))
-        return rank <= 1 and element_type in INTEGERS
+        return self._small.get(name, True)
 
     def constant_reached(self, name: str, reached: frozenset[str]) -> bool:
         """A layer that bears the initializer's name is among what was reached."""
         layers = (self._layer_of_constant.get(tensor) for tensor in reached)
         return any(layer is not None and re.sub(r"_\d+$", "", layer.removeprefix(name)) == "" for layer in layers)
-
-
-def _element_type(tensor: Any) -> int:
-    name = str(tensor.dtype).rpartition(".")[2]
-    types = {"INT64": TensorProto.INT64, "INT32": TensorProto.INT32, "BOOL": TensorProto.BOOL}
-    return int(types.get(name, TensorProto.FLOAT))
 
 
 def _formal_name(node: onnx.NodeProto, index: int, model: onnx.ModelProto) -> str:

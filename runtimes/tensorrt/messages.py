@@ -85,9 +85,6 @@ def make_logger(module: Any, messages: Messages) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
         """Subclass of TensorRT's own class, which exists once the module is loaded."""
 
-        def __init__(self) -> None:
-            levels.__init__(self)
-
         def log(self, severity: Any, message: str) -> None:
             if severity in {levels.INTERNAL_ERROR, levels.ERROR}:
                 messages.add(message, is_error=True)

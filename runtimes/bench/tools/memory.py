@@ -23,8 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmc.compiler.base.errors import ArtifactError, EngineError, LlmcError
+from llmc.compiler.base.errors import EngineError, LlmcError
 from llmc.runtimes.bench.tools.process_memory import run_measured
+from llmc.runtimes.bench.tools.random_weights import check_disk
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry, write_checkpoint
 from llmc.runtimes.machine.fingerprint import MachineFingerprint, machine_fingerprint
 
@@ -80,7 +81,8 @@ def measure_compile(
         EngineError: the compile failed; the message carries the end of its output.
     """
     workspace.mkdir(parents=True, exist_ok=True)
-    check_disk(workspace, int(geometry.checkpoint_bytes * DISK_FACTOR))
+    advice = "free some, name another --workspace, or use fewer layers"
+    check_disk(workspace, int(geometry.checkpoint_bytes * DISK_FACTOR), advice)
     checkpoint = workspace / f"llama-{geometry.hidden}-{geometry.layers}-layers"
     artifact = workspace / f"{checkpoint.name}-int4"
     try:
@@ -102,20 +104,6 @@ def measure_compile(
         peak_anonymous_bytes=usage.peak_anonymous_bytes,
         wall_s=usage.wall_s,
     )
-
-
-def check_disk(directory: Path, needed: int) -> None:
-    """Check that the disk has room.
-
-    Raises:
-        ArtifactError: fewer than ``needed`` bytes are free.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise ArtifactError(
-            f"{directory} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
-            "free some, name another --workspace, or use fewer layers"
-        )
 
 
 def render_memory(report: MemoryReport) -> Table:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 - makes its types known to NumPy
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -128,17 +128,25 @@ def write_random_weights(
     if present and not overwrite:
         raise ArtifactError(f"{present[0]} is there already: give --overwrite to replace it by random weights")
     total = sum(file.size for file in files)
-    free = shutil.disk_usage(files[0].path.parent).free
-    if free < total:
-        raise ArtifactError(
-            f"{files[0].path.parent} has {free / 1e9:.1f} GB free, {total / 1e9:.1f} GB are needed: free some"
-        )
+    check_disk(files[0].path.parent, total)
     pools = _Pools(seed)
     done = 0
     for file in files:
         _write(file, pools, overwrite, progress, done, total)
         done += file.size
     return files
+
+
+def check_disk(directory: Path, needed: int, advice: str = "free some") -> None:
+    """Refuse a disk with fewer than ``needed`` bytes free.
+
+    Raises:
+        ArtifactError: it is one.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        size = f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+        raise ArtifactError(f"{directory} has {size}: {advice}")
 
 
 def _external_tensors(graph: Path) -> Iterator[tuple[str, tuple[int, int], Kind]]:
@@ -251,13 +259,9 @@ def _draw(kind: Kind, count: int, generator: np.random.Generator) -> npt.NDArray
 
 
 def _dtype(type_name: str) -> np.dtype[Any]:
-    plain = {"DOUBLE": "float64", "FLOAT": "float32", "FLOAT16": "float16", "INT8": "int8", "UINT8": "uint8"}
-    if type_name in plain:
-        return np.dtype(plain[type_name])
-    names = {"BFLOAT16": "bfloat16", "FLOAT8E8M0": "float8_e8m0fnu"}
+    names = {"DOUBLE": "float64", "FLOAT": "float32", "FLOAT8E8M0": "float8_e8m0fnu"}
     # FLOAT8E4M3FN is float8_e4m3fn
-    found: type = getattr(ml_dtypes, names.get(type_name, type_name.lower().replace("float8", "float8_")))
-    return np.dtype(found)
+    return np.dtype(names.get(type_name, type_name.lower().replace("float8", "float8_")))
 
 
 def _write(file: DataFile, pools: _Pools, overwrite: bool, progress: Progress | None, done: int, total: int) -> None:

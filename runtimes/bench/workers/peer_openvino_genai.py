@@ -44,14 +44,12 @@ class ModelFacts:
     """What the files say about a model.
 
     Attributes:
-        vocab: Tokens.
         layers: Layers that keep keys and values.
         cache_numbers: Numbers that one token of one row adds to the cache, all layers.
         context: Most tokens of a row.
         weight_bytes: Bytes that a decode step reads.
         source: How that was found out.
-        precision: ``fp32``, ``int8``, ``int4``, …
-        logits: ``last`` or ``all``.
+        precision, logits: ``fp32``, ``int8``, ``int4``, …; ``last`` or ``all``.
     """
 
     vocab: int

@@ -70,8 +70,7 @@ class TransformersTarget:
         """
         if variant not in VARIANTS or dtype not in {"auto", *DTYPES}:
             raise ValueError(f"variant {variant!r}, dtype {dtype!r}: use {VARIANTS} and auto or {tuple(DTYPES)}")
-        self._variant = variant
-        self._dtype = dtype
+        self._variant, self._dtype = variant, dtype
         self._model: Any = None
         self._info: dict[str, Any] = {}
         self._static: dict[tuple[int, int], tuple[Any, Any]] = {}

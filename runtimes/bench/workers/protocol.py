@@ -178,7 +178,8 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
         requests, temperature = fields.pop("requests"), fields.pop("temperature")
         return {"ticks": target.generate(RunRequest(**fields), requests, temperature)}  # type: ignore[attr-defined]
     if command == "memory":
-        return {**memory_status(), **_device_bytes(target)}
+        size = getattr(target, "device_bytes", lambda: None)()
+        return memory_status() | ({} if size is None else {"device_bytes": int(size)})
     if command == "close":
         return {}
     raise ValueError(f"unknown command {command!r}")
@@ -192,12 +193,6 @@ def _timed(target: Target, request: RunRequest) -> dict[str, Any]:
     finally:
         gc.enable()
     return {name: value for name, value in asdict(times).items() if value is not None}
-
-
-def _device_bytes(target: Target) -> dict[str, int]:
-    method = getattr(target, "device_bytes", None)
-    found = None if method is None else method()
-    return {} if found is None else {"device_bytes": int(found)}
 
 
 def memory_status(status: Path = Path("/proc/self/status")) -> dict[str, int]:

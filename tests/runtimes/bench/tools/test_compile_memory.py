@@ -15,12 +15,12 @@ from llmc.runtimes.bench.tools.memory import (
     COMPILE_OPTIONS,
     CompileMemory,
     MemoryReport,
-    check_disk,
     measure_compile,
     positive_numbers,
     render_memory,
 )
 from llmc.runtimes.bench.tools.process_memory import CommandUsage
+from llmc.runtimes.bench.tools.random_weights import check_disk
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry
 
 from ..reports import MACHINE

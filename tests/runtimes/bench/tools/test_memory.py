@@ -7,8 +7,9 @@ import pytest
 
 from llmc.compiler.base.errors import ArtifactError, EngineError, UsageError
 from llmc.runtimes.bench.tools import memory
-from llmc.runtimes.bench.tools.memory import CompileMemory, MemoryReport, check_disk, measure_compile, render_memory
+from llmc.runtimes.bench.tools.memory import CompileMemory, MemoryReport, measure_compile, render_memory
 from llmc.runtimes.bench.tools.process_memory import run_measured
+from llmc.runtimes.bench.tools.random_weights import check_disk
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry, write_checkpoint
 
 TINY = LlamaGeometry(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=50)

@@ -2,6 +2,18 @@
 
 In: a sentence that says what is wrong, where, and what to do next.
 Out: an exception that the command line prints as that one sentence and turns into ``exit_code``.
+
+    LlmcError (1)
+    ├── UsageError (2)
+    ├── CheckpointError (3)
+    ├── UnsupportedModelError (4)
+    ├── CaptureError (5)
+    ├── PassError (6)
+    │   └── FusionContractError (6)
+    ├── ArtifactError (7)
+    ├── VerificationError (8)
+    ├── EngineError (9)
+    └── MissingDependencyError (10)
 """
 
 from __future__ import annotations

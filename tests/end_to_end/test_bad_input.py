@@ -21,9 +21,9 @@ import sys
 import time
 from llmc.compiler.graph import write_model
 write = write_model._write
-def slow(tensor, file):
-    write(tensor, file)
-    file.flush()
+def slow(*arguments):
+    write(*arguments)
+    arguments[-1].flush()
     print("writing", file=sys.stderr, flush=True)
     time.sleep(0.5)
 write_model._write = slow

@@ -19,7 +19,7 @@ def replaced(*changes: tuple[Any, str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, name, had, value in reversed(before):
+        for owner, name, had, value in before:
             if had:
                 setattr(owner, name, value)
             else:

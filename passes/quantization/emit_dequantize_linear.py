@@ -59,7 +59,6 @@ def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> 
     lazy = QuantizedPart(solved, "offsets", shape, weight.dtype, by_mean, transposed=True)
     offsets = add_initializer(emission.graph, f"{name}.offsets", lazy)
     new = [product, *add_offsets(emission.graph, node, product, offsets, block, means=True)]
-    new[-1].outputs[0].shape = output.shape
     ir.convenience.replace_nodes_and_values(emission.graph, node, [node], new, [output], [new[-1].outputs[0]])
 
 

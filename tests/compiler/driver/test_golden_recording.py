@@ -1,0 +1,108 @@
+"""Golden data recorded: from whole forwards of the reference."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.driver.golden_recording import STEPS, TOP, log_sum_exp, random_prompts, record_golden
+
+from .. import golden_reference
+from ..golden_reference import CHANNELS, LAYERS, PROMPTS, VOCABULARY, Reference, logits_of, record, record_ranges
+
+
+def test_a_model_whose_own_logits_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one token that the model would never choose, after the second token of a continuation."""
+
+    def damaged(tokens: list[int], sign: float = 1.0) -> Any:
+        values = logits(tokens, sign)
+        if len(tokens) == 5:
+            values[values.argmin()] = np.nan
+        return values
+
+    logits = logits_of
+    monkeypatch.setattr(golden_reference, "logits_of", damaged)
+    with pytest.raises(VerificationError, match=r"the model's own logits after 5 tokens are not numbers \(NaN\)"):
+        record()
+
+
+def test_every_token_comes_from_all_before_it() -> None:
+    golden, reference = record()
+    assert golden.tokens.shape == (3, STEPS)
+    for row, prompt in enumerate(PROMPTS):
+        tokens = list(prompt)
+        for step in range(STEPS):
+            logits = logits_of(tokens)
+            assert golden.tokens[row, step] == golden.top_ids[row, step, 0] == logits.argmax()
+            np.testing.assert_array_equal(golden.top_logits[row, step], np.sort(logits)[::-1][:TOP])
+            np.testing.assert_array_equal(logits[golden.top_ids[row, step]], golden.top_logits[row, step])
+            assert golden.log_sum_exp[row, step] == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-4)
+            tokens.append(int(logits.argmax()))
+    assert [len(call) for call in reference.calls] == [len(p) + step for p in PROMPTS for step in range(STEPS)]
+
+
+def test_prompts_are_padded_on_the_right() -> None:
+    golden, _ = record()
+    assert golden.lengths.tolist() == [3, 1, 5]
+    assert [row[:n].tolist() for row, n in zip(golden.prompts, golden.lengths, strict=True)] == PROMPTS
+    assert golden.vocab_size == VOCABULARY
+
+
+class Undecided(Reference):
+    """All tokens are equally likely."""
+
+    def forward(self, input_ids: Any, lengths: Any = None) -> Any:
+        return SimpleNamespace(host=lambda: np.zeros((1, input_ids.shape[1], VOCABULARY), np.float32))
+
+
+def test_of_equal_logits_the_first_token_is_chosen_as_argmax_does() -> None:
+    reference: Any = Undecided()
+    golden = record_golden(reference, PROMPTS)
+    assert not golden.tokens.any()
+    np.testing.assert_array_equal(golden.top_ids, np.broadcast_to(np.arange(TOP), (3, STEPS, TOP)))
+
+
+def test_the_sum_is_over_the_whole_vocabulary() -> None:
+    """Of equally likely tokens, those that are not kept make a large part."""
+    reference: Any = Undecided()
+    np.testing.assert_allclose(record_golden(reference, PROMPTS).log_sum_exp, np.log(VOCABULARY), rtol=1e-6)
+
+
+def test_log_sum_exp_of_large_logits_is_in_double_precision() -> None:
+    assert log_sum_exp(np.asarray([1000.0, 1000.0], np.float32)) == pytest.approx(1000 + np.log(2), abs=1e-9)
+    assert log_sum_exp(np.asarray([-1000.0, -1001.0])) == pytest.approx(-1000 + np.log1p(np.exp(-1)), abs=1e-9)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 50000])
+def test_random_prompts_are_the_same_each_time(vocabulary: int) -> None:
+    """Of unequal lengths, so that a comparison pads; of tokens that there are."""
+    prompts = random_prompts(vocabulary)
+    assert prompts == random_prompts(vocabulary)
+    assert len({len(prompt) for prompt in prompts}) == len(prompts) == 3
+    assert {token for prompt in prompts for token in prompt} <= set(range(vocabulary))
+
+
+def test_ranges_are_the_largest_of_all_prompts() -> None:
+    golden, reference = record_ranges()
+    assert golden.cache_ranges is not None
+    keys, values = golden.cache_ranges
+    channels = np.arange(LAYERS * CHANNELS, dtype=np.float32).reshape(LAYERS, CHANNELS)
+    # What the cache holds after the last forward of each prompt.
+    lasts = [reference.calls[(row + 1) * STEPS - 1] for row in range(len(PROMPTS))]
+    np.testing.assert_array_equal(keys, channels * max(map(max, lasts)))
+    np.testing.assert_array_equal(values, np.full_like(channels, max(map(len, lasts))))
+    assert max(map(len, lasts)) == max(map(len, PROMPTS)) + STEPS - 1
+
+
+def test_ranges_of_some_prompts_alone_are_none() -> None:
+    golden, _ = record_ranges(silent=(250,))
+    assert golden.cache_ranges is None
+    assert (golden.key_ranges, golden.value_ranges) == (None, None)
+
+
+def test_a_reference_without_a_cache_has_no_ranges() -> None:
+    assert record()[0].cache_ranges is None

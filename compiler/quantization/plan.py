@@ -76,7 +76,7 @@ def make_plan(options: OptimizeOptions) -> Plan:
     Raises:
         UsageError: linear layers have no scheme with these zero points.
     """
-    meaning, zero = MEANINGS.get(options.target, {}).get(options.precision), options.zero_points
+    meaning, zero = MEANINGS.get(options.target, {}).get(options.precision), str(options.zero_points)
     kinds = [SCHEMES[name].zero for name in meaning.linear] if meaning else []
     if zero not in {"auto", *kinds}:
         asked, accepted = f"--target {options.target} --precision {options.precision}", ", ".join(["auto", *kinds])

@@ -1,7 +1,8 @@
 """Schemes: in what numbers a weight is stored, by name.
 
-In: a name, as ``int4-offset@64``; the block size is left out where the scheme has one of its own. Out: a
-:class:`Scheme`. A new one is a row of :data:`SCHEMES`, and its place in :mod:`llmc.compiler.quantization.plan`.
+In: a name, as ``int4-offset@64``; the block size is left out where the scheme has one of its own, or where a packed
+one takes what suits the rows. Out: a :class:`Scheme`. A new one is a row of :data:`SCHEMES`, and its place in
+:mod:`llmc.compiler.quantization.plan`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from llmc.compiler.base.options import Zero, require_block_size
 
 FLOAT = "float"
 """In place of a scheme's name: the weight keeps its floats."""
+PACKED_BITS = (2, 3, 4, 5, 6, 8)
+PACKED_BLOCK, PACKED_MULTIPLE = 64, 32
+"""Input features of a packed block unless its name says otherwise; where rows are no multiple of them, the second."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,21 @@ class Scheme:
 
     Attributes:
         form: The operators that read it, whose specifications say how scales are rounded: ``nbits`` (MatMulNBits,
-            GatherBlockQuantized, QMoE; numbers are packed into bytes), ``fp8`` (MatMulBlockQuantizedFp8Weight) or
-            ``qdq`` (DequantizeLinear of the ONNX standard).
-        storage: Type of one number.
+            GatherBlockQuantized, QMoE; numbers are packed into bytes), ``packed`` (llmc's own MatMulNBits and
+            GatherNBits: numbers in planes, a byte each for a block's scale and zero point, a float scale for a row),
+            ``fp8`` (MatMulBlockQuantizedFp8Weight) or ``qdq`` (DequantizeLinear of the ONNX standard).
+        storage: Type of one number, or of the bytes that planes of numbers fill.
         block: Input features that share a scale; None: all of a row.
-        zero: Per block nothing, an integer zero point in the numbers' range, or a float offset.
+        zero: Per block nothing, an integer zero point in the numbers' range, a float offset, or a fixed-point zero
+            point with 8 - bits places behind the point.
+        width: Bits of a number in planes; 0: those of its storage.
     """
 
-    form: Literal["nbits", "fp8", "qdq"]
+    form: Literal["nbits", "packed", "fp8", "qdq"]
     storage: ir.DataType
     block: int | None
-    zero: Zero = "none"
+    zero: Zero | Literal["fixed"] = "none"
+    width: int = 0
 
     def __post_init__(self) -> None:
         """Refuse block sizes that no kernel takes, and zero points of floats.
@@ -45,13 +53,15 @@ class Scheme:
         """
         if self.block is not None:
             require_block_size(self.block)
+        if self.form == "packed" and (self.block is None or self.block % PACKED_MULTIPLE):
+            raise UsageError(f"packed blocks are a multiple of {PACKED_MULTIPLE} input features, not {self.block}")
         if self.zero != "none" and not (self.storage.is_integer() and self.block):
             raise UsageError(f"blocks of integers may have a zero point or an offset, {self.storage.name} has none")
 
     @property
     def bits(self) -> int:
         """Of one number."""
-        return self.storage.bitwidth
+        return self.width or self.storage.bitwidth
 
     def blocks(self, features: int) -> int:
         """Scales of a row."""
@@ -77,6 +87,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "qdq-uint4-offset": Scheme("qdq", _UINT4, 32, "offset"),
     "qdq-uint4-zero": Scheme("qdq", _UINT4, 32, "integer"),
     "qdq-nvfp4": Scheme("qdq", ir.DataType.FLOAT4E2M1, 16),
+    **{f"q{bits}": Scheme("packed", _UINT8, PACKED_BLOCK, "fixed", bits) for bits in PACKED_BITS},
+    **{f"q{bits}-symmetric": Scheme("packed", _UINT8, PACKED_BLOCK, "none", bits) for bits in PACKED_BITS},
 }
 
 
@@ -85,8 +97,13 @@ def scheme_name(name: str, block: int) -> str:
     return name if SCHEMES[name].block in {None, 16} else f"{name}@{block}"
 
 
-def scheme_of(name: str) -> Scheme | None:
+def scheme_of(name: str, features: int | None = None) -> Scheme | None:
     """The scheme of a name; None for :data:`FLOAT`.
+
+    Args:
+        name: Of a row of :data:`SCHEMES`, perhaps with ``@`` and a block size.
+        features: Input features of the weight that is to be stored so; a packed block whose size the name does not
+            say is then such that they are whole blocks, if they can be.
 
     Raises:
         UsageError: there is none of that name, or it does not take the block size.
@@ -96,4 +113,8 @@ def scheme_of(name: str) -> Scheme | None:
         return None
     if row not in SCHEMES or (at and not (block.isdecimal() and scheme_name(row, int(block)) == name)):
         raise UsageError(f"{name} is no scheme; there are {', '.join(SCHEMES)}, with @ and a block size behind most")
-    return replace(SCHEMES[row], block=int(block)) if at else SCHEMES[row]
+    scheme = SCHEMES[row]
+    if at:
+        return replace(scheme, block=int(block))
+    divided = scheme.form == "packed" and features is not None and features % PACKED_BLOCK
+    return replace(scheme, block=PACKED_MULTIPLE) if divided else scheme

@@ -37,15 +37,18 @@ class Solved:
     Attributes:
         levels: [n, blocks * block]: uint8 from 0 to 2^bits - 1, of which 2^(bits-1) stands for zero unless ``zeros``
             are integers; float8_e4m3fn or float4_e2m1fn for schemes of small floats.
-        scales: [n, blocks], float32 (float8_e4m3fn for blocks of float4).
-        zeros: None; [n, blocks] uint8 zero points; or float32 offsets, for which 2^(bits-1) stands.
+        scales: [n, blocks], float32 (float8_e4m3fn for blocks of float4; packed: uint8 codes, times ``row_scales``).
+        zeros: None; [n, blocks] uint8 zero points (packed: in units of 2^(bits-8) levels); or float32 offsets, for
+            which 2^(bits-1) stands.
         matrix_scale: [] float32, which multiplies all scales; None where the scheme has none.
+        row_scales: [n] float32, each of which multiplies the codes of its row's scales; None unless packed.
     """
 
     levels: Array
     scales: Array
     zeros: Array | None = None
     matrix_scale: Array | None = None
+    row_scales: Array | None = None
 
     def zero_points(self) -> Array:
         """``zeros`` of a scheme that has them."""
@@ -71,10 +74,30 @@ class Solver(Protocol):
 
 
 def pack(numbers: Array, bits: int) -> Array:
-    """uint8 [n, m] as bytes [n, ceil(m * bits / 8)]: numbers of 4 bits are two a byte, the lower one first."""
+    """uint8 [n, m] as bytes [n, ceil(m * bits / 8)]: several of 1, 2 or 4 bits a byte, the first one lowest."""
     if bits == 8:
         return numbers
-    if numbers.shape[1] % 2:
-        numbers = np.pad(numbers, ((0, 0), (0, 1)))
-    packed: Array = numbers[:, 0::2] | (numbers[:, 1::2] << 4)
+    count = 8 // bits
+    if short := -numbers.shape[1] % count:
+        numbers = np.pad(numbers, ((0, 0), (0, short)))
+    packed: Array = numbers[:, 0::count].copy()
+    for place in range(1, count):
+        packed |= numbers[:, place::count] << np.uint8(place * bits)
     return packed
+
+
+def low_bits(bits: int) -> int:
+    """How many of a packed number's bits lie in its low plane: 2, 4 or 8; the rest lie in the high one."""
+    return max(low for low in (2, 4, 8) if low <= bits)
+
+
+def low_plane(levels: Array, bits: int) -> Array:
+    """The low plane of packed numbers, uint8 [n, m] as bytes [n, m * low / 8]."""
+    low = low_bits(bits)
+    return pack(levels & np.uint8(2**low - 1), low)
+
+
+def high_plane(levels: Array, bits: int) -> Array:
+    """The high plane of packed numbers that have one, uint8 [n, m] as bytes [n, m * (bits - low) / 8]."""
+    low = low_bits(bits)
+    return pack(levels >> np.uint8(low), bits - low)

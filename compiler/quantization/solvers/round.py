@@ -11,6 +11,8 @@ its smallest the least, whichever needs the larger scale; zero points lie as abo
 the type of the rows, in which they are stored (``fp8``: float32), and numbers are those of the rounded ones. A block
 of nothing has scale 1.
 
+``packed``: :mod:`.packed`.
+
 A number in the middle of two is the even one, before a zero point is added. Sources: ONNX Runtime's contrib
 operators; ONNX's DequantizeLinear-23; OCP's 8-bit and microscaling formats 1.0.
 """
@@ -25,6 +27,7 @@ import onnx_ir as ir
 
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved, Statistics
+from llmc.compiler.quantization.solvers.packed import round_packed
 
 LARGEST_FP8, SMALLEST_FP8, LARGEST_FP4 = 448.0, 2.0**-9, 6.0
 _TINY, _LEAST = np.finfo(np.float32).tiny, np.finfo(np.float32).smallest_subnormal
@@ -45,6 +48,8 @@ class RoundToNearest:
         if self.needs_layer(scheme):
             return _nvfp4(rows, scheme)
         blocks = _blocks(rows, scheme)
+        if scheme.form == "packed":
+            return round_packed(blocks, scheme)
         if not scheme.storage.is_integer():
             return _fp8(blocks, scheme, np.float32 if scheme.form == "fp8" else rows.dtype)
         return _nbits(blocks, scheme) if scheme.form == "nbits" else _qdq(blocks, scheme, rows.dtype)

@@ -37,6 +37,8 @@ def test_floats_have_no_scheme() -> None:
         ("int4@many", "int4@many is no scheme"),
         ("int4@48", "block size 48 is not a power of two from 16 up"),
         ("int4@8", "block size 8 is not a power of two from 16 up"),
+        ("q4@16", "packed blocks are a multiple of 32 input features, not 16"),
+        ("q7", "q7 is no scheme"),
         ("fp8@0", "block size 0 is not a power of two from 16 up"),
     ],
 )
@@ -51,6 +53,7 @@ def test_names_that_are_none(name: str, message: str) -> None:
         (("fp8", FP8, 128, "integer"), "FLOAT8E4M3FN has none"),
         (("qdq", ir.DataType.INT8, None, "offset"), "INT8 has none"),
         (("nbits", UINT4, 24), "block size 24 is not a power of two from 16 up"),
+        (("packed", ir.DataType.UINT8, None), "packed blocks are a multiple of 32 input features, not None"),
     ],
 )
 def test_what_makes_no_sense(arguments: tuple[Any, ...], message: str) -> None:
@@ -63,6 +66,22 @@ def test_the_last_block_may_be_shorter() -> None:
     assert SCHEMES["qdq-int8"].blocks(4096) == 1
 
 
-def test_bits_are_those_of_the_storage() -> None:
+def test_bits_are_those_of_the_storage_or_of_a_number_in_planes() -> None:
     for name, scheme in SCHEMES.items():
-        assert scheme.bits == (4 if "int4" in name or "fp4" in name else 8)
+        if name.startswith("q") and name[1].isdigit():
+            assert scheme.bits == int(name[1])
+            assert (scheme.form, scheme.storage.name) == ("packed", "UINT8")
+            assert scheme.zero == ("none" if name.endswith("-symmetric") else "fixed")
+        else:
+            assert scheme.bits == (4 if "int4" in name or "fp4" in name else 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "block"),
+    [("q4", None, 64), ("q4", 576, 64), ("q4", 96, 32), ("q4", 100, 32), ("q4@64", 96, 64), ("q4@128", 576, 128),
+     ("q6-symmetric", 32, 32), ("int4-offset", 48, 32), ("fp8", 96, 128)],
+)  # fmt: skip
+def test_packed_blocks_suit_the_rows_unless_their_size_is_said(name: str, features: int | None, block: int) -> None:
+    scheme = scheme_of(name, features)
+    assert scheme is not None
+    assert scheme.block == block

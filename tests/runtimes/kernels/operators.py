@@ -23,7 +23,10 @@ Array = npt.NDArray[Any]
 GUARD = 64
 """Floats behind each output."""
 UNTOUCHED = np.float32(-77.25)
-RANKS = {"bias": 1, "gamma": 1, "w": 3, "scales": 2, "zeros": 2, "offsets": 2}
+RANKS = {"bias": 1, "gamma": 1, "w": 3, "scales": 2, "zeros": 2, "offsets": 2, "high": 3, "row_scales": 1}
+PRODUCT = ("a", "w", "scales", "zeros", "bias", "gamma", "skip", "offsets", "high", "row_scales")
+GATHER = ("ids", "w", "scales", "zeros", "high", "row_scales")
+CODED = dict.fromkeys(("w", "scales", "zeros", "high"), TensorProto.UINT8) | {"ids": TensorProto.INT64}
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 """Here, and not where users compile: their compiler may be newer and warn of more."""
 
@@ -167,6 +170,93 @@ def _packed(levels: Array, bits: int) -> Array:
     return even[:, 0::2] | (even[:, 1::2] << 4)
 
 
+@dataclass(frozen=True)
+class CodedWeight:
+    """A quantized weight whose scales and zero points are codes of 8 bits, before it is packed.
+
+    Attributes:
+        levels: [n, blocks * block_size] integers, those behind the last feature too.
+        codes: [n, blocks] uint8.
+        row_scales: [n] float32.
+        zeros: [n, blocks] uint8, in units of 2^(bits - 8), or None.
+    """
+
+    bits: int
+    block_size: int
+    k: int
+    levels: Array
+    codes: Array
+    row_scales: Array
+    zeros: Array | None = None
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return len(self.levels)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Those of the operator."""
+        return {"K": self.k, "N": self.n, "bits": self.bits, "block_size": self.block_size}
+
+    def values(self) -> Array:
+        """[n, k] float64: row scale * code * (level - zero point)."""
+        blocks = self.levels.reshape(self.n, -1, self.block_size).astype(np.float64)
+        unit = 2.0 ** (self.bits - 8)
+        zeros = np.full(self.codes.shape, 128) if self.zeros is None else self.zeros
+        values = (blocks - zeros[..., None] * unit) * self.codes.astype(np.float64)[..., None]
+        return values.reshape(self.n, -1)[:, : self.k] * self.row_scales.astype(np.float64)[:, None]
+
+    def constants(self) -> dict[str, Array]:
+        """The operator's inputs."""
+        low = 2 if self.bits <= 3 else 4 if self.bits <= 6 else 8
+        shape = (self.n, self.codes.shape[1], -1)
+        constants = {
+            "w": _plane(self.levels % 2**low, low).reshape(shape),
+            "scales": self.codes,
+            "row_scales": self.row_scales,
+        }
+        if self.bits > low:
+            constants["high"] = _plane(self.levels >> low, self.bits - low).reshape(shape)
+        if self.zeros is not None:
+            constants["zeros"] = self.zeros
+        return constants
+
+
+def _plane(levels: Array, bits: int) -> Array:
+    """Levels of ``bits`` bits side by side, the first in the lowest bits."""
+    shifted = levels.reshape(-1, 8 // bits).astype(np.uint8) << np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(shifted, axis=1)
+
+
+def coded_weight(
+    generator: np.random.Generator,
+    n: int,
+    k: int,
+    bits: int,
+    block_size: int,
+    *,
+    zeros: bool = True,
+    exponent: int = 0,
+) -> CodedWeight:
+    """Levels, codes, zero points and row scales at random, codes of 0 and signed row scales among them.
+
+    Args:
+        zeros: With zero points.
+        exponent: Row scales are 1 to 2, times 2^exponent.
+    """
+    shape = (n, -(-k // block_size))
+    return CodedWeight(
+        bits,
+        block_size,
+        k,
+        generator.integers(0, 2**bits, size=(n, shape[1] * block_size)),
+        generator.integers(0, 256, size=shape).astype(np.uint8),
+        (generator.choice([-1, 1], size=n) * generator.uniform(1, 2, size=n) * 2.0**exponent).astype(np.float32),
+        generator.integers(0, 256, size=shape).astype(np.uint8) if zeros else None,
+    )
+
+
 def random_weight(
     generator: np.random.Generator,
     n: int,
@@ -208,19 +298,35 @@ def nothing(n: int, k: int = 32, block_size: int = 32) -> Weight:
     return Weight(4, block_size, k, np.full((n, blocks * block_size), 8), np.ones((n, blocks), np.float32))
 
 
-def exact_rows(generator: np.random.Generator, rows: int, k: int, block_size: int) -> Array:
-    """[rows, k] float32: in each block integers up to 127, which one of them is, times a power of two."""
+def exact_rows(generator: np.random.Generator, rows: int, k: int, block_size: int, most: int = 127) -> Array:
+    """[rows, k] float32: in each block integers up to ``most``, which one of them is, times a power of two."""
     made = np.empty((rows, k), np.float32)
     for start in range(0, k, block_size):
         count = min(block_size, k - start)
-        block = generator.integers(-127, 128, size=(rows, count))
-        block[np.arange(rows), generator.integers(0, count, size=rows)] = generator.choice([-127, 127], size=rows)
+        block = generator.integers(-most, most + 1, size=(rows, count))
+        block[np.arange(rows), generator.integers(0, count, size=rows)] = generator.choice([-most, most], size=rows)
         made[:, start : start + count] = block * 2.0 ** generator.integers(-9, 6, size=(rows, 1))
     return made
 
 
+def gather(
+    weight: CodedWeight, *, rank: int = 1, constants: Mapping[str, Array] | None = None, **changes: Any
+) -> Node:
+    """A session of one GatherNBits; ``changes`` are its threads, and other attributes than the weight's."""
+    constants = weight.constants() if constants is None else constants
+    return Node(
+        "GatherNBits",
+        [name if name in {"ids", "w", "scales", "row_scales", *constants} else "" for name in GATHER],
+        ["y"],
+        ranks={**RANKS, "ids": rank},
+        types=CODED,
+        constants=constants,
+        **{**weight.attributes, **changes},
+    )
+
+
 def product(
-    weight: Weight,
+    weight: Weight | CodedWeight,
     *,
     op: str = "MatMulNBits",
     given: Sequence[str] = (),
@@ -241,15 +347,14 @@ def product(
         attributes: Beside the weight's; None takes one away.
     """
     constants = weight.constants() if constants is None else constants
-    order = ["a", "w", "scales", "zeros", "bias", "gamma", "skip", "offsets"]
-    names = [name if name in {"a", "w", "scales", *constants, *given} else "" for name in order]
+    names = [name if name in {"a", "w", "scales", *constants, *given} else "" for name in PRODUCT]
     both = {**weight.attributes, **attributes}
     return Node(
         op,
         names,
         ["y", "sum"][:outputs],
         ranks={**RANKS, "a": rank, "skip": rank, **(ranks or {})},
-        types={"w": TensorProto.UINT8, "zeros": TensorProto.UINT8},
+        types=CODED if isinstance(weight, CodedWeight) else dict.fromkeys(("w", "zeros"), TensorProto.UINT8),
         constants=constants,
         threads=threads,
         **{name: value for name, value in both.items() if value is not None},

@@ -62,12 +62,23 @@ int32_t to_int8(const float *a, int8_t *y) {
     return int_sum(int_add(q, int_zero()));
 }
 
+void codes(int64_t n, const uint8_t *from, float *y) {
+    for (int64_t i = 0; i < n; i += VEC) vec_store(y + i, vec_load_codes(from + i));
+}
+
+/* int8 of the upper and of the lower half of VEC integers. */
+void to_halves(const float *a, int8_t *upper, int8_t *lower) {
+    const IntVec q = vec_to_int(vec_load(a));
+    int_store8(upper, int_upper(q));
+    int_store8(lower, int_lower(q));
+}
+
 /* One step of a tile, packed into `packed` (aligned to 64) and multiplied: y[VEC] = sums[VEC] + levels[VEC][STEP] x. */
-void step(int bits, uint8_t *levels, uint8_t *packed, const int8_t *x, float *y) {
+void step(int low, int high, uint8_t *levels, uint8_t *packed, const int8_t *x, float *y) {
     Levels w;
-    pack_levels(bits, (uint8_t (*)[STEP])levels, packed);
-    load_levels(bits, packed, &w);
-    prefetch(packed, VEC * STEP * (size_t)bits / 8);
+    pack_levels(low, high, (uint8_t (*)[STEP])levels, packed);
+    load_levels(low, high, packed, &w);
+    prefetch(packed, VEC * STEP * (size_t)(low + high) / 8);
     const IntVec once = dot(&w, x, int_zero());
     vec_store(y, int_to_vec(dot(&w, x, once)));
 }

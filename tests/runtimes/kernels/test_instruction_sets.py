@@ -182,9 +182,33 @@ def test_int8_with_its_sum(probe: Probe) -> None:
         np.testing.assert_array_equal(y, np.rint(a))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+def test_int8_is_saturated(probe: Probe) -> None:
+    a = np.resize(np.asarray([-32000, -129, -128, -127, 127, 128, 129, 32000], np.float32), probe.lanes)
+    y = np.empty(probe.lanes, np.int8)
+    assert probe.call("to_int8", a, y) == a.sum()
+    np.testing.assert_array_equal(y, np.clip(a, -128, 127))
+
+
+def test_every_16_bits_are_two_int8(probe: Probe) -> None:
+    every = np.arange(-32639, 32640)
+    padded = np.resize(every, -(-every.size // probe.lanes) * probe.lanes)
+    upper, lower = np.empty(padded.size, np.int8), np.empty(padded.size, np.int8)
+    for start in range(0, padded.size, probe.lanes):
+        part = slice(start, start + probe.lanes)
+        probe.call("to_halves", padded[part].astype(np.float32), upper[part], lower[part])
+    np.testing.assert_array_equal(256 * upper.astype(int) + lower, padded)
+
+
+def test_every_code_is_read(probe: Probe) -> None:
+    every, y = np.arange(256, dtype=np.uint8), np.empty(256, np.float32)
+    probe.call("codes", ctypes.c_int64(256), every, y)
+    np.testing.assert_array_equal(y, every)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (8, 0)])
 @pytest.mark.parametrize("kind", ["random", "ends", "one"])
-def test_a_step_is_packed_without_a_gap_and_multiplied(probe: Probe, kind: str, bits: int) -> None:
+def test_a_step_is_packed_without_a_gap_and_multiplied(probe: Probe, kind: str, low: int, high: int) -> None:
+    bits = low + high
     generator = np.random.default_rng(3)
     levels = generator.integers(0, 2**bits, size=(probe.lanes, STEP)).astype(np.uint8)
     x = generator.integers(-127, 128, size=STEP).astype(np.int8)
@@ -198,6 +222,6 @@ def test_a_step_is_packed_without_a_gap_and_multiplied(probe: Probe, kind: str, 
     start = -memory.ctypes.data % 64
     packed = memory[start:]
     y = np.empty(probe.lanes, np.float32)
-    probe.call("step", bits, np.ascontiguousarray(levels), packed, x, y)
+    probe.call("step", low, high, np.ascontiguousarray(levels), packed, x, y)
     np.testing.assert_array_equal(y, 2 * (levels.astype(int) @ x.astype(int)))
     assert (packed[probe.lanes * STEP * bits // 8 :] == 77).all()

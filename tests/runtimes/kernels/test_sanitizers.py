@@ -24,6 +24,8 @@ FILES = (
     "test_attention_operator.py",
     "test_block_activations.py",
     "test_block_matmul.py",
+    "test_coded_weights.py",
+    "test_gather_operator.py",
     "test_instruction_sets.py",
     "test_matmul_operator.py",
 )

@@ -22,7 +22,8 @@ int start_product(Product *p) {
     p->stretches = p->rows < FEW_ROWS ? 1 : smaller(p->rows, STRETCHES);
     p->row_tasks = (p->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
     const size_t normed = p->gamma != NULL || p->skip != NULL ? (size_t)(p->stretches * p->matrix->k) : 0;
-    p->quantized.scales = scratch_take((2 * blocks + normed) * sizeof(float) + blocks * p->matrix->block_size);
+    const size_t values = blocks * p->matrix->block_size * p->quantized.planes;
+    p->quantized.scales = scratch_take((2 * blocks + normed) * sizeof(float) + values);
     if (p->quantized.scales == NULL) return -1;
     p->quantized.sums = p->quantized.scales + blocks;
     p->normed = p->quantized.sums + blocks;

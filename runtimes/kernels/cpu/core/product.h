@@ -2,9 +2,9 @@
  *
  *     y = norm(a + skip) * W + bias    or    y = activation(gate) * up, [gate up] = norm(a + skip) * W + bias
  *
- * Rows of activations are prepared first (norm, then int8 by block), in stretches; then each task computes one tile
- * of output features for some rows. With an activation, a task computes the tile of the gate and that of the upper
- * half.
+ * Rows of activations are prepared first (norm, then integers by block), in stretches; then each task computes one
+ * tile of output features for some rows. With an activation, a task computes the tile of the gate and that of the
+ * upper half.
  */
 #ifndef LLMC_PRODUCT_H
 #define LLMC_PRODUCT_H
@@ -19,8 +19,8 @@ typedef struct {
     const float *a, *skip;     /* [rows, k]; skip may be NULL */
     const float *gamma, *bias; /* [k] of an RMSNorm, [n]; each may be NULL */
     float *sum, *y;            /* a + skip [rows, k], or NULL; [rows, out] */
-    QuantizedRows quantized;
-    float *normed; /* a row [k] for each stretch */
+    QuantizedRows quantized;   /* its planes are filled in */
+    float *normed;             /* a row [k] for each stretch */
     int64_t stretches, row_tasks;
 } Product;
 

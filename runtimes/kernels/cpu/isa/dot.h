@@ -4,9 +4,12 @@
  *     GROUP                        rows of activations that share one unpacking, a multiple of 4: as many sums fit
  *                                  into registers beside the unpacked levels
  *     Levels                       the unpacked levels of one step
- *     pack_levels(bits, l, to)     one step of a tile, VEC * STEP * bits / 8 bytes without a gap; l[r][f] is the
- *                                  level of output feature r and input feature f
- *     load_levels(bits, from, w)   unpack them; from is aligned to 64 bytes where a step is a multiple of them
+ *     pack_levels(low, high, l, to)
+ *                                  one step of a tile, VEC * STEP * (low + high) / 8 bytes without a gap; l[r][f] is
+ *                                  the level of output feature r and input feature f; of its bits the low ones (2, 4
+ *                                  or 8) lie in one plane and the high ones (none, 1 or 2) in another behind it
+ *     load_levels(low, high, from, w)
+ *                                  unpack them; from is aligned to 64 bytes where a step is a multiple of them
  *     dot(w, x, sum)               sum + the products with x[STEP], for each output feature
  *     prefetch(from, bytes)        ask for packed levels that a later step reads
  */

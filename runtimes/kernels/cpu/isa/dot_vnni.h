@@ -1,10 +1,14 @@
 /* Products of AVX-512 VNNI; see dot.h. VPDPBUSD multiplies 16 output features with 4 input features and leaves one
- * sum for each output feature, so a step is 8 of them:
+ * sum for each output feature, so a step is 8 of them, its parts. Byte i of lane r of part j is the level of output
+ * feature r and input feature 4j+i. A plane of b bits a level is b registers, parts of the same register b apart, the
+ * first in the lowest bits:
  *
- *     4 bits: 4 registers; byte i of lane r of register j holds feature 4j+i (low half) and 4(j+4)+i (high half)
- *     8 bits: 8 registers; byte i of lane r of register j holds feature 4j+i
+ *     8 bits: register j holds part j
+ *     4 bits: register j holds parts j (low half of each byte) and j+4 (high half)
+ *     2 bits: register j holds parts j, j+2, j+4, j+6
+ *     1 bit:  a mask for each part: bit 4r+i of the 64 bits j is that of byte i of lane r
  *
- * Floor of a step and a row: 8 VPDPBUSD, 512 multiplications; of a step: its 256 or 512 bytes from memory.
+ * Floor of a step and a row: 8 VPDPBUSD, 512 multiplications; of a step: its 64 bytes a bit from memory.
  */
 #define GROUP 8 /* 8 sums, 8 unpacked registers */
 
@@ -12,26 +16,62 @@ typedef struct {
     __m512i part[8];
 } Levels;
 
-INLINE void pack_levels(int bits, uint8_t levels[VEC][STEP], uint8_t *to) {
-    memset(to, 0, VEC * STEP * bits / 8);
+/* Bits [shift, shift + bits) of each level. */
+INLINE void pack_plane(int bits, int shift, uint8_t levels[VEC][STEP], uint8_t *to) {
+    memset(to, 0, 64 * bits);
     for (int r = 0; r < VEC; r++)
         for (int f = 0; f < STEP; f++) {
-            const int j = f / 4, high = bits == 4 && j >= 4;
-            to[(high ? j - 4 : j) * 64 + r * 4 + f % 4] |= (uint8_t)(levels[r][f] << (high ? 4 : 0));
+            const int j = f / 4, byte = r * 4 + f % 4, value = levels[r][f] >> shift & ((1 << bits) - 1);
+            if (bits == 1)
+                to[j * 8 + byte / 8] |= (uint8_t)(value << byte % 8);
+            else
+                to[j % bits * 64 + byte] |= (uint8_t)(value << j / bits * bits);
         }
 }
 
-INLINE void load_levels(int bits, const uint8_t *from, Levels *w) {
-    if (bits == 8) {
-        for (int j = 0; j < 8; j++) w->part[j] = _mm512_load_si512(from + 64 * j);
+INLINE void pack_levels(int low, int high, uint8_t levels[VEC][STEP], uint8_t *to) {
+    pack_plane(low, 0, levels, to);
+    if (high) pack_plane(high, low, levels, to + 64 * low);
+}
+
+INLINE void add_high_bits(int low, int high, const uint8_t *from, Levels *w) {
+    if (high == 1) {
+        const __m512i one = _mm512_set1_epi8((char)(1 << low));
+        for (int j = 0; j < 8; j++) {
+            uint64_t mask;
+            memcpy(&mask, from + 8 * j, 8);
+            w->part[j] = _mm512_mask_add_epi8(w->part[j], _cvtu64_mask64(mask), w->part[j], one);
+        }
         return;
     }
-    const __m512i low = _mm512_set1_epi8(15);
-    for (int j = 0; j < 4; j++) {
-        __m512i packed = _mm512_load_si512(from + 64 * j);
-        w->part[j] = _mm512_and_si512(packed, low);
-        w->part[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low);
+    /* Field j / 2 of a byte to the bits above the low ones, which are 4. */
+    const __m512i two = _mm512_set1_epi8((char)(3 << low));
+    for (int j = 0; j < 2; j++) {
+        const __m512i packed = _mm512_load_si512(from + 64 * j);
+        const __m512i moved[] = {_mm512_slli_epi16(packed, 4), _mm512_slli_epi16(packed, 2), packed,
+                                 _mm512_srli_epi16(packed, 2)};
+        for (int i = 0; i < 4; i++)
+            w->part[j + 2 * i] = _mm512_ternarylogic_epi32(w->part[j + 2 * i], moved[i], two, 0xf8); /* a | (b & c) */
     }
+}
+
+INLINE void load_levels(int low, int high, const uint8_t *from, Levels *w) {
+    const __m512i all = _mm512_set1_epi8((char)((1 << low) - 1));
+    for (int j = 0; j < low; j++) {
+        const __m512i packed = _mm512_load_si512(from + 64 * j);
+        if (low == 8) w->part[j] = packed;
+        if (low == 4) {
+            w->part[j] = _mm512_and_si512(packed, all);
+            w->part[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), all);
+        }
+        if (low == 2) {
+            w->part[j] = _mm512_and_si512(packed, all);
+            w->part[j + 2] = _mm512_and_si512(_mm512_srli_epi16(packed, 2), all);
+            w->part[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), all);
+            w->part[j + 6] = _mm512_and_si512(_mm512_srli_epi16(packed, 6), all);
+        }
+    }
+    if (high) add_high_bits(low, high, from + 64 * low, w);
 }
 
 INLINE IntVec dot(const Levels *w, const int8_t *x, IntVec sum) {

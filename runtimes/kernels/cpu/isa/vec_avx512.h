@@ -14,6 +14,9 @@ INLINE Vec vec_set(float x) { return _mm512_set1_ps(x); }
 INLINE Vec vec_load_lanes(const float *from, Lanes lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
 INLINE void vec_store_lanes(float *to, Vec x, Lanes lanes) { _mm512_mask_storeu_ps(to, lanes, x); }
 INLINE Vec vec_load_half(const uint8_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Vec vec_load_codes(const uint8_t *from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
 INLINE uint16_t half_of(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 INLINE Vec vec_select(Lanes lanes, Vec a, Vec b) { return _mm512_mask_mov_ps(b, lanes, a); }
 
@@ -61,6 +64,8 @@ INLINE Vec vec_sum_each(const Vec v[VEC]) {
 INLINE IntVec int_zero(void) { return _mm512_setzero_si512(); }
 INLINE IntVec int_add(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
 INLINE int32_t int_sum(IntVec x) { return _mm512_reduce_add_epi32(x); }
+INLINE IntVec int_upper(IntVec x) { return _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8); }
+INLINE IntVec int_lower(IntVec x) { return _mm512_sub_epi32(x, _mm512_slli_epi32(int_upper(x), 8)); }
 INLINE IntVec vec_to_int(Vec x) { return _mm512_cvtps_epi32(x); }
 INLINE Vec int_to_vec(IntVec x) { return _mm512_cvtepi32_ps(x); }
 INLINE void int_store8(int8_t *to, IntVec x) { _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(x)); }

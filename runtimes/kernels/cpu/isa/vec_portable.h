@@ -96,11 +96,17 @@ INLINE int32_t int_sum(IntVec x) {
 }
 
 /* NaN, which is in no comparison, becomes the lower end: C leaves open what a conversion of it would do. */
-INLINE float clipped(float x) { return x > -128.0f ? (x < 127.0f ? x : 127.0f) : -128.0f; }
+INLINE float clipped(float x) { return x > -32768.0f ? (x < 32767.0f ? x : 32767.0f) : -32768.0f; }
 INLINE IntVec vec_to_int(Vec x) {
     MAP(IntVec, (int32_t)(bits_of(clipped(x.lane[i]) + ROUNDING) - bits_of(ROUNDING)));
 }
-INLINE void int_store8(int8_t *to, IntVec x) { EACH to[i] = (int8_t)x.lane[i]; }
+INLINE void int_store8(int8_t *to, IntVec x) {
+    EACH to[i] = (int8_t)(x.lane[i] < -128 ? -128 : x.lane[i] > 127 ? 127 : x.lane[i]);
+}
+
+/* A division of C rounds towards 0; what is divided here is above it. */
+INLINE IntVec int_upper(IntVec x) { MAP(IntVec, (x.lane[i] + 128 + 256 * 256) / 256 - 256); }
+INLINE IntVec int_lower(IntVec x) { MAP(IntVec, x.lane[i] - 256 * int_upper(x).lane[i]); }
 
 /* A float16 has 10 bits of fraction and exponents of -14 to 15; below 2^-14 its steps stay those of 2^-14. */
 INLINE float float_of_half(uint16_t half) {
@@ -114,6 +120,8 @@ INLINE Vec vec_load_half(const uint8_t *from) {
     memcpy(half, from, sizeof half);
     MAP(Vec, float_of_half(half[i]));
 }
+
+INLINE Vec vec_load_codes(const uint8_t *from) { MAP(Vec, from[i]); }
 
 INLINE uint16_t half_of(float x) {
     const uint16_t sign = (uint16_t)(bits_of(x) >> 16 & 0x8000);

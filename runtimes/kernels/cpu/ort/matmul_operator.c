@@ -3,12 +3,13 @@
  *     MatMulNBits       y = norm(a + skip) * W + bias
  *     GatedMatMulNBits  y = activation(gate) * up, [gate up] = norm(a + skip) * W + bias
  *
- * inputs   0 a [.., k] float     1 W as com.microsoft::MatMulNBits has it   2 scales   3 zero points (optional)
- *          4 bias [n] (optional) 5 gamma [k] of an RMSNorm (optional)       6 skip, shaped like a (optional)
- *          7 offsets [blocks, n] (optional, instead of zero points)
+ * inputs   0 a [.., k] float     1 W, its low plane               2 scales, float or uint8 3 zero points (optional)
+ *          4 bias [n] (optional) 5 gamma [k] of a norm (optional)  6 skip, like a (opt.)   7 offsets (optional)
+ *          8 high plane (opt.)   9 row scales [n] (optional)
  * outputs  0 y [.., n]           1 a + skip (optional)
  *
- * W, scales, zero points and offsets are constants: they are packed when the session is made.
+ * With row scales W is a weight with codes, without them one with scales, as core/stored_weight.h has them. Its parts
+ * are constants: they are packed when the session is made.
  */
 #include <stdlib.h>
 
@@ -16,34 +17,46 @@
 #include "core/product.h"
 #include "core/scratch.h"
 #include "ort/operator.h"
+#include "ort/weight_input.h"
 
 typedef struct {
     OrtApi api;
     PackedMatrix matrix;
     int activation; /* 0: none, the plain product */
+    int planes;     /* of the activations */
     float epsilon;
     Tensor bias, gamma; /* where they are constants */
 } Kernel;
 
+/* What is left out of a packed weight, because it is no constant, must not be there at all. */
+static OrtStatus *refuse_fed(const Kernel *kernel, OrtKernelContext *context) {
+    OrtApi api = kernel->api;
+    const PackedMatrix *m = &kernel->matrix;
+    Tensor zero_points = {0}, offsets = {0}, row_scales = {0};
+    if (!m->has_zeros) TRY(read_input(api, context, IN_ZERO_POINTS, &zero_points));
+    if (!m->has_zeros) TRY(read_input(api, context, IN_OFFSETS, &offsets));
+    if (!m->has_codes) TRY(read_input(api, context, IN_ROW_SCALES, &row_scales));
+    REFUSE(api, zero_points.rank || offsets.rank, "zero points and offsets must be constants");
+    REFUSE(api, row_scales.rank, "row scales must be constants");
+    return NULL;
+}
+
 static OrtStatus *read_product(const Kernel *kernel, OrtKernelContext *context, Product *product) {
     OrtApi api = kernel->api;
     const PackedMatrix *m = &kernel->matrix;
-    Tensor a = {0}, bias = kernel->bias, gamma = kernel->gamma, skip = {0}, zero_points = {0}, offsets = {0};
+    Tensor a = {0}, bias = kernel->bias, gamma = kernel->gamma, skip = {0};
     TRY(read_input(api, context, IN_A, &a));
     TRY(read_input(api, context, IN_BIAS, &bias));
     TRY(read_input(api, context, IN_GAMMA, &gamma));
     TRY(read_input(api, context, IN_SKIP, &skip));
-    if (!m->has_zeros) {
-        TRY(read_input(api, context, IN_ZERO_POINTS, &zero_points));
-        TRY(read_input(api, context, IN_OFFSETS, &offsets));
-    }
-    REFUSE(api, zero_points.rank || offsets.rank, "zero points and offsets must be constants");
+    TRY(refuse_fed(kernel, context));
     REFUSE(api, a.dims[a.rank - 1] != m->k, "activations do not have the weight's input features");
     REFUSE(api, bias.rank && elements(&bias) != m->n, "the bias does not have the weight's output features");
     REFUSE(api, gamma.rank && elements(&gamma) != m->k, "the norm's weight does not have the activations' features");
     REFUSE(api, skip.rank && !same_shape(&skip, &a), "the residual is not shaped like the activations");
     if (skip.rank) TRY(make_output(api, context, 1, &a, &product->sum));
     product->a = a.data, product->bias = bias.data, product->gamma = gamma.data, product->skip = skip.data;
+    product->quantized.planes = kernel->planes;
     product->matrix = m, product->activation = kernel->activation, product->epsilon = kernel->epsilon;
     product->rows = elements(&a) / m->k;
     product->out = a.dims[a.rank - 1] = kernel->activation ? m->n / 2 : m->n;
@@ -66,54 +79,44 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     return status;
 }
 
-static OrtStatus *read_attributes(Kernel *kernel, const OrtKernelInfo *info) {
+static OrtStatus *read_attributes(Kernel *kernel, const OrtKernelInfo *info, StoredWeight *weight) {
     OrtApi api = kernel->api;
-    PackedMatrix *m = &kernel->matrix;
-    const int64_t bits = attribute(api, info, "bits"), block_size = attribute(api, info, "block_size");
-    const int64_t activation = attribute(api, info, "activation");
+    const int64_t activation = attribute(api, info, "activation"), bits = attribute(api, info, "activation_bits");
     OrtStatus *status = ORT_ATTRIBUTE_FLOAT(api)(info, "epsilon", &kernel->epsilon);
     if (status != NULL) ORT_RELEASE_STATUS(api)(status); /* there is none: it is 0 */
-    m->k = attribute(api, info, "K");
-    m->n = attribute(api, info, "N");
-    const int is_shape = m->k >= 1 && m->n >= 1 && m->k <= INT32_MAX && m->n <= INT32_MAX;
-    const int is_block = block_size >= 1 && block_size <= INT32_MAX && block_size % BLOCK_MULTIPLE == 0;
-    REFUSE(api, !is_shape || !IS_BITS(bits) || !is_block, "unsupported bits, block size or shape");
+    TRY(read_format(api, info, weight));
     REFUSE(api, activation < 0 || activation > GELU_TANH, "unsupported activation");
-    REFUSE(api, activation && m->n % (2 * HALF_MULTIPLE), "halves that are no multiple of 16");
-    m->bits = (int)bits, m->block_size = (int)block_size, kernel->activation = (int)activation;
-    m->blocks = (m->k + m->block_size - 1) / m->block_size;
+    REFUSE(api, activation && weight->n % (2 * HALF_MULTIPLE), "halves that are no multiple of 16");
+    REFUSE(api, bits && !IS_ACTIVATION_BITS(bits), "activations of 8 or 16 bits are multiplied, no others");
+    kernel->activation = (int)activation, kernel->planes = bits == 16 ? 2 : 1;
     return NULL;
 }
 
-static OrtStatus *read_constants(Kernel *kernel, const OrtKernelInfo *info) {
+static OrtStatus *read_constants(Kernel *kernel, const OrtKernelInfo *info, StoredWeight *weight) {
     OrtApi api = kernel->api;
-    PackedMatrix *m = &kernel->matrix;
-    Tensor weight = {0}, scales = {0}, zeros = {0}, offsets = {0};
-    TRY(read_constant(api, info, IN_WEIGHT, &weight));
-    TRY(read_constant(api, info, IN_SCALES, &scales));
-    TRY(read_constant(api, info, IN_ZERO_POINTS, &zeros));
-    TRY(read_constant(api, info, IN_OFFSETS, &offsets));
+    WeightTensors parts = {0};
+    TRY(read_constant(api, info, IN_WEIGHT, &parts.low));
+    TRY(read_constant(api, info, IN_HIGH, &parts.high));
+    TRY(read_constant(api, info, IN_SCALES, &parts.scales));
+    TRY(read_constant(api, info, IN_ROW_SCALES, &parts.row_scales));
+    TRY(read_constant(api, info, IN_ZERO_POINTS, &parts.zeros));
+    TRY(read_constant(api, info, IN_OFFSETS, &parts.offsets));
     TRY(read_constant(api, info, IN_BIAS, &kernel->bias));
     TRY(read_constant(api, info, IN_GAMMA, &kernel->gamma));
-    const int64_t blocks = m->n * m->blocks;
-    REFUSE(api, !weight.rank || !scales.rank, "weights must be constants");
-    REFUSE(api, elements(&weight) != blocks * (m->block_size * m->bits / 8), "the weight does not have K x N levels");
-    REFUSE(api, elements(&scales) != blocks, "there is not one scale a block");
-    REFUSE(api, zeros.rank && elements(&zeros) != m->n * ((m->blocks * m->bits + 7) / 8),
-           "there is not one zero point a block");
-    REFUSE(api, offsets.rank && elements(&offsets) != blocks, "there is not one offset a block");
-    REFUSE(api, zeros.rank && offsets.rank, "a weight has zero points or offsets, not both");
-    REFUSE(api, pack_matrix(m, weight.data, scales.data, zeros.data, offsets.data) != 0, "out of memory");
+    REFUSE(api, !parts.low.rank || !parts.scales.rank, "weights must be constants");
+    TRY(take_parts(api, &parts, weight));
+    REFUSE(api, pack_matrix(&kernel->matrix, weight) != 0, "out of memory");
     return NULL;
 }
 
 static OrtStatus *create(const OrtCustomOp *op, OrtApi api, const OrtKernelInfo *info, void **out) {
     (void)op;
     Kernel *kernel = calloc(1, sizeof *kernel);
+    StoredWeight weight = {0};
     REFUSE(api, kernel == NULL, "out of memory");
     kernel->api = api;
-    OrtStatus *status = read_attributes(kernel, info);
-    if (status == NULL) status = read_constants(kernel, info);
+    OrtStatus *status = read_attributes(kernel, info, &weight);
+    if (status == NULL) status = read_constants(kernel, info, &weight);
     if (status != NULL)
         free(kernel);
     else
@@ -128,7 +131,7 @@ static void destroy(void *opaque) {
     scratch_free();
 }
 
-#define INPUTS "fufUFFFF"
+#define INPUTS "fuaUFFFFUF"
 _Static_assert(sizeof INPUTS == MATMUL_INPUTS + 1, "a letter an input");
 
 const Operator llmc_matmul = {FUNCTIONS, "MatMulNBits", INPUTS, "fF"};

@@ -19,9 +19,9 @@
         if (condition) return ORT_CREATE_STATUS(api)(1, "llmc.cpu: " text);                                          \
     } while (0)
 
-/* An input, of any type. */
 typedef struct {
     const void *data;
+    int type;
     int64_t dims[8];
     size_t rank; /* 0: absent */
 } Tensor;
@@ -30,7 +30,8 @@ static inline OrtStatus *read_tensor(OrtApi api, const OrtValue *value, Tensor *
     OrtTensorTypeAndShapeInfo *info = NULL;
     size_t rank = 0;
     TRY(ORT_SHAPE(api)(value, &info));
-    OrtStatus *status = ORT_DIM_COUNT(api)(info, &rank);
+    OrtStatus *status = ORT_ELEMENT_TYPE(api)(info, &to->type);
+    if (status == NULL) status = ORT_DIM_COUNT(api)(info, &rank);
     const int is_small = rank >= 1 && rank <= 8;
     if (status == NULL && is_small) status = ORT_DIMS(api)(info, to->dims, rank);
     ORT_RELEASE_SHAPE(api)(info);
@@ -88,8 +89,8 @@ static inline int64_t attribute(OrtApi api, const OrtKernelInfo *info, const cha
     return value;
 }
 
-/* What an operator is called, and a letter for each input and output: f float, u uint8, i int32; a capital: optional.
- * */
+/* What an operator is called, and a letter for each input and output: f float, u uint8, i int32, l int64, a any
+ * type; a capital: optional. */
 typedef struct {
     OrtCustomOp functions;
     const char *name, *inputs, *outputs;
@@ -97,7 +98,9 @@ typedef struct {
 
 static inline const Operator *operator_of(const OrtCustomOp *op) { return (const Operator *)op; }
 static inline int type_of(char letter) {
-    return strchr("uU", letter) ? TYPE_UINT8 : strchr("iI", letter) ? TYPE_INT32 : TYPE_FLOAT;
+    static const char letters[] = "fFuUiIlLaA";
+    static const int types[] = {TYPE_FLOAT, TYPE_UINT8, TYPE_INT32, TYPE_INT64, TYPE_ANY};
+    return types[(strchr(letters, letter) - letters) / 2];
 }
 static inline int kind_of(char letter) { return letter < 'a' ? OPTIONAL : REQUIRED; }
 
@@ -124,6 +127,6 @@ static inline int last_version(const OrtCustomOp *op) { return (void)op, INT32_M
     .KernelDestroy = destroy, .GetStartVersion = first_version, .GetEndVersion = last_version }
 /* clang-format on */
 
-extern const Operator llmc_matmul, llmc_gated_matmul, llmc_attention;
+extern const Operator llmc_matmul, llmc_gated_matmul, llmc_gather, llmc_attention;
 
 #endif

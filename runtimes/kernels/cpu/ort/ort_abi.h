@@ -25,7 +25,7 @@ typedef struct {
     const char *(*GetVersionString)(void);
 } OrtApiBase;
 
-enum { TYPE_FLOAT = 1, TYPE_UINT8 = 2, TYPE_INT32 = 6 };
+enum { TYPE_ANY = 0, TYPE_FLOAT = 1, TYPE_UINT8 = 2, TYPE_INT32 = 6, TYPE_INT64 = 7 };
 enum { REQUIRED = 0, OPTIONAL = 1 };
 
 typedef struct OrtCustomOp OrtCustomOp;
@@ -60,6 +60,7 @@ struct OrtCustomOp {
 #define ORT_DOMAIN_ADD(api) ((OrtStatus * (*)(OrtCustomOpDomain *, const OrtCustomOp *))(api)[27])
 #define ORT_OPTIONS_ADD_DOMAIN(api) ((OrtStatus * (*)(OrtSessionOptions *, OrtCustomOpDomain *))(api)[28])
 #define ORT_TENSOR_DATA(api) ((OrtStatus * (*)(OrtValue *, void **))(api)[51])
+#define ORT_ELEMENT_TYPE(api) ((OrtStatus * (*)(const OrtTensorTypeAndShapeInfo *, int *))(api)[60])
 #define ORT_DIM_COUNT(api) ((OrtStatus * (*)(const OrtTensorTypeAndShapeInfo *, size_t *))(api)[61])
 #define ORT_DIMS(api) ((OrtStatus * (*)(const OrtTensorTypeAndShapeInfo *, int64_t *, size_t))(api)[62])
 #define ORT_SHAPE(api) ((OrtStatus * (*)(const OrtValue *, OrtTensorTypeAndShapeInfo **))(api)[65])

@@ -10,6 +10,7 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
     TRY(ORT_CREATE_DOMAIN(api)("llmc.cpu", &domain));
     TRY(ORT_DOMAIN_ADD(api)(domain, &llmc_matmul.functions));
     TRY(ORT_DOMAIN_ADD(api)(domain, &llmc_gated_matmul.functions));
+    TRY(ORT_DOMAIN_ADD(api)(domain, &llmc_gather.functions));
     TRY(ORT_DOMAIN_ADD(api)(domain, &llmc_attention.functions));
     return ORT_OPTIONS_ADD_DOMAIN(api)(options, domain);
 }

@@ -24,6 +24,17 @@ def test_bits_are_those_of_the_operators() -> None:
     assert tuple(map(int, re.findall(r"== (\d+)", condition))) == cpu.BITS
 
 
+def test_bits_of_coded_weights_are_those_of_the_operators() -> None:
+    (condition,) = re.findall(r"#define IS_CODED_BITS\(bits\) (.*?)/\*", HEADER)
+    taken = re.sub(r"\|\|", "or", re.sub("&&", "and", condition))
+    assert tuple(bits for bits in range(32) if eval(taken, {"bits": bits})) == cpu.CODED_BITS
+    (planes,) = re.findall(r"#define LOW_BITS\(bits\) (.*?)/\*", HEADER)
+    assert planes.strip() == "((bits) <= 3 ? 2 : (bits) <= 6 ? 4 : 8)"
+    assert [cpu.low_bits(bits) for bits in cpu.CODED_BITS] == [2, 2, 4, 4, 4, 8]
+    (condition,) = re.findall(r"#define IS_ACTIVATION_BITS\(bits\) (.*?)/\*", HEADER)
+    assert tuple(map(int, re.findall(r"== (\d+)", condition))) == cpu.ACTIVATION_BITS
+
+
 def test_activations_are_those_of_the_operators() -> None:
     assert ENUMS[0] == [f"{item.name} = {item.value}" for item in cpu.Activation]
 
@@ -34,9 +45,13 @@ def test_inputs_are_those_of_the_operators(index: int, last: str) -> None:
     assert ENUMS[index] == [*(f"IN_{name.upper()}" for name in signature.inputs), last]
 
 
+def test_inputs_of_a_table_are_those_of_the_operator() -> None:
+    assert ENUMS[3] == [*(f"OF_{name.upper()}" for name in cpu.GATHER.inputs), "GATHER_INPUTS"]
+
+
 def test_the_gated_product_takes_what_the_plain_one_takes() -> None:
     assert (cpu.GATED_MATMUL.inputs, cpu.GATED_MATMUL.outputs) == (cpu.MATMUL.inputs, cpu.MATMUL.outputs)
-    assert {cpu.DOMAIN} == {item.domain for item in (cpu.MATMUL, cpu.GATED_MATMUL, cpu.ATTENTION)}
+    assert {cpu.DOMAIN} == {item.domain for item in (cpu.MATMUL, cpu.GATED_MATMUL, cpu.GATHER, cpu.ATTENTION)}
 
 
 @pytest.mark.parametrize(("bits", "block_size"), [(4, 32), (8, 32), (4, 96), (8, 4096)])
@@ -48,6 +63,13 @@ def test_formats(bits: int, block_size: int) -> None:
 def test_other_formats(bits: int, block_size: int) -> None:
     reason = f"llmc.cpu takes 4 or 8 bits in blocks of a multiple of 32, not {bits} and {block_size}"
     assert cpu.refused_format(bits, block_size) == reason
+
+
+def test_coded_formats() -> None:
+    taken = [bits for bits in range(17) if cpu.refused_format(bits, 64, coded=True) is None]
+    assert taken == [2, 3, 4, 5, 6, 8]
+    reason = "llmc.cpu takes 2, 3, 4, 5, 6 or 8 bits in blocks of a multiple of 32, not 4 and 16"
+    assert cpu.refused_format(4, 16, coded=True) == reason
 
 
 @pytest.mark.parametrize(("sizes", "taken"), [((16, 16), True), ((48, 48), True), ((16, 32), False), ((8, 8), False)])

@@ -6,7 +6,6 @@ In: a name such as ``smollm2-135m``. Out: the path of its GGUF file. The package
 
 from __future__ import annotations
 
-import hashlib
 import importlib.machinery
 import importlib.util
 import logging
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmc.compiler.base.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
+from llmc.compiler.checkpoint.content_hashes import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -138,16 +138,3 @@ def _join(model: BuiltinModel, pieces: Sequence[Path], cache: Path) -> Path:
     finally:
         Path(temporary).unlink(missing_ok=True)
     return target
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content in hexadecimal.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error

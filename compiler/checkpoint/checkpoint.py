@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmc.compiler.base.errors import CheckpointError
-from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, file_sha256, locate_builtin_model
+from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
+from llmc.compiler.checkpoint.content_hashes import content_hashes
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
 from llmc.compiler.checkpoint.hub import fetch_snapshot, is_hub_id
@@ -60,13 +63,12 @@ class Checkpoint:
         others = (self.path / name for name in (INDEX_NAME, *ASSET_NAMES, "tokenizer.model"))
         return (*self.weights.files, *(path for path in others if path.is_file()))
 
-    def content_hashes(self) -> dict[str, str]:
-        """SHA-256 of each of :meth:`files` in hexadecimal, by file name, sorted.
+    def content_hashes(self) -> AbstractContextManager[Future[dict[str, str]]]:
+        """SHA-256 of each of :meth:`files` in hexadecimal, by file name, sorted, made while the block runs.
 
-        Raises:
-            CheckpointError: a file cannot be read.
+        The result raises CheckpointError where a file cannot be read.
         """
-        return {path.name: file_sha256(path) for path in sorted(self.files())}
+        return content_hashes(self.files())
 
     def write_assets(self, directory: Path) -> None:
         """Write tokenizer, chat template, generation settings and configuration; see :mod:`.tokenizer_assets`.

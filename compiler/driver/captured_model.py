@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,14 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     Raises:
         UnsupportedModelError, CheckpointError, CaptureError: as the parts do.
     """
+    with checkpoint.content_hashes() as hashes:
+        return _capture(checkpoint, options, progress, hashes)
+
+
+def _capture(
+    checkpoint: Checkpoint, options: ExportOptions, progress: Progress, hashes: Future[dict[str, str]]
+) -> Captured:
+    """As :func:`capture_model`, while files are hashed."""
     from llmc.compiler.capture.trace import trace_model
 
     dtype = DTYPES[options.dtype]
@@ -81,8 +90,8 @@ def capture_model(checkpoint: Checkpoint, options: ExportOptions, progress: Prog
     bind_weights(trace, weights, names, dtype)
     outcomes = run_passes(trace.model, portable_passes(), progress=progress)
     progress.start("Hashing checkpoint")
-    hashes = checkpoint.content_hashes()
-    files = {path.name: FileRecord(path.stat().st_size, hashes[path.name]) for path in checkpoint.files()}
+    sha256 = hashes.result()
+    files = {path.name: FileRecord(path.stat().st_size, sha256[path.name]) for path in checkpoint.files()}
     manifest = Manifest(
         kind="portable",
         source=Source(checkpoint.name, checkpoint.format, files, checkpoint.licence),

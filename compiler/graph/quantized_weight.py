@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.base.ordered_map import ordered_map
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import Array, LazyWeight, numpy_dtype
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics, pack
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,33 @@ class QuantizedWeight:
             self, "numbers", self.base.stored_shape, storage, lambda rows: rows.levels.view(np.uint8) ^ flip
         )
 
-    def solve(self, start: int, stop: int) -> Iterator[Solved]:
-        """Rows ``start:stop`` of the base, few at a time; whole matrices where the solver needs them."""
+    def solve(self, start: int, stop: int, function: Callable[[Solved], Made]) -> Iterator[Made]:
+        """``function`` of rows ``start:stop`` of the base, few at a time; or of whole matrices, as solvers ask.
+
+        A few threads read, solve and compute ``function`` ahead; what comes out, and in which order, is the same for
+        any number of them. A matrix that is solved whole has memory and processors for itself.
+        """
+        whole = self.solver.needs_layer(self.scheme)
+
+        def work(read: Callable[[], Array]) -> Made:
+            return function(self.solver.solve(read(), self.seen, self.scheme))
+
+        return ordered_map(work, self._reads(start, stop, whole), 1 if whole else None)
+
+    def _reads(self, start: int, stop: int, whole: bool) -> Iterator[Callable[[], Array]]:
+        """What brings each piece of work into memory."""
         height, *_, features = self.base.stored_shape
-        whole, stacked = self.solver.needs_layer(self.scheme), len(self.base.stored_shape) > 2
         few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // (4 * features))
-        read = 1 if stacked else height if whole else few
-        for low in range(start, stop, read):
-            rows = self.base.rows(low, min(low + read, stop)).reshape(-1, features)
-            step = len(rows) if whole else few
-            for row in range(0, len(rows), step):
-                yield self.solver.solve(rows[row : row + step], self.seen, self.scheme)
+        if len(self.base.stored_shape) == 2:
+            step = height if whole else few
+            for low in range(start, stop, step):
+                yield partial(self.base.rows, low, min(low + step, stop))
+            return
+        for index in range(start, stop):
+            matrix = self.base.rows(index, index + 1).reshape(-1, features)
+            step = len(matrix) if whole else few
+            for low in range(0, len(matrix), step):
+                yield partial(matrix.__getitem__, slice(low, low + step))
 
 
 class QuantizedPart(LazyWeight):
@@ -89,7 +109,7 @@ class QuantizedPart(LazyWeight):
         height = self.weight.base.stored_shape[0]
         whole = not self.stored_shape or self.weight.solver.needs_layer(self.weight.scheme)
         low, high = (0, height) if whole else (start, stop)
-        values = self.values([self.piece(solved) for solved in self.weight.solve(low, high)])
+        values = self.values(list(self.weight.solve(low, high, self.piece)))
         return values[start - low : stop - low] if self.stored_shape else values
 
     def values(self, pieces: Sequence[Array]) -> Array:
@@ -130,9 +150,12 @@ class QuantizedPart(LazyWeight):
 def pieces_of(parts: Sequence[QuantizedPart]) -> Iterator[tuple[QuantizedPart, Array]]:
     """The bytes of parts of one weight, uint8, a piece of each in turn; what is transposed comes last."""
     turned: dict[int, list[Array]] = {id(part): [] for part in parts if part.transposed}
-    for solved in parts[0].weight.solve(0, parts[0].weight.base.stored_shape[0]) if parts else ():
-        for part in parts:
-            piece = part.piece(solved)
+
+    def pieces(solved: Solved) -> list[Array]:
+        return [part.piece(solved) for part in parts]
+
+    for solved in parts[0].weight.solve(0, parts[0].weight.base.stored_shape[0], pieces) if parts else ():
+        for part, piece in zip(parts, solved, strict=True):
             if part.transposed:
                 turned[id(part)].append(piece)
             else:

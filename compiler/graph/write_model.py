@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import DATA, GRAPH
+from llmc.compiler.graph.freed_memory import keep_freed_memory
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.quantized_weight import QuantizedPart, pieces_of
 
@@ -43,6 +44,7 @@ def write_model(
     Returns:
         Bytes of weights written.
     """
+    keep_freed_memory()
     tensors = {n: v.const_value for n, v in sorted(model.graph.initializers.items()) if v.const_value is not None}
     starts, size = _places(tensors)
     groups: dict[tuple[object, ...], dict[str, ir.TensorProtocol]] = {}

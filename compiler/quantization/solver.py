@@ -80,9 +80,12 @@ def pack(numbers: Array, bits: int) -> Array:
     count = 8 // bits
     if short := -numbers.shape[1] % count:
         numbers = np.pad(numbers, ((0, 0), (0, short)))
-    packed: Array = numbers[:, 0::count].copy()
-    for place in range(1, count):
-        packed |= numbers[:, place::count] << np.uint8(place * bits)
+    # The bytes that become one are an integer of as many, which is pushed together in one stride: neighbours, then
+    # pairs of them, and so on. What a shift leaves above the lowest byte is cut off.
+    wide = np.ascontiguousarray(numbers).view(f"<u{count}")
+    for step in range(count.bit_length() - 1):
+        wide = wide | wide >> (8 - bits << step)
+    packed: Array = wide.astype(np.uint8)
     return packed
 
 

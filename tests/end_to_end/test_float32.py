@@ -168,4 +168,5 @@ def test_a_built_in_name_is_its_file(built: Built, model_packages: tuple[Path, .
         named = open_checkpoint(built.name, search_path=model_packages)
     except MissingDependencyError as error:
         pytest.skip(str(error))
-    assert list(named.content_hashes().values()) == list(open_checkpoint(str(built.source)).content_hashes().values())
+    with named.content_hashes() as of_name, open_checkpoint(str(built.source)).content_hashes() as of_file:
+        assert list(of_name.result().values()) == list(of_file.result().values())

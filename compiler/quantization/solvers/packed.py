@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved
+from llmc.compiler.quantization.solvers.block_extremes import block_extremes
 
 LARGEST_CODE = 255
 _TINY = np.finfo(np.float32).tiny
@@ -22,7 +23,8 @@ _TINY = np.finfo(np.float32).tiny
 
 def round_packed(blocks: Array, scheme: Scheme) -> Solved:
     """Numbers of [n, blocks, block] float32."""
-    high, low = np.maximum(blocks.max(axis=2), 0), np.minimum(blocks.min(axis=2), 0)
+    largest, smallest = block_extremes(blocks)
+    high, low = np.maximum(largest, 0), np.minimum(smallest, 0)
     top, half = np.float32(2**scheme.bits - 1), np.float32(2 ** (scheme.bits - 1))
     steps = (high - low) / top if scheme.zero == "fixed" else np.maximum(high / (half - 1), -low / half)
     row_scales, codes = scale_codes(steps)

@@ -27,6 +27,7 @@ import onnx_ir as ir
 
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved, Statistics
+from llmc.compiler.quantization.solvers.block_extremes import block_extremes
 from llmc.compiler.quantization.solvers.packed import round_packed
 
 LARGEST_FP8, SMALLEST_FP8, LARGEST_FP4 = 448.0, 2.0**-9, 6.0
@@ -65,7 +66,7 @@ def _blocks(rows: Array, scheme: Scheme) -> Array:
 
 
 def _nbits(blocks: Array, scheme: Scheme) -> Solved:
-    high, low, half, top = blocks.max(axis=2), blocks.min(axis=2), 2 ** (scheme.bits - 1), 2**scheme.bits - 1
+    (high, low), half, top = block_extremes(blocks), 2 ** (scheme.bits - 1), 2**scheme.bits - 1
     zeros, middle = None, np.full((), half, np.float32)
     if scheme.zero == "offset":
         scales = _nonzero((high - low) / top)
@@ -81,14 +82,11 @@ def _nbits(blocks: Array, scheme: Scheme) -> Solved:
         scales = _nonzero(np.where(high > -low, high, low) / -half)
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(scales == 0, 0, 1 / scales).astype(np.float32)
-    levels = np.rint(blocks * inverse[..., None])
-    levels += middle[..., None]
-    np.clip(levels, 0, top, out=levels)
-    return Solved(levels.astype(np.uint8).reshape(len(blocks), -1), scales, zeros)
+    return Solved(_levels(blocks * inverse[..., None], middle, 0, top), scales, zeros)
 
 
 def _qdq(blocks: Array, scheme: Scheme, dtype: np.dtype[np.generic]) -> Solved:
-    high, low, half = blocks.max(axis=2), blocks.min(axis=2), 2 ** (scheme.bits - 1)
+    (high, low), half = block_extremes(blocks), 2 ** (scheme.bits - 1)
     # In 8 bits the least number has no use where the largest is its mirror.
     least, zeros, middle = 1 - half if scheme.bits == 8 else -half, None, np.full((), half, np.float32)
     if scheme.zero == "offset":
@@ -102,8 +100,15 @@ def _qdq(blocks: Array, scheme: Scheme, dtype: np.dtype[np.generic]) -> Solved:
         zeros = middle.astype(np.uint8)
     else:
         scales = _usable(np.maximum(high / np.float32(half - 1), low / np.float32(least)), dtype)
-    levels = np.clip(np.rint(blocks / scales[..., None]) + middle[..., None], least + half, 2 * half - 1)
-    return Solved(levels.astype(np.uint8).reshape(len(blocks), -1), scales, zeros)
+    return Solved(_levels(blocks / scales[..., None], middle, least + half, 2 * half - 1), scales, zeros)
+
+
+def _levels(scaled: Array, middle: Array, least: int, largest: int) -> Array:
+    """[n, k] uint8 of blocks divided by their scales, which are overwritten."""
+    np.rint(scaled, out=scaled)
+    scaled += middle[..., None]
+    np.clip(scaled, least, largest, out=scaled)
+    return scaled.astype(np.uint8).reshape(len(scaled), -1)
 
 
 def _fp8(blocks: Array, scheme: Scheme, dtype: np.typing.DTypeLike) -> Solved:

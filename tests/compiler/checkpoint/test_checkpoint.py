@@ -25,7 +25,8 @@ def test_hugging_face_directory(tiny_hf: Path, tmp_path: Path) -> None:
     assert checkpoint.config.model_type == "llama"
     assert checkpoint.generation_config.eos_token_id == 2
     assert checkpoint.licence is None
-    hashes = checkpoint.content_hashes()
+    with checkpoint.content_hashes() as future:
+        hashes = future.result()
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(hashes)
     for name, value in hashes.items():
         assert value == hashlib.sha256((tiny_hf / name).read_bytes()).hexdigest()
@@ -59,7 +60,8 @@ def test_every_file_that_counts_is_hashed(tiny_hf: Path, tmp_path: Path) -> None
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for name in ("tokenizer.model", "added_tokens.json", "training_args.bin", "README.md"):
         (source / name).write_text("x")
-    hashes = open_checkpoint(str(source)).content_hashes()
+    with open_checkpoint(str(source)).content_hashes() as future:
+        hashes = future.result()
     assert list(hashes) == sorted(hashes)
     weights = {"model.safetensors.index.json", "part-0.safetensors", "part-1.safetensors"}
     expected = {path.name for path in tiny_hf.iterdir()} - {"model.safetensors"} | weights
@@ -86,7 +88,8 @@ def test_gguf_file_and_a_directory_with_one(tiny_llama_gguf: Path, tmp_path: Pat
         checkpoint = open_checkpoint(str(model))
         assert (checkpoint.format, checkpoint.name, checkpoint.path) == ("gguf", "tiny", tiny_llama_gguf)
     assert checkpoint.generation_config.eos_token_id == [2]
-    assert list(checkpoint.content_hashes()) == ["tiny.gguf"]
+    with checkpoint.content_hashes() as hashes:
+        assert list(hashes.result()) == ["tiny.gguf"]
     checkpoint.write_assets(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 

@@ -1,0 +1,54 @@
+"""SHA-256 of a checkpoint's files, made by a thread while something else is done.
+
+In: paths. Out: hashes by file name. A trace takes one processor for as long as this takes another; the files' content
+then lies in the operating system's cache when weights are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmc.compiler.base.errors import CheckpointError
+
+PIECE_BYTES = 32 << 20
+"""Read and hashed at a time. Between two the thread may wait for a busy interpreter, about as long as this takes."""
+
+
+def file_sha256(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file's content in hexadecimal.
+
+    Args:
+        path: The file.
+        stop: Once set, the rest is left out and the hash means nothing.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            piece = memoryview(bytearray(min(PIECE_BYTES, max(1, path.stat().st_size))))
+            while (stop is None or not stop.is_set()) and (count := file.readinto(piece)):
+                digest.update(piece[:count])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def content_hashes(paths: Iterable[Path]) -> Iterator[Future[dict[str, str]]]:
+    """Hashes by file name, sorted; whoever asks for the result waits for it.
+
+    The end of the block, also by an error or Ctrl-C, ends the thread.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="llmc-hashes") as executor:
+        try:
+            yield executor.submit(lambda: {path.name: file_sha256(path, stop) for path in sorted(paths)})
+        finally:
+            stop.set()

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden")
-COMPILE_SECONDS = 120
+COMPILE_SECONDS = 300
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ void quantize_row(const PackedMatrix *m, const float *x, const QuantizedRows *to
 
 #define AHEAD 2048 /* bytes that a decode step prefetches before it needs them */
 
-/* How the weights and activations of a product are stored; a body of multiply_group is made for each. */
+/* How the weights and activations of a product are stored. */
 typedef struct {
     int bits, codes, planes, one_step;
 } Form;
@@ -98,7 +98,7 @@ INLINE void multiply_rows(const PackedMatrix *m, const QuantizedRows *x, int64_t
     for (; count > 0; count--, first++, y += VEC) multiply_group(m, x, tile, first, 1, y, form);
 }
 
-/* The compiler makes a body of its own for each form. */
+/* The compiler makes a body of its own for each form, and number of rows. */
 #define MULTIPLY(bits, codes)                                                                                        \
     if (x->planes == 1 && m->block_size == STEP)                                                                     \
         multiply_rows(m, x, tile, first, count, y, (Form){bits, codes, 1, 1});                                       \
@@ -107,9 +107,13 @@ INLINE void multiply_rows(const PackedMatrix *m, const QuantizedRows *x, int64_t
     else                                                                                                             \
         multiply_rows(m, x, tile, first, count, y, (Form){bits, codes, 2, 0})
 
-static void multiply_codes(const PackedMatrix *m, const QuantizedRows *x, int64_t tile, int64_t first, int64_t count,
-                           float *y) {
-    switch (m->bits) {
+void multiply_tile(const PackedMatrix *m, const QuantizedRows *x, int64_t tile, int64_t first, int64_t count,
+                   float *y) {
+    if (!BODIES) {
+        multiply_rows(m, x, tile, first, count, y, (Form){m->bits, m->has_codes, x->planes, 0});
+        return;
+    }
+    switch (m->has_codes ? m->bits : -m->bits) {
     case 2:
         MULTIPLY(2, 1);
         break;
@@ -125,17 +129,13 @@ static void multiply_codes(const PackedMatrix *m, const QuantizedRows *x, int64_
     case 6:
         MULTIPLY(6, 1);
         break;
-    default:
+    case 8:
         MULTIPLY(8, 1);
-    }
-}
-
-void multiply_tile(const PackedMatrix *m, const QuantizedRows *x, int64_t tile, int64_t first, int64_t count,
-                   float *y) {
-    if (m->has_codes)
-        multiply_codes(m, x, tile, first, count, y);
-    else if (m->bits == 4)
+        break;
+    case -4:
         MULTIPLY(4, 0);
-    else
+        break;
+    default:
         MULTIPLY(8, 0);
+    }
 }

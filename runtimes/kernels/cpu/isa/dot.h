@@ -3,6 +3,7 @@
  *
  *     GROUP                        rows of activations that share one unpacking, a multiple of 4: as many sums fit
  *                                  into registers beside the unpacked levels
+ *     BODIES                       1 where a body of the product for each format is worth compiling, else 0
  *     Levels                       the unpacked levels of one step
  *     pack_levels(low, high, l, to)
  *                                  one step of a tile, VEC * STEP * (low + high) / 8 bytes without a gap; l[r][f] is

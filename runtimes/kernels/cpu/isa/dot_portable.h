@@ -7,6 +7,7 @@
  *     1 bit:  byte f VEC + r holds features f, f + 4, ... f + 28 of row r
  */
 #define GROUP 4
+#define BODIES 0
 
 typedef struct {
     int16_t level[STEP][VEC];
@@ -14,11 +15,11 @@ typedef struct {
 
 /* Bits [shift, shift + bits) of each level. */
 INLINE void pack_plane(int bits, int shift, uint8_t levels[VEC][STEP], uint8_t *to) {
-    const int rows = STEP * bits / 8;
-    memset(to, 0, rows * VEC);
+    const int bytes = STEP * bits / 8;
+    memset(to, 0, bytes * VEC);
     for (int f = 0; f < STEP; f++) {
-        uint8_t *place = to + f % rows * VEC;
-        const int field = f / rows * bits;
+        uint8_t *place = to + f % bytes * VEC;
+        const int field = f / bytes * bits;
         EACH place[i] |= (uint8_t)((levels[i][f] >> shift & ((1 << bits) - 1)) << field);
     }
 }
@@ -28,18 +29,26 @@ INLINE void pack_levels(int low, int high, uint8_t levels[VEC][STEP], uint8_t *t
     if (high) pack_plane(high, low, levels, to + VEC * STEP * low / 8);
 }
 
-INLINE void load_plane(int bits, int shift, const uint8_t *from, Levels *w) {
-    const int rows = STEP * bits / 8, mask = (1 << bits) - 1;
-    for (int f = 0; f < STEP; f++) {
-        const uint8_t *place = from + f % rows * VEC;
-        const int field = f / rows * bits;
-        EACH w->level[f][i] = (int16_t)((shift ? w->level[f][i] : 0) | (place[i] >> field & mask) << shift);
-    }
+INLINE void load_low_plane(const int bits, const uint8_t *from, Levels *w) {
+    const int bytes = STEP * bits / 8, mask = (1 << bits) - 1;
+    for (int f = 0; f < bytes; f++)
+        for (int field = 0; field < 8 / bits; field++)
+            EACH w->level[f + field * bytes][i] = from[f * VEC + i] >> field * bits & mask;
+}
+
+INLINE void add_high_plane(const int bits, int shift, const uint8_t *from, Levels *w) {
+    const int bytes = STEP * bits / 8, mask = (1 << bits) - 1;
+    for (int f = 0; f < bytes; f++)
+        for (int field = 0; field < 8 / bits; field++)
+            EACH w->level[f + field * bytes][i] |= (int16_t)((from[f * VEC + i] >> field * bits & mask) << shift);
 }
 
 INLINE void load_levels(int low, int high, const uint8_t *from, Levels *w) {
-    load_plane(low, 0, from, w);
-    if (high) load_plane(high, low, from + VEC * STEP * low / 8, w);
+    if (low == 2) load_low_plane(2, from, w);
+    if (low == 4) load_low_plane(4, from, w);
+    if (low == 8) load_low_plane(8, from, w);
+    if (high == 1) add_high_plane(1, low, from + VEC * STEP * low / 8, w);
+    if (high == 2) add_high_plane(2, low, from + VEC * STEP * low / 8, w);
 }
 
 INLINE IntVec dot(const Levels *w, const int8_t *x, IntVec sum) {

@@ -11,6 +11,7 @@
  * Floor of a step and a row: 8 VPDPBUSD, 512 multiplications; of a step: its 64 bytes a bit from memory.
  */
 #define GROUP 8 /* 8 sums, 8 unpacked registers */
+#define BODIES 1
 
 typedef struct {
     __m512i part[8];

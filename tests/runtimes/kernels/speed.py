@@ -2,9 +2,9 @@
 
 In: formats, shapes, rows of activations and threads. Out: a line for each with the time of one product, and the bytes
 of weights and multiplications a second. A decode step reads each weight once, from memory: below MANY rows a graph of
-as many products as fill ``--megabytes`` runs once a call, each with a copy of the weight of its own. Formats take turns.
-``--cpu`` takes the processor's time instead of the clock's, which other processes disturb less; with threads that wait
-for each other it means nothing.
+as many products as fill ``--megabytes`` runs once a call, each with its own copy of the weight. Formats take turns.
+``--cpu`` takes the processor's time instead of the clock's: other processes disturb it less, but of threads that wait
+for each other it says nothing.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ class GraphRequest:
         logits: Of each row's last token, or of all.
         quantization: Weights' format; None keeps floats.
         quantized_cache: On CUDA, type of the KV cache's elements where it is not that of the activations.
+        value_apart: On the CPU, query and key as one product and the value as another, whose weights are stored in
+            more bits.
         pack_gate_up: On CUDA, gate and up projections as one product and a Split. Measured on an H100: one product
             reads its weights faster than two in floats, two MatMulNBits are faster than one and the Split.
         gated_silu: The CUDA provider has GatedRMSNorm.
@@ -74,6 +76,7 @@ class GraphRequest:
     logits: LogitsKind = "last"
     quantization: GraphPass | None = None
     quantized_cache: QuantizeCache | None = None
+    value_apart: bool = False
     pack_gate_up: bool = True
     gated_silu: bool = True
     query_seqlens: bool = True
@@ -106,7 +109,7 @@ def cpu_passes(request: GraphRequest) -> list[GraphPass]:
     """The portable graph to ONNX Runtime's CPU provider."""
     return [
         *_fusions(request.max_positions),
-        PackQKV(),
+        PackQKV(value_apart=request.value_apart),
         PackGateUp(),
         FuseSilu(),
         FuseSkipNorm(),

@@ -20,7 +20,8 @@ Precision = Literal["auto", WeightType]
 Activations = Literal["fp16", "bf16"]
 CachePrecision = Literal["auto", "int8", "fp8"]
 Weights = Literal["model", "none"]
-HeadPrecision = Literal["auto", "int8", "int4"]
+HeadPrecision = Literal["auto", "int8", "int6", "int5", "int4"]
+Layout = Literal["auto", "packed", "nbits"]
 Zero = Literal["none", "integer", "offset"]
 ZeroPoints = Literal["auto", Zero]
 Cache = Literal["auto", CacheKind]
@@ -28,6 +29,12 @@ Verify = Literal["auto", "on", "off"]
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
+PACKED_ALONE = ("int6", "int5")
+"""Precisions of weights that are packed or not there at all."""
+PACKED_BY_DEFAULT = PACKED_ALONE
+"""Precisions whose weights are packed unless something else is asked for."""
+PACKED_MULTIPLE = 32
+"""Of which packed blocks are multiples."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
 """Input features that share a scale, unless the user says otherwise."""
 
@@ -77,7 +84,17 @@ class OptimizeOptions:
     )
     logits: LogitsKind = option("last", "Logits of each row's last token only, or of every token.")
     context: int | None = option(None, "Longest context in tokens. Default: the model's, at most 8192.")
-    block_size: int | None = option(None, "Input features that share a quantization scale. Default: 32; 128 for fp8.")
+    layout: Layout = option(
+        "auto",
+        "How weights in integers are stored for the CPU: as llmc's own operators read them, in fewer bytes, and with "
+        "bits by what a layer is for (packed); or as ONNX Runtime's own operators do (nbits). auto: packed for int5 "
+        "and int6, nbits for int4 and int8.",
+    )
+    block_size: int | None = option(
+        None,
+        "Input features that share a quantization scale. Default: 32; 128 for fp8; packed: 64, or 32 where rows are "
+        "no multiple of it.",
+    )
     symmetric: bool | None = option(
         None,
         "Blocks without or with an offset each (on CUDA a zero point). Default: with one for int4 except on CUDA.",
@@ -88,7 +105,11 @@ class OptimizeOptions:
         "What blocks have beside a scale, where the target has it: nothing, an integer zero point or a float offset. "
         "auto: as --symmetric or --asymmetric says, else the target's own.",
     )
-    head: HeadPrecision = option("auto", "Precision of the output projection and the embedding; auto is int8.")
+    head: HeadPrecision = option(
+        "auto",
+        "Precision of the output projection and the embedding; auto is int8, packed by precision; int5 and int6 are "
+        "packed.",
+    )
     installed_runtime: bool = option(
         False,
         "Make the graph for the ONNX Runtime that is installed here, which may be older than the release that llmc "
@@ -127,9 +148,31 @@ class OptimizeOptions:
             raise UsageError(
                 f"--for-installed-runtime is for --target {others}; a graph for {self.target} is the same anywhere"
             )
-        if self.block_size is None:
+        self._settle_layout()
+        if self.block_size is None and self.layout != "packed":
             object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
         require_block_size(self.blocks, "--block-size")
+
+    def _settle_layout(self) -> None:
+        """Choose packed weights where they are asked for or the default; refuse what they have not, or only they."""
+        precisions = get_target(self.target).packed_precisions
+        blocks = self.block_size is not None and self.block_size < PACKED_MULTIPLE
+        nbits = [f"--zero-points {self.zero_points}"] if self.zero_points in {"integer", "offset"} else []
+        nbits += [f"--block-size {self.block_size}"] if blocks else []
+        packed = ["--layout packed"] if self.layout == "packed" else []
+        packed += [f"--precision {self.precision}"] if self.precision in PACKED_ALONE else []
+        packed += [f"--head {self.head}"] if self.head in PACKED_ALONE else []
+        if packed and self.precision not in precisions:
+            asked = f"--target {self.target} --precision {self.precision}"
+            raise UsageError(f"{packed[0]} is for --target cpu and weights of 4 to 8 bits, not {asked}")
+        if self.layout == "nbits" and not precisions:
+            raise UsageError(f"--layout is for --target cpu; {self.target} has one way to store weights")
+        if packed and (self.layout == "nbits" or nbits):
+            other = nbits[0] if nbits else "--layout nbits"
+            raise UsageError(f"{packed[0]} and {other} exclude each other; leave one of them out")
+        default = self.layout == "auto" and self.precision in precisions and self.precision in PACKED_BY_DEFAULT
+        if packed or (default and not nbits):
+            object.__setattr__(self, "layout", "packed")
 
     @property
     def blocks(self) -> int:

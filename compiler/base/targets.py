@@ -17,7 +17,7 @@ from llmc.compiler.base.versions import DISTRIBUTION
 
 TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino"]
 Family = Literal["ort-cpu", "ort-cuda", "standard"]
-WeightType = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+WeightType = Literal["fp32", "fp16", "bf16", "int8", "int6", "int5", "int4", "fp8", "nvfp4"]
 ORT_RELEASE = "1.32"
 """The release of ONNX Runtime for which graphs are made; what its operators take is recorded (``ort-1.32.json``)."""
 
@@ -56,6 +56,7 @@ class Target:
         family: Which passes make its graph.
         device: Where its engines compute.
         precisions: Types of weights; the first is what ``auto`` stands for.
+        packed_precisions: Types of weights that can be packed for llmc's own operators.
         caches: How the KV cache may go in and out; the first is what ``auto`` stands for.
         requirement: What must be installed.
         asks_runtime: Its graphs differ by what the runtime's operators take.
@@ -82,6 +83,7 @@ class Target:
     asks_runtime: bool = False
     runs_on_ort_cpu: bool = True
     cache_precisions: tuple[str, ...] = ()
+    packed_precisions: tuple[WeightType, ...] = ()
     takes_sizes: bool = False
     builds_without_weights: bool = False
     arena_factor: int = 2
@@ -123,11 +125,12 @@ TARGETS = (
         runtime="onnxruntime-cpu",
         family="ort-cpu",
         device="cpu",
-        precisions=("fp32", "int8", "int4"),
+        precisions=("fp32", "int8", "int6", "int5", "int4"),
         caches=("shared", "grow"),
         requirement=Requirement(
             ("onnxruntime",), ("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True
         ),
+        packed_precisions=("int8", "int6", "int5", "int4"),
         asks_runtime=True,
         genai_providers=(),
     ),

@@ -12,7 +12,7 @@ from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.capabilities import Capabilities
-from llmc.compiler.quantization.plan import make_plan
+from llmc.compiler.quantization.plan import make_plan, value_stands_alone
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
@@ -27,7 +27,7 @@ from llmc.passes.pipeline import (
 from llmc.passes.quantization.quantize_cache import QuantizeCache
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
-KERNEL_PRECISIONS = ("int4", "int8")
+KERNEL_PRECISIONS = ("int4", "int5", "int6", "int8")
 """Weights in blocks of integers: llmc has CPU operators of its own for them, and a GPU reads them faster unpacked."""
 
 
@@ -54,6 +54,7 @@ def target_passes(
         logits=options.logits,
         quantization=_quantization(options),
         quantized_cache=_quantized_cache(options, golden),
+        value_apart=value_stands_alone(make_plan(options)),
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
         # Asked of the CPU provider alone: a graph for CUDA goes without the one, and counts on the other.
         query_seqlens=on_cpu and capabilities.query_seqlens,

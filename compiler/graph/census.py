@@ -14,15 +14,16 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import LOGITS
 from llmc.compiler.graph.lazy_weight import LazyWeight
-from llmc.compiler.graph.operators import cached_attention, microsoft, moe
+from llmc.compiler.graph.operators import cached_attention, microsoft, moe, nbits
 
-SIGNATURES = {(s.domain, s.name): s for s in (*microsoft.SIGNATURES, cached_attention.SIGNATURE, moe.SIGNATURE)}
+_OWN = (cached_attention.SIGNATURE, moe.SIGNATURE, nbits.MATMUL, nbits.GATHER)
+SIGNATURES = {(signature.domain, signature.name): signature for signature in (*microsoft.SIGNATURES, *_OWN)}
 MATRIX_PRODUCTS = frozenset(
     {"MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "MatMulInteger", "DynamicQuantizeMatMul"}
 )
 #: Operators that hand a weight on, in another order, type or shape.
 PASS_ON = frozenset({"Transpose", "Cast", "Reshape", "Identity", "DequantizeLinear", "Squeeze", "Unsqueeze", "Slice"})
-LOOK_UPS = frozenset({"Gather", "GatherBlockQuantized"})
+LOOK_UPS = frozenset({"Gather", "GatherBlockQuantized", "GatherNBits"})
 EXPERTS = frozenset({"MoE", "QMoE"})
 ROUTING = frozenset({"hidden", "indices", "weights", "input", "router_probs"})
 """Inputs of experts' operators that are not by expert."""

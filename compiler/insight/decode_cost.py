@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.compiler.graph.census import MATRIX_PRODUCTS, constant_source, experts_chosen, named_inputs
+from llmc.compiler.graph.census import LOOK_UPS, MATRIX_PRODUCTS, constant_source, experts_chosen, named_inputs
 
 DEFAULT_CONTEXT = 1024
 """Tokens in the cache for which attention is counted, unless the caller says otherwise."""
@@ -73,7 +73,7 @@ def decode_cost(model: ir.Model, context: int = DEFAULT_CONTEXT) -> DecodeCost:
         else:
             flops = _product_flops(node)
             weights += flops or 0
-            if flops == 0 and node.op_identifier() in model.functions:
+            if flops == 0 and node.op_identifier() in model.functions and node.op_type not in LOOK_UPS:
                 flops = None
         if flops is None:
             unknown[node.op_type] += 1

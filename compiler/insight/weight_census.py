@@ -22,10 +22,13 @@ _INPUTS: dict[str, str] = {
     **dict.fromkeys(("cos_cache", "sin_cache"), ROTARY),
     **dict.fromkeys(("q_norm_weight", "k_norm_weight"), NORMS),
     "head_sink": ATTENTION,
-    **dict.fromkeys(("scales", "b_scale", "x_scale", "y_scale", "fc1_scales", "fc2_scales", "fc3_scales"), SCALES),
+    **dict.fromkeys(("scales", "row_scales", "b_scale", "x_scale", "y_scale"), SCALES),
+    **dict.fromkeys(("fc1_scales", "fc2_scales", "fc3_scales"), SCALES),
     **dict.fromkeys(("zero_points", "b_zero_point", "x_zero_point", "y_zero_point"), ZERO_POINTS),
     **dict.fromkeys(("fc1_zero_points", "fc2_zero_points", "fc3_zero_points"), ZERO_POINTS),
 }
+#: What a look-up calls the table, or planes of it.
+_TABLES = frozenset({"data", "weight", "high"})
 #: What the shapes and axes of operators are made of, and parameters are not.
 _NO_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
 _NAMES = (
@@ -142,7 +145,7 @@ def kind_of(value: ir.Value, tensor: ir.TensorProtocol, head: ir.Node | None = N
     if _NAMES[0][1].search(names[0]):
         return ROTARY
     is_matrix = len(tensor.shape) > 1
-    if is_matrix and any(index == 0 and node.op_type in LOOK_UPS for node, index in uses):
+    if is_matrix and any(input_name(node, index) in _TABLES for node, index in uses if node.op_type in LOOK_UPS):
         return EMBEDDING
     if is_matrix and any(node is head for node, _ in uses):
         return HEAD

@@ -1,6 +1,8 @@
-"""Which weights are in which scheme: what ``--precision``, ``--zero-points``, ``--head`` and ``--block-size`` mean.
+"""Which weights are in which scheme: what ``--precision``, ``--layout``, ``--zero-points`` and their like mean.
 
-In: options. Out: a plan, names of schemes by kind of site; a name of a site in it goes before its kind.
+In: options. Out: a plan, names of schemes by kind of site, by role of a linear layer (``linear:down``), by which goes
+before its kind, and by name, which goes before both. Behind a scheme may stand how many bits a packed product's
+activations have: ``q8@64:a16``.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from typing import Final
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import OptimizeOptions
-from llmc.compiler.quantization.scheme import SCHEMES, scheme_name
+from llmc.compiler.quantization.scheme import SCHEMES, Scheme, scheme_name, scheme_of
 
 Plan = Mapping[str, str]
+ACTIVATIONS = ":a"
+"""Between a scheme's name and bits of activations."""
 Row = tuple[str, ...]
 """Schemes that differ in zero points: without, with those that ``--asymmetric`` means, with others."""
 
@@ -34,6 +38,19 @@ class Meaning:
     ends: Mapping[str, Row]
     experts: Row | None = None
     asymmetric: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a plan says of a site.
+
+    Attributes:
+        scheme: In what its weights are stored; None: they keep their floats.
+        activation_bits: Of the integers to which a packed product rounds its input: 8 or 16.
+    """
+
+    scheme: Scheme | None
+    activation_bits: int = 8
 
 
 # A head and a table that are tied share their bytes, and the look-up knows no offsets. Experts' operator knows none
@@ -70,12 +87,27 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
 """By target and precision; floats have none."""
 
 
+_ENDS: Final = {"int8": "q8", "int6": "q6", "int5": "q5", "int4": "q4"}
+_EXPERTS: Final = {"int4": "int4-zero", "int5": "int8-zero", "int6": "int8-zero", "int8": "int8-zero"}
+"""Experts' operator is ONNX Runtime's, which knows no packed blocks."""
+RECIPES: Mapping[str, Mapping[str, str]] = {
+    "int4": {"linear": "q4", "linear:down": "q5", "linear:output": "q5", "linear:value": "q6", "head": "q6"},
+    "int5": {"linear": "q5", "linear:down": "q6", "linear:output": "q6", "linear:value": "q6", "head": "q6"},
+    "int6": {"linear": "q6", "head": "q8"},
+    "int8": {"linear": "q8", "head": "q8"},
+}
+"""Packed weights on the CPU by precision. What closes a layer's attention or feed-forward block, and the values that
+attention adds up, go into the residual stream as they are: a bit there is worth more than elsewhere."""
+
+
 def make_plan(options: OptimizeOptions) -> Plan:
     """The plan that options ask for; empty where weights keep their floats.
 
     Raises:
         UsageError: linear layers have no scheme with these zero points.
     """
+    if options.layout == "packed":
+        return _packed_plan(options)
     meaning, zero = MEANINGS.get(options.target, {}).get(options.precision), str(options.zero_points)
     kinds = [SCHEMES[name].zero for name in meaning.linear] if meaning else []
     if zero not in {"auto", *kinds}:
@@ -93,7 +125,49 @@ def make_plan(options: OptimizeOptions) -> Plan:
     return {kind: scheme_name(name, options.blocks) for kind, name in names.items()}
 
 
+def _packed_plan(options: OptimizeOptions) -> Plan:
+    symmetric = "-symmetric" if options.symmetric or options.zero_points == "none" else ""
+    end = symmetric + ("" if options.block_size is None else f"@{options.block_size}")
+    plan = {}
+    for where, text in RECIPES[options.precision].items():
+        name, mark, bits = text.partition(ACTIVATIONS)
+        if where == "head":
+            name = _ENDS.get(options.head, name)
+            # A tied table is stored once.
+            plan["embedding"] = f"{name}{end}"
+        plan[where] = f"{name}{end}{mark}{bits}"
+    experts = _EXPERTS[options.precision].removesuffix("-zero" if symmetric else "")
+    return {**plan, "experts": scheme_name(experts, options.blocks)}
+
+
+def placement_of(text: str, features: int | None = None) -> Placement:
+    """What a value of a plan means.
+
+    Args:
+        text: Name of a scheme, perhaps with bits of activations behind it.
+        features: Input features of the weight; see :func:`~llmc.compiler.quantization.scheme.scheme_of`.
+
+    Raises:
+        UsageError: there is no such scheme, or activations cannot have so many bits there.
+    """
+    name, mark, bits = text.partition(ACTIVATIONS)
+    scheme = scheme_of(name, features)
+    if not mark:
+        return Placement(scheme)
+    if scheme is None or scheme.form != "packed" or bits not in {"8", "16"}:
+        raise UsageError(f"{text}: the activations of a packed product have 8 or 16 bits, those of no other have any")
+    return Placement(scheme, int(bits))
+
+
+def value_stands_alone(plan: Plan) -> bool:
+    """Whether a packed product of query, key and value would be stored as its values are not to be."""
+    linear = plan.get("linear")
+    return plan.get("linear:value", linear) != plan.get("linear:query_key_value", linear)
+
+
 def largest_kl(precision: str) -> float:
     """Divergence, in nats, beyond which weights of a precision no longer say what the model says."""
-    schemes = [SCHEMES[table[precision].linear[0]] for table in MEANINGS.values() if precision in table]
-    return 1.0 if any(scheme.bits == 4 and scheme.storage.is_integer() for scheme in schemes) else 0.1
+    names = [table[precision].linear[0] for table in MEANINGS.values() if precision in table]
+    names += [RECIPES[precision]["linear"]] if precision in RECIPES else []
+    schemes = [scheme for name in names if (scheme := placement_of(name).scheme) is not None]
+    return 1.0 if any(scheme.bits <= 5 and scheme.storage.is_integer() for scheme in schemes) else 0.1

@@ -14,13 +14,13 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.base.options import Zero, require_block_size
+from llmc.compiler.base.options import PACKED_MULTIPLE, Zero, require_block_size
 
 FLOAT = "float"
 """In place of a scheme's name: the weight keeps its floats."""
 PACKED_BITS = (2, 3, 4, 5, 6, 8)
-PACKED_BLOCK, PACKED_MULTIPLE = 64, 32
-"""Input features of a packed block unless its name says otherwise; where rows are no multiple of them, the second."""
+PACKED_BLOCK = 64
+"""Input features of a packed block unless its name says otherwise; 32 where rows are no multiple of them."""
 
 
 @dataclass(frozen=True)

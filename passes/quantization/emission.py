@@ -5,7 +5,7 @@ In: a site and its scheme, from an emitter. Out: the graph with what was made fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,15 +27,19 @@ class Emission:
 
     Attributes:
         graph: Gets what emitters make.
+        plan: Says which site is stored how.
         accuracy_level: Of the runtime's operators.
         solver: Chooses numbers.
         first: Nodes that go before everything else, in the end.
+        functions: Bodies of operators that were called.
     """
 
     graph: ir.Graph
+    plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 0
     solver: Solver = field(default_factory=RoundToNearest)
     first: list[ir.Node] = field(default_factory=list)
+    functions: dict[ir.OperatorIdentifier, ir.Function] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def once(self, weight: LazyWeight, what: tuple[Any, ...], make: Callable[[], T]) -> T:

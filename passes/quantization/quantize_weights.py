@@ -1,7 +1,8 @@
 """Weights to small numbers, activations left as they are.
 
 Each site (:mod:`~llmc.passes.quantization.sites`) is stored in the scheme that a plan names for it, by the emitter
-for the scheme's operators: ``emit_matmul_nbits``, ``emit_qmoe``, ``emit_fp8_product``, ``emit_dequantize_linear``.
+for the scheme's operators: ``emit_matmul_nbits``, ``emit_packed``, ``emit_qmoe``, ``emit_fp8_product``,
+``emit_dequantize_linear``.
 
 Nothing is read here: tensors are lazy and are made a few rows at a time while the graph is written.
 """
@@ -14,22 +15,25 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.quantization.scheme import FLOAT, Scheme, scheme_of
+from llmc.compiler.quantization.plan import placement_of
+from llmc.compiler.quantization.scheme import Scheme
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
 from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
 from llmc.passes.quantization.emit_matmul_nbits import emit_gather_block_quantized, emit_matmul_nbits
+from llmc.passes.quantization.emit_packed import emit_packed_product, emit_packed_table
 from llmc.passes.quantization.emit_qmoe import emit_qmoe
 from llmc.passes.quantization.sites import find_sites
 
 _PRODUCTS: Mapping[str, Emitter] = {
-    "nbits": emit_matmul_nbits, "fp8": emit_fp8_product, "qdq": emit_dequantized_product
+    "nbits": emit_matmul_nbits, "packed": emit_packed_product, "fp8": emit_fp8_product,
+    "qdq": emit_dequantized_product,
 }  # fmt: skip
 EMITTERS: Mapping[str, Mapping[str, Emitter]] = {
     "linear": _PRODUCTS,
     "head": _PRODUCTS,
-    "embedding": {"nbits": emit_gather_block_quantized, "qdq": emit_dequantized_table},
+    "embedding": {"nbits": emit_gather_block_quantized, "packed": emit_packed_table, "qdq": emit_dequantized_table},
     "experts": {"nbits": emit_qmoe},
 }
 """By kind of site and form of scheme."""
@@ -40,8 +44,8 @@ class QuantizeWeights(GraphPass):
     """Quantize linear layers, embedding tables and experts.
 
     Attributes:
-        plan: Names of schemes by name of a site and by kind of site, which goes for those that are not named. Kinds
-            that it leaves out stay as they are, and a head is then a linear layer.
+        plan: Names of schemes by name of a site, by role of a linear layer (``linear:down``) and by kind of site, the
+            first of them that it has. Kinds that it leaves out stay as they are, and a head is then a linear layer.
         accuracy_level: Of MatMulNBits and QMoE: 4 computes with int8 activations where the kernel can; 0 leaves it
             to the runtime.
     """
@@ -59,14 +63,15 @@ class QuantizeWeights(GraphPass):
             UsageError: there is no such scheme, or not for this kind of site.
         """
         for where, name in self.plan.items():
-            if (scheme := scheme_of(name)) is not None and where in EMITTERS:
-                _emitter(where, scheme)
+            kind = where.partition(":")[0]
+            if (scheme := placement_of(name).scheme) is not None and kind in EMITTERS:
+                _emitter(kind, scheme)
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
-        emission = Emission(model.graph, self.accuracy_level)
+        emission = Emission(model.graph, self.plan, self.accuracy_level)
         for site in find_sites(model, head="head" in self.plan):
-            scheme = scheme_of(self.plan.get(site.name, self.plan.get(site.kind, FLOAT)))
+            scheme = site.placement(self.plan).scheme
             if scheme is None:
                 continue
             tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
@@ -79,6 +84,7 @@ class QuantizeWeights(GraphPass):
                 tally.reject(site.node, str(miss))
         if tally.fired:
             model.graph.insert_before(model.graph[0], emission.first)
+            model.functions.update(emission.functions)
             for domain in {node.domain for node in model.graph}:
                 model.graph.opset_imports.setdefault(domain, 1)
 

@@ -47,6 +47,9 @@ class OnnxRuntimeCpu(Engine):
             # Level 3 would add layouts of this very processor; level 2: every fusion that any x86 or Arm CPU can run.
             session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             session.optimized_model_filepath = str(request.output / ENGINE_GRAPH)
+        else:
+            # A check folds nothing: what bodies of packed products make of their weights would be thrown away.
+            session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # To check or optimize a graph, its weights need not be packed.
         session.add_session_config_entry("session.disable_prepacking", "1")
         _make_inference(request.model, session)

@@ -32,6 +32,8 @@ from llmc.compiler.quantization.solver import low_bits
 WEIGHT_INPUTS = ("weight", "scales", "zero_points", "high", "row_scales")
 MATMUL = Signature(DOMAIN, "MatMulNBits", ("a", *WEIGHT_INPUTS))
 GATHER = Signature(DOMAIN, "GatherNBits", ("ids", *WEIGHT_INPUTS))
+ACTIVATION_BITS = 8
+"""Of a product that says nothing else."""
 SIZES = ("K", "N", "bits", "block_size")
 """Attributes of both, beside ``activation_bits`` of a product."""
 
@@ -91,7 +93,7 @@ def close(body: Body, variant: Variant, output: ir.Value, overload: str = "") ->
     """A finished body."""
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in SIZES]
     if variant.operator == MATMUL.name:
-        attributes.append(ir.AttrInt64("activation_bits", 8))
+        attributes.append(ir.AttrInt64("activation_bits", ACTIVATION_BITS))
     return body.function(variant.operator, overload or variant.overload, {"output": output}, attributes)
 
 

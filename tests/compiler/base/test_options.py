@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -94,6 +95,50 @@ def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> No
     assert dataclasses.replace(made) == made
 
 
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        ({"precision": "int5"}, "packed"),
+        ({"precision": "int6", "layout": "packed", "block_size": 32}, "packed"),
+        ({"precision": "int4", "head": "int6"}, "packed"),
+        ({"precision": "int8", "layout": "packed", "symmetric": True, "zero_points": "none"}, "packed"),
+        ({"precision": "int4", "layout": "nbits"}, "nbits"),
+        ({"precision": "int4", "zero_points": "integer"}, "auto"),
+        ({"precision": "int4", "block_size": 16}, "auto"),
+        ({"precision": "fp32"}, "auto"),
+        ({"target": "cuda", "precision": "int4"}, "auto"),
+    ],
+)
+def test_layouts(options: dict[str, Any], layout: str) -> None:
+    made = OptimizeOptions(**options)
+    assert made.layout == layout
+    assert made.block_size == options.get("block_size", None if layout == "packed" else BLOCK_SIZE)
+    assert dataclasses.replace(made) == made
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "packed"},
+         "--layout packed is for --target cpu and weights of 4 to 8 bits, not --target cpu --precision fp32"),
+        ({"layout": "packed", "precision": "int4", "target": "openvino"},
+         "--layout packed is for --target cpu and weights of 4 to 8 bits, not --target openvino --precision int4"),
+        ({"head": "int6", "precision": "int4", "target": "cuda"}, "--head int6 is for --target cpu"),
+        ({"layout": "nbits", "precision": "int4", "target": "cuda"},
+         "--layout is for --target cpu; cuda has one way to store weights"),
+        ({"layout": "nbits", "precision": "int5"}, "--precision int5 and --layout nbits exclude each other"),
+        ({"layout": "nbits", "precision": "int4", "head": "int5"}, "--head int5 and --layout nbits exclude"),
+        ({"layout": "packed", "precision": "int4", "block_size": 16},
+         "--layout packed and --block-size 16 exclude each other; leave one of them out"),
+        ({"precision": "int6", "zero_points": "offset"}, "--precision int6 and --zero-points offset exclude"),
+        ({"layout": "packed", "precision": "int4", "block_size": 96}, "--block-size 96 is not a power of two"),
+    ],
+)  # fmt: skip
+def test_layouts_that_have_not_what_is_asked_for(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        OptimizeOptions(**options)
+
+
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
     assert OptimizeOptions(target="cuda", cache_precision=kind).cache_precision == kind
@@ -108,7 +153,10 @@ def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
     ("options", "message"),
     [
         ({"target": "tpu"}, "--target tpu is none of cpu, cuda, tensorrt, tensorrt-rtx, openvino"),
-        ({"precision": "int2"}, "--precision int2 is none of auto, fp32, fp16, bf16, int8, int4, fp8, nvfp4"),
+        (
+            {"precision": "int2"},
+            "--precision int2 is none of auto, fp32, fp16, bf16, int8, int6, int5, int4, fp8, nvfp4",
+        ),
         ({"target": "cuda", "activations": "fp32"}, "--activations fp32 is none of fp16, bf16"),
         ({"target": "cuda", "cache_precision": "int4"}, "--kv-precision int4 is none of auto, int8, fp8"),
         ({"cache": "paged"}, "--kv paged is none of auto, grow, shared"),
@@ -117,7 +165,7 @@ def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
         ({"zero_points": "offset", "symmetric": True}, "^--symmetric contradicts --zero-points offset; give one"),
         ({"zero_points": "integer", "symmetric": True}, "^--symmetric contradicts --zero-points integer; give one"),
         ({"zero_points": "none", "symmetric": False}, "^--asymmetric contradicts --zero-points none; give one"),
-        ({"head": "fp16"}, "--head fp16 is none of auto, int8, int4"),
+        ({"head": "fp16"}, "--head fp16 is none of auto, int8, int6, int5, int4"),
         ({"context": 0}, "--context 0 leaves no room for a token"),
         ({"block_size": 48}, "--block-size 48 is not a power of two from 16 up"),
         ({"block_size": 8}, "--block-size 8 is not a power of two from 16 up"),

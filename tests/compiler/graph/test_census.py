@@ -6,8 +6,10 @@ import pytest
 
 from llmc.compiler.graph.census import head_product, input_name, named_inputs, place, read_bytes, stored_bytes
 from llmc.compiler.graph.lazy_weight import TensorWeight
+from llmc.compiler.graph.operators import nbits
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.lowering.lower_moe import LowerMoE
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from ...passes.experts_graphs import CHOSEN, EXPERTS, HIDDEN, INNER, Layer
 from ...passes.graphs import draw, parse
@@ -56,6 +58,17 @@ def test_quantized_tables_are_not_read() -> None:
     body = f"x = com.microsoft.GatherBlockQuantized<{attributes}>(packed, ids, scales)\ny = Tanh(x)"
     weights = {"packed": np.zeros((128, 16), np.uint8), "scales": draw(128, 1)}
     assert read_bytes(parse(f"m (int64[n] ids) => (y) {{ {body} }}", weights).graph) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_tables_are_read_by_a_head_alone(tied: bool) -> None:
+    head = "turned = Transpose<perm=[1,0]>(table)\nlogits = MatMul(x, turned)" if tied else "logits = Tanh(x)"
+    model = parse(f"m (int64[n] ids) => (logits) {{ x = Gather(table, ids)\n{head} }}", {"table": draw(128, 64)})
+    QuantizeWeights({"head": "q6", "embedding": "q6"})(model)
+    RemoveDeadCode()(model)
+    assert read_bytes(model.graph) == (128 * (64 * 6 // 8 + 2 + 4) if tied else 0)
+    assert stored_bytes(model.graph) == 128 * (64 * 6 // 8 + 2 + 4)
+    assert (head_product(model.graph) is not None) == tied
 
 
 def test_a_tied_table_is_read_by_the_head() -> None:
@@ -154,6 +167,8 @@ def test_inputs_have_the_names_of_their_schemas() -> None:
     assert named_inputs(product)["bias"] is model.graph.initializers["bias"]
     assert [input_name(norm, index) for index in range(4)] == ["X", "Scale", "B", ""]
     assert input_name(unknown, 0) == ""
+    packed = ir.node("GatherNBits", [], domain="llmc")
+    assert [input_name(packed, index) for index in range(7)] == [*nbits.GATHER.inputs, ""]
 
 
 def test_what_is_stored_once_counts_once() -> None:

@@ -57,11 +57,11 @@ def test_a_matrix_behind_a_dequantization_counts_its_elements() -> None:
     assert cost_of(dequantized, ir.node("MatMul", [computed(), dequantized.outputs[0]])).weight_flops == 120
 
 
-def test_packed_weights_count_what_they_stand_for() -> None:
-    node = ir.node(
-        "MatMulNBits", [computed(), constant("w", 10, 1, 3)], {"K": 6, "N": 10, "bits": 4}, domain="com.microsoft"
-    )
-    assert cost_of(node).weight_flops == 120
+@pytest.mark.parametrize(("domain", "functions"), [("com.microsoft", ()), ("llmc", ("MatMulNBits",))])
+def test_packed_weights_count_what_they_stand_for(domain: str, functions: tuple[str, ...]) -> None:
+    sizes = {"K": 6, "N": 10, "bits": 4}
+    node = ir.node("MatMulNBits", [computed(), constant("w", 10, 1, 3)], sizes, domain=domain)
+    assert cost_of(node, functions=functions).weight_flops == 120
 
 
 @pytest.mark.parametrize("op_type", ["Conv", "CausalConvWithState"])
@@ -98,6 +98,8 @@ def test_what_cannot_be_counted_is_said(nodes: list[ir.Node], clause: str) -> No
 
 def test_operators_that_are_no_products_cost_nothing() -> None:
     assert cost_of(ir.node("Add", [computed(), constant("w", 6, 10)]), functions=("Odd",)).not_counted == ()
+    look_up = ir.node("GatherNBits", [computed(), constant("w", 6, 1, 10)], domain="llmc")
+    assert cost_of(look_up, functions=("GatherNBits",)).not_counted == ()
 
 
 # --- experts --------------------------------------------------------------------------------------------------------

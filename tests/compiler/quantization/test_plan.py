@@ -6,17 +6,27 @@ from typing import Any
 import pytest
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.base.options import OptimizeOptions
+from llmc.compiler.base.options import PACKED_ALONE, OptimizeOptions
 from llmc.compiler.base.targets import TARGETS, get_target
-from llmc.compiler.quantization.plan import MEANINGS, largest_kl, make_plan
-from llmc.compiler.quantization.scheme import scheme_of
+from llmc.compiler.quantization.plan import (
+    MEANINGS,
+    RECIPES,
+    Placement,
+    largest_kl,
+    make_plan,
+    placement_of,
+    value_stands_alone,
+)
+from llmc.compiler.quantization.scheme import SCHEMES, scheme_of
 
 FLOATS = {"fp32", "fp16", "bf16"}
 
 
 def test_every_precision_of_a_target_has_a_meaning() -> None:
     for target in TARGETS:
-        assert set(MEANINGS[target.name]) == set(target.precisions) - FLOATS
+        alone = set(PACKED_ALONE) & set(target.packed_precisions)
+        assert set(MEANINGS[target.name]) == set(target.precisions) - FLOATS - alone
+        assert set(RECIPES) == set(get_target("cpu").packed_precisions)
 
 
 @pytest.mark.parametrize("symmetric", [None, True, False])
@@ -82,7 +92,8 @@ for name in ("tensorrt", "tensorrt-rtx"):
 
 @pytest.mark.parametrize("zero", list(ZEROS))
 @pytest.mark.parametrize(
-    ("target", "precision"), [(target.name, precision) for target in TARGETS for precision in target.precisions]
+    ("target", "precision"),
+    [(target.name, kind) for target in TARGETS for kind in target.precisions if kind not in PACKED_ALONE],
 )
 def test_zero_points_by_name(target: Any, precision: Any, zero: Any) -> None:
     """The linear layers' scheme of every target, precision and kind; a refusal says what there is."""
@@ -113,5 +124,91 @@ def test_both_ways_to_ask_mean_the_same(target: Any, symmetric: bool) -> None:
 
 
 def test_what_a_precision_may_lose() -> None:
-    names = ("int4", "int8", "fp8", "nvfp4", "fp16", "bf16")
-    assert [largest_kl(name) for name in names] == [1.0, 0.1, 0.1, 0.1, 0.1, 0.1]
+    names = ("int4", "int5", "int6", "int8", "fp8", "nvfp4", "fp16", "bf16")
+    assert [largest_kl(name) for name in names] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+
+
+PACKED: dict[str, Any] = {"precision": "int4", "layout": "packed"}
+MIXED = {"linear": "q4", "linear:down": "q5:a16", "head": "q6:a16"}
+
+
+@pytest.fixture
+def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that does not change."""
+    monkeypatch.setitem(RECIPES, "int4", MIXED)
+
+
+@pytest.mark.usefixtures("mixed")
+@pytest.mark.parametrize(
+    ("options", "plan"),
+    [
+        (PACKED, {**MIXED, "embedding": "q6", "experts": "int4-zero@32"}),
+        ({**PACKED, "symmetric": False}, {**MIXED, "embedding": "q6", "experts": "int4-zero@32"}),
+        ({**PACKED, "head": "int8"}, {**MIXED, "head": "q8:a16", "embedding": "q8", "experts": "int4-zero@32"}),
+        ({**PACKED, "head": "int4"}, {**MIXED, "head": "q4:a16", "embedding": "q4", "experts": "int4-zero@32"}),
+        ({"precision": "int4", "head": "int5"},
+         {**MIXED, "head": "q5:a16", "embedding": "q5", "experts": "int4-zero@32"}),
+        ({**PACKED, "block_size": 128},
+         {"linear": "q4@128", "linear:down": "q5@128:a16", "head": "q6@128:a16", "embedding": "q6@128",
+          "experts": "int4-zero@128"}),
+        *(({**PACKED, **options},
+           {"linear": "q4-symmetric", "linear:down": "q5-symmetric:a16", "head": "q6-symmetric:a16",
+            "embedding": "q6-symmetric", "experts": "int4@32"})
+          for options in ({"symmetric": True}, {"zero_points": "none"})),
+    ],
+)  # fmt: skip
+def test_packed_bits_follow_what_a_layer_is_for(options: dict[str, Any], plan: dict[str, str]) -> None:
+    assert make_plan(OptimizeOptions(**options)) == plan
+
+
+@pytest.mark.parametrize("precision", list(RECIPES))
+def test_recipes_are_plans(precision: Any) -> None:
+    """Of sites that there are; experts, which no packed operator reads, have the bits of ONNX Runtime's."""
+    plan = make_plan(OptimizeOptions(precision=precision, layout="packed"))
+    forms = {where: (placement_of(text).scheme or SCHEMES["int4"]).form for where, text in plan.items()}
+    assert forms.pop("experts") == "nbits"
+    assert set(forms.values()) == {"packed"}
+    assert plan["experts"] == ("int4-zero@32" if precision == "int4" else "int8-zero@32")
+    roles = {"query_key_value", "query_key", "query", "key", "value", "output", "down", "gate_up"}
+    assert set(forms) <= {"linear", "head", "embedding", *(f"linear:{role}" for role in roles)}
+
+
+@pytest.mark.parametrize("precision", PACKED_ALONE)
+def test_what_is_there_packed_alone_is_packed(precision: Any) -> None:
+    options = OptimizeOptions(precision=precision)
+    assert make_plan(options) == make_plan(dataclasses.replace(options, layout="packed"))
+
+
+@pytest.mark.parametrize(
+    ("text", "features", "block", "bits"),
+    [("q8", 96, 32, 8), ("q8:a16", 128, 64, 16), ("q8@128:a8", 96, 128, 8), ("int4@16", 96, 16, 8)],
+)
+def test_a_placement_is_a_scheme_and_bits_of_activations(text: str, features: int, block: int, bits: int) -> None:
+    placement = placement_of(text, features)
+    assert placement.scheme is not None
+    assert (placement.scheme.block, placement.activation_bits) == (block, bits)
+
+
+def test_floats_have_a_placement() -> None:
+    assert placement_of("float") == Placement(None, 8)
+
+
+@pytest.mark.parametrize("text", ["q8:a12", "q8:a", "int4@32:a16", "float:a16"])
+def test_other_bits_of_activations_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"^{text}: the activations of a packed product have 8 or 16 bits"):
+        placement_of(text)
+
+
+@pytest.mark.parametrize(
+    ("plan", "alone"),
+    [
+        ({}, False),
+        ({"linear": "q4"}, False),
+        ({"linear": "q4", "linear:value": "q6"}, True),
+        ({"linear": "q4", "linear:value": "q4"}, False),
+        ({"linear": "q4", "linear:query_key_value": "q6", "linear:value": "q6"}, False),
+        ({"linear": "q4", "linear:down": "q6"}, False),
+    ],
+)
+def test_a_value_of_other_bits_stands_alone(plan: dict[str, str], alone: bool) -> None:
+    assert value_stands_alone(plan) == alone

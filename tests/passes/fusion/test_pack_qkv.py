@@ -68,6 +68,29 @@ def test_it_matches(lazy: bool) -> None:
     assert attention.attributes.get_float("scale") == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("body", [PLAIN, BIASED])
+def test_the_value_may_stand_apart(body: str) -> None:
+    """It keeps a product of its own, and attention reads all three side by side."""
+    model = make(body)
+    before = run(model, feeds())
+    assert apply(PackQKV(value_apart=True), model).fired == {"qkv": 1}
+    apply(RemoveDeadCode(), model)
+    attention, concat = node_of(model, "CachedAttention"), node_of(model, "Concat")
+    assert cached_attention.variant_of(attention).packed
+    assert cached_attention.get_input(attention, "query") is concat.outputs[0]
+    assert list(concat.outputs[0].shape) == ["batch", "seq", 64]
+    assert concat.name == "qkv_proj/Concat"
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    assert [list(node.inputs[1].shape) for node in products] == [[HIDDEN, 16], [HIDDEN, 48]]
+    close(run(model, feeds()), before)
+    assert left_alone(PackQKV(value_apart=True), model) == []
+
+
+def test_a_value_of_another_input_is_not_put_beside() -> None:
+    model = make(PLAIN.replace("MatMul(x, v_w)", "MatMul(z, v_w)"))
+    assert left_alone(PackQKV(value_apart=True), model) == ["its projections do not read the same input"]
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     body=st.sampled_from([PLAIN, BIASED]),

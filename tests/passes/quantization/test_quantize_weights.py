@@ -10,7 +10,7 @@ from llmc.compiler.base.errors import UsageError
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.quantization.quantize_weights import EMITTERS, QuantizeWeights
 
-from ..graphs import apply, left_alone, operators
+from ..graphs import apply, draw, left_alone, operators, parse
 from ..quantized_graphs import TIED, make
 
 
@@ -33,6 +33,17 @@ def test_a_site_goes_before_its_kind() -> None:
     }  # fmt: skip
 
 
+def test_a_role_goes_before_its_kind_and_a_name_before_its_role() -> None:
+    text = """m (float[n, 64] h) => (float[n, 64] y) {
+        g = MatMul(h, g_w) u = MatMul(h, u_w) s = Gelu(g) a = Mul(s, u) y = MatMul(a, d_w) }"""
+    weights = {"g_w": draw(64, 96), "u_w": draw(64, 96, seed=1), "d_w": draw(96, 64, seed=2)}
+    model = parse(text, weights, lazy=True)
+    plan = {"linear": "q4", "linear:down": "q6", "linear:gate_up": "q5", "g_w": "q8"}
+    assert apply(QuantizeWeights(plan), model).fired == {"linear": 3}
+    bits = {node.outputs[0].name: node.attributes.get_int("bits") for node in model.graph if "NBits" in node.op_type}
+    assert bits == {"g": 8, "u": 5, "y": 6}
+
+
 def test_what_a_plan_leaves_out_stays() -> None:
     """A head without a scheme of its own is a layer like others."""
     model = make(TIED)
@@ -51,6 +62,9 @@ def test_what_a_plan_leaves_out_stays() -> None:
         ({"embedding": "fp8"}, "no operator for embedding reads weights as fp8 FLOAT8E4M3FN$"),
         ({"embedding": "int4-offset"}, "no operator for embedding reads weights as nbits UINT4 with an offset$"),
         ({"experts": "int8-offset@64"}, "no operator for experts reads weights as nbits UINT8 with an offset$"),
+        ({"experts": "q4"}, "no operator for experts reads weights as packed UINT8$"),
+        ({"linear:down": "q9"}, "q9 is no scheme"),
+        ({"linear": "int4:a16"}, "int4:a16: the activations of a packed product have 8 or 16 bits"),
         ({"experts": "qdq-int4"}, "no operator for experts reads weights as qdq INT4$"),
         ({"linear": "int3"}, "int3 is no scheme"),
         ({"layers.0.up_proj": "int4@24"}, "block size 24 is not a power of two from 16 up"),
@@ -68,6 +82,6 @@ def test_a_site_that_is_named_is_refused_where_it_is_met() -> None:
 
 def test_every_kind_has_emitters() -> None:
     assert {kind: set(forms) for kind, forms in EMITTERS.items()} == {
-        "linear": {"nbits", "fp8", "qdq"}, "head": {"nbits", "fp8", "qdq"}, "embedding": {"nbits", "qdq"},
-        "experts": {"nbits"},
+        "linear": {"nbits", "packed", "fp8", "qdq"}, "head": {"nbits", "packed", "fp8", "qdq"},
+        "embedding": {"nbits", "packed", "qdq"}, "experts": {"nbits"},
     }  # fmt: skip

@@ -37,8 +37,11 @@ def test_its_name_says_how_it_computes() -> None:
     assert function(RuntimeVariant(nbits.variant_of(node), 1)).identifier()[2] == "q5_zero_ragged_ort1"
 
 
-@pytest.mark.parametrize(("name", "size"), [("q4", 0.5), ("q6", 1), ("q8", 1)])
-def test_no_matrix_of_floats_is_left_when_a_session_is_made(name: str, size: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "planes"),
+    [("q2", [0.25]), ("q3", [0.25, 0.25]), ("q4", [0.5]), ("q5", [0.5, 0.25]), ("q6", [0.5, 0.25]), ("q8", [1])],
+)
+def test_no_matrix_of_floats_is_left_when_a_session_is_made(name: str, planes: list[float], tmp_path: Path) -> None:
     model, node, _ = call(nbits.MATMUL, random_rows(64, 512), name, ("b", "s"))
     with_body(model, node, function(RuntimeVariant(nbits.variant_of(node))))
     options = ort.SessionOptions()
@@ -47,7 +50,7 @@ def test_no_matrix_of_floats_is_left_when_a_session_is_made(name: str, size: flo
     ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     folded = ir.load(tmp_path / "folded.onnx").graph
     sizes = sorted(tensor.nbytes for value in folded.initializers.values() if (tensor := value.const_value))
-    assert sizes[-1] == 64 * 512 * size
-    # A scale and an offset for each block, and the zero points of numbers that became bytes.
-    assert sum(sizes[:-1]) < 64 * 8 * 9 + 200
+    assert sorted(sizes[-len(planes) :]) == sorted(64 * 512 * size for size in planes), "bytes of a weight"
+    # A scale of each plane and an offset for each block, and planes' zero points of at most a byte.
+    assert sum(sizes[: -len(planes)]) < 64 * 8 * (12 + 2) + 200
     assert {n.op_type for n in folded} == {"MatMulNBits", "ReduceSum", "Reshape", "MatMul", "Add", "Shape", "Concat"}

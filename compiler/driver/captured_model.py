@@ -29,7 +29,8 @@ from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weight
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError, LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
-from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, record_golden
+from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
+from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, random_text, record_golden
 from llmc.compiler.graph.census import read_bytes
 from llmc.passes.pipeline import portable_passes
 from llmc.passes.runner import merge_contract, run_passes
@@ -155,16 +156,36 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
         if options.verify == "on":
             raise UsageError(f"{reason}; use --verify off")
         return reason
-    progress.start("Running the reference")
+    reading = _reading(captured, available - int(needed))
+    progress.start("Running the reference" + (f" on a text of {reading.length:,} tokens" if reading else ""))
     from llmc.runtimes.reference.session import TransformersSession
 
+    prompts, text = _texts(captured, directory, reading.length if reading else 0)
     reference = TransformersSession(load_reference_model(captured))
     try:
-        golden = record_golden(reference, _prompts(captured, directory))
+        golden = record_golden(reference, prompts, text, reading)
     finally:
         reference.close()
     golden.save(directory)
     return None
+
+
+def _reading(captured: Captured, memory: int) -> Reading | None:
+    """The long text of the golden data, as far as the reference reads it in ``memory`` bytes beside its weights."""
+    config, geometry = captured.checkpoint.config, captured.manifest.model
+    wanted = plan_reading(config, geometry)
+    reading = plan_reading(config, geometry, longest_reading(memory, geometry))
+    if wanted is not None and reading != wanted:
+        length, passed = (reading.length, reading.passed) if reading is not None else (0, frozenset[int]())
+        missed = ", ".join(map(str, sorted(wanted.passed - passed)))
+        unseen = f", and nothing of what begins at {missed} is compared" if missed else ""
+        log.warning(
+            "there is no memory for the reference's attention over a text of %d tokens: golden data end at %d%s",
+            wanted.length,
+            length,
+            unseen,
+        )
+    return reading
 
 
 def load_reference_model(captured: Captured) -> PreTrainedModel:
@@ -190,14 +211,22 @@ def load_reference_model(captured: Captured) -> PreTrainedModel:
     return model.eval()
 
 
-def _prompts(captured: Captured, directory: Path) -> list[list[int]]:
+def _texts(captured: Captured, directory: Path, length: int) -> tuple[list[list[int]], list[int]]:
+    """Golden prompts, and a text of ``length`` tokens on which nothing was calibrated."""
+    from llmc.runtimes.evaluation.texts import evaluation_text
     from llmc.runtimes.generation.text import TextTokenizer
 
     if not (directory / "tokenizer.json").exists():
         log.warning("the checkpoint has no tokenizer; golden prompts are random tokens")
-        return random_prompts(captured.manifest.model.vocab_size)
+        vocabulary = captured.manifest.model.vocab_size
+        return random_prompts(vocabulary), random_text(vocabulary, length)
     tokenizer = TextTokenizer.from_directory(directory)
-    return [list(tokenizer.encode(prompt)) for prompt in PROMPTS]
+    text = evaluation_text() if length else ""
+    # A token is seldom longer than eight letters; a tokenizer that is given less is done sooner.
+    tokens = tokenizer.encode(text[: 8 * length])[:length]
+    if len(tokens) < length:
+        tokens = tokenizer.encode(text)[:length]
+    return [list(tokenizer.encode(prompt)) for prompt in PROMPTS], tokens
 
 
 def _float32_bytes(weights: WeightSource, names: Iterable[str]) -> int:

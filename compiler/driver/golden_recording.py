@@ -1,4 +1,4 @@
-"""Golden data recorded: the reference continues a few prompts greedily, and what it says is kept.
+"""Golden data recorded: the reference continues a few prompts greedily and reads a long text; what it says is kept.
 
 In: a session of the reference (transformers, eager attention, float32). Out: :class:`Golden`.
 
@@ -9,13 +9,14 @@ the probability, and the rest enters through the log-sum-exp.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.artifact.golden import FloatArray, Golden
+from llmc.compiler.artifact.golden import FloatArray, Golden, IntArray, Passage
 from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.driver.golden_passage import Reading
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import Session
@@ -30,14 +31,34 @@ PROMPTS = (
 )
 
 
+class Reference(Session, Protocol):
+    """A session that reads a text in one forward."""
+
+    def logits_at(self, tokens: IntArray, places: IntArray) -> FloatArray:
+        """Logits after the first so many tokens of a text, [places, vocab_size] float32."""
+
+
 def random_prompts(vocab_size: int) -> list[list[int]]:
     """Prompts for a model that comes without a tokenizer."""
     generator = np.random.default_rng(0)
     return [generator.integers(0, vocab_size, length).tolist() for length in (6, 23, 14)]
 
 
-def record_golden(reference: Session, prompts: Sequence[Sequence[int]]) -> Golden:
-    """Let the reference continue ``prompts`` greedily, and keep what it said.
+def random_text(vocab_size: int, length: int) -> list[int]:
+    """A text for a model that comes without a tokenizer."""
+    return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, length)]
+
+
+def record_golden(
+    reference: Reference, prompts: Sequence[Sequence[int]], text: Sequence[int] = (), reading: Reading | None = None
+) -> Golden:
+    """Let the reference continue ``prompts`` greedily and read ``text``, and keep what it said.
+
+    Args:
+        reference: Of all logits.
+        prompts: Token ids of each.
+        text: Token ids, as many as ``reading`` says.
+        reading: Where what it says of the text is kept; None: there is no text.
 
     Raises:
         VerificationError: its logits are not numbers.
@@ -48,14 +69,32 @@ def record_golden(reference: Session, prompts: Sequence[Sequence[int]]) -> Golde
     for prompt in prompts:
         rows.append(_continue(reference, list(prompt)))
         ranges.append(None if cache_ranges is None else cache_ranges())
+    passage = None
+    if reading is not None:
+        passage = _read(reference, np.asarray(text, np.int64), reading)
+        ranges.append(None if cache_ranges is None else cache_ranges())
     padded, lengths = pad_prompts(prompts)
     tokens, ids, logits, sums = (np.stack([row[i] for row in rows]) for i in range(4))
     known = [pair for pair in ranges if pair is not None]
-    keys, values = (np.max([pair[i] for pair in known], axis=0) if len(known) == len(rows) else None for i in (0, 1))
-    return Golden(padded, lengths, tokens, ids, logits, sums, reference.info.vocab_size, keys, values)
+    keys, values = (
+        np.max([pair[i] for pair in known], axis=0) if len(known) == len(ranges) else None for i in (0, 1)
+    )
+    vocabulary = reference.info.vocab_size
+    return Golden(padded, lengths, tokens, ids, logits, sums, vocabulary, keys, values, passage)
 
 
-def _continue(reference: Session, prompt: list[int]) -> tuple[Any, ...]:
+def _read(reference: Reference, text: IntArray, reading: Reading) -> Passage:
+    """One forward over the whole text: nothing of what is compared with it is cut into chunks."""
+    places = reading.places
+    said = [
+        _largest(logits.astype(np.float64), place)
+        for logits, place in zip(reference.logits_at(text, places), places.tolist(), strict=True)
+    ]
+    ids, logits, sums = (np.asarray(column) for column in zip(*said, strict=True))
+    return Passage(text, reading.prompt, reading.chunk, places, ids.astype(np.int32), logits, sums)
+
+
+def _continue(reference: Reference, prompt: list[int]) -> tuple[Any, ...]:
     """The reference's own continuation; every token from one forward over all before it.
 
     Not from its cache: some models of transformers compute a token otherwise when they go on from a cache, and what a

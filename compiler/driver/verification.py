@@ -3,17 +3,20 @@
 In: a session and golden data. Out: measured errors, and whether they are within tolerances.
 
 The engine is led along the reference's own continuation (one batch of prompts of unequal length, then token by
-token), so that an early difference does not make all later positions incomparable.
+token), so that an early difference does not make all later positions incomparable. The long text is read in chunks,
+as a row of its own: at its places windows, scaled rotations and seams between chunks have begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from llmc.compiler.artifact.golden import Golden
+from llmc.compiler.artifact.golden import Golden, Passage
 from llmc.compiler.artifact.reports import Check, VerifyReport
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import log_sum_exp
@@ -22,7 +25,11 @@ from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import FloatArray, Session, require_room
 
+Comparison = tuple[float, float, bool]
+"""Of one position: largest logit error, KL divergence, whether the first choice is the same."""
 LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
+ALONG_TEXT = ", long text"
+"""Behind a metric's name, where it is of the passage."""
 EXACT_LOGIT_ERROR = 1e-3
 """Largest error of a float32 engine's logits."""
 NEARLY_NOTHING = 1e-12
@@ -37,19 +44,40 @@ class Measured:
         logit_error: Largest absolute difference over the reference's top logits.
         kl: Mean over positions of KL(reference || engine), nats.
         top1: Share of positions where both predict the same token.
+        passage: The same along the long text; None where the golden data or the engine's context hold none.
     """
 
     logit_error: float
     kl: float
     top1: float
+    passage: Measured | None = None
+
+    @classmethod
+    def of(cls, compared: Sequence[Comparison], passage: Measured | None = None) -> Measured:
+        """Of single positions."""
+        errors, divergences, agreements = zip(*compared, strict=True)
+        return cls(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)), passage)
 
     def to_mapping(self) -> dict[str, float]:
         """By metric name, for the manifest."""
-        return {LOGIT_ERROR: self.logit_error, KL: self.kl, TOP1: self.top1}
+        own = {LOGIT_ERROR: self.logit_error, KL: self.kl, TOP1: self.top1}
+        further = {} if self.passage is None else self.passage.to_mapping()
+        return {**own, **{name + ALONG_TEXT: value for name, value in further.items()}}
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the reference said at one place: its first choice, its largest logits, and the log-sum-exp of all."""
+
+    first: int
+    ids: npt.NDArray[np.integer[Any]]
+    logits: npt.NDArray[np.floating[Any]]
+    log_sum_exp: float
+    vocab_size: int
 
 
 def measure(session: Session, golden: Golden) -> Measured:
-    """Run the golden prompts and continuations through ``session``.
+    """Run the golden prompts and continuations, and the long text, through ``session``.
 
     Raises:
         VerificationError: the engine's vocabulary is not the reference's.
@@ -60,60 +88,84 @@ def measure(session: Session, golden: Golden) -> Measured:
             f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
         )
     require_room(session.info, 1, int(golden.lengths.max()) + golden.tokens.shape[1])
-    compared: list[tuple[float, float, bool]] = []
+    compared: list[Comparison] = []
     Batch.of(session, [_led(golden, row, compared) for row in range(len(golden.tokens))]).run()
-    errors, divergences, agreements = zip(*compared, strict=True)
-    return Measured(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)))
+    along = [] if golden.passage is None else _read(session, golden.passage, golden.vocab_size)
+    return Measured.of(compared, Measured.of(along) if along else None)
 
 
-def _led(golden: Golden, row: int, compared: list[tuple[float, float, bool]]) -> Request:
+def _led(golden: Golden, row: int, compared: list[Comparison]) -> Request:
     """A request that is led along the reference's continuation; adds the errors of each of its steps."""
     length, tokens = int(golden.lengths[row]), golden.tokens[row].tolist()
 
     def watch(position: int, logits: FloatArray) -> None:
         step = position + len(logits) - length
         if step >= 0:
-            compared.append(_compare(logits[-1], golden, row, step))
+            ids, kept, total = golden.top_ids[row, step], golden.top_logits[row, step], golden.log_sum_exp[row, step]
+            compared.append(_compare(logits[-1], _Said(tokens[step], ids, kept, float(total), golden.vocab_size)))
 
     return Request(golden.prompts[row, :length], len(tokens), id=row, forced=tokens, watch=watch)
 
 
-def _compare(values: FloatArray, golden: Golden, row: int, step: int) -> tuple[float, float, bool]:
-    ids = golden.top_ids[row, step]
-    reference = golden.top_logits[row, step].astype(np.float64)
+def _read(session: Session, passage: Passage, vocab_size: int) -> list[Comparison]:
+    """The errors at the places of a text: in chunks and token by token, as far as the engine's context goes."""
+    length = min(len(passage.tokens), session.info.max_context)
+    prompt = min(passage.prompt, length - 1)
+    index_of = {place: index for index, place in enumerate(passage.places.tolist())}
+    compared: list[Comparison] = []
+
+    def watch(position: int, logits: FloatArray) -> None:
+        for place, values in enumerate(logits, position + 1):
+            if (index := index_of.get(place)) is not None:
+                ids, kept, total = (
+                    part[index] for part in (passage.top_ids, passage.top_logits, passage.log_sum_exp)
+                )
+                compared.append(_compare(values, _Said(int(ids[0]), ids, kept, float(total), vocab_size)))
+
+    following = passage.tokens[prompt:length].tolist()
+    request = Request(passage.tokens[:prompt], len(following), forced=following, watch=watch)
+    Batch.of(session, [request], prefill_chunk=passage.chunk).run()
+    return compared
+
+
+def _compare(values: FloatArray, said: _Said) -> Comparison:
+    ids, reference = said.ids, said.logits.astype(np.float64)
     engine = values[ids].astype(np.float64)
     if not np.isfinite(values).all():
         return float("inf"), float("inf"), False
-    log_p = reference - float(golden.log_sum_exp[row, step])
+    log_p = reference - said.log_sum_exp
     log_q = engine - log_sum_exp(values)
     p = np.exp(log_p)
     divergence = float((p * (log_p - log_q)).sum())
     # What lies outside the kept logits is compared as one lump. An engine that leaves it nothing is charged as if it
     # left it a little: without the lump its kept logits alone would look better than the reference's.
     rest_p, rest_q = max(0.0, 1 - p.sum()), max(0.0, 1 - np.exp(log_q).sum())
-    if len(ids) < golden.vocab_size and rest_p > NEARLY_NOTHING:
+    if len(ids) < said.vocab_size and rest_p > NEARLY_NOTHING:
         divergence += rest_p * float(np.log(rest_p / max(rest_q, NEARLY_NOTHING)))
-    same = bool(int(values.argmax()) == int(golden.tokens[row, step]))
+    same = bool(int(values.argmax()) == said.first)
     # Only rounding makes a divergence negative.
     return float(np.abs(engine - reference).max()), max(0.0, divergence), same
 
 
 def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     """What ``verify`` will accept: fixed for float32; else a margin over what was measured, up to a fixed limit."""
+    further = {} if measured.passage is None else tolerances(precision, measured.passage)
+    along = {name + ALONG_TEXT: value for name, value in further.items()}
     if precision == "fp32":
-        return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0}
+        return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0, **along}
     margin = 1.25
     return {
         LOGIT_ERROR: measured.logit_error * margin + EXACT_LOGIT_ERROR,
         KL: min(measured.kl * margin + 1e-4, largest_kl(precision)),
         TOP1: max(0.0, measured.top1 - 0.05),
+        **along,
     }
 
 
 def report(measured: Measured, accepted: Mapping[str, float], where: str = "") -> VerifyReport:
     """Measured values against tolerances; ``where`` says what ran, if it was not the artifact itself."""
     checks = (
-        Check(name, value if np.isfinite(value) else 1e30, accepted.get(name), at_most=name != TOP1)
+        Check(name, value if np.isfinite(value) else 1e30, accepted.get(name), at_most=not name.startswith(TOP1))
         for name, value in measured.to_mapping().items()
     )
     return VerifyReport(tuple(checks), where)

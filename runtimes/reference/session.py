@@ -133,6 +133,33 @@ class TransformersSession(Session, RowEditor):
         if length:
             self._compute(self._groups[-1], self._tokens[row][None])
 
+    def logits_at(self, tokens: Int64Array, places: Int64Array) -> FloatArray:
+        """Logits after the first so many tokens of a text, from one forward over all of it into an empty cache.
+
+        Args:
+            tokens: The text, [length] int64, at most the context; the session then holds it in one row.
+            places: How many tokens stand before each prediction, [places] int64, from 1 on.
+
+        Returns:
+            [places, vocab_size] float32; the head computes no other positions where the model has one of its own.
+        """
+        import torch
+
+        self.reset(1, len(tokens))
+        kept = torch.from_numpy(places - 1)
+        head = self._model.get_output_embeddings()
+        hook = head and head.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0].index_select(-2, kept), *inputs[1:]) if inputs[0].shape[-2] > 1 else None
+        )
+        try:
+            values: FloatArray = self._compute(self._groups[0], tokens[None])[0]
+        finally:
+            if hook:
+                hook.remove()
+        self._lengths[:] = len(tokens)
+        self._tokens = [tokens]
+        return values if len(values) == len(places) else values[places - 1]
+
     def cache_ranges(self) -> tuple[FloatArray, FloatArray] | None:
         """Largest magnitude of each channel of the keys and of the values in the cache.
 

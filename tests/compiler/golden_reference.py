@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.artifact.golden import Golden
+from llmc.compiler.driver.golden_passage import Reading
 from llmc.compiler.driver.golden_recording import record_golden
 
 VOCABULARY = 300
@@ -42,6 +43,11 @@ class Reference:
         self.held = self.held + tokens
         return SimpleNamespace(host=lambda: values[None])
 
+    def logits_at(self, tokens: Any, places: Any) -> Any:
+        self.held = tokens.tolist()
+        self.calls.append(self.held)
+        return np.stack([logits_of(self.held[:place]) for place in places])
+
 
 def logits_of(tokens: list[int], sign: float = 1.0) -> Any:
     made = np.random.default_rng(tokens).standard_normal(VOCABULARY).astype(np.float32)
@@ -51,6 +57,15 @@ def logits_of(tokens: list[int], sign: float = 1.0) -> Any:
 def record() -> tuple[Golden, Reference]:
     reference: Any = Reference()
     return record_golden(reference, PROMPTS), reference
+
+
+TEXT = [(7 * place) % 251 for place in range(30)]
+READING = Reading(length=30, prompt=23, chunk=6)
+
+
+def record_passage(reference: Any | None = None) -> Golden:
+    """With a text that is read in four chunks and seven single tokens."""
+    return record_golden(reference or Reference(), PROMPTS, TEXT, READING)
 
 
 class CachingReference(Reference):

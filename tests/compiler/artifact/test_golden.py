@@ -13,10 +13,14 @@ import pytest
 from llmc.compiler.artifact.golden import GOLDEN, Golden, load_golden
 from llmc.compiler.base.errors import ArtifactError
 
-from ..golden_reference import record, record_ranges
+from ..golden_reference import record, record_passage, record_ranges
 
 
-@pytest.mark.parametrize("golden", [record()[0], record_ranges()[0]], ids=["without ranges", "with ranges"])
+@pytest.mark.parametrize(
+    "golden",
+    [record()[0], record_ranges()[0], record_passage()],
+    ids=["without ranges", "with ranges", "with a long text"],
+)
 def test_written_and_read_again(golden: Golden, tmp_path: Path) -> None:
     golden.save(tmp_path)
     first = (tmp_path / GOLDEN).read_bytes()
@@ -24,13 +28,20 @@ def test_written_and_read_again(golden: Golden, tmp_path: Path) -> None:
     assert (tmp_path / GOLDEN).read_bytes() == first
     again = load_golden(tmp_path)
     assert again is not None
-    for name, value in vars(golden).items():
-        read = getattr(again, name)
+    for read, value in [*pairs(again, golden), *pairs(again.passage, golden.passage)]:
         np.testing.assert_array_equal(read, value)
+        assert type(read) is type(value)
         assert getattr(read, "dtype", None) == getattr(value, "dtype", None)
+    assert (again.passage is None) == (golden.passage is None)
     assert (again.cache_ranges is None) == (golden.cache_ranges is None)
     assert isinstance(again.vocab_size, int)
     assert load_golden(tmp_path / "none") is None
+
+
+def pairs(read: Any, written: Any) -> list[tuple[Any, Any]]:
+    """Fields of both, but for the long text."""
+    names = [] if written is None else [name for name in vars(written) if name != "passage"]
+    return [(getattr(read, name), getattr(written, name)) for name in names]
 
 
 def test_ranges_are_float32(tmp_path: Path) -> None:
@@ -60,13 +71,15 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
         {"vocab_size": None},
         {"tokens": None},
         {"of_another_version": np.zeros(1)},
+        {"passage.prompt": np.asarray(3)},
+        {"passage.of_another_version": np.zeros(1)},
         {"tokens": np.asarray([{}], object)},
     ],
-    ids=["no vocabulary", "no tokens", "an unknown array", "an object"],
+    ids=["no vocabulary", "no tokens", "an unknown array", "a part of a text", "another's text", "an object"],
 )
 def test_arrays_that_are_not_golden_data(tmp_path: Path, change: dict[str, Any]) -> None:
     """Nothing is unpickled: a file from elsewhere could run anything."""
-    arrays = {**vars(record()[0]), **change}
+    arrays = {**{name: value for name, value in vars(record()[0]).items() if value is not None}, **change}
     np.savez(tmp_path / GOLDEN, **{name: value for name, value in arrays.items() if value is not None})
     with pytest.raises(ArtifactError, match="is damaged"):
         load_golden(tmp_path)
@@ -86,3 +99,22 @@ def test_a_file_without_ranges_is_read(tmp_path: Path) -> None:
     again = load_golden(tmp_path)
     assert again is not None
     assert again.cache_ranges is None
+
+
+def test_a_file_without_a_long_text_is_read(tmp_path: Path) -> None:
+    """As it was written before there was one."""
+    record()[0].save(tmp_path)
+    with np.load(tmp_path / GOLDEN) as data:
+        assert not any(name.startswith("passage") for name in data.files)
+    again = load_golden(tmp_path)
+    assert again is not None
+    assert again.passage is None
+
+
+def test_a_long_text_is_compact(tmp_path: Path) -> None:
+    """Of each place the largest logits and one sum: kilobytes, whatever the vocabulary."""
+    golden = record_passage()
+    golden.save(tmp_path)
+    assert golden.passage is not None
+    arrays = {name: np.asarray(value) for name, value in vars(golden.passage).items()}
+    assert sum(value.nbytes for value in arrays.values()) < len(golden.passage.places) * 256 * 8 + 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from llmc.compiler.driver import captured_model
 from llmc.compiler.driver.captured_model import Captured, load_reference_model, model_weights, write_golden
 from llmc.compiler.driver.driver import export
 from llmc.compiler.driver.golden_recording import PROMPTS
+from llmc.runtimes.evaluation.texts import evaluation_text
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.reference import session as reference
 
@@ -136,7 +138,7 @@ def hollow(manifest: Manifest) -> Captured:
     """1000 parameters, 400 of them under two names, and 700 values that the model does not take."""
     weights: Any = Shapes(embed=(20, 20), other=(600,), surplus=(700,))
     names = {"embed.weight": "embed", "lm_head.weight": "embed", "other": "other"}
-    checkpoint: Any = SimpleNamespace(config=None, path=Path())
+    checkpoint: Any = SimpleNamespace(config=SimpleNamespace(), path=Path())
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     return Captured(checkpoint, model, manifest, weights, names)
 
@@ -151,8 +153,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     golden = SimpleNamespace(save=lambda directory: done.append(f"saved in {directory.name}"))
 
-    def record(reference: Any, prompts: Any) -> Any:
-        done.append("recorded")
+    def record(reference: Any, prompts: Any, text: list[int], reading: Any) -> Any:
+        assert len(text) == (reading.length if reading else 0)
+        done.append("recorded" if reading is None else f"recorded with {reading.length} tokens")
         return golden
 
     monkeypatch.setattr(captured_model, "load_reference_model", lambda captured: done.append("loaded"))
@@ -163,7 +166,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@pytest.mark.parametrize(("verify", "available"), [("auto", NEEDED), ("on", NEEDED), ("auto", 10 * NEEDED)])
+@pytest.mark.parametrize(("verify", "available"), [("auto", NEEDED), ("on", NEEDED), ("auto", NEEDED + 2**27)])
 def test_the_reference_runs_where_it_fits(
     hollow: Captured,
     recorded: list[str],
@@ -175,7 +178,8 @@ def test_the_reference_runs_where_it_fits(
     """Tied weights are in memory once, and what the model does not take is not."""
     monkeypatch.setattr(captured_model, "_available_memory", lambda: available)
     assert write_golden(hollow, tmp_path, ExportOptions(verify=verify), NoProgress()) is None
-    assert recorded == ["loaded", "recorded", "closed", f"saved in {tmp_path.name}"]
+    text = "" if available == NEEDED else " with 552 tokens"
+    assert recorded == ["loaded", f"recorded{text}", "closed", f"saved in {tmp_path.name}"]
 
 
 def test_a_reference_that_does_not_fit_is_left_out_unless_it_was_asked_for(
@@ -225,12 +229,56 @@ def test_golden_prompts_are_texts_where_there_is_a_tokenizer(
 ) -> None:
     monkeypatch.setattr(TextTokenizer, "from_directory", lambda _: SimpleNamespace(encode=lambda text: [len(text)]))
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert captured_model._prompts(hollow, tmp_path) == [[len(text)] for text in PROMPTS]
+    assert captured_model._texts(hollow, tmp_path, 0) == ([[len(text)] for text in PROMPTS], [])
     assert not caplog.records
     (tmp_path / "tokenizer.json").unlink()
-    prompts = captured_model._prompts(hollow, tmp_path)
-    assert all(0 <= token < hollow.manifest.model.vocab_size for prompt in prompts for token in prompt)
+    prompts, text = captured_model._texts(hollow, tmp_path, 99)
+    assert all(0 <= token < hollow.manifest.model.vocab_size for row in (*prompts, text) for token in row)
+    assert (len(prompts), len(text), len(set(text)) > 90) == (3, 99, True)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("letters", [1, 7, 20])
+def test_the_long_text_is_read_as_far_as_it_is_needed(
+    hollow: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, letters: int
+) -> None:
+    """The evaluation text, whatever a token holds of it; on the other text engines may have been calibrated."""
+    read: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        read.append(text)
+        return [ord(text[at]) for at in range(0, len(text), letters)]
+
+    monkeypatch.setattr(TextTokenizer, "from_directory", lambda _: SimpleNamespace(encode=encode))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    _, text = captured_model._texts(hollow, tmp_path, 300)
+    assert text == [ord(letter) for letter in evaluation_text()[: 300 * letters : letters]]
+    assert evaluation_text() in read if letters == 20 else max(map(len, read)) < 2500
+
+
+def test_a_text_for_which_the_reference_has_no_memory_is_shorter_and_said(
+    hollow: Captured,
+    recorded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = SimpleNamespace(rope={"original_max_position_embeddings": 700})
+    captured = replace(hollow, checkpoint=SimpleNamespace(config=config, path=Path()))
+    room = 4 * (3 * 9 * 600**2 + (4 * 576 + 3 * 1536) * 600) - 1000
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED + room)
+    write_golden(captured, tmp_path, ExportOptions(), NoProgress())
+    assert recorded[1] == "recorded with 599 tokens"
+    said = [record.getMessage() for record in caplog.records if "attention" in record.getMessage()]
+    assert said == [
+        "there is no memory for the reference's attention over a text of 740 tokens: golden data end at 599, and "
+        "nothing of what begins at 700 is compared"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED + 2 * room)
+    write_golden(captured, tmp_path, ExportOptions(), NoProgress())
+    assert recorded[5] == "recorded with 740 tokens"
+    assert "attention" not in caplog.text
 
 
 def made_of(weights: Any, names: dict[str, str], checkpoint: Any, manifest: Manifest) -> Any:

@@ -9,10 +9,30 @@ import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import VerificationError
-from llmc.compiler.driver.golden_recording import STEPS, TOP, log_sum_exp, random_prompts, record_golden
+from llmc.compiler.driver.golden_recording import (
+    STEPS,
+    TOP,
+    log_sum_exp,
+    random_prompts,
+    random_text,
+    record_golden,
+)
 
 from .. import golden_reference
-from ..golden_reference import CHANNELS, LAYERS, PROMPTS, VOCABULARY, Reference, logits_of, record, record_ranges
+from ..golden_reference import (
+    CHANNELS,
+    LAYERS,
+    PROMPTS,
+    READING,
+    TEXT,
+    VOCABULARY,
+    CachingReference,
+    Reference,
+    logits_of,
+    record,
+    record_passage,
+    record_ranges,
+)
 
 
 def test_a_model_whose_own_logits_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +126,49 @@ def test_ranges_of_some_prompts_alone_are_none() -> None:
 
 def test_a_reference_without_a_cache_has_no_ranges() -> None:
     assert record()[0].cache_ranges is None
+
+
+# --- the long text --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_a_text() -> None:
+    """At ends of chunks and at single tokens, from one forward over all of it."""
+    reference: Any = Reference()
+    passage = record_passage(reference).passage
+    assert passage is not None
+    assert (passage.tokens.tolist(), passage.prompt, passage.chunk) == (TEXT, READING.prompt, READING.chunk)
+    assert passage.places.tolist() == [6, 12, 18, 23, 24, 25, 26, 27, 28, 29]
+    for place, ids, kept, total in zip(
+        passage.places, passage.top_ids, passage.top_logits, passage.log_sum_exp, strict=True
+    ):
+        logits = logits_of(TEXT[:place])
+        np.testing.assert_array_equal(kept, np.sort(logits)[::-1][:TOP])
+        np.testing.assert_array_equal(logits[ids], kept)
+        assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-4)
+    assert reference.calls[-1] == TEXT
+    assert (passage.top_ids.dtype, passage.top_logits.dtype) == (np.int32, np.float32)
+
+
+def test_ranges_are_those_of_the_text_too() -> None:
+    reference: Any = CachingReference()
+    golden = record_passage(reference)
+    assert golden.cache_ranges is not None
+    assert golden.cache_ranges[1].max() == len(TEXT) > max(map(len, PROMPTS)) + STEPS - 1
+    assert record_passage(CachingReference(silent=(TEXT[0],))).cache_ranges is None
+
+
+def test_a_text_of_which_the_models_own_logits_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(tokens: list[int], sign: float = 1.0) -> Any:
+        return logits(tokens, sign) * (np.nan if tokens == TEXT[:25] else 1)
+
+    logits = logits_of
+    monkeypatch.setattr(golden_reference, "logits_of", damaged)
+    with pytest.raises(VerificationError, match="the model's own logits after 25 tokens are not numbers"):
+        record_passage()
+
+
+def test_a_random_text_is_the_same_each_time() -> None:
+    text = random_text(50, 500)
+    assert text == random_text(50, 500)
+    assert set(text) == set(range(50))
+    assert text[:6] != random_prompts(50)[0]

@@ -13,8 +13,18 @@ import pytest
 
 from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.base.errors import EngineError, VerificationError
+from llmc.compiler.driver.golden_passage import Reading
 from llmc.compiler.driver.golden_recording import STEPS, record_golden
-from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1, Measured, measure, report, tolerances
+from llmc.compiler.driver.verification import (
+    ALONG_TEXT,
+    KL,
+    LOGIT_ERROR,
+    TOP1,
+    Measured,
+    measure,
+    report,
+    tolerances,
+)
 
 from ...runtimes.conftest import INFO
 
@@ -218,6 +228,90 @@ def test_another_vocabulary_is_refused(golden: Golden, vocabulary: int) -> None:
         measured(Engine(by_chance, vocabulary), golden)
 
 
+# --- the long text --------------------------------------------------------------------------------------------------
+
+TEXT = [(11 * place) % 293 for place in range(40)]
+READING = Reading(length=40, prompt=31, chunk=9)
+
+
+@pytest.fixture(scope="module")
+def longer() -> Golden:
+    reference: Any = Engine(by_chance)
+    reference.logits_at = lambda tokens, places: np.stack([by_chance(tuple(tokens[:place])) for place in places])
+    return record_golden(reference, PROMPTS, TEXT, READING)
+
+
+@pytest.mark.parametrize("kind", ["last", "all"])
+def test_the_reference_itself_has_no_error_along_a_text(longer: Golden, kind: Literal["last", "all"]) -> None:
+    engine = Engine(by_chance, kind=kind)
+    result = measured(engine, longer)
+    assert result.passage is not None
+    assert (result.passage.logit_error, result.passage.top1, result.passage.passage) == (0.0, 1.0, None)
+    assert result.passage.kl == pytest.approx(0, abs=1e-6)
+    assert engine.calls == STEPS + 4 + (40 - 31 - 1), "four chunks, and single tokens but for the last"
+    assert engine.texts == [tuple(TEXT[:-1])]
+
+
+@pytest.mark.parametrize("kind", ["last", "all"])
+@pytest.mark.parametrize("place", [9, 18, 27, *range(31, 40)])
+def test_every_place_of_a_text_counts(longer: Golden, place: int, kind: Literal["last", "all"]) -> None:
+    """Its errors are not those of the prompts."""
+
+    def louder(text: tuple[int, ...]) -> Any:
+        return by_chance(text) + (2.0 if text == tuple(TEXT[:place]) else 0.0)
+
+    result = measured(Engine(louder, kind=kind), longer)
+    assert result.passage is not None
+    assert result.passage.logit_error == pytest.approx(2.0, abs=1e-5)
+    assert (result.logit_error, result.top1) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("place", [1, 8, 10, 30])
+def test_other_places_are_not_known(longer: Golden, place: int) -> None:
+    def louder(text: tuple[int, ...]) -> Any:
+        return by_chance(text) + (2.0 if text == tuple(TEXT[:place]) else 0.0)
+
+    result = measured(Engine(louder, kind="all"), longer)
+    assert result.passage is not None
+    assert result.passage.logit_error == 0.0
+
+
+def test_an_engine_whose_chunks_are_shorter_is_compared_where_it_has_logits(longer: Golden) -> None:
+    """At its own ends of chunks where they are kept, and at single tokens."""
+    engine = Engine(by_chance)
+    engine.info = replace(engine.info, profiles=((1, 6),))
+    result = measured(engine, longer)
+    assert result.passage is not None
+    assert result.passage.logit_error == 0.0
+
+
+@pytest.mark.parametrize(("context", "ends"), [(35, 4 + 3), (31, 4), (26, 3), (21, 3)])
+def test_a_text_is_read_as_far_as_the_context_goes(longer: Golden, context: int, ends: int) -> None:
+    engine = Engine(by_chance)
+    engine.info = replace(engine.info, max_context=context)
+    result = measured(engine, longer)
+    assert result.passage is not None
+    assert engine.texts == [tuple(TEXT[: context - 1])]
+    assert engine.calls == STEPS + ends
+
+
+def test_a_context_that_reaches_no_place_has_no_errors_along_a_text(longer: Golden) -> None:
+    assert longer.passage is not None
+    far = replace(longer, passage=replace(longer.passage, places=longer.passage.places + 100))
+    assert measured(Engine(by_chance), far).passage is None
+
+
+def test_metrics_along_a_text_have_names_of_their_own() -> None:
+    assert Measured(0.5, 0.25, 0.75, Measured(0.05, 0.025, 0.5)).to_mapping() == {
+        LOGIT_ERROR: 0.5,
+        KL: 0.25,
+        TOP1: 0.75,
+        f"{LOGIT_ERROR}, long text": 0.05,
+        f"{KL}, long text": 0.025,
+        f"{TOP1}, long text": 0.5,
+    }
+
+
 # --- what is accepted -----------------------------------------------------------------------------------------------
 
 
@@ -237,6 +331,24 @@ def test_other_precisions_have_a_margin_over_what_was_measured() -> None:
 def test_the_divergence_has_a_limit(precision: str, limit: float) -> None:
     assert tolerances(precision, Measured(0.0, 3.0, 1.0))[KL] == limit
     assert tolerances(precision, Measured(0.0, limit / 2, 1.0))[KL] == pytest.approx(limit * 0.625 + 1e-4)
+
+
+def test_a_text_has_tolerances_of_its_own() -> None:
+    along = Measured(0.1, 0.02, 0.6)
+    exact = tolerances("fp32", Measured(7.0, 7.0, 0.5, along))
+    assert exact == dict.fromkeys([LOGIT_ERROR, LOGIT_ERROR + ALONG_TEXT], 1e-3) | dict.fromkeys(
+        [TOP1, TOP1 + ALONG_TEXT], 1.0
+    )
+    accepted = tolerances("int8", Measured(0.02, 1e-3, 0.97, along))
+    assert accepted[LOGIT_ERROR + ALONG_TEXT] == pytest.approx(0.126)
+    assert accepted[KL + ALONG_TEXT] == pytest.approx(0.0251)
+    assert accepted[TOP1 + ALONG_TEXT] == pytest.approx(0.55)
+    assert accepted[TOP1] == pytest.approx(0.92)
+
+
+def test_an_agreement_along_a_text_that_is_too_small_fails() -> None:
+    result = report(Measured(0, 0, 1, Measured(0.0, 0.0, 0.5)), {TOP1 + ALONG_TEXT: 0.6})
+    assert [check.name for check in result.checks if not check.passed] == [TOP1 + ALONG_TEXT]
 
 
 ACCEPTED = {LOGIT_ERROR: 0.5, KL: 0.25, TOP1: 0.75}

@@ -131,6 +131,27 @@ def test_last_logits_are_those_of_the_last_position(model: Any, kept_by_the_mode
     assert logits.argmax().tolist() == expected.argmax(axis=-1).tolist()
 
 
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_text_is_read_in_one_forward(model: Any, monkeypatch: pytest.MonkeyPatch, headless: bool) -> None:
+    """A model whose head nobody knows computes the logits of all positions."""
+    row, places = rows_of([33])[0], np.array([1, 5, 17, 32, 33])
+    expected = whole_logits(model, row)[places - 1]
+    session = TransformersSession(model)
+    widths: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, output: widths.append(output.shape[1]))
+    if headless:
+        monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    np.testing.assert_allclose(session.logits_at(row, places), expected, atol=TOLERANCE)
+    hook.remove()
+    assert widths == [33 if headless else 5]
+    assert session.lengths.tolist() == [33]
+    # What it holds is the whole text, and the head computes what it is given again.
+    session.reset(1, 40)
+    assert session.forward(row[None]).host().shape[1] == 33
+    with pytest.raises(EngineError, match="more than this engine's context"):
+        session.logits_at(np.zeros(1 << 21, np.int64), places)
+
+
 def test_rows_may_pause_and_start_late(model: Any) -> None:
     rows = rows_of([9, 12])
     session = TransformersSession(model)

@@ -24,6 +24,7 @@ from llmc.passes.engine.gather_last_rows import GatherLastRows
 from llmc.passes.engine.take_lengths import TakeLengths
 from llmc.passes.engine.use_cpu_attention import UseCpuAttention
 from llmc.passes.engine.use_cpu_gated_matmul import UseCpuGatedMatMul
+from llmc.passes.engine.use_cpu_gather import UseCpuGather
 from llmc.passes.engine.use_cpu_matmul import UseCpuMatMul
 from llmc.passes.fusion.fuse_gated_silu import FuseGatedSilu
 from llmc.passes.fusion.fuse_qk_norm import FuseQKNorm
@@ -216,6 +217,7 @@ def cpu_engine_passes() -> list[GraphPass]:
     return [
         UseCpuMatMul(),
         UseCpuGatedMatMul(),
+        UseCpuGather(),
         UseCpuAttention(),
         # What computed the inputs that the operators do not take.
         RemoveDeadCode(),

@@ -4,26 +4,33 @@
     MatMulNBits(x) + MatMul(block sums of x, offsets)       →  llmc.cpu::MatMulNBits(x, offsets)
     MatMulNBits(SkipSimplifiedLayerNormalization(x, r, w))  →  llmc.cpu::MatMulNBits(x, gamma = w, skip = r), x + r
     MatMulNBits(RMSNormalization(x, w))                     →  llmc.cpu::MatMulNBits(x, gamma = w)
+    llmc::MatMulNBits(x) (+ b)                              →  llmc.cpu::MatMulNBits(x, bias = b), and norms as above
 
-The operator takes the weights as MatMulNBits has them and packs them when it is created, so the graph goes on sharing
-its data file with the one that uses ONNX Runtime's own. A norm moves inside where one product is all that reads it.
+The operator takes the weights as they are stored and packs them when it is created, so the graph goes on sharing
+its data file with the one that uses ONNX Runtime's own. A norm moves inside where products are all that reads it:
+into each of them, which costs less than a node and a row of floats between; the residual is added in the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cpu
-from llmc.compiler.graph.operators.microsoft import MATMUL_NBITS, SKIP_NORM
-from llmc.passes.graph.graph_query import dims, is_weight, only_consumer, producer, replace_node, take_place
+from llmc.compiler.graph.operators.microsoft import SKIP_NORM
+from llmc.passes.engine.packed_call import is_packed_call, packed_call
+from llmc.passes.graph.graph_query import (
+    copy_dtype,
+    dims,
+    is_weight,
+    only_consumer,
+    producer,
+    replace_node,
+    take_place,
+)
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
-
-DEFAULTS = {"K": 0, "N": 0, "bits": 4, "block_size": 0}
-"""Attributes of both operators, and what com.microsoft's has where one is absent."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +41,31 @@ class UseCpuMatMul(FusionPass):
     order = Order(gives=(Fact.CPU_PRODUCTS,))
 
     def sites(self, model: ir.Model) -> list[ir.Node]:
-        """Every MatMulNBits."""
-        return MATMUL_NBITS.calls(model.graph)
+        """Every product with a weight in integers."""
+        return [node for node in model.graph if is_packed_call(node)]
 
     def fuse(self, model: ir.Model, node: ir.Node) -> None:
         """Replace one product."""
-        arguments = MATMUL_NBITS.arguments(node)
-        sizes = {name: node.attributes.get_int(name, DEFAULTS[name]) for name in DEFAULTS}
-        _refuse(sizes, arguments)
-        x, attributes = arguments["A"], dict[str, int | float](sizes)
-        add, offsets = (node, None) if arguments["zero_points"] is not None else _offsets_after(node, x)
+        call = packed_call(node)
+        x, attributes, inputs = call.x, dict[str, int | float](call.attributes), dict(call.inputs)
+        if call.coded:
+            add, inputs["bias"] = _bias_after(node)
+        else:
+            add, offsets = (node, None) if inputs["zero_points"] is not None else _offsets_after(node, x)
+            inputs["offsets"] = offsets
         if add is not node:
-            _remove_offsets(model.graph, node, add)
-        norm, gamma, skip = _norm_before(x, node), None, None
+            _remove_addition(model.graph, node, add)
+        norm, readers = _norm_before(x, node)
         if norm is not None:
             # The norm's weight is its last input, after the residual where there is one.
-            x, *residual, gamma = norm.inputs
-            skip = residual[0] if residual else None
+            x, *residual, inputs["gamma"] = norm.inputs
+            inputs["skip"] = residual[0] if residual else None
             attributes["epsilon"] = norm.attributes.get_float("epsilon", 1e-5)
-        weight = {"weight": arguments["B"], **{name: arguments[name] for name in ("scales", "zero_points", "bias")}}
-        inputs = {"a": x, **weight, "gamma": gamma, "skip": skip, "offsets": offsets}
-        outputs = 1 if skip is None else 2
-        new = cpu.MATMUL.make(inputs, attributes, num_outputs=outputs, name=node.name)
+        outputs = 1 if inputs.get("skip") is None else 2
+        new = cpu.MATMUL.make({"a": x, **inputs}, attributes, num_outputs=outputs, name=node.name)
         replace_node(node, [new], new.outputs[:1])
         if norm is not None:
-            _remove_norm(model.graph, norm, new)
+            _remove_norm(model.graph, norm, new, readers)
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain."""
@@ -66,22 +73,14 @@ class UseCpuMatMul(FusionPass):
         model.graph.sort()
 
 
-def _refuse(sizes: Mapping[str, int], arguments: Mapping[str, ir.Value | None]) -> None:
-    """Refuse weights that the operator does not take.
-
-    Raises:
-        NearMiss: this product has such a weight.
-    """
-    reason = cpu.refused_format(sizes["bits"], sizes["block_size"])
-    if reason is not None:
-        raise NearMiss(reason)
-    if arguments["g_idx"] is not None:
-        raise NearMiss(f"{cpu.DOMAIN} takes no group index")
-    zeros = arguments["zero_points"]
-    if not all(value is None or is_weight(value) for value in (arguments["B"], arguments["scales"], zeros)):
-        raise NearMiss(f"{cpu.DOMAIN} takes weights that are constants")
-    if zeros is not None and zeros.dtype not in {None, ir.DataType.UINT8}:
-        raise NearMiss(f"{cpu.DOMAIN} takes zero points that are integers")
+def _bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The addition of a bias to this product, and the bias; the node itself and None without any."""
+    add = only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or add.domain:
+        return node, None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    is_bias = other is not None and is_weight(other) and dims(other) == [node.attributes.get_int("N", 0)]
+    return (add, other) if is_bias else (node, None)
 
 
 def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
@@ -98,7 +97,7 @@ def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value
     return add, correction.inputs[1]
 
 
-def _remove_offsets(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
+def _remove_addition(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
     """Let the product give the sum's value, under its name, and drop what is then unused."""
     result, product = add.outputs[0], node.outputs[0]
     value = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
@@ -111,18 +110,37 @@ def _remove_offsets(graph: ir.Graph, node: ir.Node, add: ir.Node) -> None:
         graph.remove(maker, safe=True)
 
 
-def _norm_before(x: ir.Value | None, node: ir.Node) -> ir.Node | None:
-    """The norm whose result only ``node`` reads."""
+def _norm_before(x: ir.Value | None, node: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
+    """The norm whose result only products read, of which this is the first, and the others; else None."""
     norm = x.producer() if x is not None else None
-    if norm is None or x is None or only_consumer(x) is not node or norm.outputs[0] is not x:
-        return None
+    if norm is None or x is None or norm.outputs[0] is not x or x.is_graph_output():
+        return None, []
+    readers = [use.node for use in x.uses() if use.node is not node]
+    if not all(is_packed_call(reader) for reader in readers) or not _moves(norm, x, node):
+        return None, []
+    # Into all or none: a norm that one reader keeps is computed anyway. Those that follow find a plain one.
+    known = x.shape is not None and len(x.shape) == 3
+    return (norm, readers) if not readers or (known and all(map(_is_accepted, readers))) else (None, [])
+
+
+def _moves(norm: ir.Node, x: ir.Value, node: ir.Node) -> bool:
+    """Whether the operator computes a norm."""
     if dims(norm.inputs[-1]) not in (None, [node.attributes.get_int("K", 0)]):
-        return None
+        return False
     if SKIP_NORM.is_call(norm) and len(norm.inputs) == 3:
-        return None if _is_broadcast(*norm.inputs[:2]) else norm
+        return not _is_broadcast(*norm.inputs[:2])
     is_plain = norm.op_type == "RMSNormalization" and not norm.domain
     last = norm.attributes.get_int("axis", -1) in {-1, 2}
-    return norm if is_plain and last and x.shape is not None and len(x.shape) == 3 else None
+    return is_plain and last and x.shape is not None and len(x.shape) == 3
+
+
+def _is_accepted(node: ir.Node) -> bool:
+    """Whether a product will be replaced, too."""
+    try:
+        packed_call(node)
+    except NearMiss:
+        return False
+    return True
 
 
 def _is_broadcast(x: ir.Value | None, skip: ir.Value | None) -> bool:
@@ -133,7 +151,17 @@ def _is_broadcast(x: ir.Value | None, skip: ir.Value | None) -> bool:
     return len(mine) != len(theirs) or any(b == 1 and a != 1 for a, b in zip(mine, theirs, strict=True))
 
 
-def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node) -> None:
+def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node, readers: list[ir.Node]) -> None:
+    """Drop a norm that moved into a product; other readers get one each, of the sum, which moves into them next."""
+    x, result = norm.inputs[0], norm.outputs[0]
+    attributes = {"epsilon": norm.attributes.get_float("epsilon", 1e-5), "axis": -1}
+    total = new.outputs[1] if len(new.outputs) > 1 else x
+    for reader in readers:
+        own = ir.node("RMSNormalization", [total, norm.inputs[-1]], attributes, name=norm.name)
+        own.outputs[0].shape = result.shape
+        copy_dtype(result, own.outputs[0])
+        graph.insert_before(reader, own)
+        reader.replace_input_with(0, own.outputs[0])
     if len(norm.outputs) > 3:
         take_place(norm.outputs[3], new.outputs[1])
     graph.remove(norm, safe=True)

@@ -232,7 +232,7 @@ def test_standard_caches(cache: Any, io: Any) -> None:
 
 def test_engines() -> None:
     assert names(cpu_engine_passes()) == [
-        "UseCpuMatMul", "UseCpuGatedMatMul", "UseCpuAttention", "RemoveDeadCode", "UniqueNodeNames"
+        "UseCpuMatMul", "UseCpuGatedMatMul", "UseCpuGather", "UseCpuAttention", "RemoveDeadCode", "UniqueNodeNames"
     ]  # fmt: skip
     assert names(cuda_engine_passes()) == [
         "GatherLastRows", "RemoveDeadCode", "TakeLengths", "RemoveDeadCode", "UniqueNodeNames"

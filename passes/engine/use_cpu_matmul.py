@@ -75,20 +75,22 @@ class UseCpuMatMul(FusionPass):
 
 def _bias_after(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     """The addition of a bias to this product, and the bias; the node itself and None without any."""
+    add, other = _addition_after(node)
+    is_bias = is_weight(other) and dims(other) == [node.attributes.get_int("N", 0)]
+    return (add, other) if is_bias else (node, None)
+
+
+def _addition_after(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The one node that reads a product, where that adds something to it, and what; else the node itself and None."""
     add = only_consumer(node.outputs[0])
     if add is None or add.op_type != "Add" or add.domain:
         return node, None
-    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-    is_bias = other is not None and is_weight(other) and dims(other) == [node.attributes.get_int("N", 0)]
-    return (add, other) if is_bias else (node, None)
+    return add, add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
 
 
 def _offsets_after(node: ir.Node, x: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
     """The addition of block offsets to this product, and the offsets; the node itself and None without any."""
-    add = only_consumer(node.outputs[0])
-    if add is None or add.op_type != "Add" or add.domain:
-        return node, None
-    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    add, other = _addition_after(node)
     correction = producer(other, "MatMul")
     sums = producer(correction.inputs[0], "ReduceSum") if correction is not None else None
     by_block = producer(sums.inputs[0], "Reshape") if sums is not None else None
@@ -154,7 +156,7 @@ def _is_broadcast(x: ir.Value | None, skip: ir.Value | None) -> bool:
 def _remove_norm(graph: ir.Graph, norm: ir.Node, new: ir.Node, readers: list[ir.Node]) -> None:
     """Drop a norm that moved into a product; other readers get one each, of the sum, which moves into them next."""
     x, result = norm.inputs[0], norm.outputs[0]
-    attributes = {"epsilon": norm.attributes.get_float("epsilon", 1e-5), "axis": -1}
+    attributes = {"epsilon": new.attributes.get_float("epsilon"), "axis": -1}
     total = new.outputs[1] if len(new.outputs) > 1 else x
     for reader in readers:
         own = ir.node("RMSNormalization", [total, norm.inputs[-1]], attributes, name=norm.name)

@@ -22,6 +22,7 @@ from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
+from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, weight_formats
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import MemoryPlan, plan_memory
 
@@ -75,6 +76,7 @@ class Inspection:
         outputs: In the graph's order.
         manifest: ``llmc.json``, where the path is an artifact.
         memory: What the engine needs for each batch that was asked for.
+        formats: Bits a weight, by the form in which it is stored.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Inspection:
     outputs: tuple[Port, ...]
     manifest: Manifest | None
     memory: tuple[MemoryPlan, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -107,6 +110,8 @@ class Inspection:
             "nodes": self.nodes,
             "operators": [asdict(operator) for operator in self.operators],
             "weights": {"bytes": self.weights.bytes, **asdict(self.weights)},
+            "bits_per_weight": all_weights(self.formats).bits,
+            "formats": [{**asdict(item), "bits": item.bits} for item in self.formats],
             "decode": {"flops": self.cost.flops, **asdict(self.cost)},
             "inputs": [asdict(port) for port in self.inputs],
             "outputs": [asdict(port) for port in self.outputs],
@@ -146,6 +151,7 @@ def inspect_path(
         functions=tuple(sorted({f"{domain}::{name}" for domain, name, _ in model.functions})),
         operators=tuple(OperatorCount(domain_label(domain), name, count) for (domain, name), count in ordered),
         weights=take_census(model),
+        formats=weight_formats(model.graph),
         cost=decode_cost(model, context),
         inputs=_ports(value for value in model.graph.inputs if not value.is_initializer()),
         outputs=_ports(model.graph.outputs),

@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.census import input_name
 from llmc.compiler.graph.operators.token_wise import ELEMENTWISE
-from llmc.passes.graph.graph_query import is_weight
 
 Role = Literal["query_key_value", "query_key", "query", "key", "value", "output", "down", "gate_up"]
 ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention", "CachedAttention", "Attention"})
@@ -65,16 +64,9 @@ def _read_as(node: ir.Node) -> Role | None:
                 return (part or "query_key_value") if packed else name
             if reader.op_type == "Concat":
                 pending.append((reader.outputs[0], "value" if use.idx == len(reader.inputs) - 1 else "query_key"))
-            elif reader.op_type in _BEFORE_ATTENTION and use.idx == _open_input(reader):
+            elif reader.op_type in _BEFORE_ATTENTION:
                 pending.append((reader.outputs[0], part))
     return None
-
-
-def _open_input(node: ir.Node) -> int:
-    """The place of the input that is no weight; -1 where several are none, as of a residual addition."""
-    places = [index for index, value in enumerate(node.inputs) if value is not None and not is_weight(value)]
-    # Positions of a rotation follow what is rotated.
-    return places[0] if node.op_type != "Add" or len(places) == 1 else -1
 
 
 def _made_of(value: ir.Value | None) -> Iterator[ir.Node]:

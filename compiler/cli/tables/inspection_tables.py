@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmc.compiler.insight.inspection import Inspection, Port
     from llmc.compiler.insight.inspection_diff import Change, InspectionDiff
     from llmc.compiler.insight.weight_census import WeightCensus, WeightGroup
+    from llmc.compiler.insight.weight_formats import WeightFormat
     from llmc.runtimes.memory.plan import MemoryPlan
 
 _TITLES = {
@@ -49,6 +50,7 @@ def inspection_tables(inspection: Inspection) -> Group:
         ),
         _weight_table("Weights by kind", census.by_kind, census.bytes, _weight_notes(census)),
         _weight_table("Weights by data type", census.by_dtype, census.bytes),
+        _format_table(inspection),
         _port_table(inspection),
     ]
     if inspection.memory:
@@ -98,6 +100,22 @@ def _weight_table(title: str, groups: Sequence[WeightGroup], total: int, notes: 
     table = Table("", *numbers("tensors", "bytes", "share"), title=title, caption=notes or None)
     rows = ((g.name, str(g.tensors), size(g.bytes), f"{g.bytes / total:.1%}" if total else "-") for g in groups)
     return fill(table, rows)
+
+
+def _format_table(inspection: Inspection) -> Table:
+    """Bits a weight, of each form and of all."""
+    from llmc.compiler.insight.weight_formats import all_weights
+
+    table = Table("", *numbers("tensors", "weights", "bytes", "bits a weight"), title="Bits a weight")
+    *forms, total = (*inspection.formats, all_weights(inspection.formats))
+    fill(table, map(_format_row, forms))
+    table.add_section()
+    table.add_row(*_format_row(total))
+    return table
+
+
+def _format_row(item: WeightFormat) -> tuple[str, ...]:
+    return item.name, str(item.tensors), f"{item.weights / 1e6:,.1f} million", size(item.bytes), f"{item.bits:.2f}"
 
 
 def _port_table(inspection: Inspection) -> Table:

@@ -10,8 +10,8 @@ import pytest
 from .attention import Cache, Geometry
 
 pytestmark = pytest.mark.usefixtures("variant")
-CHUNK = 128
-"""Slots whose scores are kept at once; a decode step has that many for each of its parts, too."""
+SEGMENT = 128
+"""Slots whose softmax is computed at once; the first of them are halves, and a decode step has a task for each."""
 PLAN = [
     (37, [37, 5, 0]),
     (5, [5, 0, 3]),
@@ -71,7 +71,7 @@ def test_groups_around_the_heads_of_a_task(group):
 
 
 @pytest.mark.parametrize("step", [1 / 32, -1 / 32, 0, 0.5, -0.5])
-@pytest.mark.parametrize("first", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1, 4 * CHUNK + 5])
+@pytest.mark.parametrize("first", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT + 1, 4 * SEGMENT + 5])
 def test_scores_that_rise_or_fall_from_slot_to_slot(first, step):
     """A largest score that comes early, or again and again; steep ones leave nothing of all chunks but one."""
     cache = Cache(Geometry(2, 1, 32, scale=0.125), 1, 560)

@@ -26,6 +26,7 @@ FILES = (
     "test_block_matmul.py",
     "test_coded_weights.py",
     "test_gather_operator.py",
+    "test_independent_rows.py",
     "test_instruction_sets.py",
     "test_matmul_operator.py",
 )

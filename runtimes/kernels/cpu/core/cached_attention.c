@@ -8,13 +8,12 @@
 #include "core/scratch.h"
 #include "core/vec_math.h"
 
-#define CHUNK 128 /* keys whose scores are kept at once: with 64 floats a key they fit the first-level cache */
-#define SLOTS_PER_TASK 128
+#define SEGMENT 128 /* keys whose scores are kept at once: with 64 floats a key they fit the first-level cache */
 #define ROWS_PER_TASK 4
 #define MAX_PAIRS 32 /* (query, head) pairs of one task */
 #define HEADS_AT_ONCE (MAX_PAIRS / ROWS_PER_TASK)
 
-/* Part of one pair's attention: softmax over some slots, not yet normalized. */
+/* Part of one pair's attention: softmax over some slots, not yet normalized; its total is 0 where there are none. */
 typedef struct Partial {
     float largest, total;
     float values[LARGEST_HEAD];
@@ -115,42 +114,55 @@ INLINE void accumulate(const float *weights, const float *values, const int64_t 
     }
 }
 
-INLINE void attend_chunk(Pair *pair, const float *keys, const float *values, const int64_t dim, int64_t from,
-                         int64_t to) {
-    const int64_t first = pair->first > from ? pair->first : from, end = pair->end < to ? pair->end : to;
-    if (first >= end) return;
-    float scores[CHUNK + VEC];
-    Partial *partial = pair->partial;
-    const int64_t count = end - first;
-    const float chunk = score(pair->query, keys + first * dim, dim, count, scores);
-    if (chunk > partial->largest) {
-        rescale(partial, partial->total > 0.0f ? expf(partial->largest - chunk) : 0.0f, dim);
-        partial->largest = chunk;
-    }
+/* Slots lie in segments: the first SEGMENT of them in two, so that a short cache is shared out, too. */
+static int64_t segment_of(int64_t slot) { return slot < SEGMENT ? slot / (SEGMENT / 2) : slot / SEGMENT + 1; }
+static int64_t segment_start(int64_t segment) {
+    return segment < 2 ? segment * (SEGMENT / 2) : (segment - 1) * SEGMENT;
+}
+
+/* Softmax over slots [first, first + count) of one segment, into a part that is empty. */
+INLINE void attend_slots(const float *query, const float *keys, const float *values, const int64_t dim, int64_t first,
+                         int64_t count, Partial *part) {
+    float scores[SEGMENT + VEC];
+    part->largest = score(query, keys + first * dim, dim, count, scores);
     Vec total = vec_set(0.0f);
-    const Vec largest = vec_set(partial->largest);
+    const Vec largest = vec_set(part->largest);
     for (int64_t t = 0; t < count; t += VEC) {
         const Vec e =
             vec_select(vec_lanes(count - t), vec_exp(vec_sub(vec_load(scores + t), largest)), vec_set(0.0f));
         total = vec_add(total, e);
         vec_store(scores + t, e);
     }
-    partial->total += vec_sum(total);
-    accumulate(scores, values + first * dim, dim, count, partial->values);
+    part->total = vec_sum(total);
+    accumulate(scores, values + first * dim, dim, count, part->values);
 }
 
-/* Add slots [from, to) of one head's keys and values ([slots, dim]) to each pair's partial result. */
+/* Add a segment's slots to a pair's result, those that it sees. */
+INLINE void attend_segment(Pair *pair, const float *keys, const float *values, const int64_t dim, int64_t segment) {
+    const int64_t from = segment_start(segment), to = segment_start(segment + 1);
+    const int64_t first = pair->first > from ? pair->first : from, end = pair->end < to ? pair->end : to;
+    if (first >= end) return;
+    if (pair->partial->total == 0.0f) {
+        attend_slots(pair->query, keys, values, dim, first, end - first, pair->partial);
+        return;
+    }
+    Partial part;
+    start_partial(&part, dim);
+    attend_slots(pair->query, keys, values, dim, first, end - first, &part);
+    merge_partial(pair->partial, &part, dim);
+}
+
+/* Add segments [from, to] of one head's keys and values ([slots, dim]) to each pair's result. */
 static void attend(Pair *pairs, int count, const float *keys, const float *values, int64_t dim, int64_t from,
                    int64_t to) {
-    for (int64_t start = from; start < to; start += CHUNK) {
-        const int64_t end = start + CHUNK < to ? start + CHUNK : to;
+    for (int64_t segment = from; segment <= to; segment++) {
         for (int p = 0; p < count; p++) {
             if (dim == 64)
-                attend_chunk(pairs + p, keys, values, 64, start, end);
+                attend_segment(pairs + p, keys, values, 64, segment);
             else if (dim == 128)
-                attend_chunk(pairs + p, keys, values, 128, start, end);
+                attend_segment(pairs + p, keys, values, 128, segment);
             else
-                attend_chunk(pairs + p, keys, values, dim, start, end);
+                attend_segment(pairs + p, keys, values, dim, segment);
         }
     }
 }
@@ -163,14 +175,22 @@ static int64_t valid_rows(const Attention *step, int64_t b) {
 
 int64_t first_slot(const Attention *step, int64_t b) { return (int64_t)step->total[b] + 1 - valid_rows(step, b); }
 
+/* The first slot that the token in a slot sees. */
+static int64_t first_seen(const Attention *step, int64_t slot) {
+    return step->window && slot + 1 > step->window ? slot + 1 - step->window : 0;
+}
+
 int start_attention(Attention *step) {
-    int64_t longest = 0;
-    for (int64_t b = 0; b < step->batch; b++)
-        if (step->total[b] >= longest) longest = (int64_t)step->total[b] + 1;
+    int64_t first = step->capacity, last = 0;
+    for (int64_t b = 0; b < step->batch; b++) {
+        if (valid_rows(step, b) == 0) continue;
+        first = smaller(first, first_seen(step, first_slot(step, b)));
+        if (step->total[b] > last) last = step->total[b];
+    }
     step->row_tasks = (step->seq + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
-    /* With many queries there are tasks enough; with few, their slots are shared out. */
-    step->slot_tasks = step->seq > ROWS_PER_TASK ? 1 : (longest + SLOTS_PER_TASK - 1) / SLOTS_PER_TASK;
-    if (step->slot_tasks == 1 && step->seq <= ROWS_PER_TASK && longest > 32) step->slot_tasks = 2;
+    /* With many queries there are tasks enough; with few, each segment is one. */
+    step->segment = step->seq > ROWS_PER_TASK ? 0 : segment_of(first);
+    step->slot_tasks = step->seq > ROWS_PER_TASK || first > last ? 1 : segment_of(last) - step->segment + 1;
     const size_t queries = (size_t)(step->batch * step->seq * step->heads);
     const size_t parts = step->slot_tasks > 1 ? queries * step->slot_tasks : 0;
     step->rotated = scratch_take(queries * step->dim * sizeof(float) + parts * sizeof(Partial));
@@ -202,18 +222,19 @@ void append_token(void *data, size_t index) {
     }
 }
 
-static Partial *parts_of(const Attention *step, int64_t b, int64_t s, int64_t head) {
-    return step->partials + ((b * step->seq + s) * step->heads + head) * step->slot_tasks;
+/* What a pair's task of a segment computes; the parts of its segments follow each other. */
+static Partial *part_of(const Attention *step, int64_t b, int64_t s, int64_t head, int64_t segment) {
+    return step->partials + ((b * step->seq + s) * step->heads + head) * step->slot_tasks + segment - step->segment;
 }
 
 size_t attention_tasks(const Attention *step) {
     return (size_t)(step->batch * step->kv_heads * step->row_tasks * step->slot_tasks);
 }
 
-/* Some queries of one key-value head, over some of the slots. */
+/* Some queries of one key-value head, over one segment of the slots or all. */
 void attend_task(void *data, size_t index) {
     const Attention *step = data;
-    const int64_t part = (int64_t)index % step->slot_tasks, rest = (int64_t)index / step->slot_tasks;
+    const int64_t own = step->segment + (int64_t)index % step->slot_tasks, rest = (int64_t)index / step->slot_tasks;
     const int64_t rows = rest % step->row_tasks * ROWS_PER_TASK, bh = rest / step->row_tasks;
     const int64_t b = bh / step->kv_heads, kv = bh % step->kv_heads, dim = step->dim;
     const int64_t group = step->heads / step->kv_heads, last = smaller(rows + ROWS_PER_TASK, valid_rows(step, b));
@@ -224,20 +245,20 @@ void attend_task(void *data, size_t index) {
         int count = 0;
         int64_t first = step->capacity, end = 0;
         for (int64_t s = rows; s < last; s++) {
-            const int64_t slot = first_slot(step, b) + s;
-            const int64_t seen = step->window && slot + 1 > step->window ? slot + 1 - step->window : 0;
+            const int64_t slot = first_slot(step, b) + s, seen = first_seen(step, slot);
             first = smaller(first, seen);
             end = slot + 1;
             for (int64_t i = g; i < smaller(g + HEADS_AT_ONCE, group); i++, count++) {
                 const int64_t head = kv * group + i;
-                Partial *partial = step->slot_tasks > 1 ? parts_of(step, b, s, head) + part : local + count;
+                Partial *partial = step->slot_tasks > 1 ? part_of(step, b, s, head, own) : local + count;
                 start_partial(partial, dim);
                 const float *query = step->rotated + ((b * step->seq + s) * step->heads + head) * dim;
                 pairs[count] = (Pair){query, seen, end, partial};
             }
         }
-        const int64_t share = (end - first + step->slot_tasks - 1) / step->slot_tasks, from = first + part * share;
-        if (count > 0) attend(pairs, count, keys, values, dim, from, smaller(from + share, end));
+        if (count > 0 && step->slot_tasks > 1) attend(pairs, count, keys, values, dim, own, own);
+        if (count > 0 && step->slot_tasks == 1)
+            attend(pairs, count, keys, values, dim, segment_of(first), segment_of(end - 1));
         for (int p = 0; p < count && step->slot_tasks == 1; p++)
             finish_partial(pairs[p].partial, dim, step->output + (pairs[p].query - step->rotated));
     }
@@ -245,11 +266,13 @@ void attend_task(void *data, size_t index) {
 
 void merge_attention(const Attention *step) {
     for (int64_t b = 0; b < step->batch && step->slot_tasks > 1; b++)
-        for (int64_t s = 0; s < valid_rows(step, b); s++)
+        for (int64_t s = 0; s < valid_rows(step, b); s++) {
+            const int64_t slot = first_slot(step, b) + s, first = segment_of(first_seen(step, slot));
             for (int64_t h = 0; h < step->heads; h++) {
-                Partial *parts = parts_of(step, b, s, h);
-                for (int64_t p = 1; p < step->slot_tasks; p++)
-                    if (parts[p].total != 0.0f) merge_partial(parts, parts + p, step->dim);
-                finish_partial(parts, step->dim, step->output + ((b * step->seq + s) * step->heads + h) * step->dim);
+                Partial *whole = part_of(step, b, s, h, first);
+                for (int64_t p = first + 1; p <= segment_of(slot); p++)
+                    merge_partial(whole, part_of(step, b, s, h, p), step->dim);
+                finish_partial(whole, step->dim, step->output + ((b * step->seq + s) * step->heads + h) * step->dim);
             }
+        }
 }

@@ -4,6 +4,10 @@
  * step splits the slots among tasks and merges their partial results; a prefill splits the queries. The result of a
  * token of padding is 0.
  *
+ * A token's result does not depend on the chunk that it comes in, on the rows beside it or on the number of threads:
+ * slots lie in segments that are the same for all, each segment's part of the softmax is computed alone, and parts
+ * are merged in the order of the slots, whichever tasks computed them.
+ *
  * Floor of a decode step: the keys and values of the slots that are seen, once, from memory; of a prompt: 4 head_dim
  * floating-point operations for each query and slot.
  */
@@ -17,14 +21,14 @@ typedef struct {
     int64_t heads, kv_heads, window; /* slots that a token sees, itself included; 0: all */
     float scale;
     int64_t batch, seq, dim, capacity;
-    const float *query, *key, *value; /* first token of each */
-    int64_t query_stride, kv_stride;  /* floats from one token to the next */
-    const int32_t *total, *chunk;     /* tokens held after, less 1; valid tokens of this chunk, or NULL */
-    const float *cosine, *sine;       /* [positions, dim / 2], or NULL */
-    float *keys, *values, *output;    /* [batch, kv_heads, capacity, dim] each; [batch, seq, heads * dim] */
-    float *rotated;                   /* queries, [batch, seq, heads, dim] */
-    struct Partial *partials;         /* [batch, seq, heads, slot_tasks] */
-    int64_t row_tasks, slot_tasks;
+    const float *query, *key, *value;       /* first token of each */
+    int64_t query_stride, kv_stride;        /* floats from one token to the next */
+    const int32_t *total, *chunk;           /* tokens held after, less 1; valid tokens of this chunk, or NULL */
+    const float *cosine, *sine;             /* [positions, dim / 2], or NULL */
+    float *keys, *values, *output;          /* [batch, kv_heads, capacity, dim] each; [batch, seq, heads * dim] */
+    float *rotated;                         /* queries, [batch, seq, heads, dim] */
+    struct Partial *partials;               /* [batch, seq, heads, slot_tasks] */
+    int64_t row_tasks, slot_tasks, segment; /* of the first slot task */
 } Attention;
 
 int64_t first_slot(const Attention *step, int64_t b); /* of this chunk in row b; negative: it does not fit */

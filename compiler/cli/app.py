@@ -18,6 +18,7 @@ from llmc.compiler.cli.commands.bench_command import bench
 from llmc.compiler.cli.commands.build_command import build
 from llmc.compiler.cli.commands.compile_command import compile_
 from llmc.compiler.cli.commands.doctor_command import doctor
+from llmc.compiler.cli.commands.eval_command import eval_
 from llmc.compiler.cli.commands.export_command import export
 from llmc.compiler.cli.commands.generate_command import generate
 from llmc.compiler.cli.commands.inspect_command import inspect
@@ -89,6 +90,16 @@ COMMANDS = (
         takes_model=True,
     ),
     Command("verify", verify, ("llmc verify out/engine", "llmc verify out/engine --json")),
+    Command(
+        "eval",
+        eval_,
+        (
+            "llmc eval out/int4 out/int8 --reference smollm2-135m",
+            "llmc eval out/int4 --reference ./my-model --text mine.txt --tokens 20000 --json quality.json",
+            "llmc eval out/int4 --reference ./my-model --peer llamacpp-python=venv/bin/python:my-model-Q4_K_M.gguf",
+        ),
+        takes_model=True,
+    ),
     Command(
         "generate",
         generate,

@@ -23,14 +23,14 @@ from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.capture.bind_weights import bind_weights
-from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
-from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
+from llmc.compiler.checkpoint.conversion import convert_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError, LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, random_text, record_golden
+from llmc.compiler.driver.reference_model import fill_model
 from llmc.compiler.graph.census import read_bytes
 from llmc.passes.pipeline import portable_passes
 from llmc.passes.runner import merge_contract, run_passes
@@ -189,26 +189,8 @@ def _reading(captured: Captured, memory: int) -> Reading | None:
 
 
 def load_reference_model(captured: Captured) -> PreTrainedModel:
-    """transformers' own model with the checkpoint's weights, eager attention, float32.
-
-    transformers loads it wherever it can, so that the reference does not depend on how llmc reads the tensors.
-    """
-    import torch
-
-    checkpoint, weights = captured.checkpoint, captured.weights
-    if isinstance(weights, LoadedWeights):
-        return weights.model
-    if isinstance(weights, ConvertedWeights) and not weights.nested:
-        return load_pretrained(checkpoint.path, checkpoint.config)
-    model = make_causal_model(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if name in captured.names:
-                array = weights.read(captured.names[name])
-                values = torch.from_numpy(array.astype("float32") if array.dtype.kind not in "iub" else array)
-                tensor.copy_(values.reshape(tensor.shape))
-    model.tie_weights()
-    return model.eval()
+    """transformers' own model with the checkpoint's weights; see :mod:`.reference_model`."""
+    return fill_model(captured.checkpoint, captured.weights, captured.names)
 
 
 def _texts(captured: Captured, directory: Path, length: int) -> tuple[list[list[int]], list[int]]:

@@ -18,12 +18,13 @@ from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest, engine_details
-from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, Contract
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
 from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.runtimes.device.graph_io import cache_tensor
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
+from llmc.runtimes.onnxruntime.all_logits import all_logits
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, Session
 
@@ -65,6 +66,14 @@ class OnnxRuntimeCpu(Engine):
         info = engine_info(manifest, self.name, count, inference)
         return OnnxRuntimeSession(inference, info, manifest.contract)
 
+    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """The engine or graph as it is, but for the cut before the head: every position's logits."""
+        manifest = open_artifact(directory).manifest
+        count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
+        options = _session_options(count)
+        graph = self._graph(directory, manifest, options)
+        return _open_every(directory, manifest, manifest.contract, graph, options), ""
+
     def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
         import onnxruntime
 
@@ -84,8 +93,13 @@ class OnnxRuntimeCpu(Engine):
         return directory / GRAPH
 
 
-def open_graph(directory: Path, *, threads: int | None = None) -> Session:
+def open_graph(directory: Path, *, threads: int | None = None, every: bool = False) -> Session:
     """The graph of an artifact, ``model.onnx``, whatever engine was built of it.
+
+    Args:
+        directory: Of the artifact.
+        threads: Threads to compute with; None: one per physical core.
+        every: Every position's logits, also where the graph cuts them.
 
     Raises:
         EngineError: ONNX Runtime has no kernel for one of its operators.
@@ -93,11 +107,25 @@ def open_graph(directory: Path, *, threads: int | None = None) -> Session:
         MissingDependencyError: onnxruntime is not installed.
     """
     manifest = open_artifact(directory).manifest
+    # An engine that is told lengths was built of a graph that sums a mask.
+    contract = replace(manifest.contract, lengths="mask")
     count = threads or physical_cores()
+    if every:
+        return _open_every(directory, manifest, contract, directory / GRAPH, _session_options(count))
     inference = _make_inference(directory / GRAPH, _session_options(count))
     info = engine_info(manifest, OnnxRuntimeCpu.name, count, inference)
-    # An engine that is told lengths was built of a graph that sums a mask.
-    return OnnxRuntimeSession(inference, info, replace(manifest.contract, lengths="mask"))
+    return OnnxRuntimeSession(inference, info, contract)
+
+
+def _open_every(directory: Path, manifest: Manifest, contract: Contract, graph: Path, options: Any) -> Session:
+    """A session of ``graph``, called by ``contract``, that gives every position's logits."""
+    content = None
+    if contract.logits == "last":
+        content = all_logits(graph)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    inference = _make_inference(graph, options, content)
+    info = engine_info(manifest, OnnxRuntimeCpu.name, options.intra_op_num_threads, inference)
+    return OnnxRuntimeSession(inference, replace(info, logits="all"), replace(contract, logits="all"))
 
 
 def engine_info(
@@ -136,11 +164,12 @@ def _session_options(threads: int | None) -> Any:
     return options
 
 
-def _make_inference(graph: Path, options: Any) -> Any:
+def _make_inference(graph: Path, options: Any, content: bytes | None = None) -> Any:
+    """A graph loaded; ``content`` in the place of the file's."""
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=PROVIDERS)
+        return onnxruntime.InferenceSession(content or str(graph), options, providers=PROVIDERS)
     except Exception as error:
         installed = onnxruntime.__version__
         older = [int(part) for part in installed.split(".")[:2]] < [int(part) for part in ORT_RELEASE.split(".")]

@@ -27,12 +27,13 @@ from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
-from llmc.runtimes.onnxruntime.cpu_engine import engine_info
+from llmc.runtimes.onnxruntime.cpu_engine import engine_info, open_graph
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, Session
 
 log = logging.getLogger(__name__)
 PROVIDER = "CUDAExecutionProvider"
+ON_HOST = "its graph on ONNX Runtime's CPU provider: there is no GPU here"
 LIBRARIES = ("cudart", "cublasLt", "cublas", "cudnn", "curand", "cufft", "nvrtc")
 SHAPE_OPERATORS = frozenset(
     {"Shape", "Size", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Sub", "Add", "Concat", "Slice"}
@@ -62,7 +63,13 @@ class OnnxRuntimeCuda(Engine):
         """On the GPU or, where there is none, on the host."""
         if cuda_devices():
             return self.open(directory, threads=threads), ""
-        return open_on_host(directory), "its graph on ONNX Runtime's CPU provider: there is no GPU here"
+        return open_on_host(directory), ON_HOST
+
+    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """On the GPU, token by token where its graph cuts the logits; on the host the graph without that cut."""
+        if cuda_devices():
+            return self.open(directory, threads=threads), ""
+        return open_graph(directory, threads=threads, every=True), ON_HOST
 
 
 def open_on_host(directory: Path) -> Session:

@@ -273,3 +273,7 @@ class Engine(Protocol):
             LlmcError: as :meth:`open`; where there is neither, both reasons are said.
         """
         return self.open(directory, threads=threads), ""
+
+    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """As :meth:`open_anywhere`; where that can be done, with the logits of every position of a chunk."""
+        return self.open_anywhere(directory, threads=threads)

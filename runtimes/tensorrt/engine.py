@@ -91,6 +91,13 @@ class TensorRT(Engine):
 
     def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """On the GPU or, where there is none or none that it supports, the graph it was built of on the host."""
+        return self._open_or_graph(directory, threads, every=False)
+
+    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """The engine, token by token where its graph cuts the logits; on the host the graph without that cut."""
+        return self._open_or_graph(directory, threads, every=True)
+
+    def _open_or_graph(self, directory: Path, threads: int | None, *, every: bool) -> tuple[Session, str]:
         why = "there is no GPU here"
         if cuda_devices():
             try:
@@ -99,7 +106,7 @@ class TensorRT(Engine):
                 log.warning("the engine does not open here: %s", error)
                 why = "no GPU here that it supports"
         try:
-            session = open_graph(directory, threads=threads)
+            session = open_graph(directory, threads=threads, every=every)
         except EngineError as error:
             said = str(error).partition(" Op with name")[0].removesuffix(".")
             raise EngineError(

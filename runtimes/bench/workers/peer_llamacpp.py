@@ -152,6 +152,29 @@ class LlamaCppTarget:
             native.llama_batch_free(batch)
         return RunTimes(first, tuple(gaps))
 
+    def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
+        """Write the logits after each token from ``first`` to the last but one of a text of its own.
+
+        Raises:
+            RuntimeError: nothing is open, or ``llama_decode`` failed.
+        """
+        if self._model is None:
+            raise RuntimeError("logits before open")
+        self._make_context(1, len(tokens))
+        native = self._native
+        vocab = native.llama_vocab_n_tokens(native.llama_model_get_vocab(self._model))
+        batch = native.llama_batch_init(len(tokens), 0, 1)
+        try:
+            self._clear()
+            self._decode(batch, [tokens], 0, range(first, len(tokens) - 1))
+        finally:
+            native.llama_batch_free(batch)
+        rows = native.llama_get_logits(self._context)
+        count = (len(tokens) - 1 - first) * vocab
+        values = (ctypes.c_float * count).from_address(ctypes.addressof(rows.contents))
+        with Path(file).open("wb") as output:
+            output.write(memoryview(values))
+
     def _make_context(self, rows: int, capacity: int) -> None:
         """A context for exactly this shape, as llama-bench makes one per test; kept while the shape stays."""
         if self._shape == (rows, capacity):
@@ -174,8 +197,10 @@ class LlamaCppTarget:
     def _clear(self) -> None:
         self._native.llama_memory_clear(self._native.llama_get_memory(self._context), False)
 
-    def _decode(self, batch: Any, rows: Sequence[Sequence[int]], position: int) -> float:
-        """Append ``rows[b]`` to sequence ``b`` at ``position``; logits for each row's last token.
+    def _decode(
+        self, batch: Any, rows: Sequence[Sequence[int]], position: int, wanted: Sequence[int] | None = None
+    ) -> float:
+        """Append ``rows[b]`` to sequence ``b`` at ``position``; logits for each row's last token, or ``wanted``.
 
         Returns the seconds of ``llama_decode`` and ``llama_synchronize``: filling the batch from Python, which a C++
         caller does for nothing, is not counted.
@@ -187,7 +212,7 @@ class LlamaCppTarget:
                 batch.pos[index] = position + offset
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = sequence
-                batch.logits[index] = offset == len(tokens) - 1
+                batch.logits[index] = offset == len(tokens) - 1 if wanted is None else offset in wanted
                 index += 1
         batch.n_tokens = index
         begin = time.perf_counter()

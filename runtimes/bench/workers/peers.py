@@ -29,11 +29,13 @@ class Peer:
         variants: Name -> arguments of the worker; each is a subject of its own. A peer with one way to run has one
             variant without a name. Where only some fit what was prepared, its details list them as ``variants``.
         source: What it opens.
+        gives_logits: Whether its worker answers ``logits``.
     """
 
     module: str
     variants: Mapping[str, tuple[str, ...]]
     source: str
+    gives_logits: bool = False
 
 
 PEERS: Mapping[str, Peer] = {
@@ -41,6 +43,7 @@ PEERS: Mapping[str, Peer] = {
         "llmc.runtimes.bench.workers.peer_llamacpp",
         {"flash attention": ("on",), "no flash attention": ("off",)},
         "a GGUF file, from which Q4_0 is made",
+        gives_logits=True,
     ),
     "transformers": Peer(
         "llmc.runtimes.bench.workers.peer_transformers",

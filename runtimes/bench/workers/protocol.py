@@ -12,12 +12,15 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
                                                                      "decode_window": [begin, end], "energy_j": …}
     {"command": "generate", "requests": 8, "temperature": 0.7, and run's}
                                                                  -> {"ticks": [requests][1 + gen nanoseconds]}
+    {"command": "logits", "tokens": [ids], "first": 256, "file": …}
+                                                                 -> {}; the file holds float32 [rows, vocabulary], for
+                                                                     each position from first to the last but one
     {"command": "memory"}                    -> {"peak_rss_bytes": …, "rss_bytes": …, "device_bytes": …}
     {"command": "close"}                                         -> {}; the worker ends
     anything that fails                                          -> {"error": message, "kind": exception's name}
 
 ``decode_window``, ``energy_j`` and ``device_bytes`` are left out where a target does not know them; llmc's own alone
-answer ``generate``.
+answer ``generate``, and some peers ``logits``.
 
 This file needs Python 3.9 and the standard library alone: a peer's worker runs it in its own interpreter.
 """
@@ -177,6 +180,9 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
     if command == "generate":
         requests, temperature = fields.pop("requests"), fields.pop("temperature")
         return {"ticks": target.generate(RunRequest(**fields), requests, temperature)}  # type: ignore[attr-defined]
+    if command == "logits":
+        target.logits(**fields)  # type: ignore[attr-defined]
+        return {}
     if command == "memory":
         size = getattr(target, "device_bytes", lambda: None)()
         return memory_status() | ({} if size is None else {"device_bytes": int(size)})

@@ -22,7 +22,7 @@ from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
 from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.weights import TensorInfo
-from llmc.compiler.driver import captured_model
+from llmc.compiler.driver import captured_model, reference_model
 from llmc.compiler.driver.captured_model import Captured, load_reference_model, model_weights, write_golden
 from llmc.compiler.driver.driver import export
 from llmc.compiler.driver.golden_recording import PROMPTS
@@ -295,13 +295,13 @@ def test_the_reference_has_the_weights_of_its_source(
     weights = convert_weights(checkpoint.weights, checkpoint.config)
     weights.nested = nested
     loaded: list[Path] = []
-    original = captured_model.load_pretrained
+    original = reference_model.load_pretrained
 
     def load(directory: Path, config: Any) -> Any:
         loaded.append(directory)
         return original(directory, config)
 
-    monkeypatch.setattr(captured_model, "load_pretrained", load)
+    monkeypatch.setattr(reference_model, "load_pretrained", load)
     model = made_of(weights, {name: name for name in weights.tensors()}, checkpoint, manifest)
     assert loaded == ([] if nested else [llama])
     assert not model.training

@@ -242,3 +242,22 @@ def test_a_quantized_file_is_made_once_and_never_half(native: Native, tmp_path: 
     paths = {target.prepare(str(source), str(cache)).path for _ in range(2)}
     assert [str(path) for path in cache.iterdir()] == list(paths)
     assert len(made) == 2
+
+
+def test_logits_are_those_of_the_positions_asked_for(native: Native, tmp_path: Path) -> None:
+    """From an empty cache, as floats in a file; the last token's are not asked for."""
+    values = [float(number) for number in range(3 * 50)]
+    kept = (ctypes.c_float * 150)(*values)
+    floats: Any = native
+    floats.llama_get_logits = lambda _context: ctypes.cast(kept, ctypes.POINTER(ctypes.c_float))
+    target = opened(native)
+    target.logits([7, 8, 9, 10, 11, 12], 2, str(tmp_path / "logits"))
+    wanted = [False, False, True, True, True, False]
+    assert native.calls == ["clear", ([7, 8, 9, 10, 11, 12], [0, 1, 2, 3, 4, 5], [0] * 6, wanted)]
+    assert list(struct.unpack("<150f", (tmp_path / "logits").read_bytes())) == values
+    native.status = 1
+    with pytest.raises(RuntimeError, match="llama_decode failed"):
+        target.logits([7, 8, 9], 1, str(tmp_path / "logits"))
+    target._model = None
+    with pytest.raises(RuntimeError, match="before open"):
+        target.logits([7, 8, 9], 1, str(tmp_path / "logits"))

@@ -82,12 +82,14 @@ class Tally:
         expected: How often it should have: the places that look as if it belonged there.
         rejections: Each place where it did not fire, and why.
         contract: How the graph wants to be called from now on, as far as the pass changed that.
+        notes: What a user should know, one sentence each.
     """
 
     fired: dict[str, int] = field(default_factory=dict)
     expected: dict[str, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     contract: ContractPart = field(default_factory=ContractPart)
+    notes: list[str] = field(default_factory=list)
 
     def count(self, what: str, times: int = 1) -> None:
         """The rewrite ``what`` fired."""

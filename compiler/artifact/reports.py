@@ -23,12 +23,14 @@ class PassOutcome:
         rejections: (node, reason) of each place where a fusion did not fire.
         milliseconds: Duration.
         contract: How the graph wants to be called from then on, as far as the pass changed that.
+        notes: What a user should know, one sentence each.
     """
 
     record: PassRecord
     rejections: tuple[tuple[str, str], ...]
     milliseconds: float
     contract: ContractPart = field(default_factory=ContractPart)
+    notes: tuple[str, ...] = ()
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
@@ -44,7 +46,8 @@ class PassOutcome:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         rejected = [{"node": node, "reason": reason} for node, reason in self.rejections]
-        return {**encode(self.record), "rejections": rejected, "milliseconds": self.milliseconds}
+        said = {"rejections": rejected, "notes": list(self.notes), "milliseconds": self.milliseconds}
+        return {**encode(self.record), **said}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,12 @@ class OptimizeOptions:
         "Precision of the output projection and the embedding; auto is int8, packed by precision; int5 and int6 are "
         "packed.",
     )
+    keep_grid: bool | None = option(
+        None,
+        "Store weights that lie on a grid of integers already, as those of a quantized file do, on that grid, so "
+        "that nothing is lost. Default: yes, unless blocks, zero points or layout are asked for.",
+        "--keep-grid/--no-keep-grid",
+    )
     installed_runtime: bool = option(
         False,
         "Make the graph for the ONNX Runtime that is installed here, which may be older than the release that llmc "
@@ -123,6 +129,9 @@ class OptimizeOptions:
         """Refuse unknown values and sizes that no kernel takes."""
         require_accepted(self)
         target = get_target(self.target)
+        if self.keep_grid is None:
+            free = self.symmetric is None and self.block_size is None
+            object.__setattr__(self, "keep_grid", free and self.zero_points == self.layout == "auto")
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
         if self.precision == "auto":

@@ -12,7 +12,7 @@ from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.capabilities import Capabilities
-from llmc.compiler.quantization.plan import make_plan, value_stands_alone
+from llmc.compiler.quantization.plan import kept_zeros, make_plan, value_stands_alone
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
@@ -78,7 +78,7 @@ def _quantized_cache(options: OptimizeOptions, golden: Golden | None) -> Quantiz
 
 def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
     accuracy_level = 4 if get_target(options.target).family == "ort-cpu" else 0
-    return QuantizeWeights(plan, accuracy_level) if (plan := make_plan(options)) else None
+    return QuantizeWeights(plan, accuracy_level, kept_zeros(options)) if (plan := make_plan(options)) else None
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:

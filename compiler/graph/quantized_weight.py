@@ -56,22 +56,23 @@ class QuantizedWeight:
         def work(read: Callable[[], Array]) -> Made:
             return function(self.solver.solve(read(), self.seen, self.scheme))
 
-        return ordered_map(work, self._reads(start, stop, whole), 1 if whole else None)
+        return ordered_map(work, row_reads(self.base, start, stop, whole=whole), 1 if whole else None)
 
-    def _reads(self, start: int, stop: int, whole: bool) -> Iterator[Callable[[], Array]]:
-        """What brings each piece of work into memory."""
-        height, *_, features = self.base.stored_shape
-        few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // (4 * features))
-        if len(self.base.stored_shape) == 2:
-            step = height if whole else few
-            for low in range(start, stop, step):
-                yield partial(self.base.rows, low, min(low + step, stop))
-            return
-        for index in range(start, stop):
-            matrix = self.base.rows(index, index + 1).reshape(-1, features)
-            step = len(matrix) if whole else few
-            for low in range(0, len(matrix), step):
-                yield partial(matrix.__getitem__, slice(low, low + step))
+
+def row_reads(weight: LazyWeight, start: int, stop: int, *, whole: bool = False) -> Iterator[Callable[[], Array]]:
+    """What brings rows ``start:stop`` of a matrix or a stack into memory, [n, k]: few at a time or whole matrices."""
+    height, *_, features = weight.stored_shape
+    few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // (4 * features))
+    if len(weight.stored_shape) == 2:
+        step = height if whole else few
+        for low in range(start, stop, step):
+            yield partial(weight.rows, low, min(low + step, stop))
+        return
+    for index in range(start, stop):
+        matrix = weight.rows(index, index + 1).reshape(-1, features)
+        step = len(matrix) if whole else few
+        for low in range(0, len(matrix), step):
+            yield partial(matrix.__getitem__, slice(low, low + step))
 
 
 class QuantizedPart(LazyWeight):

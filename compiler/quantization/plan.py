@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from llmc.compiler.base.errors import UsageError
-from llmc.compiler.base.options import OptimizeOptions
-from llmc.compiler.quantization.scheme import SCHEMES, Scheme, scheme_name, scheme_of
+from llmc.compiler.base.options import OptimizeOptions, Zero
+from llmc.compiler.quantization.grid import ZEROS
+from llmc.compiler.quantization.scheme import FLOAT, SCHEMES, Scheme, scheme_name, scheme_of
 
 Plan = Mapping[str, str]
 ACTIVATIONS = ":a"
@@ -157,6 +158,18 @@ def placement_of(text: str, features: int | None = None) -> Placement:
     if scheme is None or scheme.form != "packed" or bits not in {"8", "16"}:
         raise UsageError(f"{text}: the activations of a packed product have 8 or 16 bits, those of no other have any")
     return Placement(scheme, int(bits))
+
+
+def kept_zeros(options: OptimizeOptions) -> tuple[Zero, ...]:
+    """What blocks of weights that are kept on their grid may have beside a scale; nothing where none are kept.
+
+    They are stored for ONNX Runtime's operators, where the target has these.
+    """
+    planned = placement_of(make_plan(options).get("linear", FLOAT)).scheme
+    if not options.keep_grid or planned is None or planned.form not in {"nbits", "packed"}:
+        return ()
+    schemes = [SCHEMES[name] for name in MEANINGS[options.target]["int4"].linear]
+    return tuple(zero for zero in ZEROS if any((row.form, row.zero) == ("nbits", zero) for row in schemes))
 
 
 def value_stands_alone(plan: Plan) -> bool:

@@ -4,19 +4,26 @@ Each site (:mod:`~llmc.passes.quantization.sites`) is stored in the scheme that 
 for the scheme's operators: ``emit_matmul_nbits``, ``emit_packed``, ``emit_qmoe``, ``emit_fp8_product``,
 ``emit_dequantize_linear``.
 
-Nothing is read here: tensors are lazy and are made a few rows at a time while the graph is written.
+A site whose weights lie on a grid of integers already is stored on that grid (:mod:`kept_grids`). To see that, a few
+rows of each are read, and what seems to lie on one is read whole; nothing else is read here: tensors are lazy and are
+made a few rows at a time while the graph is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import Zero
+from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.weight_grid import weight_grid
+from llmc.compiler.quantization.grid import Grid
 from llmc.compiler.quantization.plan import placement_of
 from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solvers.exact_grid import ExactGrid
 from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
@@ -24,6 +31,7 @@ from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
 from llmc.passes.quantization.emit_matmul_nbits import emit_gather_block_quantized, emit_matmul_nbits
 from llmc.passes.quantization.emit_packed import emit_packed_product, emit_packed_table
 from llmc.passes.quantization.emit_qmoe import emit_qmoe
+from llmc.passes.quantization.kept_grids import kept_notes, kept_scheme
 from llmc.passes.quantization.sites import find_sites
 
 _PRODUCTS: Mapping[str, Emitter] = {
@@ -48,10 +56,13 @@ class QuantizeWeights(GraphPass):
             first of them that it has. Kinds that it leaves out stay as they are, and a head is then a linear layer.
         accuracy_level: Of MatMulNBits and QMoE: 4 computes with int8 activations where the kernel can; 0 leaves it
             to the runtime.
+        kept_zeros: What blocks may have beside a scale where weights are kept on their grid; none: no grid is looked
+            for.
     """
 
     plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 4
+    kept_zeros: tuple[Zero, ...] = ()
 
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
     order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
@@ -70,6 +81,12 @@ class QuantizeWeights(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
         emission = Emission(model.graph, self.plan, self.accuracy_level)
+        kept = dict[Scheme, int]()
+
+        def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
+            # Of a table that is the head, too, once.
+            return emission.once(weight, ("grid", bits), lambda: weight_grid(weight, bits))
+
         for site in find_sites(model, head="head" in self.plan):
             scheme = site.placement(self.plan).scheme
             if scheme is None:
@@ -78,10 +95,17 @@ class QuantizeWeights(GraphPass):
             try:
                 if site.kind == "embedding" and site.node.attributes.get_int("axis", 0) != 0:
                     raise NearMiss("it does not look up rows")
-                _emitter(site.kind, scheme)(emission, site, scheme)
+                exact = kept_scheme(site, scheme, self.kept_zeros, grid_of)
+                emit = _emitter(site.kind, exact or scheme)
+                emit(replace(emission, solver=ExactGrid()) if exact else emission, site, exact or scheme)
                 tally.count(site.kind)
+                if exact is not None:
+                    kept[exact] = kept.get(exact, 0) + 1
             except NearMiss as miss:
                 tally.reject(site.node, str(miss))
+        if kept:
+            tally.notes += kept_notes(kept, sum(tally.fired.values()))
+            tally.count("kept exactly", sum(kept.values()))
         if tally.fired:
             model.graph.insert_before(model.graph[0], emission.first)
             model.functions.update(emission.functions)

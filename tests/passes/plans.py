@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmc.compiler.base.options import Zero
 from llmc.compiler.quantization.scheme import FLOAT, scheme_name
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
@@ -15,6 +16,7 @@ def in_blocks(
     offset: bool = False,
     head_bits: int = 4,
     accuracy_level: int = 4,
+    kept_zeros: tuple[Zero, ...] = (),
 ) -> QuantizeWeights:
     """Blocks of integers for ONNX Runtime's operators; experts have a zero point where layers have an offset."""
     zero = "" if symmetric else "-zero"
@@ -24,7 +26,8 @@ def in_blocks(
         "embedding": f"int{head_bits}{zero}",
         "experts": f"int{bits}-zero" if offset else f"int{bits}{zero}",
     }
-    return QuantizeWeights({kind: scheme_name(name, block_size) for kind, name in names.items()}, accuracy_level)
+    plan = {kind: scheme_name(name, block_size) for kind, name in names.items()}
+    return QuantizeWeights(plan, accuracy_level, kept_zeros)
 
 
 def in_standard(

@@ -31,8 +31,9 @@ _MOST_SENTENCES = 10
 def optimize_tables(
     directory: Path, report: OptimizeReport | CompileReport, *checks: RenderableType, cost: Cost | None = None
 ) -> Group:
-    """Passes, shortfalls, ``checks``, the artifact and, with ``cost``, what it took."""
-    lines = [*shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
+    """Passes, what they say, shortfalls, ``checks``, the artifact and, with ``cost``, what it took."""
+    notes = [Text(note) for outcome in report.outcomes for note in outcome.notes]
+    lines = [*notes, *shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
     return Group(outcome_table(report.outcomes), *lines, *checks, artifact_table(directory, report.manifest, cost))
 
 

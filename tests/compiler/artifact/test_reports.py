@@ -109,6 +109,9 @@ def test_the_json_of_optimize(manifest: Manifest, outcomes: tuple[PassOutcome, .
         ("Fuse", {}, 1.5),
     ]
     assert value["passes"][1]["rejections"] == [{"node": node, "reason": reason} for node, reason in NEAR_MISSES]
+    noted = dataclasses.replace(outcomes[0], notes=("kept exactly",))
+    assert OptimizeReport(manifest, (noted, outcomes[1])).to_json()["passes"][0]["notes"] == ["kept exactly"]
+    assert value["passes"][0]["notes"] == []
 
 
 def test_the_json_of_compile(manifest: Manifest, outcomes: tuple[PassOutcome, ...]) -> None:

@@ -290,3 +290,24 @@ def test_the_installed_runtime_is_asked_for_the_cpu_alone() -> None:
         UsageError, match="--for-installed-runtime is for --target cpu; a graph for openvino is the same"
     ):
         OptimizeOptions(target="openvino", installed_runtime=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({}, True),
+        ({"head": "int4"}, True),
+        ({"symmetric": True}, False),
+        ({"symmetric": False}, False),
+        ({"zero_points": "offset"}, False),
+        ({"block_size": 32}, False),
+        ({"layout": "nbits"}, False),
+        ({"layout": "packed"}, False),
+        ({"layout": "packed", "keep_grid": True}, True),
+        ({"keep_grid": False}, False),
+    ],
+)
+def test_a_grid_is_kept_unless_blocks_are_asked_for(asked: dict[str, Any], kept: bool) -> None:
+    options = OptimizeOptions(precision="int4", **asked)
+    assert options.keep_grid is kept
+    assert dataclasses.replace(options).keep_grid is kept

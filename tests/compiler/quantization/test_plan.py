@@ -12,6 +12,7 @@ from llmc.compiler.quantization.plan import (
     MEANINGS,
     RECIPES,
     Placement,
+    kept_zeros,
     largest_kl,
     make_plan,
     placement_of,
@@ -212,3 +213,22 @@ def test_other_bits_of_activations_are_refused(text: str) -> None:
 )
 def test_a_value_of_other_bits_stands_alone(plan: dict[str, str], alone: bool) -> None:
     assert value_stands_alone(plan) == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "zeros"),
+    [
+        ({}, ("none", "integer", "offset")),
+        ({"precision": "int6"}, ("none", "integer", "offset")),
+        ({"precision": "fp32"}, ()),
+        ({"target": "cuda", "precision": "fp8"}, ()),
+        ({"target": "cuda"}, ("none", "integer")),
+        ({"target": "tensorrt"}, ()),
+        ({"target": "openvino"}, ()),
+        ({"keep_grid": False}, ()),
+        ({"symmetric": True}, ()),
+        ({"zero_points": "integer"}, ()),
+    ],
+)
+def test_grids_are_kept_in_blocks_that_the_target_reads(options: dict[str, Any], zeros: tuple[str, ...]) -> None:
+    assert kept_zeros(OptimizeOptions(**{"precision": "int4"} | options)) == zeros

@@ -106,6 +106,14 @@ def test_compile_names_shortfalls(
     assert "layers.1/q_proj: its bias is [not] constant" in result.stdout
 
 
+def test_compile_says_what_passes_say(
+    llmc: Run, replace_driver: Replace, compile_report: CompileReport, short_outcome: PassOutcome
+) -> None:
+    noted = dataclasses.replace(short_outcome, notes=("weights lie on a [4-bit] grid: kept exactly",))
+    replace_driver("compile_model", dataclasses.replace(compile_report, outcomes=(noted,)))
+    assert "weights lie on a [4-bit] grid: kept exactly" in llmc("compile", "m", "-o", "out").stdout
+
+
 def test_every_field_of_its_configurations_is_an_option(llmc: Run) -> None:
     shown = llmc("compile", "--help", env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).stdout
     for record in (ExportOptions, OptimizeOptions, EngineOptions):

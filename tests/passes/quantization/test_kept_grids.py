@@ -1,0 +1,135 @@
+"""Which weights are kept on their grid, and that a graph which keeps them says what its floats said."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.base.options import Zero
+from llmc.compiler.quantization.scheme import Scheme, scheme_of
+from llmc.passes.quantization.kept_grids import kept_scheme
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
+from llmc.passes.quantization.sites import Site, find_sites
+
+from ...compiler.quantization.expanded import Array, expand
+from ..graphs import apply, draw, parse, run
+
+ALL: tuple[Zero, ...] = ("none", "integer", "offset")
+TEXT = "m (float[n, 64] x) => (float[n, 96] y) { y = MatMul(x, w) }"
+
+
+def linear(rows: Array) -> ir.Model:
+    """A product with [out, in] rows."""
+    text = TEXT.replace("64", str(rows.shape[1])).replace("96", str(rows.shape[0]))
+    return parse(text, {"w": np.ascontiguousarray(rows.T)}, lazy=True)
+
+
+def planned(name: str) -> Scheme:
+    scheme = scheme_of(name)
+    assert scheme is not None
+    return scheme
+
+
+def kept(rows: Array, plan: str, zeros: tuple[Zero, ...] = ALL) -> Scheme | None:
+    [site] = find_sites(linear(rows), head=False)
+    return kept_scheme(site, planned(plan), zeros)
+
+
+def rows_of(kind: str, bits: int = 4, block: int = 32) -> Array:
+    return expand(kind, bits, block, shape=(96, 64)).rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "plan", "expected"),
+    [
+        ("offsets", 4, "int4-offset@32", "int4-offset@32"),
+        ("offsets", 4, "q4@64", "int4-offset@32"),
+        ("points", 4, "q4", "int4-zero@32"),
+        ("signed", 4, "q4", "int4@32"),
+        ("signed", 4, "q5", "int4@32"),
+        ("signed", 3, "int4@64", "int4@32"),
+        ("offsets", 4, "int8@64", "int4-offset@32"),
+        ("signed", 5, "q5", None),
+        ("signed", 5, "q6", None),
+        ("signed", 5, "q8", "int8@32"),
+        ("signed", 8, "int8@16", "int8@32"),
+        ("signed", 8, "int4@32", None),
+        ("signed", 4, "q3", None),
+        ("signed", 4, "fp8@128", None),
+        ("signed", 4, "qdq-int4@32", None),
+    ],
+)
+def test_the_scheme_holds_the_grid_in_no_more_bits(kind: str, bits: int, plan: str, expected: str | None) -> None:
+    assert kept(rows_of(kind, bits), plan) == (expected and planned(expected))
+
+
+def test_blocks_may_have_what_the_target_reads() -> None:
+    """The least of what is enough: a whole zero point for signed levels where nothing else is known, no offsets."""
+    assert kept(rows_of("offsets"), "int4@32", ("none", "integer")) is None
+    assert kept(rows_of("points"), "int4@32", ("none",)) is None
+    assert kept(rows_of("points"), "int4@32", ("none", "offset")) == planned("int4-offset@32")
+    assert kept(rows_of("signed"), "int4@32", ("integer",)) == planned("int4-zero@32")
+    assert kept(rows_of("signed"), "int4@32", ()) is None
+
+
+def test_weights_on_no_grid_are_not_kept() -> None:
+    assert kept(draw(96, 64), "int8@32") is None
+
+
+def test_only_products_of_linear_layers_have_offsets() -> None:
+    """Look-ups know none, and the head may share a table's bytes; as experts do not."""
+    for kind, zero in (("offsets", None), ("points", "int4-zero@32")):
+        [site] = find_sites(linear(rows_of(kind)), head=False)
+        for other in ("head", "embedding", "experts"):
+            moved = Site(other, site.node, site.weights)  # type: ignore[arg-type]
+            assert kept_scheme(moved, planned("int4@32"), ALL) == (zero and planned(zero))
+
+
+def test_two_stacks_of_experts_share_a_scheme() -> None:
+    [one] = find_sites(linear(rows_of("signed", block=64)), head=False)
+    [other] = find_sites(linear(rows_of("points")), head=False)
+    both = Site("experts", one.node, (*one.weights, *other.weights))
+    assert kept_scheme(both, planned("int8-zero@64"), ALL) == planned("int4-zero@32")
+    [off] = find_sites(linear(draw(96, 64)), head=False)
+    assert kept_scheme(Site("experts", one.node, (*one.weights, *off.weights)), planned("int4@32"), ALL) is None
+    assert kept_scheme(Site("experts", one.node, ()), planned("int4@32"), ALL) is None
+
+
+@pytest.mark.parametrize("kind", ["signed", "points", "offsets"])
+def test_a_product_says_what_its_floats_said(kind: str) -> None:
+    """ONNX Runtime computes it in float32; what packed weights lose is a thousand times as much."""
+    rows, x = rows_of(kind), draw(5, 64, seed=3)
+    outputs = {}
+    for zeros in (ALL, ()):
+        model = linear(rows)
+        tally = apply(QuantizeWeights({"linear": "q4"}, accuracy_level=0, kept_zeros=zeros), model)
+        assert tally.fired == ({"linear": 1, "kept exactly": 1} if zeros else {"linear": 1})
+        assert tally.expected == {"linear": 1}
+        outputs[zeros] = run(model, {"x": x})["y"]
+    scale = np.abs(x @ rows.T).max()
+    assert np.abs(outputs[ALL] - x @ rows.T).max() < 1e-5 * scale
+    assert np.abs(outputs[()] - x @ rows.T).max() > 1e-3 * scale
+
+
+def test_what_is_kept_is_said() -> None:
+    """By grid, of how many weights; what is not kept is stored as planned."""
+    text = """m (float[n, 64] x) => (float[n, 96] y) {
+        a = MatMul(x, a_w) b = MatMul(a, b_w) c = MatMul(b, c_w) y = MatMul(c, d_w) }"""
+    square = {name: expand(kind, bits, shape=(64, 64)).rows for name, kind, bits in (
+        ("a_w", "offsets", 4), ("b_w", "points", 4), ("c_w", "signed", 8)
+    )}  # fmt: skip
+    model = parse(text, {**{name: rows.T.copy() for name, rows in square.items()}, "d_w": draw(64, 96)}, lazy=True)
+    tally = apply(QuantizeWeights({"linear": "int8@64"}, kept_zeros=ALL), model)
+    assert tally.fired == {"linear": 4, "kept exactly": 3}
+    assert tally.notes == [
+        "weights lie on a 4-bit grid in blocks of 32 (2 of 4): kept exactly",
+        "weights lie on an 8-bit grid in blocks of 32 (1 of 4): kept exactly",
+    ]
+    sizes = {node.outputs[0].name: node.attributes.get_int("block_size") for node in model.graph if node.domain}
+    assert sorted(sizes.values()) == [32, 32, 32, 64]
+
+
+def test_without_weights_on_a_grid_nothing_is_said() -> None:
+    tally = apply(QuantizeWeights({"linear": "q4"}, kept_zeros=ALL), linear(draw(96, 64)))
+    assert (tally.fired, tally.notes) == ({"linear": 1}, [])

@@ -2,7 +2,7 @@
 
 In: a model as a Hugging Face directory, the same as a GGUF file in float, quantized GGUF files, an installed
 ``llama-perplexity`` and an interpreter that has ``llama-cpp-python``. Out: both programs' figures of each file, side
-by side. Ends with 1 where they differ by more than :data:`TOLERANCES`, or where the two make other tokens of the text.
+by side. Ends with 1 where they differ by more than :data:`TOLERANCES`, or where the two make other tokens of a text.
 
     MODEL ──▶ transformers ──▶ reference's logits ─┐       FLOAT ──▶ llama-perplexity ──▶ base file ─┐
     FILE ───▶ llama-cpp-python ──▶ its logits ─────┴─▶     FILE ───▶ llama-perplexity ───────────────┴─▶

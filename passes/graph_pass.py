@@ -60,6 +60,14 @@ class Order:
     ends: tuple[Fact, ...] = ()
 
 
+class Loss(StrEnum):
+    """What a pass may cost; the ledger holds it to that."""
+
+    ROUNDING = "exact up to rounding"
+    FLOATS = "lowers floats"
+    NUMBERS = "quantizes"
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A place that a pass looked at and left alone.
@@ -119,6 +127,11 @@ class GraphPass(ir.passes.InPlacePass):
     def order(self) -> Order:
         """What it relies on, and what it leaves to the passes after it; the runner compares."""
         return Order()
+
+    @property
+    def loss(self) -> Loss:
+        """What it may cost: nothing but another order of float32 sums, unless it says otherwise."""
+        return Loss.ROUNDING
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass; onnx_ir calls this."""

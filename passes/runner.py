@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 import onnx_ir as ir
@@ -28,8 +29,23 @@ from llmc.passes.graph_pass import STORED, Fact, GraphPass, GraphPassResult
 log = logging.getLogger(__name__)
 
 
+class Observer(Protocol):
+    """Told of a model before the first pass and after each."""
+
+    def begin(self, model: ir.Model) -> None:
+        """No pass has run yet; ``model`` is not to be changed."""
+
+    def passed(self, model: ir.Model, graph_pass: GraphPass, outcome: PassOutcome) -> None:
+        """``graph_pass`` left ``model`` as it is now; it is not to be changed."""
+
+
 def run_passes(
-    model: ir.Model, passes: Sequence[GraphPass], *, dump: Path | None = None, progress: Progress = NO_PROGRESS
+    model: ir.Model,
+    passes: Sequence[GraphPass],
+    *,
+    dump: Path | None = None,
+    observer: Observer | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> list[PassOutcome]:
     """Run ``passes`` on ``model`` in place.
 
@@ -39,9 +55,13 @@ def run_passes(
     """
     check_order(passes)
     outcomes: list[PassOutcome] = []
-    progress.start("Optimizing", total=len(passes), unit="passes")
+    progress.start("Optimizing" if observer is None else "Optimizing and measuring", total=len(passes), unit="passes")
+    if observer is not None:
+        observer.begin(model)
     for number, graph_pass in enumerate(passes):
         outcomes.append(_run(model, graph_pass, [o.record.name for o in outcomes]))
+        if observer is not None:
+            observer.passed(model, graph_pass, outcomes[-1])
         progress.advance(number + 1)
         if dump is not None:
             dump.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llmc.compiler.artifact.ledger_report import LedgerReport
 from llmc.compiler.artifact.manifest import Manifest, PassRecord
 from llmc.compiler.base.contract import ContractPart
 from llmc.compiler.base.json_record import JsonValue, encode
@@ -70,11 +71,13 @@ class OptimizeReport:
         manifest: Of the target graph.
         outcomes: What each pass did.
         genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
+        ledger: What was measured after each pass; None where that was not asked for.
     """
 
     manifest: Manifest
     outcomes: tuple[PassOutcome, ...]
     genai_refusal: str | None = None
+    ledger: LedgerReport | None = None
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
@@ -88,6 +91,7 @@ class OptimizeReport:
             "passes": [outcome.to_json() for outcome in self.outcomes],
             "shortfalls": list(self.shortfalls),
             "genai_refusal": self.genai_refusal,
+            "ledger": self.ledger.to_json() if self.ledger else None,
         }
 
 

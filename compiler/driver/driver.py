@@ -30,11 +30,13 @@ from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.driver.capabilities import find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
 from llmc.compiler.driver.genai_config import write_genai_config
+from llmc.compiler.driver.kept_ledger import keeping_ledger
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
 from llmc.compiler.driver.verification import report
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.write_model import write_model
+from llmc.compiler.ledger.ledger import Ledger
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import get_engine
@@ -80,27 +82,38 @@ def optimize(
     output: Path,
     options: OptimizeOptions,
     *,
+    verify: bool = False,
     overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> OptimizeReport:
     """Rewrite a portable graph for a target.
 
+    Args:
+        directory: What ``export`` made.
+        output: Directory to make.
+        options: What to make of the graph.
+        verify: Measure the graph after every pass, and look for the node where one cost more than it says.
+        overwrite: Replace an artifact that is there.
+        progress: Told how far it is.
+
     Raises:
         ArtifactError: ``directory`` holds no portable graph, or ``output`` cannot be written.
         FusionContractError: ``options.strict`` is set and a fusion did not fire where it should have.
         VerificationError: the result computes something else.
+        LedgerError: with ``verify``, a pass cost more than it says. A folder beside ``output`` then has the place.
     """
     portable = _open_input(directory, "portable", "optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
         model = ir.load(directory / GRAPH)
-        outcomes = _optimize(model, portable.model, options, directory, progress)
+        with keeping_ledger(staging, output, portable, load_golden(directory), wanted=verify) as ledger:
+            outcomes = _optimize(model, portable.model, options, directory, progress, ledger)
         _write(model, staging, progress)
         _copy_assets(directory, staging)
         target = _target_manifest(portable, model, options, outcomes)
         refused = write_genai_config(staging, target)
         manifest = write_manifest(staging, target)
         manifest, _ = measure_and_record(staging, manifest, progress)
-    return OptimizeReport(manifest, tuple(outcomes), refused)
+    return OptimizeReport(manifest, tuple(outcomes), refused, ledger.report() if ledger else None)
 
 
 def build(
@@ -162,7 +175,7 @@ def compile_model(
         refused = write_genai_config(staging, target)
         manifest = _build(staging, target, options.engine, options.threads, progress)
         manifest, verification = measure_and_record(staging, manifest, progress)
-    return CompileReport(manifest, tuple(outcomes), refused, verification, skipped)
+    return CompileReport(manifest, tuple(outcomes), refused, verification=verification, skipped=skipped)
 
 
 def verify(directory: Path, *, threads: int | None = None, progress: Progress = NO_PROGRESS) -> VerifyReport:
@@ -198,12 +211,17 @@ def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:
 
 
 def _optimize(
-    model: ir.Model, geometry: ModelGeometry, options: OptimizeOptions, directory: Path, progress: Progress
+    model: ir.Model,
+    geometry: ModelGeometry,
+    options: OptimizeOptions,
+    directory: Path,
+    progress: Progress,
+    ledger: Ledger | None = None,
 ) -> list[PassOutcome]:
     """Run the target's passes; ``directory`` may hold golden data, whose ranges of keys and values are used."""
     capabilities = find_capabilities(installed=options.installed_runtime)
     passes = target_passes(geometry, options, capabilities, load_golden(directory))
-    outcomes = run_passes(model, passes, dump=options.dump, progress=progress)
+    outcomes = run_passes(model, passes, dump=options.dump, observer=ledger, progress=progress)
     shortfalls = [sentence for outcome in outcomes for sentence in outcome.shortfalls]
     if options.strict and shortfalls:
         more = f" (and {len(shortfalls) - 3} more)" if len(shortfalls) > 3 else ""

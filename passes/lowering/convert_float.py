@@ -22,7 +22,7 @@ from llmc.compiler.base.contract import FloatType
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.graph.lazy_weight import LazyWeight, as_weight, cast_weight, numpy_dtype
 from llmc.passes.graph.graph_query import SMALL, add_initializer, producer
-from llmc.passes.graph_pass import Fact, GraphPass, Order, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Loss, Order, Tally
 from llmc.passes.lowering.residual_stream import residual_stream
 
 HALF: dict[ir.DataType, FloatType] = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -40,6 +40,8 @@ class ConvertFloat(GraphPass):
 
     to: FloatType = "fp32"
     wide_residual: bool = False
+
+    loss = Loss.FLOATS
 
     @property
     def order(self) -> Order:

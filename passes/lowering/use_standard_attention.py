@@ -76,7 +76,7 @@ class UseStandardAttention(FusionPass):
 
     def states(self) -> ContractPart:
         """A fixed cache is written from slot 0 on."""
-        return {"rows": "slot0"} if self.cache == "scatter" else {}
+        return {"rows": "slot0", "cache": "shared"} if self.cache == "scatter" else {}
 
     def _lower(self, model: ir.Model, node: ir.Node) -> None:
         graph, given = model.graph, node.attributes

@@ -21,7 +21,7 @@ from llmc.compiler.base.contract import PAST
 from llmc.compiler.base.json_record import LEFT_OUT
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION as ATTENTION
 from llmc.passes.graph.graph_query import dims, small_initializer
-from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
+from llmc.passes.graph_pass import Fact, FusionPass, Loss, NearMiss, Order
 
 Array = npt.NDArray[Any]
 TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
@@ -50,6 +50,7 @@ class QuantizeCache(FusionPass):
     scales: tuple[Scales, ...] = field(default=(), metadata=LEFT_OUT)
 
     what: ClassVar[str] = "quantized_cache"
+    loss = Loss.NUMBERS
     order = Order(needs=(Fact.ATTENTION,))
 
     @classmethod

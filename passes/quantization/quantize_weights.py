@@ -24,7 +24,7 @@ from llmc.compiler.quantization.grid import Grid
 from llmc.compiler.quantization.plan import placement_of
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solvers.exact_grid import ExactGrid
-from llmc.passes.graph_pass import Fact, GraphPass, NearMiss, Order, Tally
+from llmc.passes.graph_pass import Fact, GraphPass, Loss, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
 from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
@@ -64,6 +64,7 @@ class QuantizeWeights(GraphPass):
     accuracy_level: int = 4
     kept_zeros: tuple[Zero, ...] = ()
 
+    loss = Loss.NUMBERS
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
     order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
 

@@ -5,9 +5,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from llmc.passes.graph_pass import FusionPass, GraphPass, GraphPassResult, NearMiss, Tally, node_label
+from llmc.passes.graph_pass import FusionPass, GraphPass, GraphPassResult, Loss, NearMiss, Tally, node_label
+from llmc.passes.pipeline import GraphRequest, cuda_passes
+from llmc.passes.quantization.quantize_cache import QuantizeCache
 
 from .graphs import parse
+from .plans import in_blocks
 
 
 @dataclass(frozen=True)
@@ -88,3 +91,13 @@ def test_counts_add_up() -> None:
     tally.count("a")
     tally.count("a", 2)
     assert tally.fired == {"a": 3}
+
+
+def test_a_pass_costs_nothing_unless_it_says_so() -> None:
+    request = GraphRequest(64, quantization=in_blocks(), quantized_cache=QuantizeCache("fp8"))
+    lossy = {type(item).__name__: item.loss for item in cuda_passes(request) if item.loss is not Loss.ROUNDING}
+    assert lossy == {
+        "ConvertFloat": Loss.FLOATS,
+        "QuantizeCache": Loss.NUMBERS,
+        "QuantizeWeights": Loss.NUMBERS,
+    }

@@ -163,6 +163,27 @@ def test_progress_counts_the_passes_that_are_done():
     assert steps.said == [("Optimizing", 2, "passes"), 1, 2]
 
 
+class Watcher:
+    """An observer that writes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, model):
+        self.told.append([node.op_type for node in model.graph])
+
+    def passed(self, model, graph_pass, outcome):
+        self.told.append((type(graph_pass), outcome.record.name, [node.op_type for node in model.graph]))
+
+
+def test_an_observer_sees_the_graph_before_and_after_each_pass():
+    watcher, steps = Watcher(), Steps()
+    run_passes(small_model(), [NeverFits(), DropRelu()], observer=watcher, progress=steps)
+    whole = ["MatMul", "Relu"]
+    assert watcher.told == [whole, (NeverFits, "NeverFits", whole), (DropRelu, "DropRelu", ["MatMul", "Identity"])]
+    assert steps.said[0] == ("Optimizing and measuring", 2, "passes")
+
+
 def test_near_misses_are_told_where_a_log_is_read(caplog):
     with caplog.at_level(logging.INFO):
         run_passes(small_model(), [NeverFits()])

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.cli.tables.artifact_table import artifact_table
+from llmc.compiler.cli.tables.ledger_table import ledger_table
 from llmc.compiler.cli.tables.rows import fill, names, numbers, size
 from llmc.compiler.cli.tables.verification_table import verification_table
 
@@ -34,7 +35,9 @@ def optimize_tables(
     """Passes, what they say, shortfalls, ``checks``, the artifact and, with ``cost``, what it took."""
     notes = [Text(note) for outcome in report.outcomes for note in outcome.notes]
     lines = [*notes, *shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
-    return Group(outcome_table(report.outcomes), *lines, *checks, artifact_table(directory, report.manifest, cost))
+    ledger = [ledger_table(report.ledger)] if report.ledger else []
+    shown = [*ledger, *lines, *checks]
+    return Group(outcome_table(report.outcomes), *shown, artifact_table(directory, report.manifest, cost))
 
 
 def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = None) -> Group:

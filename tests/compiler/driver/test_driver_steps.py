@@ -101,7 +101,7 @@ def test_the_passes_have_the_ranges_and_say_what_they_do(source: Path, tmp_path:
     progress = NoProgress()
     driver.optimize(source, tmp_path / "out", OptimizeOptions(dump=tmp_path / "dump"), progress=progress)
     assert helpers.given["target_passes"]["golden"].vocab_size == 64
-    assert helpers.given["target passes"] == {"dump": tmp_path / "dump", "progress": progress}
+    assert helpers.given["target passes"] == {"dump": tmp_path / "dump", "observer": None, "progress": progress}
     assert ir.load(tmp_path / "out" / "model.onnx").graph.name == "target passes"
 
 

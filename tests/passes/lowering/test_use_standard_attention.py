@@ -62,7 +62,7 @@ def test_attention_over_a_growing_cache() -> None:
 
 def test_attention_over_a_fixed_cache() -> None:
     model = Call().model()
-    assert apply(UseStandardAttention("scatter"), model).contract == {"rows": "slot0"}
+    assert apply(UseStandardAttention("scatter"), model).contract == {"rows": "slot0", "cache": "shared"}
     scatters = [node for node in model.graph if node.op_type == "TensorScatter"]
     assert [node.attributes.get_int("axis") for node in scatters] == [2, 2]
     assert {node.inputs[2].name for node in scatters if node.inputs[2] is not None} == {"past_lengths"}

@@ -12,6 +12,7 @@ import pytest
 from rich.text import Text
 from typer.testing import Result
 
+from llmc.compiler.artifact.ledger_report import LedgerEntry, LedgerError, LedgerFinding, LedgerReport
 from llmc.compiler.artifact.reports import OptimizeReport, PassOutcome, PlannedPass
 from llmc.compiler.base.errors import FusionContractError
 from llmc.compiler.base.options import OptimizeOptions
@@ -108,6 +109,31 @@ def test_strict_fails(llmc: Run, replace_driver: Replace) -> None:
     assert optimize.call_args.args[2].strict is True
     assert result.exit_code == 6
     assert "packed fired 2 of 3 times" in result.stderr
+
+
+def test_a_ledger_is_kept_where_it_is_asked_for(
+    llmc: Run, replace_driver: Replace, optimize_report: OptimizeReport
+) -> None:
+    entry = LedgerEntry("PackQKV", "exact up to rounding", 0.001, 0.9375, 0.25, 0.5, 1000, 2345)
+    optimize = replace_driver("optimize", dataclasses.replace(optimize_report, ledger=LedgerReport((entry,))))
+    assert llmc("optimize", "graph", "-o", "out").exit_code == 0
+    assert optimize.call_args.kwargs["verify"] is False
+    result = llmc("optimize", "graph", "-o", "out", "--verify")
+    assert optimize.call_args.kwargs["verify"] is True
+    assert "Accuracy after each pass" in result.stdout
+    assert "93.8%" in result.stdout
+
+
+def test_a_pass_that_costs_too_much_is_shown_with_all_others(llmc: Run, replace_driver: Replace) -> None:
+    entry = LedgerEntry("PackQKV", "exact up to rounding", 0.001, 0.9375, 0.25, 0.5, 1000, 2345)
+    finding = LedgerFinding(0, ("PackQKV",), "it moved a logit", ("layers.1/MatMul",), "linear", "out.repro/00_pack")
+    replace_driver("optimize", LedgerError(LedgerReport((entry,), (finding,))))
+    result = llmc("optimize", "graph", "-o", "out", "--verify")
+    assert result.exit_code == 8
+    assert "93.8%" in result.stdout
+    assert "PackQKV: it moved a logit, at layers.1/MatMul; run 'python out.repro/00_pack/repro.py'" in result.stderr
+    as_json = llmc("optimize", "graph", "-o", "out", "--verify", "--json")
+    assert json.loads(as_json.stdout)["ledger"]["findings"][0]["nodes"] == ["layers.1/MatMul"]
 
 
 def test_dry_run_needs_no_output_and_runs_nothing(llmc: Run, replace_driver: Replace) -> None:

@@ -1,0 +1,112 @@
+"""The node where a pass went wrong.
+
+In: the graphs before and after it, and what it may cost. Out: :class:`Culprit`: a value that is not what it should be
+although what makes it read the right numbers, and the call in which that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.ledger.forced_graph import changed_nodes, force, segment
+from llmc.compiler.ledger.inference import Array
+from llmc.compiler.ledger.node_comparison import Call, Deviation, Side, compare_nodes
+from llmc.passes.graph_pass import Loss, node_label
+
+ROUNDING = 1e-4
+"""Error of one node, or of a few that were fused, in another order of float32 sums; 3e-6 is what happens."""
+GAIN = 4e-3
+"""What lowers floats or quantizes errs to both sides: all elements together are not larger or smaller by this much.
+Below 1e-3 is what happens in half precision and 8 bits."""
+CERTAIN = 6.0
+"""Fewer bits err more. A gain stands out that is so many standard errors from the median of all gains, and so many
+times as far from it as half of them are."""
+LARGE = {Loss.FLOATS: 0.1}
+"""Error of one node in half precision; 1.3e-2 is what happens. Numbers of few bits have no such limit."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a value may be from what it should be.
+
+    Attributes:
+        error: Of one element, as :class:`Deviation` has it.
+        gain: Of all, as far as it is not ``usual``.
+        usual: The gain of most values.
+    """
+
+    error: float
+    gain: float
+    usual: float = 0.0
+
+    @classmethod
+    def of(cls, loss: Loss, deviations: Sequence[Deviation]) -> Limits:
+        """For a pass that may cost so much, and did this to the values that both graphs have."""
+        if loss is Loss.ROUNDING:
+            return cls(ROUNDING, ROUNDING)
+        gains = np.asarray([item.gain for item in deviations if item.gain] or [0.0])
+        usual = float(np.median(gains))
+        spread = float(np.median(np.abs(gains - usual)))
+        return cls(LARGE.get(loss, float("inf")), max(GAIN, CERTAIN * spread), usual)
+
+    def hold(self, item: Deviation) -> bool:
+        """Whether a value is near enough, or not surely too far; what is not a number is not."""
+        if not item.error <= self.error:
+            return False
+        return abs(item.gain - self.usual) <= max(self.gain, CERTAIN * item.gain_error)
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """What a pass made wrong.
+
+    Attributes:
+        deviation: Of the value.
+        limits: What would have been accepted.
+        nodes: Those of the graph after the pass that make the value and are not as they were.
+        parts: The graphs before and after the pass, cut around them.
+        call: What both were fed, and gave.
+    """
+
+    deviation: Deviation
+    limits: Limits
+    nodes: tuple[str, ...]
+    parts: tuple[ir.Model, ir.Model]
+    call: Call
+
+
+def find_culprit(before: Side, after: Side, tokens: Array, loss: Loss) -> Culprit | None:
+    """Compare both graphs node by node, call by call, until one of them shows it.
+
+    Args:
+        before: The graph that the pass was given.
+        after: The graph that it left.
+        tokens: One row, [length] int64.
+        loss: What it may cost.
+
+    Raises:
+        EngineError: one of the graphs does not run.
+    """
+    for call in compare_nodes(before, after, tokens, noise=loss is Loss.NUMBERS):
+        deviations = call.deviations(after.model)
+        limits = Limits.of(loss, deviations)
+        item = next((item for item in deviations if not limits.hold(item)), None)
+        if item is not None:
+            parts = _parts(before, after, call, item.value)
+            nodes = changed_nodes(*parts) or [node for node in parts[1].graph if _makes(node, item.value)]
+            return Culprit(item, limits, tuple(map(node_label, nodes)), parts, call)
+    return None
+
+
+def _parts(before: Side, after: Side, call: Call, value: str) -> tuple[ir.Model, ir.Model]:
+    types = [{name: values[name].dtype for name in call.given} for values in (call.expected, call.got)]
+    left, right = (force(side.model, each) for side, each in zip((before, after), types, strict=True))
+    return segment(left, value), segment(right, value)
+
+
+def _makes(node: ir.Node, value: str) -> bool:
+    return any(output.name == value for output in node.outputs)

@@ -203,7 +203,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("shape", [(37, 64), (3, 9, 64)])
-@pytest.mark.parametrize("name", ["int4-offset", "int8-zero", "qdq-int4"])
+@pytest.mark.parametrize("name", ["int4-offset", "int8-zero", "qdq-int4", "q5", "q4-symmetric"])
 def test_bytes_are_the_same_for_any_number_of_threads(
     shape: tuple[int, ...], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def expand(
     shape: tuple[int, int] = (12, 256),
     dtype: npt.DTypeLike = np.float32,
     seed: int = 0,
+    full: bool = True,
 ) -> Expanded:
     """Random numbers of ``bits`` bits, with steps as float16 holds them, expanded in float32, stored in ``dtype``.
 
@@ -47,13 +48,13 @@ def expand(
         shape: Of the rows.
         dtype: In which they are stored.
         seed: Of the random numbers.
+        full: Blocks use the whole of their range, as a quantizer leaves them; else neither end of it.
     """
     rng = np.random.default_rng(seed)
     count, top = shape[1] // block, 2**bits - 1
     normal = rng.normal(2 ** (bits - 1) - 0.5, 2**bits / 6, (shape[0], count, block))
-    levels = np.clip(np.rint(normal), 0, top)
-    # As in files that a quantizer made, a block uses the whole of its range.
-    levels[..., 0], levels[..., -1] = 0, top
+    levels = np.clip(np.rint(normal), 0, top) if full else np.clip(np.rint(normal), 1, top - 2)
+    levels[..., 0], levels[..., -1] = (0, top) if full else (1, top - 2)
     steps = rng.uniform(0.001, 0.01, levels.shape[:2]).astype(np.float16).astype(np.float32)
     zeros = {
         "signed": np.full(steps.shape, 2.0 ** (bits - 1)),

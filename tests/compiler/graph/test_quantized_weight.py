@@ -23,7 +23,7 @@ from llmc.compiler.graph.lazy_weight import LazyWeight, SourceWeight, StackedWei
 from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight, pieces_of
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.scheme import SCHEMES, Scheme
-from llmc.compiler.quantization.solver import Solved, Solver, Statistics
+from llmc.compiler.quantization.solver import Solved, Solver, Statistics, low_plane
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 
 from ..checkpoint.counted_weights import CountedWeights
@@ -186,6 +186,17 @@ def test_parts_are_solved_together(shape: tuple[int, ...], layer: bool, monkeypa
     np.testing.assert_array_equal(parts["numbers"].rows(1, 3).astype(int), codes[1:3])
 
 
+def packed_parts_of(weight: QuantizedWeight) -> list[QuantizedPart]:
+    """As the operators of packed weights read them."""
+    bits, (*height, features) = weight.scheme.bits, weight.base.stored_shape
+    blocks, uint8 = (*height, weight.scheme.blocks(features)), ir.DataType.UINT8
+    return [
+        QuantizedPart(weight, "weight", (*height, features // 2), uint8, lambda s: low_plane(s.levels, bits)),
+        QuantizedPart(weight, "scales", blocks, uint8, lambda s: s.scales),
+        QuantizedPart(weight, "row_scales", (*height, 1), ir.DataType.FLOAT, lambda s: np.asarray(s.row_scales)),
+    ]
+
+
 @dataclass(frozen=True)
 class Slow:
     """Rounds to nearest; rows that begin with a smaller number take longer."""
@@ -216,7 +227,7 @@ def test_bytes_are_the_same_for_any_number_of_threads(
     for threads in (1, 2, 5):
         monkeypatch.setattr(ordered_map, "usable_threads", lambda threads=threads: threads)
         weight = QuantizedWeight(base, SCHEMES[name], solver := Slow())
-        parts = list(parts_of(weight).values())
+        parts = packed_parts_of(weight) if weight.scheme.form == "packed" else list(parts_of(weight).values())
         content.append([b"".join(piece.tobytes() for p, piece in pieces_of(parts) if p is part) for part in parts])
         assert len(solver.threads) == threads
     assert content[0] == content[1] == content[2]

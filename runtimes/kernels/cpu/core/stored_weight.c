@@ -1,6 +1,8 @@
 /* See stored_weight.h. */
 #include "core/stored_weight.h"
 
+#include <string.h>
+
 #include "contract.h"
 
 _Static_assert(BLOCK_MULTIPLE % RUN == 0, "a run of levels lies in one block");
@@ -13,6 +15,14 @@ static inline void read_plane(const uint8_t *from, const int bits, const int shi
             levels[byte * each + i] |= (uint8_t)((from[byte] >> (i * bits) & mask) << shift);
 }
 
+/* The same of a plane of 1 bit: each byte eight times, so that a vector of levels takes a bit each. */
+static inline void read_bits(const uint8_t *from, const int shift, uint8_t levels[RUN]) {
+    static const uint8_t place[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    uint8_t bytes[RUN];
+    for (int byte = 0; byte < RUN / 8; byte++) memset(bytes + 8 * byte, from[byte], 8);
+    for (int i = 0; i < RUN; i++) levels[i] |= (uint8_t)((bytes[i] & place[i % 8] ? 1 : 0) << shift);
+}
+
 void read_levels(const StoredWeight *w, int64_t row, int64_t feature, uint8_t levels[RUN]) {
     const size_t place = (size_t)row * w->blocks * w->block_size + feature;
     const int low = LOW_BITS(w->bits);
@@ -20,7 +30,7 @@ void read_levels(const StoredWeight *w, int64_t row, int64_t feature, uint8_t le
     if (low == 2) read_plane(w->low + place / 4, 2, 0, levels);
     if (low == 4) read_plane(w->low + place / 2, 4, 0, levels);
     if (low == 8) read_plane(w->low + place, 8, 0, levels);
-    if (w->bits - low == 1) read_plane(w->high + place / 8, 1, low, levels);
+    if (w->bits - low == 1) read_bits(w->high + place / 8, low, levels);
     if (w->bits - low == 2) read_plane(w->high + place / 4, 2, low, levels);
 }
 

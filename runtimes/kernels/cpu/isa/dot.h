@@ -10,7 +10,7 @@
  *                                  the level of output feature r and input feature f; of its bits the low ones (2, 4
  *                                  or 8) lie in one plane and the high ones (none, 1 or 2) in another behind it
  *     load_levels(low, high, from, w)
- *                                  unpack them; from is aligned to 64 bytes where a step is a multiple of them
+ *                                  unpack them; to and from are aligned to 64 bytes where a step is so long
  *     dot(w, x, sum)               sum + the products with x[STEP], for each output feature
  *     prefetch(from, bytes)        ask for packed levels that a later step reads
  */

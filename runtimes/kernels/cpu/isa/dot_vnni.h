@@ -17,22 +17,35 @@ typedef struct {
     __m512i part[8];
 } Levels;
 
-/* Bits [shift, shift + bits) of each level. */
-INLINE void pack_plane(int bits, int shift, uint8_t levels[VEC][STEP], uint8_t *to) {
-    memset(to, 0, 64 * bits);
-    for (int r = 0; r < VEC; r++)
-        for (int f = 0; f < STEP; f++) {
-            const int j = f / 4, byte = r * 4 + f % 4, value = levels[r][f] >> shift & ((1 << bits) - 1);
-            if (bits == 1)
-                to[j * 8 + byte / 8] |= (uint8_t)(value << byte % 8);
-            else
-                to[j % bits * 64 + byte] |= (uint8_t)(value << j / bits * bits);
+/* Bits [shift, shift + bits) of the levels of each part. */
+INLINE void pack_plane(const int bits, int shift, const __m512i part[8], uint8_t *to) {
+    const __m512i some = _mm512_set1_epi8((char)((1 << bits) - 1));
+    for (int j = 0; j < bits && bits > 1; j++) {
+        __m512i packed = _mm512_setzero_si512();
+        for (int i = 0; i < 8 / bits; i++) {
+            const __m512i field = _mm512_and_si512(_mm512_srli_epi16(part[j + i * bits], shift), some);
+            packed = _mm512_or_si512(packed, _mm512_slli_epi16(field, i * bits));
         }
+        _mm512_store_si512(to + 64 * j, packed);
+    }
+    for (int j = 0; j < 8 && bits == 1; j++) {
+        const uint64_t mask = _cvtmask64_u64(_mm512_test_epi8_mask(part[j], _mm512_set1_epi8((char)(1 << shift))));
+        memcpy(to + 8 * j, &mask, 8);
+    }
 }
 
 INLINE void pack_levels(int low, int high, uint8_t levels[VEC][STEP], uint8_t *to) {
-    pack_plane(low, 0, levels, to);
-    if (high) pack_plane(high, low, levels, to + 64 * low);
+    __m512i part[8];
+    for (int j = 0; j < 8; j++) {
+        uint8_t bytes[64];
+        for (int r = 0; r < VEC; r++) memcpy(bytes + 4 * r, levels[r] + 4 * j, 4);
+        part[j] = _mm512_loadu_si512(bytes);
+    }
+    if (low == 2) pack_plane(2, 0, part, to);
+    if (low == 4) pack_plane(4, 0, part, to);
+    if (low == 8) pack_plane(8, 0, part, to);
+    if (high == 1) pack_plane(1, low, part, to + 64 * low);
+    if (high == 2) pack_plane(2, low, part, to + 64 * low);
 }
 
 INLINE void add_high_bits(int low, int high, const uint8_t *from, Levels *w) {

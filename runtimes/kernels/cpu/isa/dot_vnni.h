@@ -69,22 +69,24 @@ INLINE void add_high_bits(int low, int high, const uint8_t *from, Levels *w) {
     }
 }
 
-INLINE void load_levels(int low, int high, const uint8_t *from, Levels *w) {
-    const __m512i all = _mm512_set1_epi8((char)((1 << low) - 1));
-    for (int j = 0; j < low; j++) {
+/* Parts of a plane of `bits` bits a level. */
+INLINE void load_plane(const int bits, const uint8_t *from, Levels *w) {
+    const __m512i some = _mm512_set1_epi8((char)((1 << bits) - 1));
+    for (int j = 0; j < bits; j++) {
         const __m512i packed = _mm512_load_si512(from + 64 * j);
-        if (low == 8) w->part[j] = packed;
-        if (low == 4) {
-            w->part[j] = _mm512_and_si512(packed, all);
-            w->part[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), all);
-        }
-        if (low == 2) {
-            w->part[j] = _mm512_and_si512(packed, all);
-            w->part[j + 2] = _mm512_and_si512(_mm512_srli_epi16(packed, 2), all);
-            w->part[j + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), all);
-            w->part[j + 6] = _mm512_and_si512(_mm512_srli_epi16(packed, 6), all);
-        }
+        w->part[j] = bits == 8 ? packed : _mm512_and_si512(packed, some);
+        for (int i = 1; i < 8 / bits; i++)
+            w->part[j + i * bits] = _mm512_and_si512(_mm512_srli_epi16(packed, i * bits), some);
     }
+}
+
+INLINE void load_levels(int low, int high, const uint8_t *from, Levels *w) {
+    if (low == 8)
+        load_plane(8, from, w);
+    else if (low == 4)
+        load_plane(4, from, w);
+    else
+        load_plane(2, from, w);
     if (high) add_high_bits(low, high, from + 64 * low, w);
 }
 

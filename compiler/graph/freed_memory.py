@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-LARGEST_BLOCK = 31 << 20
-"""Bytes; glibc looks at blocks up to 32 MiB."""
+LARGEST_BLOCK = 8 << 20
+"""Bytes: more than the arrays of a few rows, and little enough, since each thread may keep as much again twice."""
 
 
 def keep_freed_memory() -> None:

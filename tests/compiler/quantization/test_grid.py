@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.quantization.grid import Extent, Grid, block_grids, find_grid
 
 from ...passes.graphs import draw
-from .expanded import expand
+from ...quality.off_grid import move
+from .expanded import Array, expand
 
 KINDS = {"signed": "none", "points": "integer", "offsets": "offset"}
 
@@ -148,3 +154,40 @@ def test_what_rows_have_in_common() -> None:
     alike = Extent.of(block_grids(np.ones((2, 64), np.float32), 32, 4), 4)
     assert signed.joined(alike).grid(32, 4) == Grid(4, 32, "none")
     assert signed.joined(alike).joined(alike).grid(32, 4) is None
+
+
+# --- the registry's models ------------------------------------------------------------------------------------------
+
+TYPES = {4.5: "Q4_K", 5.0: "Q4_1", 5.5: "Q5_0", 6.5625: "Q6_K", 8.5: "Q8_0"}
+"""By bits of a weight."""
+STORED = (np.float32, np.float16, ml_dtypes.bfloat16)
+"""Types in which a dequantized model is saved."""
+
+
+def matrices(path: Path) -> Iterator[tuple[str, Array]]:
+    """The file's type of each matrix, and some of its rows as they are read."""
+    weights = GgufWeights(path)
+    for name, info in weights.tensors().items():
+        if len(info.shape) == 2:
+            yield TYPES[8 * info.stored_bytes / math.prod(info.shape)], weights.read(name, 40, 48)
+
+
+def test_smollm2_lies_on_a_grid_until_it_is_moved(smollm2_gguf: Path) -> None:
+    """Q4_1, but for the table in Q8_0, whose steps are hidden in bfloat16."""
+    counts = Counter[tuple[str, Grid | None]]()
+    for kind, rows in matrices(smollm2_gguf):
+        grids = [find_grid(rows.astype(dtype), 8) for dtype in STORED]
+        assert grids[0] == grids[1]
+        assert grids[2] == (grids[0] if kind == "Q4_1" else None)
+        counts[kind, grids[0]] += 1
+        moved = move(rows, np.random.default_rng(0))
+        assert [find_grid(moved.astype(dtype), 8) for dtype in STORED] == [None] * 3
+    assert counts == {("Q4_1", Grid(4, 32, "offset")): 210, ("Q8_0", Grid(8, 32, "none")): 1}
+
+
+def test_gemma_lies_on_several(gemma3_gguf: Path) -> None:
+    """Q4_K has a scale and a minimum for each 32, Q6_K a scale for each 16."""
+    counts = Counter((kind, find_grid(rows, 8)) for kind, rows in matrices(gemma3_gguf))
+    bits = Counter((kind, grid and (grid.bits, grid.block)) for (kind, grid), n in counts.items() for _ in range(n))
+    assert bits == {("Q4_K", (4, 32)): 27, ("Q5_0", (8, 32)): 81, ("Q8_0", (8, 32)): 10, ("Q6_K", (8, 16)): 9}
+    assert {grid.zero for (kind, grid), _ in counts.items() if grid and kind != "Q4_K"} <= {"none", "integer"}

@@ -31,8 +31,6 @@ DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
 PACKED_ALONE = ("int6", "int5")
 """Precisions of weights that are packed or not there at all."""
-PACKED_BY_DEFAULT = PACKED_ALONE
-"""Precisions whose weights are packed unless something else is asked for."""
 PACKED_MULTIPLE = 32
 """Of which packed blocks are multiples."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
@@ -87,8 +85,8 @@ class OptimizeOptions:
     layout: Layout = option(
         "auto",
         "How weights in integers are stored for the CPU: as llmc's own operators read them, in fewer bytes, and with "
-        "bits by what a layer is for (packed); or as ONNX Runtime's own operators do (nbits). auto: packed for int5 "
-        "and int6, nbits for int4 and int8.",
+        "bits by what a layer is for (packed); or as ONNX Runtime's own operators do (nbits). auto: packed, unless "
+        "another option asks for what that has not.",
     )
     block_size: int | None = option(
         None,
@@ -157,31 +155,39 @@ class OptimizeOptions:
             raise UsageError(
                 f"--for-installed-runtime is for --target {others}; a graph for {self.target} is the same anywhere"
             )
-        self._settle_layout()
-        if self.block_size is None and self.layout != "packed":
+        self._require_layout()
+        if self.block_size is None and not self.packed:
             object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
         require_block_size(self.blocks, "--block-size")
 
-    def _settle_layout(self) -> None:
-        """Choose packed weights where they are asked for or the default; refuse what they have not, or only they."""
-        precisions = get_target(self.target).packed_precisions
-        blocks = self.block_size is not None and self.block_size < PACKED_MULTIPLE
-        nbits = [f"--zero-points {self.zero_points}"] if self.zero_points in {"integer", "offset"} else []
-        nbits += [f"--block-size {self.block_size}"] if blocks else []
-        packed = ["--layout packed"] if self.layout == "packed" else []
-        packed += [f"--precision {self.precision}"] if self.precision in PACKED_ALONE else []
-        packed += [f"--head {self.head}"] if self.head in PACKED_ALONE else []
+    def _require_layout(self) -> None:
+        """Refuse a layout that has not what is asked for."""
+        precisions, packed, nbits = get_target(self.target).packed_precisions, self._asks_packed(), self._asks_nbits()
         if packed and self.precision not in precisions:
             asked = f"--target {self.target} --precision {self.precision}"
             raise UsageError(f"{packed[0]} is for --target cpu and weights of 4 to 8 bits, not {asked}")
         if self.layout == "nbits" and not precisions:
             raise UsageError(f"--layout is for --target cpu; {self.target} has one way to store weights")
-        if packed and (self.layout == "nbits" or nbits):
-            other = nbits[0] if nbits else "--layout nbits"
-            raise UsageError(f"{packed[0]} and {other} exclude each other; leave one of them out")
-        default = self.layout == "auto" and self.precision in precisions and self.precision in PACKED_BY_DEFAULT
-        if packed or (default and not nbits):
-            object.__setattr__(self, "layout", "packed")
+        if packed and nbits:
+            raise UsageError(f"{packed[0]} and {nbits[0]} exclude each other; leave one of them out")
+
+    def _asks_packed(self) -> list[str]:
+        """Options that only packed weights have."""
+        asked = ["--layout packed"] if self.layout == "packed" else []
+        asked += [f"--precision {self.precision}"] if self.precision in PACKED_ALONE else []
+        return asked + ([f"--head {self.head}"] if self.head in PACKED_ALONE else [])
+
+    def _asks_nbits(self) -> list[str]:
+        """Options that packed weights have not."""
+        asked = [f"--zero-points {self.zero_points}"] if self.zero_points in {"integer", "offset"} else []
+        small = self.block_size is not None and self.block_size < PACKED_MULTIPLE
+        asked += [f"--block-size {self.block_size}"] if small else []
+        return asked + (["--layout nbits"] if self.layout == "nbits" else [])
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are stored as llmc's own operators read them."""
+        return self.precision in get_target(self.target).packed_precisions and not self._asks_nbits()
 
     @property
     def blocks(self) -> int:

@@ -107,7 +107,7 @@ def make_plan(options: OptimizeOptions) -> Plan:
     Raises:
         UsageError: linear layers have no scheme with these zero points.
     """
-    if options.layout == "packed":
+    if options.packed:
         return _packed_plan(options)
     meaning, zero = MEANINGS.get(options.target, {}).get(options.precision), str(options.zero_points)
     kinds = [SCHEMES[name].zero for name in meaning.linear] if meaning else []

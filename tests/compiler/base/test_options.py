@@ -96,23 +96,26 @@ def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "layout"),
+    ("options", "packed"),
     [
-        ({"precision": "int5"}, "packed"),
-        ({"precision": "int6", "layout": "packed", "block_size": 32}, "packed"),
-        ({"precision": "int4", "head": "int6"}, "packed"),
-        ({"precision": "int8", "layout": "packed", "symmetric": True, "zero_points": "none"}, "packed"),
-        ({"precision": "int4", "layout": "nbits"}, "nbits"),
-        ({"precision": "int4", "zero_points": "integer"}, "auto"),
-        ({"precision": "int4", "block_size": 16}, "auto"),
-        ({"precision": "fp32"}, "auto"),
-        ({"target": "cuda", "precision": "int4"}, "auto"),
+        ({"precision": "int5"}, True),
+        ({"precision": "int6", "layout": "packed", "block_size": 32}, True),
+        ({"precision": "int4", "head": "int6"}, True),
+        ({"precision": "int8", "layout": "packed", "symmetric": True, "zero_points": "none"}, True),
+        ({"precision": "int4"}, True),
+        ({"precision": "int8", "symmetric": False, "block_size": 32}, True),
+        ({"precision": "int4", "layout": "nbits"}, False),
+        ({"precision": "int4", "zero_points": "integer"}, False),
+        ({"precision": "int8", "zero_points": "offset"}, False),
+        ({"precision": "int4", "block_size": 16}, False),
+        ({"precision": "fp32"}, False),
+        ({"target": "cuda", "precision": "int4"}, False),
     ],
 )
-def test_layouts(options: dict[str, Any], layout: str) -> None:
+def test_layouts(options: dict[str, Any], packed: bool) -> None:
     made = OptimizeOptions(**options)
-    assert made.layout == layout
-    assert made.block_size == options.get("block_size", None if layout == "packed" else BLOCK_SIZE)
+    assert made.packed is packed
+    assert made.block_size == options.get("block_size", None if packed else BLOCK_SIZE)
     assert dataclasses.replace(made) == made
 
 

@@ -86,7 +86,7 @@ def test_a_plan_for_floats(portable: Path) -> None:
     assert order[-1] == "CheckCudaKernels"
     assert passes["ConvertFloat"] == {"to": "fp16", "wide_residual": False}
     assert passes["LowerAttention"] == {"query_seqlens": False, "qk_norm": True, "max_positions": 128}
-    assert passes["PackQKV"] == {"with_qk_norm": True}
+    assert passes["PackQKV"] == {"with_qk_norm": True, "value_apart": False}
     assert passes["SetCacheIO"] == {"kind": "shared"}
     assert {"PackGateUp", "FuseGatedSilu", "LastTokenLogits"} < set(order)
     assert not {"QuantizeWeights", "QuantizeCache", "UseCpuMatMul", "TakeLengths"} & set(order)

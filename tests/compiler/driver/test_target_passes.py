@@ -16,7 +16,9 @@ from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.compiler.quantization.plan import kept_zeros, make_plan, value_stands_alone
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
+from llmc.passes.fusion.pack_qkv import PackQKV
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_attention import LowerAttention
@@ -37,6 +39,7 @@ from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from ...passes.plans import in_blocks, in_fp8, in_standard
 
 TENSORRT: list[Any] = ["tensorrt", "tensorrt-rtx"]
+LAYOUT: Any = {"layout": "nbits"}
 NEW = Capabilities(query_seqlens=True, expert_kernels=True)
 
 
@@ -133,22 +136,27 @@ def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, aske
 @pytest.mark.parametrize(
     ("options", "made"),
     [
-        ({"precision": "fp32"}, None),
-        ({"precision": "int4"}, {"bits": 4, "offset": True, "kept_zeros": ("none", "integer", "offset")}),
-        ({"precision": "int4", "keep_grid": False}, {"bits": 4, "offset": True}),
-        ({"precision": "int8"}, {"bits": 8, "kept_zeros": ("none", "integer", "offset")}),
+        ({"precision": "fp32", "layout": "auto"}, None),
+        ({"precision": "int4"}, {"bits": 4, "offset": True}),
+        (
+            {"precision": "int4", "keep_grid": True},
+            {"bits": 4, "offset": True, "kept_zeros": ("none", "integer", "offset")},
+        ),
+        ({"precision": "int8", "keep_grid": True}, {"bits": 8, "kept_zeros": ("none", "integer", "offset")}),
         ({"precision": "int8", "symmetric": False}, {"bits": 8, "offset": True}),
         ({"precision": "int4", "symmetric": True}, {"bits": 4}),
         ({"precision": "int4", "head": "int4", "block_size": 64}, {"offset": True, "head_bits": 4, "block_size": 64}),
         ({"precision": "int8", "head": "int8", "keep_grid": False}, {"bits": 8}),
     ],
 )
-def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any] | None) -> None:
+def test_weights_for_the_runtimes_own_operators(
+    geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any] | None
+) -> None:
     """Offsets where four bits need them, never zero points; products with activations of 8 bits."""
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 4}
     quantization = None if made is None else in_blocks(**defaults | made)
     passes = target_passes(
-        geometry, OptimizeOptions(target="cpu", cache="grow", logits="all", context=64, **options), NEW
+        geometry, OptimizeOptions(cache="grow", logits="all", context=64, **(LAYOUT | options)), NEW
     )
     assert passes == cpu_passes(
         GraphRequest(
@@ -158,6 +166,20 @@ def test_weights_for_the_cpu(geometry: ModelGeometry, options: dict[str, Any], m
             quantization=quantization,
         )
     )
+
+
+@pytest.mark.parametrize("precision", ["int4", "int5", "int6", "int8"])
+def test_packed_weights_for_the_cpu(geometry: ModelGeometry, precision: Any) -> None:
+    """Values stand alone where the plan gives them bits of their own."""
+    options = OptimizeOptions(precision=precision, context=64)
+    plan = make_plan(options)
+    request = GraphRequest(
+        64, quantization=QuantizeWeights(plan, 4, kept_zeros(options)), value_apart=value_stands_alone(plan)
+    )
+    assert target_passes(geometry, options, NEW) == cpu_passes(request)
+    assert only(cpu_passes(request), PackQKV) == PackQKV(value_apart=value_stands_alone(plan))
+    apart = cpu_passes(replace(request, value_apart=True))
+    assert only(apart, PackQKV) == PackQKV(value_apart=True)
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -229,7 +251,9 @@ def test_a_cuda_engine_takes_lengths_where_attention_does(
     assert engine_passes(target) == (cuda_engine_passes() if takes_lengths else [])
 
 
-@pytest.mark.parametrize(("precision", "kernels"), [("int4", True), ("int8", True), ("fp32", False)])
+@pytest.mark.parametrize(
+    ("precision", "kernels"), [("int4", True), ("int5", True), ("int6", True), ("int8", True), ("fp32", False)]
+)
 def test_a_cpu_engine_has_kernels_for_integers(manifest: Manifest, precision: Any, kernels: bool) -> None:
     made = engine_passes(replace(manifest, target="cpu", precision=precision))
     assert made == (cpu_engine_passes() if kernels else [])

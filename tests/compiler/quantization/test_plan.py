@@ -21,6 +21,7 @@ from llmc.compiler.quantization.plan import (
 from llmc.compiler.quantization.scheme import SCHEMES, scheme_of
 
 FLOATS = {"fp32", "fp16", "bf16"}
+NBITS = {"layout": "nbits"}
 
 
 def test_every_precision_of_a_target_has_a_meaning() -> None:
@@ -36,6 +37,8 @@ def test_every_precision_of_a_target_has_a_meaning() -> None:
 def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | None) -> None:
     for precision in get_target(target).precisions:
         options: Any = {"precision": precision, "head": head, "symmetric": symmetric, "block_size": 64}
+        if precision in PACKED_ALONE and target != "cpu":
+            continue
         plan = make_plan(OptimizeOptions(target=target, **options))
         assert (not plan) == (precision in FLOATS)
         assert all(scheme_of(name) is not None for name in plan.values())
@@ -49,9 +52,9 @@ def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | 
     ("options", "plan"),
     [
         ({}, {}),
-        ({"precision": "int4"}, "int4-offset@32 int8@32 int8@32 int4-zero@32"),
-        ({"precision": "int4", "symmetric": True, "head": "int4"}, "int4@32 int4@32 int4@32 int4@32"),
-        ({"precision": "int8", "symmetric": False}, "int8-offset@32 int8@32 int8@32 int8-zero@32"),
+        ({**NBITS, "precision": "int4"}, "int4-offset@32 int8@32 int8@32 int4-zero@32"),
+        ({**NBITS, "precision": "int4", "symmetric": True, "head": "int4"}, "int4@32 int4@32 int4@32 int4@32"),
+        ({**NBITS, "precision": "int8", "symmetric": False}, "int8-offset@32 int8@32 int8@32 int8-zero@32"),
         ({"target": "cuda", "precision": "int4"}, "int4@32 int8@32 int8@32 int4@32"),
         ({"target": "cuda", "precision": "int4", "symmetric": False},
          "int4-zero@32 int8-zero@32 int8-zero@32 int4-zero@32"),
@@ -66,7 +69,7 @@ def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | 
         ({"precision": "int8", "zero_points": "offset"}, "int8-offset@32 int8@32 int8@32 int8-zero@32"),
         ({"target": "openvino", "precision": "int4", "zero_points": "integer", "head": "int4", "block_size": 64},
          "qdq-uint4-zero@64 qdq-int4@64 qdq-int4@64"),
-        ({"precision": "int4", "zero_points": "none"}, "int4@32 int8@32 int8@32 int4@32"),
+        ({**NBITS, "precision": "int4", "zero_points": "none"}, "int4@32 int8@32 int8@32 int4@32"),
         ({"target": "cuda", "precision": "int4", "zero_points": "integer"},
          "int4-zero@32 int8-zero@32 int8-zero@32 int4-zero@32"),
     ],
@@ -98,8 +101,8 @@ for name in ("tensorrt", "tensorrt-rtx"):
 )
 def test_zero_points_by_name(target: Any, precision: Any, zero: Any) -> None:
     """The linear layers' scheme of every target, precision and kind; a refusal says what there is."""
-    kinds, options = LINEAR.get((target, precision), {}), OptimizeOptions(target=target, precision=precision)
-    options = dataclasses.replace(options, zero_points=zero)
+    kinds, layout = LINEAR.get((target, precision), {}), "nbits" if target == "cpu" else "auto"
+    options = OptimizeOptions(target=target, precision=precision, layout=layout, zero_points=zero)
     if zero in kinds:
         assert make_plan(options)["linear"] == kinds[zero]
         return
@@ -115,7 +118,8 @@ def test_zero_points_by_name(target: Any, precision: Any, zero: Any) -> None:
 @pytest.mark.parametrize("target", [target.name for target in TARGETS])
 def test_both_ways_to_ask_mean_the_same(target: Any, symmetric: bool) -> None:
     """``--asymmetric`` is the kind of the scheme that it gives; ``auto`` leaves the choice to it."""
-    options = OptimizeOptions(target=target, precision="int4", symmetric=symmetric)
+    layout: Any = "nbits" if target == "cpu" else "auto"
+    options = OptimizeOptions(target=target, precision="int4", layout=layout, symmetric=symmetric)
     plan = make_plan(options)
     scheme = scheme_of(plan["linear"])
     assert scheme is not None

@@ -249,6 +249,17 @@ def test_a_norm_moves_inside_beside_offsets():
     assert operators(model) == ["llmc.cpu::MatMulNBits"]
 
 
+def test_a_norm_moves_into_products_that_share_its_sums():
+    body = f"""x1 = RMSNormalization(x, gamma) p = {PRODUCT}(x1, w, s) {SUMS} y = Add(p, more)
+        p2 = {PRODUCT}(x1, w, s) more2 = MatMul(sums, offsets) y2 = Add(p2, more2)"""
+    model = graph(body.replace("Reshape(x,", "Reshape(x1,"), f"float[b, s, {N}] y, float[b, s, {N}] y2")
+    apply(UseCpuMatMul(), model)
+    assert operators(model) == ["llmc.cpu::MatMulNBits"] * 2
+    for node in model.graph:
+        names = [value.name if value else "" for value in node.inputs]
+        assert names == ["x", "w", "s", "", "", "gamma", "", "offsets"]
+
+
 def test_sums_that_two_products_share_stay_until_the_last():
     body = f"""p = {PRODUCT}(x, w, s) {SUMS} y = Add(p, more)
         p2 = {PRODUCT}(x, w, s) more2 = MatMul(sums, offsets) y2 = Add(p2, more2)"""

@@ -1,6 +1,7 @@
 """Attention over a shared cache to llmc's own operator for the CPU.
 
-com.microsoft::GroupQueryAttention(query, key, value, …)   →   llmc.cpu::GroupQueryAttention(query, key, value, …)
+com.microsoft::GroupQueryAttention(query, key, value, …)     →   llmc.cpu::GroupQueryAttention(query, key, value, …)
+com.microsoft::GroupQueryAttention(Concat(qk, value), …)     →   llmc.cpu::GroupQueryAttention(qk, , value, …)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cpu
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
-from llmc.passes.graph.graph_query import dims, replace_node
+from llmc.passes.graph.graph_query import dims, producer, replace_node
 from llmc.passes.graph_pass import FusionPass, NearMiss
 
 _TAKEN = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "query_seqlens", "cos_cache", "sin_cache")
@@ -48,12 +49,26 @@ class UseCpuAttention(FusionPass):
             "scale": node.attributes.get_float("scale", 0.0) or head**-0.5,
         }
         inputs |= {} if rotary else {"cos": None, "sin": None}
+        inputs |= _value_apart(node, head)
         new = cpu.ATTENTION.make(inputs, attributes, num_outputs=3, name=node.name)
         replace_node(node, [new], new.outputs)
 
     def finish(self, model: ir.Model) -> None:
         """Declare the domain."""
         model.graph.opset_imports.setdefault(cpu.DOMAIN, cpu.VERSION)
+
+
+def _value_apart(node: ir.Node, head: int) -> dict[str, ir.Value | None]:
+    """Query and value where a Concat puts queries and keys, and values of one width, side by side; else nothing."""
+    query, key, value = (GROUP_QUERY_ATTENTION.get(node, name) for name in ("query", "key", "value"))
+    concat = producer(query, "Concat")
+    if concat is None or key is not None or value is not None or len(concat.inputs) != 2:
+        return {}
+    axis, shape = concat.attributes.get_int("axis", 0), dims(concat.inputs[1])
+    width = node.attributes.get_int("kv_num_heads", 0) * head
+    if axis not in {-1, 2} or shape is None or len(shape) != 3 or shape[2] != width:
+        return {}
+    return {"query": concat.inputs[0], "value": concat.inputs[1]}
 
 
 def _refuse(node: ir.Node, head: int | str | None) -> None:

@@ -19,7 +19,8 @@ A weight [n, k] has one of two formats. In a product its parts are constants, pa
 ``activation_bits`` is 8 (also where it is absent) or 16: a product's activations are rounded to such integers by row
 and block. ``norm`` is an RMSNorm over the last axis, where ``gamma`` is given; ``skip`` has the shape of ``a``.
 ``total`` holds each row's tokens after this chunk, less 1, ``chunk`` its valid tokens in this chunk; ``cos`` and
-``sin`` are [positions, head / 2].
+``sin`` are [positions, head / 2]. What is absent of ``key`` and ``value`` lies beside the query, in this order; a key
+comes with a value.
 
 Passes make calls of what is accepted here, and an engine that is made on one machine is opened on another: no
 instruction set may ask for more. ``runtimes/kernels/cpu/contract.h`` states the same for the operators, which refuse

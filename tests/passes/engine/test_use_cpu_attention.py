@@ -5,10 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
+from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.engine.use_cpu_attention import UseCpuAttention
 from llmc.passes.graph_pass import GraphPassResult
 
-from ..graphs import apply, left_alone, node_of, parse
+from ..graphs import apply, left_alone, node_of, operators, parse
 
 GIVEN = ["q", "k", "v", "pk", "pv", "seqlens", "total", "cos", "sin"]
 LENGTHS = {"seqlens": "int32[b]", "total": "int32", "chunk": "int32[b]"}
@@ -68,6 +69,45 @@ def test_inputs_find_their_places_and_attributes_are_kept():
 )
 def test_optional_inputs_may_be_absent(given, expected):
     assert handed_over(graph(given))[0] == expected
+
+
+def joined(concat, value="float[b, s, 128] v", given='q, "", "", pk, pv, seqlens, total, cos, sin'):
+    """Attention over what a Concat makes of queries with keys, and values."""
+    caches = ", ".join(f"float[b, 2, c, 64] {name}" for name in ("pk", "pv"))
+    lengths, angles = "int32[b] seqlens, int32 total", "float[8192, 32] cos, float[8192, 32] sin"
+    text = f"""main_graph (float[b, s, 512] qk, {value}, float[b, s, 128] k, {caches}, {lengths}, {angles}) => (
+        float[b, s, 384] y, float[b, 2, c, 64] ok, float[b, 2, c, 64] ov)
+    {{
+        q = {concat}
+        y, ok, ov = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=2, do_rotary=1>({given})
+    }}"""
+    model = parse(text)
+    node_of(model, "GroupQueryAttention").name = "attention"
+    return model
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_a_value_apart_is_read_where_it_is(axis):
+    model = joined(f"Concat<axis={axis}>(qk, v)")
+    assert handed_over(model)[0] == ["qk", "", "v", "pk", "pv", "seqlens", "", "cos", "sin"]
+    RemoveDeadCode()(model)
+    assert operators(model) == ["llmc.cpu::GroupQueryAttention"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        joined("Concat<axis=1>(qk, v)"),
+        joined("Concat<axis=-1>(qk, v)", "float[b, s, 64] v"),
+        joined("Concat<axis=-1>(qk, v)", "float[b, s, n] v"),
+        joined("Concat<axis=-1>(qk, k, v)"),
+        joined("llmc.Concat<axis=-1>(qk, v)"),
+        joined("Concat<axis=-1>(qk, v)", given="q, k, v, pk, pv, seqlens, total, cos, sin"),
+    ],
+    ids=["along tokens", "another width", "a width not known", "three parts", "another domain", "keys beside"],
+)
+def test_other_inputs_stay_joined(model):
+    assert handed_over(model)[0][0] == "q"
 
 
 @pytest.mark.parametrize("head", [32, 64, 96, 256])

@@ -26,6 +26,7 @@ class Geometry:
     Attributes:
         window: Slots that a token sees, itself included; 0: all.
         packed: Queries, keys and values are one input.
+        apart: Queries and keys are one input, values another.
         lengths: The operator has the input that says how many tokens of a row are valid.
     """
 
@@ -35,6 +36,7 @@ class Geometry:
     scale: float = 0.25
     window: int = 0
     packed: bool = False
+    apart: bool = False
     rotary: bool = False
     lengths: bool = True
     threads: int = 1
@@ -42,7 +44,7 @@ class Geometry:
     def node(self, **changes: Any) -> Node:
         """The session; ``changes`` are other attributes or, where None, absent ones, and ``ranks``."""
         absent = {
-            *(("k", "v") if self.packed else ()),
+            *(("k", "v") if self.packed else ("k",) if self.apart else ()),
             *(() if self.rotary else ("cos", "sin")),
             *(() if self.lengths else ("chunk",)),
         }
@@ -101,6 +103,8 @@ class Cache:
         flat = {name: part.reshape(self.batch, seq, part.shape[2] * g.dim) for name, part in parts.items()}
         if g.packed:
             flat = {"q": np.concatenate([flat["q"], flat["k"], flat["v"]], axis=2)}
+        elif g.apart:
+            flat = {"q": np.concatenate([flat["q"], flat["k"]], axis=2), "v": flat["v"]}
         self.held = self.held + np.asarray(counts)
         feeds = {
             **{name: np.ascontiguousarray(part) for name, part in flat.items()},

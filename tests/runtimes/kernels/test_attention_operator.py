@@ -6,8 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
-from .attention import Cache, Geometry
+from .attention import RANKS, Cache, Geometry
+from .operators import Node
 
 pytestmark = pytest.mark.usefixtures("variant")
 
@@ -154,7 +156,7 @@ def call(geometry, batch=2, seq=3, capacity=8, **changes):
     width, kv = geometry.heads * geometry.dim, geometry.kv_heads * geometry.dim
     cache = (batch, geometry.kv_heads, capacity, geometry.dim)
     shapes = {
-        "q": (batch, seq, width + 2 * kv if geometry.packed else width),
+        "q": (batch, seq, width + kv * (2 if geometry.packed else 1 if geometry.apart else 0)),
         **dict.fromkeys(("k", "v"), (batch, seq, kv)),
         **dict.fromkeys(("past_k", "past_v"), cache),
         **dict.fromkeys(("seqlens", "chunk"), (batch,)),
@@ -209,6 +211,49 @@ def test_a_cache_of_other_rows_is_refused(batch):
     cache = dict.fromkeys(("past_k", "past_v"), (batch, 2, 8, 32))
     with pytest.raises(Exception, match=PAST):
         call(Geometry(4, 2, 32), **cache)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_a_value_apart_gives_what_all_three_in_one_give(rotary):
+    """To the last bit, chunk after chunk, of rows that differ in length."""
+    results = []
+    for way in ({"packed": True}, {"apart": True}, {}):
+        geometry = Geometry(4, 2, 32, rotary=rotary, **way)
+        generator = np.random.default_rng(3)
+        angles = generator.uniform(0, 6, (16, 16)).astype(np.float32)
+        cache = Cache(geometry, 2, 16, **({"cos": np.cos(angles), "sin": np.sin(angles)} if rotary else {}))
+        chunks = ((3, 2), (1, 1), (0, 4))
+        steps = [cache.step(geometry.draw(generator, 2, max(counts)), counts).copy() for counts in chunks]
+        results.append([*steps, *(view for _, view in cache.buffers.values())])
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("way", "changes"), [
+    ({"apart": True}, {"q": (2, 3, 128)}), ({"apart": True}, {"q": (2, 3, 256)}),
+    ({"apart": True}, {"v": (2, 3, 32)}), ({"apart": True}, {"v": (1, 3, 64)}),
+])  # fmt: skip
+def test_values_apart_of_another_width_are_refused(way, changes):
+    with pytest.raises(Exception, match=WIDTHS):
+        call(Geometry(4, 2, 32, **way), **changes)
+    assert np.isfinite(call(Geometry(4, 2, 32, **way))).all()
+
+
+@pytest.mark.parametrize("width", [128, 192, 256])
+def test_a_key_without_a_value_is_refused(width):
+    geometry = Geometry(4, 2, 32)
+    node = Node(
+        "GroupQueryAttention", ["q", "k", "", "past_k", "past_v", "seqlens"], ["y", "pk", "pv"],
+        ranks=RANKS, types={"seqlens": TensorProto.INT32}, num_heads=4, kv_num_heads=2, scale=0.25,
+    )  # fmt: skip
+    feeds = {"q": np.ones((1, 1, width), np.float32), "k": np.ones((1, 1, 64), np.float32)}
+    feeds |= {name: np.ones((1, 2, 8, 32), np.float32) for name in ("past_k", "past_v")}
+    with pytest.raises(Exception, match=WIDTHS):
+        node(
+            {**feeds, "seqlens": np.zeros(1, np.int32)}, {"y": (1, 1, 128), "pk": (1, 2, 8, 32), "pv": (1, 2, 8, 32)}
+        )
+    assert np.isfinite(call(geometry)).all()
 
 
 @pytest.mark.parametrize("width", [128, 255, 257])

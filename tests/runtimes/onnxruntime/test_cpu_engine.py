@@ -162,6 +162,7 @@ def test_a_build_leaves_the_graph_of_own_operators_alone(inferences: list[tuple[
     assert built == BuiltEngine(tmp_path / "engine.onnx", {"kernels": "llmc.cpu"})
     ((graph, options),) = inferences
     assert (graph.name, options.optimized_model_filepath) == ("model.onnx", "")
+    assert options.graph_optimization_level == Level.ORT_DISABLE_ALL, "a check folds nothing"
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_one_sentence(tmp_path: Path) -> None:

@@ -217,8 +217,8 @@ void append_token(void *data, size_t index) {
         rotate(query + h * dim, cosine, sine, dim, step->scale, rotated + h * dim);
     for (int64_t h = 0; h < step->kv_heads; h++) {
         const int64_t place = ((b * step->kv_heads + h) * step->capacity + slot) * dim;
-        rotate(step->key + token * step->kv_stride + h * dim, cosine, sine, dim, 1.0f, step->keys + place);
-        memcpy(step->values + place, step->value + token * step->kv_stride + h * dim, dim * sizeof(float));
+        rotate(step->key + token * step->key_stride + h * dim, cosine, sine, dim, 1.0f, step->keys + place);
+        memcpy(step->values + place, step->value + token * step->value_stride + h * dim, dim * sizeof(float));
     }
 }
 

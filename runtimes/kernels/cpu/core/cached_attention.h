@@ -21,8 +21,8 @@ typedef struct {
     int64_t heads, kv_heads, window; /* slots that a token sees, itself included; 0: all */
     float scale;
     int64_t batch, seq, dim, capacity;
-    const float *query, *key, *value;       /* first token of each */
-    int64_t query_stride, kv_stride;        /* floats from one token to the next */
+    const float *query, *key, *value;               /* first token of each */
+    int64_t query_stride, key_stride, value_stride; /* floats from one token to the next */
     const int32_t *total, *chunk;           /* tokens held after, less 1; valid tokens of this chunk, or NULL */
     const float *cosine, *sine;             /* [positions, dim / 2], or NULL */
     float *keys, *values, *output;          /* [batch, kv_heads, capacity, dim] each; [batch, seq, heads * dim] */

@@ -2,7 +2,7 @@
  *
  *     GroupQueryAttention   as com.microsoft's: rotary embedding, append to the cache, causal attention
  *
- * inputs   0 query [b, s, heads x dim], or q, k and v side by side      1 key, 2 value (optional)
+ * inputs   0 query [b, s, heads x dim]    1 key, 2 value (optional): where they are absent, beside the query
  *          3 past key, 4 past value [b, kv_heads, capacity, dim]        5 total [b] int32: tokens held after, less 1
  *          6 chunk [b] int32: valid tokens of this chunk                7 cos, 8 sin [positions, dim / 2] (optional)
  * outputs  0 [b, s, heads x dim]    1 present key, 2 present value: the memory of the past, where it is bound so
@@ -32,7 +32,7 @@ static OrtStatus *make_present(OrtApi api, OrtKernelContext *context, size_t ind
     return NULL;
 }
 
-/* Queries, keys and values: one input, or three. */
+/* Queries, keys and values: one input, or three; or the value alone is one of its own. */
 static OrtStatus *read_tokens(OrtApi api, OrtKernelContext *context, Attention *step, const Tensor *query) {
     Tensor key = {0}, value = {0};
     TRY(read_input(api, context, IN_KEY, &key));
@@ -40,14 +40,16 @@ static OrtStatus *read_tokens(OrtApi api, OrtKernelContext *context, Attention *
     const int64_t width = step->heads * step->dim, kv_width = step->kv_heads * step->dim;
     Tensor expected = *query;
     expected.dims[2] = kv_width;
-    const int is_packed = !key.rank && !value.rank;
-    const int fits = is_packed || (same_shape(&key, &expected) && same_shape(&value, &expected));
-    REFUSE(api, !fits || query->dims[2] != width + (is_packed ? 2 * kv_width : 0),
+    const int has_key = key.rank != 0, has_value = value.rank != 0;
+    const int fits =
+        (!has_key || (has_value && same_shape(&key, &expected))) && (!has_value || same_shape(&value, &expected));
+    REFUSE(api, !fits || query->dims[2] != width + (!has_key + !has_value) * kv_width,
            "queries, keys and values do not have the width of their heads");
     step->query = query->data, step->query_stride = query->dims[2];
-    step->key = is_packed ? step->query + width : key.data;
-    step->value = is_packed ? step->key + kv_width : value.data;
-    step->kv_stride = is_packed ? query->dims[2] : kv_width;
+    step->key = has_key ? key.data : step->query + width;
+    step->key_stride = has_key ? kv_width : query->dims[2];
+    step->value = has_value ? value.data : step->key + kv_width;
+    step->value_stride = has_value ? kv_width : query->dims[2];
     return NULL;
 }
 

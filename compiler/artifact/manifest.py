@@ -25,7 +25,7 @@ from llmc.compiler.base.json_record import JsonValue, decode, encode, from_text,
 from llmc.compiler.base.targets import TargetName
 
 MANIFEST_NAME = "llmc.json"
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 ArtifactKind = Literal["portable", "target", "engine"]
 SourceFormat = Literal["safetensors", "gguf"]
@@ -154,8 +154,8 @@ class Manifest:
         weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
         engine: The runtime's record; None unless ``kind`` is ``engine``.
         passes: What each pass did, in their order.
-        tolerances: Largest error that ``verify`` accepts, by metric.
-        measured: Errors measured when the artifact was made, by metric.
+        tolerances: Largest error that ``verify`` accepts, by the graph that runs, then by metric.
+        measured: Errors measured when the artifact was made, likewise.
         files: Every other file of the directory, by its relative name.
         tools: Versions of llmc and of the packages that shaped the bytes.
         plan: Schemes of quantized weights by kind of site or name of a site; empty where weights keep their floats.
@@ -172,12 +172,12 @@ class Manifest:
     weight_bytes: int
     engine: EngineRecord | None
     passes: tuple[PassRecord, ...]
-    tolerances: Mapping[str, float]
-    measured: Mapping[str, float]
+    tolerances: Mapping[str, Mapping[str, float]]
+    measured: Mapping[str, Mapping[str, float]]
     files: Mapping[str, FileRecord]
     tools: Mapping[str, str]
     plan: Mapping[str, str] = field(default_factory=dict)
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         """Refuse a manifest that contradicts itself.
@@ -202,9 +202,10 @@ class Manifest:
             raise ArtifactError(f"weight_bytes is {self.weight_bytes}, which cannot be negative")
         for name in self.files:
             _require_relative(name)
-        for metric, value in [*self.tolerances.items(), *self.measured.items()]:
-            if not math.isfinite(value) or value < 0:
-                raise ArtifactError(f"{metric} is {value}, not a finite error of at least 0")
+        for metrics in [*self.tolerances.values(), *self.measured.values()]:
+            for metric, value in metrics.items():
+                if not math.isfinite(value) or value < 0:
+                    raise ArtifactError(f"{metric} is {value}, not a finite error of at least 0")
 
     def to_json(self) -> str:
         """The text of ``llmc.json``; equal manifests give equal text."""

@@ -3,6 +3,7 @@
 In: JSON values as :mod:`~llmc.compiler.artifact.manifest` reads them. Out: those of the present version.
 
 Version 1 kept no contract: how a graph wants to be called was read off the passes that had run.
+Version 2 kept what was measured without the graph that had run: that of the engine, or what stood in for it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,25 @@ from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.json_record import JsonValue, encode
 
+_BY_GRAPH = ("tolerances", "measured")
+
 
 def upgrade(value: JsonValue, where: str) -> JsonValue:
-    """The value itself unless it is a manifest of version 1.
+    """The value itself unless it is a manifest of an earlier version.
 
     Raises:
         ArtifactError: it says that it is one and has not the keys of one.
     """
-    if not isinstance(value, Mapping) or value.get("schema_version") != 1 or value["schema_version"] is True:
-        return value
-    try:
-        return _from_version_1(value)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{where} is no manifest of version 1 ({error!r}); make the artifact again") from error
+    for version, next_one in ((1, _from_version_1), (2, _from_version_2)):
+        if not isinstance(value, Mapping) or value.get("schema_version") is not version:
+            continue
+        try:
+            value = next_one(value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{where} is no manifest of version {version} ({error!r}); make the artifact again"
+            ) from error
+    return value
 
 
 def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:
@@ -46,6 +53,17 @@ def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:
         engine = {**{k: v for k, v in engine.items() if k != "profiles"}, "details": details, "graph": graph}
     kept = {name: item for name, item in value.items() if name not in {"cache", "logits"}}
     return {**kept, "contract": encode(contract), "engine": engine, "plan": {}, "schema_version": 2}
+
+
+def _from_version_2(value: Mapping[str, Any]) -> dict[str, JsonValue]:
+    engine = value["engine"]
+    graphs = [GRAPH if engine is None else engine["graph"]]
+    if engine is not None and engine["runtime"] == "openvino-cpu":
+        graphs = ["openvino_model.xml"]
+    if engine is not None and engine["runtime"].startswith("tensorrt"):
+        graphs.append(GRAPH)
+    tolerances, measured = (dict.fromkeys(graphs, value[kind]) if value[kind] else {} for kind in _BY_GRAPH)
+    return {**value, "tolerances": tolerances, "measured": measured, "schema_version": 3}
 
 
 def _of(value: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:

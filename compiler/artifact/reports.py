@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmc.compiler.artifact.ledger_report import LedgerReport
+from llmc.compiler.artifact.loss import Loss
 from llmc.compiler.artifact.manifest import Manifest, PassRecord
 from llmc.compiler.base.contract import ContractPart
 from llmc.compiler.base.json_record import JsonValue, encode
@@ -64,38 +65,6 @@ class PlannedPass:
 
 
 @dataclass(frozen=True)
-class OptimizeReport:
-    """What ``optimize`` made.
-
-    Attributes:
-        manifest: Of the target graph.
-        outcomes: What each pass did.
-        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
-        ledger: What was measured after each pass; None where that was not asked for.
-    """
-
-    manifest: Manifest
-    outcomes: tuple[PassOutcome, ...]
-    genai_refusal: str | None = None
-    ledger: LedgerReport | None = None
-
-    @property
-    def shortfalls(self) -> tuple[str, ...]:
-        """Of all passes."""
-        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "manifest": encode(self.manifest),
-            "passes": [outcome.to_json() for outcome in self.outcomes],
-            "shortfalls": list(self.shortfalls),
-            "genai_refusal": self.genai_refusal,
-            "ledger": self.ledger.to_json() if self.ledger else None,
-        }
-
-
-@dataclass(frozen=True)
 class Check:
     """One measured error against what is tolerated.
 
@@ -120,16 +89,47 @@ class Check:
 
 
 @dataclass(frozen=True)
+class GraphChecks:
+    """What was measured of one graph of an artifact.
+
+    Attributes:
+        graph: Its file.
+        operators: Whose operators computed it, as ``ONNX Runtime's``.
+        checks: Each error against what is tolerated; none where the graph did not run.
+        remark: What ran in the artifact's place, or why the graph did not run: one clause; else empty.
+    """
+
+    graph: str
+    operators: str
+    checks: tuple[Check, ...]
+    remark: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {**asdict(self), "checks": checks, "remark": self.remark or None}
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What ``verify`` measured.
 
     Attributes:
-        checks: Each error against what is tolerated.
-        where: What ran in the artifact's place, one clause; empty where it ran itself.
+        graphs: Of each graph of the artifact.
+        loss: Of the graph that lost the most; None where nothing was compared.
+        remedy: Options that lose less, a clause; empty where nobody needs one.
+        most: The loss against the most that the user accepts; None where no limit was given.
     """
 
-    checks: tuple[Check, ...]
-    where: str = ""
+    graphs: tuple[GraphChecks, ...]
+    loss: Loss | None = None
+    remedy: str = ""
+    most: Check | None = None
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Of all graphs, and the user's own."""
+        return (*(check for graph in self.graphs for check in graph.checks), *([self.most] if self.most else []))
 
     @property
     def passed(self) -> bool:
@@ -138,8 +138,49 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {"passed": self.passed, "checks": checks, "where": self.where or None}
+        most = None if self.most is None else {**asdict(self.most), "passed": self.most.passed}
+        return {
+            "passed": self.passed,
+            "loss": None if self.loss is None else self.loss.to_json(),
+            "remedy": self.remedy or None,
+            "max_kl": most,
+            "graphs": [graph.to_json() for graph in self.graphs],
+        }
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """What ``optimize`` made.
+
+    Attributes:
+        manifest: Of the target graph.
+        outcomes: What each pass did.
+        genai_refusal: Why ONNX Runtime GenAI cannot open the directory; None where it can.
+        ledger: What was measured after each pass; None where that was not asked for.
+        verification: What was measured of the result; None where it was not.
+    """
+
+    manifest: Manifest
+    outcomes: tuple[PassOutcome, ...]
+    genai_refusal: str | None = None
+    ledger: LedgerReport | None = None
+    verification: VerifyReport | None = None
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """Of all passes."""
+        return tuple(sentence for outcome in self.outcomes for sentence in outcome.shortfalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "manifest": encode(self.manifest),
+            "passes": [outcome.to_json() for outcome in self.outcomes],
+            "shortfalls": list(self.shortfalls),
+            "genai_refusal": self.genai_refusal,
+            "ledger": self.ledger.to_json() if self.ledger else None,
+            "verification": self.verification.to_json() if self.verification else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -147,17 +188,11 @@ class CompileReport(OptimizeReport):
     """What ``compile`` made; the manifest is the engine's.
 
     Attributes:
-        verification: What was measured; None when it was skipped.
         skipped: Why verification was skipped.
     """
 
-    verification: VerifyReport | None = None
     skipped: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            **super().to_json(),
-            "verification": self.verification.to_json() if self.verification else None,
-            "skipped_verification": self.skipped,
-        }
+        return {**super().to_json(), "skipped_verification": self.skipped}

@@ -6,6 +6,7 @@ In: command-line values. Out: frozen dataclasses, whose fields say what they mea
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,6 +122,11 @@ class OptimizeOptions:
         "is made for.",
         "--for-installed-runtime",
     )
+    max_kl: float | None = option(
+        None,
+        "Fail when the mean KL divergence from the model, in nats, is larger than this; nothing is written then.",
+        metavar="X",
+    )
     strict: bool = option(False, "Fail when a fusion fires less often than the model says.")
     dump: Path | None = option(None, "Write the graph after every pass there.", metavar="DIR")
 
@@ -133,6 +139,7 @@ class OptimizeOptions:
             object.__setattr__(self, "keep_grid", free and self.zero_points == self.layout == "auto")
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
+        require_divergence(self.max_kl)
         if self.precision == "auto":
             object.__setattr__(self, "precision", target.precisions[0])
         if self.cache == "auto":
@@ -280,6 +287,18 @@ class CompileOptions:
             raise UsageError(f"--weights none is for --target {others}; {target.name} reads them to build an engine")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} leaves nobody to compute")
+        if self.optimize.max_kl is not None and self.export.verify == "off":
+            raise UsageError("--max-kl needs the comparison that --verify off leaves out; give one of them")
+
+
+def require_divergence(limit: float | None) -> None:
+    """Refuse what is no largest KL divergence.
+
+    Raises:
+        UsageError: it is negative or no number.
+    """
+    if limit is not None and not 0 <= limit < math.inf:
+        raise UsageError(f"--max-kl {limit:g} is no divergence; give a number of nats from 0 on, as 0.05")
 
 
 def require_block_size(size: int, name: str = "block size") -> None:

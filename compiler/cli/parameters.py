@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llmc.compiler.base.options import CompileOptions
+from llmc.compiler.base.options import CompileOptions, OptimizeOptions
 from llmc.compiler.cli.signature import field_option
 
 Model = Annotated[
@@ -34,3 +34,4 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an artifact that is there, once the new one is complete.")
 ]
 Threads = Annotated[int | None, field_option(CompileOptions, "threads")]
+MaxKl = Annotated[float | None, field_option(OptimizeOptions, "max_kl")]

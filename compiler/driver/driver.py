@@ -22,7 +22,14 @@ from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOu
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
 from llmc.compiler.base.geometry import ModelGeometry
-from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions, Weights
+from llmc.compiler.base.options import (
+    CompileOptions,
+    EngineOptions,
+    ExportOptions,
+    OptimizeOptions,
+    Weights,
+    require_divergence,
+)
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
@@ -31,9 +38,8 @@ from llmc.compiler.driver.capabilities import find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
 from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.kept_ledger import keeping_ledger
-from llmc.compiler.driver.measured_artifact import measure_and_record, measure_anywhere
+from llmc.compiler.driver.measured_artifact import measure_and_record, measure_graphs, report
 from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
-from llmc.compiler.driver.verification import report
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.ledger.ledger import Ledger
@@ -112,8 +118,9 @@ def optimize(
         target = _target_manifest(portable, model, options, outcomes)
         refused = write_genai_config(staging, target)
         manifest = write_manifest(staging, target)
-        manifest, _ = measure_and_record(staging, manifest, progress)
-    return OptimizeReport(manifest, tuple(outcomes), refused, ledger.report() if ledger else None)
+        manifest, verification = measure_and_record(staging, manifest, progress, options.max_kl)
+    costs = ledger.report() if ledger else None
+    return OptimizeReport(manifest, tuple(outcomes), refused, costs, verification)
 
 
 def build(
@@ -174,25 +181,34 @@ def compile_model(
         target = _target_manifest(captured.manifest, captured.model, options.optimize, outcomes)
         refused = write_genai_config(staging, target)
         manifest = _build(staging, target, options.engine, options.threads, progress)
-        manifest, verification = measure_and_record(staging, manifest, progress)
+        manifest, verification = measure_and_record(staging, manifest, progress, options.optimize.max_kl)
     return CompileReport(manifest, tuple(outcomes), refused, verification=verification, skipped=skipped)
 
 
-def verify(directory: Path, *, threads: int | None = None, progress: Progress = NO_PROGRESS) -> VerifyReport:
-    """Measure an artifact against its golden data.
+def verify(
+    directory: Path, *, threads: int | None = None, max_kl: float | None = None, progress: Progress = NO_PROGRESS
+) -> VerifyReport:
+    """Measure each graph of an artifact that runs here against its golden data.
+
+    Args:
+        directory: Any artifact.
+        threads: Threads to compute with; None: what it was built for, else one per physical core.
+        max_kl: Largest mean KL divergence that passes, nats; None: any that is tolerated.
+        progress: Told how far it is.
 
     Raises:
-        ArtifactError: the artifact is damaged, or carries no golden data.
+        UsageError: it carries no golden data, or ``max_kl`` is no divergence.
+        ArtifactError: the artifact is damaged.
     """
+    require_divergence(max_kl)
     artifact = open_artifact(directory)
     progress.start("Checking files")
     artifact.check_hashes()
     golden = load_golden(directory)
     if golden is None:
         raise UsageError(f"{directory} carries no golden data; compile it again with --verify on")
-    progress.start("Verifying")
-    measured, where = measure_anywhere(directory, artifact.manifest, golden, threads=threads)
-    return report(measured, artifact.manifest.tolerances, where)
+    found = measure_graphs(directory, artifact.manifest, golden, threads=threads, progress=progress)
+    return report(artifact.manifest, found, artifact.manifest.tolerances, max_kl)
 
 
 def _read_checkpoint(model: str, options: ExportOptions, progress: Progress) -> Checkpoint:

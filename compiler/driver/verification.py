@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.artifact.golden import Golden, Passage
-from llmc.compiler.artifact.reports import Check, VerifyReport
+from llmc.compiler.artifact.loss import ALONG_TEXT, KL, LOGIT_ERROR, TOP1
+from llmc.compiler.artifact.reports import Check
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import log_sum_exp
 from llmc.compiler.quantization.plan import largest_kl
@@ -27,9 +28,6 @@ from llmc.runtimes.session.engine import FloatArray, Session, require_room
 
 Comparison = tuple[float, float, bool]
 """Of one position: largest logit error, KL divergence, whether the first choice is the same."""
-LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
-ALONG_TEXT = ", long text"
-"""Behind a metric's name, where it is of the passage."""
 EXACT_LOGIT_ERROR = 1e-3
 """Largest error of a float32 engine's logits."""
 NEARLY_NOTHING = 1e-12
@@ -162,10 +160,15 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     }
 
 
-def report(measured: Measured, accepted: Mapping[str, float], where: str = "") -> VerifyReport:
-    """Measured values against tolerances; ``where`` says what ran, if it was not the artifact itself."""
-    checks = (
+def limits(precision: str) -> dict[str, float]:
+    """What ``verify`` accepts of a graph that did not run where the artifact was made."""
+    names = {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0} if precision == "fp32" else {KL: largest_kl(precision)}
+    return {name + part: limit for part in ("", ALONG_TEXT) for name, limit in names.items()}
+
+
+def checks(measured: Measured, accepted: Mapping[str, float]) -> tuple[Check, ...]:
+    """Measured values against tolerances; what has none is only reported."""
+    return tuple(
         Check(name, value if np.isfinite(value) else 1e30, accepted.get(name), at_most=not name.startswith(TOP1))
         for name, value in measured.to_mapping().items()
     )
-    return VerifyReport(tuple(checks), where)

@@ -12,6 +12,7 @@ run the kernels or the optimized graph belongs to another ONNX Runtime version.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,23 @@ from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.all_logits import all_logits
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, Session
+from llmc.runtimes.session.engine import (
+    UNLIMITED,
+    BuildRequest,
+    BuiltEngine,
+    Engine,
+    EngineInfo,
+    GraphRun,
+    Session,
+)
 
 log = logging.getLogger(__name__)
 PROVIDERS = ["CPUExecutionProvider"]
+ORT_OPERATORS, OWN_OPERATORS = "ONNX Runtime's", "llmc's own, the others ONNX Runtime's"
+
+
+class _GraphUnavailable(Exception):
+    """An engine's own graph does not run on this machine; the text says why."""
 
 
 class OnnxRuntimeCpu(Engine):
@@ -59,38 +73,86 @@ class OnnxRuntimeCpu(Engine):
     def open(self, directory: Path, *, threads: int | None = None) -> Session:
         """Load an engine or a graph; see :meth:`llmc.runtimes.session.engine.Engine.open`."""
         manifest = open_artifact(directory).manifest
+        try:
+            return self._open(directory, manifest, threads, ENGINE_GRAPH if _has_engine_graph(manifest) else GRAPH)[0]
+        except _GraphUnavailable as reason:
+            log.warning("%s", reason)
+        return self._open(directory, manifest, threads, GRAPH)[0]
+
+    def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
+        """The engine's graph and the one that needs nothing but ONNX Runtime; of no engine the latter alone."""
+        manifest = open_artifact(directory).manifest
+        alone = True
+        if _has_engine_graph(manifest):
+            try:
+                session, operators = self._open(directory, manifest, threads, ENGINE_GRAPH)
+                yield GraphRun(ENGINE_GRAPH, operators, session)
+                alone = False
+            except _GraphUnavailable as reason:
+                yield GraphRun(ENGINE_GRAPH, "", None, str(reason))
+        try:
+            session, operators = self._open(directory, manifest, threads, GRAPH)
+        except EngineError as error:
+            if alone:
+                raise
+            yield GraphRun(GRAPH, "", None, str(error))
+        else:
+            yield GraphRun(GRAPH, operators, session)
+
+    def _open(self, directory: Path, manifest: Manifest, threads: int | None, graph: str) -> tuple[Session, str]:
+        """One of an artifact's graphs, and whose operators compute it.
+
+        Raises:
+            _GraphUnavailable: it is an engine's own, and this machine does not run it.
+        """
         count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
         options = _session_options(count)
-        graph = self._graph(directory, manifest, options)
-        inference = _make_inference(graph, options)
+        operators = _prepare_engine(manifest, options) if graph == ENGINE_GRAPH else ORT_OPERATORS
+        inference = _make_inference(directory / graph, options)
         info = engine_info(manifest, self.name, count, inference)
-        return OnnxRuntimeSession(inference, info, manifest.contract)
+        return OnnxRuntimeSession(inference, info, manifest.contract), operators
 
     def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """The engine or graph as it is, but for the cut before the head: every position's logits."""
         manifest = open_artifact(directory).manifest
         count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
         options = _session_options(count)
-        graph = self._graph(directory, manifest, options)
-        return _open_every(directory, manifest, manifest.contract, graph, options), ""
-
-    def _graph(self, directory: Path, manifest: Manifest, options: Any) -> Path:
-        import onnxruntime
-
-        details = manifest.engine.details if manifest.engine else {}
-        if "kernels" in details:
+        graph = GRAPH
+        if _has_engine_graph(manifest):
             try:
-                options.register_custom_ops_library(str(kernel_library()))
-            except KernelsUnavailable as reason:
-                log.warning("running without llmc's CPU kernels, slower: %s", reason)
-                return directory / GRAPH
-            return directory / ENGINE_GRAPH
-        if (built_by := details.get("onnxruntime")) == onnxruntime.__version__:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return directory / ENGINE_GRAPH
-        if built_by is not None:
-            log.warning("built by onnxruntime %s, opened by %s: optimizing again", built_by, onnxruntime.__version__)
-        return directory / GRAPH
+                _prepare_engine(manifest, options)
+                graph = ENGINE_GRAPH
+            except _GraphUnavailable as reason:
+                log.warning("%s", reason)
+        return _open_every(directory, manifest, manifest.contract, directory / graph, options), ""
+
+
+def _has_engine_graph(manifest: Manifest) -> bool:
+    return manifest.engine is not None and not manifest.engine.details.keys().isdisjoint({"kernels", "onnxruntime"})
+
+
+def _prepare_engine(manifest: Manifest, options: Any) -> str:
+    """Make options fit an engine's own graph; returns whose operators compute it.
+
+    Raises:
+        _GraphUnavailable: the machine cannot run the kernels, or another ONNX Runtime optimized the graph.
+    """
+    import onnxruntime
+
+    details = manifest.engine.details if manifest.engine else {}
+    if "kernels" in details:
+        try:
+            library = kernel_library()
+        except KernelsUnavailable as reason:
+            raise _GraphUnavailable(f"running without llmc's CPU kernels, slower: {reason}") from reason
+        options.register_custom_ops_library(str(library))
+        return OWN_OPERATORS
+    if (built_by := details["onnxruntime"]) != onnxruntime.__version__:
+        raise _GraphUnavailable(
+            f"built by onnxruntime {built_by}, opened by {onnxruntime.__version__}: optimizing again"
+        )
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ORT_OPERATORS
 
 
 def open_graph(directory: Path, *, threads: int | None = None, every: bool = False) -> Session:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH, LOGITS
 from llmc.compiler.base.errors import ArtifactError, EngineError, MissingDependencyError, first_line
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
@@ -27,9 +28,9 @@ from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import check_fits, plan_memory
-from llmc.runtimes.onnxruntime.cpu_engine import engine_info, open_graph
+from llmc.runtimes.onnxruntime.cpu_engine import ORT_OPERATORS, engine_info, open_graph
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
-from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, Session
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, GraphRun, Session
 
 log = logging.getLogger(__name__)
 PROVIDER = "CUDAExecutionProvider"
@@ -59,11 +60,13 @@ class OnnxRuntimeCuda(Engine):
         require_gpu(directory)
         return _open(directory, self.name, CudaDevice())
 
-    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
-        """On the GPU or, where there is none, on the host."""
+    def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
+        """The engine's graph on the GPU or, where there is none, on the host."""
+        graph = _graph(open_artifact(directory).manifest)
         if cuda_devices():
-            return self.open(directory, threads=threads), ""
-        return open_on_host(directory), ON_HOST
+            yield GraphRun(graph, "ONNX Runtime's for CUDA", self.open(directory, threads=threads))
+        else:
+            yield GraphRun(graph, ORT_OPERATORS, open_on_host(directory), ON_HOST)
 
     def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """On the GPU, token by token where its graph cuts the logits; on the host the graph without that cut."""
@@ -93,7 +96,7 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
             f"{directory} holds a graph for a GPU and no engine yet; make one: llmc build {directory} -o DIR"
         )
     takes_lengths = manifest.contract.lengths == "inputs"
-    inference = load(str(directory / (ENGINE_GRAPH if takes_lengths else GRAPH)), device)
+    inference = load(str(directory / _graph(manifest)), device)
     info = engine_info(manifest, runtime, 0, inference, device=device.description)
     if not takes_lengths:
         log.warning("attention runs outside the runtime's own operator: inputs and cache go through host memory")
@@ -101,6 +104,10 @@ def _open(directory: Path, runtime: str, device: CudaDevice | HostDevice) -> Ses
     logits = next(item for item in inference.get_outputs() if item.name == LOGITS)
     samplers = SamplerCache(device, lambda model: load(model, device), info.vocab_size, ELEMENT_TYPES[logits.type][0])
     return DeviceSession(GraphIO(inference, device), info, device, samplers, _fits(directory, device))
+
+
+def _graph(manifest: Manifest) -> str:
+    return ENGINE_GRAPH if manifest.contract.lengths == "inputs" else GRAPH
 
 
 def _fits(directory: Path, device: Device) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ Small weights stay small: the model holds integers and their scales, and the CPU
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ from llmc.runtimes.openvino.library import (
 )
 from llmc.runtimes.openvino.session import OpenVinoSession
 from llmc.runtimes.openvino.stateful_model import read_stateful
-from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, Session
+from llmc.runtimes.session.engine import UNLIMITED, BuildRequest, BuiltEngine, Engine, EngineInfo, GraphRun, Session
 
 MODEL = "openvino_model.xml"
 
@@ -67,6 +68,10 @@ class OpenVino(Engine):
             said = last_line(str(error))
             raise EngineError(f"OpenVINO {version_of(openvino)} refuses {MODEL}: {said}") from error
         return OpenVinoSession(compiled, engine_info(openvino, manifest, model, compiled, count))
+
+    def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
+        """The model that OpenVINO reads."""
+        yield GraphRun(MODEL, "OpenVINO's", self.open(directory, threads=threads))
 
 
 def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: Any, threads: int) -> EngineInfo:

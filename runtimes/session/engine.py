@@ -18,7 +18,7 @@ The contract is made for four runtimes, ONNX Runtime on CPU and CUDA, TensorRT a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -234,6 +234,23 @@ class BuiltEngine:
     details: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class GraphRun:
+    """A graph of an artifact, and how it runs on this machine.
+
+    Attributes:
+        graph: Its file.
+        operators: Whose operators compute it, as ``ONNX Runtime's``.
+        session: It, open; None where it does not run here.
+        remark: What runs in the artifact's place, or why it does not run: one clause; else empty.
+    """
+
+    graph: str
+    operators: str
+    session: Session | None
+    remark: str = ""
+
+
 class Engine(Protocol):
     """A runtime: makes an engine of a target graph, and opens it."""
 
@@ -263,17 +280,20 @@ class Engine(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
-    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
-        """Load an engine or, where its device is not here, what computes on the CPU as nearly the same as there is.
+    def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
+        """Every graph of an artifact that runs on its own here, one open at a time, that of :meth:`open` first.
+
+        An engine whose device is not here is stood in for by what computes on the CPU as nearly the same as there is.
+        Whoever is given a session closes it before the next is asked for.
+
+        Raises:
+            LlmcError: as :meth:`open`; where nothing stands in, both reasons are said.
+        """
+
+    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+        """As :meth:`open`, or what stands in for it; where that can be done, with the logits of every position.
 
         Returns:
             A session, and one clause that says what it runs where that is not the engine itself; else empty.
-
-        Raises:
-            LlmcError: as :meth:`open`; where there is neither, both reasons are said.
         """
         return self.open(directory, threads=threads), ""
-
-    def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
-        """As :meth:`open_anywhere`; where that can be done, with the logits of every position of a chunk."""
-        return self.open_anywhere(directory, threads=threads)

@@ -14,6 +14,7 @@ on the host; no engine of these has run on a GPU yet.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from onnx import TensorProto
 
 from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest, engine_details
+from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH
 from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.compiler.base.json_record import to_text
 from llmc.runtimes.device.cuda import CudaDevice, cuda_devices, require_gpu
@@ -28,9 +30,9 @@ from llmc.runtimes.device.interface import HostDevice
 from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session import DeviceSession
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
-from llmc.runtimes.onnxruntime.cpu_engine import open_graph
+from llmc.runtimes.onnxruntime.cpu_engine import ORT_OPERATORS, open_graph
 from llmc.runtimes.onnxruntime.cuda_engine import PROVIDER, load
-from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, EngineInfo, Session
+from llmc.runtimes.session.engine import BuildRequest, BuiltEngine, Engine, EngineInfo, GraphRun, Session
 from llmc.runtimes.tensorrt.bindings import Library, open_library
 from llmc.runtimes.tensorrt.build_options import BuildOptions
 from llmc.runtimes.tensorrt.builder import build_engines
@@ -89,9 +91,10 @@ class TensorRT(Engine):
         library.binding.require_runs_on(device.compute_capability)
         return open_on(device, library, directory, manifest, plan)
 
-    def open_anywhere(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+    def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
         """On the GPU or, where there is none or none that it supports, the graph it was built of on the host."""
-        return self._open_or_graph(directory, threads, every=False)
+        session, remark = self._open_or_graph(directory, threads, every=False)
+        yield GraphRun(*((GRAPH, ORT_OPERATORS) if remark else (ENGINE_GRAPH, "TensorRT's")), session, remark)
 
     def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """The engine, token by token where its graph cuts the logits; on the host the graph without that cut."""

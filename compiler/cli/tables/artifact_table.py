@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from llmc.compiler.artifact.loss import loss_of
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.cli.tables.rows import pairs, size
@@ -40,6 +41,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{model.model_type}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("target", manifest.target or "any ONNX runtime"),
         ("precision", manifest.precision),
+        ("loss", loss_text(manifest)),
         ("KV cache", manifest.contract.cache),
         ("logits", manifest.contract.logits),
         ("weights read per token", size(manifest.weight_bytes)),
@@ -50,6 +52,12 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         if get_target(manifest.target).device == "cpu":
             rows.append(("threads", "chosen when opened" if engine.threads is None else str(engine.threads)))
     return rows
+
+
+def loss_text(manifest: Manifest) -> str:
+    """What was lost, as it was measured when the artifact was made."""
+    loss = loss_of(manifest.measured)
+    return "not measured" if loss is None else f"{loss.word} (mean KL divergence {loss.kl:.2g})"
 
 
 def _engine_rows(engine: EngineRecord | None) -> Iterator[tuple[str, str]]:

@@ -142,10 +142,12 @@ def _memory_table(plans: Sequence[MemoryPlan]) -> Group:
 
 
 def _measured_table(manifest: Manifest) -> Table:
-    """Errors that were measured when the artifact was made."""
-    limits = {name: f"{limit:.4g}" for name, limit in manifest.tolerances.items()}
-    rows = ((name, f"{value:.4g}", limits.get(name, "-")) for name, value in manifest.measured.items())
-    return fill(Table("metric", *numbers("measured", "tolerated"), title="Measured when it was made"), rows)
+    """Errors that were measured when the artifact was made, by graph."""
+    table = Table("graph", "metric", *numbers("measured", "tolerated"), title="Measured when it was made")
+    for graph, metrics in manifest.measured.items():
+        limits = {name: f"{limit:.4g}" for name, limit in manifest.tolerances.get(graph, {}).items()}
+        fill(table, ((graph, name, f"{value:.4g}", limits.get(name, "-")) for name, value in metrics.items()))
+    return table
 
 
 def _collapse(ports: Sequence[Port]) -> list[tuple[str, str]]:

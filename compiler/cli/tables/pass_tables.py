@@ -18,7 +18,7 @@ from llmc.compiler.base.targets import get_target
 from llmc.compiler.cli.tables.artifact_table import artifact_table
 from llmc.compiler.cli.tables.ledger_table import ledger_table
 from llmc.compiler.cli.tables.rows import fill, names, numbers, size
-from llmc.compiler.cli.tables.verification_table import verification_table
+from llmc.compiler.cli.tables.verification_table import graph_tables, loss_lines
 
 if TYPE_CHECKING:
     from llmc.compiler.artifact.manifest import PassRecord
@@ -30,21 +30,23 @@ _MOST_SENTENCES = 10
 
 
 def optimize_tables(
-    directory: Path, report: OptimizeReport | CompileReport, *checks: RenderableType, cost: Cost | None = None
+    directory: Path, report: OptimizeReport | CompileReport, *further: RenderableType, cost: Cost | None = None
 ) -> Group:
-    """Passes, what they say, shortfalls, ``checks``, the artifact and, with ``cost``, what it took."""
+    """What was lost, passes and what they say, shortfalls, checks, the artifact and, with ``cost``, what it took."""
     notes = [Text(note) for outcome in report.outcomes for note in outcome.notes]
     lines = [*notes, *shortfall_lines(report.outcomes, report.shortfalls), *_genai_line(report)]
     ledger = [ledger_table(report.ledger)] if report.ledger else []
-    shown = [*ledger, *lines, *checks]
-    return Group(outcome_table(report.outcomes), *shown, artifact_table(directory, report.manifest, cost))
+    lost, checks = further, list[RenderableType]()
+    if report.verification is not None:
+        lost, checks = (*loss_lines(report.verification), *further), graph_tables(report.verification)
+    artifact = artifact_table(directory, report.manifest, cost)
+    return Group(*lost, outcome_table(report.outcomes), *ledger, *lines, *checks, artifact)
 
 
 def compile_tables(directory: Path, report: CompileReport, cost: Cost | None = None) -> Group:
-    """The same, and the engine's comparison with its model."""
+    """The same, and why an engine was not compared with its model."""
     unverified = Text(f"not verified: {report.skipped or 'not asked for'}", style="yellow")
-    checks = unverified if report.verification is None else verification_table(report.verification)
-    return optimize_tables(directory, report, checks, cost=cost)
+    return optimize_tables(directory, report, *([unverified] if report.verification is None else []), cost=cost)
 
 
 def outcome_table(outcomes: Sequence[PassOutcome]) -> Table:

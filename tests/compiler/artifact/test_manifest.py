@@ -34,8 +34,10 @@ def test_round_trip(manifest: Manifest) -> None:
 
 
 def test_equal_records_give_equal_bytes_whatever_the_order_and_number_type(manifest: Manifest) -> None:
-    one = dataclasses.replace(manifest, tools={"b": "2", "a": "1"}, tolerances={"kl": 1})
-    other = dataclasses.replace(manifest, tools={"a": "1", "b": "2"}, tolerances={"kl": np.float32(1.0)})
+    one = dataclasses.replace(manifest, tools={"b": "2", "a": "1"}, tolerances={"model.onnx": {"kl": 1}})
+    other = dataclasses.replace(
+        manifest, tools={"a": "1", "b": "2"}, tolerances={"model.onnx": {"kl": np.float32(1.0)}}
+    )
     assert one.to_json() == other.to_json()
     assert one.to_json().endswith("}\n")
 
@@ -48,7 +50,7 @@ def test_portable_manifest_has_neither_target_nor_engine(manifest: Manifest) -> 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema_version": 3}, r"out/llmc\.json has schema version 3, and this llmc reads version 2"),
+        ({"schema_version": 4}, r"out/llmc\.json has schema version 4, and this llmc reads version 3"),
         ({"schema_version": True}, "schema version True"),
         ({"invented": 1}, "unknown key 'invented'"),
         ({"kind": "magic"}, "kind: 'magic' is not one of portable, target, engine"),
@@ -63,11 +65,11 @@ def test_portable_manifest_has_neither_target_nor_engine(manifest: Manifest) -> 
         ({"engine": None}, "engine artifact needs engine record"),
         ({"kind": "target"}, "target artifact has no engine record"),
         ({"target": None}, "engine artifact cannot have target None"),
-        ({"measured": {"kl": -1.0}}, "kl is -1.0"),
-        ({"tolerances": {"top1": -0.5}}, "top1 is -0.5"),
-        ({"measured": {"kl": True}}, r"measured\['kl'\]: expected a number, found a boolean"),
-        ({"schema_version": 0}, "has schema version 0, and this llmc reads version 2"),
-        ({"schema_version": 3, "invented": 1}, "has schema version 3, and this llmc reads version 2"),
+        ({"measured": {"a": {"kl": 1.0}, "b": {"kl": -1.0}}}, "kl is -1.0"),
+        ({"tolerances": {"a": {"top1": -0.5}}}, "top1 is -0.5"),
+        ({"measured": {"a": {"kl": True}}}, r"measured\['a'\]\['kl'\]: expected a number, found a boolean"),
+        ({"schema_version": 0}, "has schema version 0, and this llmc reads version 3"),
+        ({"schema_version": 4, "invented": 1}, "has schema version 4, and this llmc reads version 3"),
         ({"contract": {}}, "contract: the key 'rows' is missing"),
         ({"contract": {**CONTRACT, "cache": "paged"}}, "contract: cache: 'paged' is not one of grow, shared"),
         ({"contract": {**CONTRACT, "logits": "first"}}, "contract: logits: 'first' is not one of last, all"),
@@ -117,7 +119,7 @@ def test_the_ends_of_what_is_accepted(manifest: Manifest) -> None:
         manifest,
         max_context=1,
         weight_bytes=0,
-        measured={"kl": 0.0},
+        measured={"model.onnx": {"kl": 0.0}},
         files={"empty": FileRecord(bytes=0, sha256="0" * 64)},
         engine=EngineRecord(runtime="x", threads=1, details={}),
         passes=(PassRecord("P", {}, False, {"fired": 0}, {"fired": 0}, 0, 0, 0, 0),),
@@ -130,10 +132,10 @@ def test_the_ends_of_what_is_accepted(manifest: Manifest) -> None:
     ("field", "value", "message"),
     [
         ("kind", "magic", "kind 'magic' is not one of portable, target, engine"),
-        ("schema_version", 3, "the manifest has schema version 3"),
-        ("tolerances", {"kl": float("inf")}, "kl is inf, not a finite error"),
-        ("tolerances", {"kl": float("nan")}, "kl is nan, not a finite error"),
-        ("measured", {"top1": 1.0, "kl": float("inf")}, "kl is inf, not a finite error"),
+        ("schema_version", 4, "the manifest has schema version 4"),
+        ("tolerances", {"a": {"kl": float("inf")}}, "kl is inf, not a finite error"),
+        ("tolerances", {"a": {"kl": float("nan")}}, "kl is nan, not a finite error"),
+        ("measured", {"a": {"top1": 1.0, "kl": float("inf")}}, "kl is inf, not a finite error"),
     ],
 )
 def test_what_is_not_read_cannot_be_written(manifest: Manifest, field: str, value: Any, message: str) -> None:
@@ -152,7 +154,7 @@ def test_a_file_name_stays_inside_the_directory(manifest: Manifest, name: str) -
 
 def test_not_a_number_is_never_written(manifest: Manifest) -> None:
     with pytest.raises(ArtifactError, match="not a finite error"):
-        dataclasses.replace(manifest, measured={"kl": float("nan")})
+        dataclasses.replace(manifest, measured={"a": {"kl": float("nan")}})
     record = dataclasses.replace(manifest.passes[0], fields={"scale": float("inf")})
     with pytest.raises(ArtifactError, match="cannot be written as JSON"):
         dataclasses.replace(manifest, passes=(record,)).to_json()
@@ -202,4 +204,4 @@ def test_the_shipped_schema_is_the_dataclasses(manifest: Manifest) -> None:
     assert described["required"] == sorted(written)
     assert described["additionalProperties"] is False
     assert described["$defs"]["PassRecord"]["required"] == sorted(written["passes"][0])
-    assert described["properties"]["schema_version"] == {"enum": [2]}
+    assert described["properties"]["schema_version"] == {"enum": [3]}

@@ -7,8 +7,16 @@ import json
 
 import pytest
 
+from llmc.compiler.artifact.loss import Loss
 from llmc.compiler.artifact.manifest import Manifest, PassRecord
-from llmc.compiler.artifact.reports import Check, CompileReport, OptimizeReport, PassOutcome, VerifyReport
+from llmc.compiler.artifact.reports import (
+    Check,
+    CompileReport,
+    GraphChecks,
+    OptimizeReport,
+    PassOutcome,
+    VerifyReport,
+)
 from llmc.compiler.base.json_record import encode
 
 NEAR_MISSES = (("layers.1/q_proj", "its bias is not constant"), ("layers.2/q_proj", "it has two readers"))
@@ -77,20 +85,48 @@ PASSED, FAILED = Check("largest logit error", 0.25, 0.5), Check("top-1 agreement
     ("checks", "passed"), [((PASSED,), True), ((PASSED, FAILED), False), ((FAILED, PASSED), False)]
 )
 def test_every_check_must_pass(checks: tuple[Check, ...], passed: bool) -> None:
-    assert VerifyReport(checks).passed is passed
-    assert VerifyReport(checks).to_json()["passed"] is passed
+    one = VerifyReport((GraphChecks("model.onnx", "ours", checks),))
+    each = VerifyReport(tuple(GraphChecks("model.onnx", "ours", (check,)) for check in checks))
+    for report in (one, each):
+        assert report.checks == checks
+        assert report.passed is report.to_json()["passed"] is passed
+
+
+def test_the_users_own_limit_must_pass_too() -> None:
+    sound = VerifyReport((GraphChecks("model.onnx", "ours", (PASSED,)),))
+    assert sound.passed
+    assert not dataclasses.replace(sound, most=FAILED).passed
+    assert dataclasses.replace(sound, most=PASSED).checks == (PASSED, PASSED)
 
 
 def test_the_json_of_a_verification() -> None:
-    assert VerifyReport((PASSED, FAILED), "its graph").to_json() == {
+    passed = {"name": "largest logit error", "measured": 0.25, "tolerance": 0.5, "at_most": True, "passed": True}
+    failed = {"name": "top-1 agreement", "measured": 0.5, "tolerance": 0.75, "at_most": False, "passed": False}
+    graphs = (
+        GraphChecks("model.onnx", "ONNX Runtime's", (PASSED, FAILED), "on the host"),
+        GraphChecks("engine.onnx", "", (), "no C compiler is installed"),
+    )
+    report = VerifyReport(graphs, Loss(0.3, 0.75, "model.onnx"), "--head int8 loses less", FAILED)
+    value = report.to_json()
+    assert json.loads(json.dumps(value)) == value
+    assert value == {
         "passed": False,
-        "checks": [
-            {"name": "largest logit error", "measured": 0.25, "tolerance": 0.5, "at_most": True, "passed": True},
-            {"name": "top-1 agreement", "measured": 0.5, "tolerance": 0.75, "at_most": False, "passed": False},
+        "loss": {"class": "heavy", "mean_kl": 0.3, "top1_agreement": 0.75, "graph": "model.onnx"},
+        "remedy": "--head int8 loses less",
+        "max_kl": failed,
+        "graphs": [
+            {
+                "graph": "model.onnx",
+                "operators": "ONNX Runtime's",
+                "checks": [passed, failed],
+                "remark": "on the host",
+            },
+            {"graph": "engine.onnx", "operators": "", "checks": [], "remark": "no C compiler is installed"},
         ],
-        "where": "its graph",
     }
-    assert VerifyReport((PASSED,)).to_json()["where"] is None
+    least = VerifyReport((GraphChecks("model.onnx", "ours", (PASSED,)),)).to_json()
+    assert (least["passed"], least["loss"], least["remedy"], least["max_kl"]) == (True, None, None, None)
+    assert least["graphs"][0]["remark"] is None
 
 
 def test_reports_have_the_shortfalls_of_all_passes(manifest: Manifest, outcomes: tuple[PassOutcome, ...]) -> None:
@@ -115,9 +151,15 @@ def test_the_json_of_optimize(manifest: Manifest, outcomes: tuple[PassOutcome, .
 
 
 def test_the_json_of_compile(manifest: Manifest, outcomes: tuple[PassOutcome, ...]) -> None:
-    report = CompileReport(manifest, outcomes, verification=VerifyReport((FAILED,)))
+    verification = VerifyReport((GraphChecks("model.onnx", "ours", (FAILED,)),))
+    report = CompileReport(manifest, outcomes, verification=verification)
     value = report.to_json()
-    assert value["verification"] == VerifyReport((FAILED,)).to_json()
+    assert value["verification"] == verification.to_json()
+    assert (
+        OptimizeReport(manifest, outcomes, verification=verification).to_json()["verification"]
+        == value["verification"]
+    )
+    assert OptimizeReport(manifest, outcomes).to_json()["verification"] is None
     assert (value["skipped_verification"], value["genai_refusal"], len(value["passes"])) == (None, None, 3)
     skipped = dataclasses.replace(report, verification=None, skipped="--verify off", genai_refusal="states").to_json()
     assert (skipped["verification"], skipped["skipped_verification"]) == (None, "--verify off")

@@ -314,3 +314,24 @@ def test_a_grid_is_kept_unless_blocks_are_asked_for(asked: dict[str, Any], kept:
     options = OptimizeOptions(precision="int4", **asked)
     assert options.keep_grid is kept
     assert dataclasses.replace(options).keep_grid is kept
+
+
+# --- a limit to what may be lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [-1e-9, float("nan"), float("inf")])
+def test_what_is_no_divergence(limit: float) -> None:
+    with pytest.raises(UsageError, match=r"--max-kl .* is no divergence; give a number of nats from 0 on"):
+        OptimizeOptions(max_kl=limit)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05, 3.0, None])
+def test_limits_to_what_may_be_lost(limit: float | None) -> None:
+    assert OptimizeOptions(max_kl=limit).max_kl == limit
+
+
+def test_a_limit_needs_a_comparison() -> None:
+    with pytest.raises(UsageError, match="--max-kl needs the comparison that --verify off leaves out"):
+        CompileOptions(ExportOptions(verify="off"), OptimizeOptions(max_kl=0.1))
+    CompileOptions(ExportOptions(verify="off"))
+    CompileOptions(ExportOptions(verify="auto"), OptimizeOptions(max_kl=0.0))

@@ -11,8 +11,16 @@ from unittest.mock import Mock, create_autospec
 import pytest
 from typer.testing import CliRunner, Result
 
+from llmc.compiler.artifact.loss import Loss
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.artifact.reports import Check, CompileReport, OptimizeReport, PassOutcome, VerifyReport
+from llmc.compiler.artifact.reports import (
+    Check,
+    CompileReport,
+    GraphChecks,
+    OptimizeReport,
+    PassOutcome,
+    VerifyReport,
+)
 from llmc.compiler.cli.app import app
 from llmc.compiler.driver import driver
 
@@ -67,13 +75,15 @@ def short_outcome(outcome: PassOutcome) -> PassOutcome:
 
 @pytest.fixture
 def verified() -> VerifyReport:
-    return VerifyReport((Check("largest logit error", 0.00025, 0.001), Check("mean KL divergence", 0.5, None)))
+    checks = (Check("largest logit error", 0.00025, 0.001), Check("mean KL divergence", 0.01, None))
+    return VerifyReport((GraphChecks("model.onnx", "ONNX Runtime's", checks),), Loss(0.01, 0.95, "model.onnx"))
 
 
 @pytest.fixture
 def not_verified() -> VerifyReport:
     checks = (Check("largest logit error", 0.25, 0.001), Check("top-1 agreement", 0.5, 0.9, at_most=False))
-    return VerifyReport(checks)
+    graphs = (GraphChecks("model.onnx", "ONNX Runtime's", checks),)
+    return VerifyReport(graphs, Loss(0.3, 0.5, "model.onnx"), "--head int8 loses less")
 
 
 @pytest.fixture

@@ -85,9 +85,11 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
         model.graph.name = passes
         return made.outcomes if passes == "target passes" else made.engine_outcomes
 
-    def measure_and_record(staging: Path, manifest: Manifest, progress: Any) -> tuple[Manifest, Any]:
+    def measure_and_record(
+        staging: Path, manifest: Manifest, progress: Any, max_kl: float | None = None
+    ) -> tuple[Manifest, Any]:
         assert open_artifact(staging).manifest == manifest, "what is measured is on the disk"
-        made.note("measure", manifest=manifest)
+        made.note("measure", manifest=manifest, max_kl=max_kl)
         return manifest, VerifyReport(())
 
     class Builder:

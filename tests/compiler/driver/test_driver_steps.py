@@ -11,7 +11,7 @@ import pytest
 from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import GOLDEN
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.artifact.reports import PassOutcome
+from llmc.compiler.artifact.reports import PassOutcome, VerifyReport
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
 from llmc.compiler.base.options import EngineOptions, OptimizeOptions
@@ -77,7 +77,7 @@ def test_a_graph_without_weights_goes_no_further(
 
 def test_what_optimize_records(source: Path, tmp_path: Path, helpers: Remembered, manifest: Manifest) -> None:
     """Of the portable graph's record, what the graph is made from and what its passes did."""
-    options = OptimizeOptions(precision="int8", cache="grow", logits="last", context=99)
+    options = OptimizeOptions(precision="int8", cache="grow", logits="last", context=99, max_kl=0.5)
     report = driver.optimize(source, tmp_path / "out", options)
     made = report.manifest
     assert made == open_artifact(tmp_path / "out").manifest
@@ -89,6 +89,7 @@ def test_what_optimize_records(source: Path, tmp_path: Path, helpers: Remembered
     assert (made.source, made.model) == (manifest.source, manifest.model)
     assert (report.outcomes, report.genai_refusal) == (tuple(helpers.outcomes), "it has states")
     assert helpers.calls == ["target_passes", "target passes", "measure"]
+    assert (helpers.given["measure"]["max_kl"], report.verification) == (0.5, VerifyReport(()))
 
 
 def test_the_passes_state_how_the_graph_is_called(source: Path, tmp_path: Path, helpers: Remembered) -> None:

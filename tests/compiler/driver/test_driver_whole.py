@@ -13,6 +13,7 @@ import pytest
 
 from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import GOLDEN, Golden
+from llmc.compiler.artifact.loss import Loss
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import VerifyReport
 from llmc.compiler.base.contract import Contract
@@ -20,7 +21,9 @@ from llmc.compiler.base.errors import ArtifactError, MissingDependencyError, Usa
 from llmc.compiler.base.options import CompileOptions, EngineOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NoProgress
 from llmc.compiler.driver import driver
+from llmc.compiler.driver.measured_artifact import MeasuredGraph
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1, Measured
+from llmc.runtimes.session.engine import GraphRun
 
 from .driver_fakes import WEIGHT_BYTES, Remembered, graph, install, make, outcome, portable
 
@@ -38,11 +41,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What measuring was given."""
     given: dict[str, Any] = {}
 
-    def measure(directory: Path, manifest: Manifest, golden: Golden, *, threads: int | None = None) -> Any:
+    def measure(
+        directory: Path, manifest: Manifest, golden: Golden, *, threads: int | None = None, progress: Any
+    ) -> Any:
         given.update(directory=directory, manifest=manifest, golden=golden, threads=threads)
-        return Measured(0.3, 0.2, 0.9), "its graph"
+        run = GraphRun("model.onnx", "ONNX Runtime's", None, "its graph")
+        return [MeasuredGraph(run, Measured(0.3, 0.2, 0.9))]
 
-    monkeypatch.setattr(driver, "measure_anywhere", measure)
+    monkeypatch.setattr(driver, "measure_graphs", measure)
     return given
 
 
@@ -50,15 +56,33 @@ def test_verify_measures_against_what_was_tolerated_when_it_was_made(
     tmp_path: Path, manifest: Manifest, measured: dict[str, Any]
 ) -> None:
     accepted = {LOGIT_ERROR: 0.25, TOP1: 0.8}
-    engine = make(tmp_path / "engine", replace(manifest, tolerances=accepted, measured={LOGIT_ERROR: 0.1, KL: 0.1}))
+    was = {"model.onnx": {LOGIT_ERROR: 0.1, KL: 0.1}}
+    engine = make(tmp_path / "engine", replace(manifest, tolerances={"model.onnx": accepted}, measured=was))
     report = driver.verify(engine, threads=3)
     assert [(check.name, check.tolerance, check.passed) for check in report.checks] == [
         (LOGIT_ERROR, 0.25, False),
         (KL, None, True),
         (TOP1, 0.8, True),
     ]
-    assert report.where == "its graph"
+    assert [(graph.graph, graph.operators, graph.remark) for graph in report.graphs] == [
+        ("model.onnx", "ONNX Runtime's", "its graph")
+    ]
+    assert (report.loss, report.most) == (Loss(0.2, 0.9, "model.onnx"), None)
     assert (measured["directory"], measured["threads"], measured["golden"].vocab_size) == (engine, 3, 64)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(0.2, True), (0.1, False)])
+def test_verify_takes_a_limit(
+    tmp_path: Path, manifest: Manifest, measured: dict[str, Any], limit: float, passed: bool
+) -> None:
+    engine = make(tmp_path / "engine", manifest)
+    report = driver.verify(engine, max_kl=limit)
+    assert report.most is not None
+    assert report.most.passed is report.passed is passed
+    measured.clear()
+    with pytest.raises(UsageError, match=r"--max-kl -0\.1 is no divergence"):
+        driver.verify(engine, max_kl=-0.1)
+    assert measured == {}
 
 
 def test_verify_looks_at_the_files_first(tmp_path: Path, manifest: Manifest, measured: dict[str, Any]) -> None:
@@ -110,7 +134,7 @@ def test_an_export_replaces_nothing_unasked(tmp_path: Path, helpers: Remembered,
 def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembered) -> None:
     helpers.engine_outcomes = [outcome("TakeLengths", lengths="inputs")]
     engine = EngineOptions()
-    options = CompileOptions(ExportOptions(), OptimizeOptions(precision="int8", context=99), 5, engine)
+    options = CompileOptions(ExportOptions(), OptimizeOptions(precision="int8", context=99, max_kl=0.25), 5, engine)
     report = driver.compile_model("model", tmp_path / "out", options)
     made = report.manifest
     assert made == open_artifact(tmp_path / "out").manifest
@@ -133,6 +157,7 @@ def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembere
     assert helpers.given["build"]["options"] is engine
     assert report.outcomes == tuple(helpers.outcomes)
     assert report.verification == VerifyReport(())
+    assert helpers.given["measure"]["max_kl"] == 0.25
     assert (report.skipped, report.genai_refusal) == ("the model needs 32 GiB", "it has states")
     assert {"config.json", "model.onnx.data", GOLDEN} <= set(made.files)
 

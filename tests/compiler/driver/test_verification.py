@@ -21,8 +21,9 @@ from llmc.compiler.driver.verification import (
     LOGIT_ERROR,
     TOP1,
     Measured,
+    checks,
+    limits,
     measure,
-    report,
     tolerances,
 )
 
@@ -347,8 +348,8 @@ def test_a_text_has_tolerances_of_its_own() -> None:
 
 
 def test_an_agreement_along_a_text_that_is_too_small_fails() -> None:
-    result = report(Measured(0, 0, 1, Measured(0.0, 0.0, 0.5)), {TOP1 + ALONG_TEXT: 0.6})
-    assert [check.name for check in result.checks if not check.passed] == [TOP1 + ALONG_TEXT]
+    result = checks(Measured(0, 0, 1, Measured(0.0, 0.0, 0.5)), {TOP1 + ALONG_TEXT: 0.6})
+    assert [check.name for check in result if not check.passed] == [TOP1 + ALONG_TEXT]
 
 
 ACCEPTED = {LOGIT_ERROR: 0.5, KL: 0.25, TOP1: 0.75}
@@ -365,18 +366,27 @@ ACCEPTED = {LOGIT_ERROR: 0.5, KL: 0.25, TOP1: 0.75}
     ],
 )
 def test_each_error_alone_fails(values: Measured, failed: list[str]) -> None:
-    result = report(values, ACCEPTED, "its graph")
-    assert [check.name for check in result.checks if not check.passed] == failed
-    assert result.where == "its graph"
-    assert all(math.isfinite(check.measured) for check in result.checks)
+    result = checks(values, ACCEPTED)
+    assert [check.name for check in result if not check.passed] == failed
+    assert all(math.isfinite(check.measured) for check in result)
 
 
 @pytest.mark.parametrize("accepted", [{}, {LOGIT_ERROR: 0.5, TOP1: 0.0}])
 def test_what_has_no_tolerance_is_only_reported(accepted: Mapping[str, float]) -> None:
-    made = report(Measured(0.4, 9.0, 0.0), accepted)
-    assert made.where == "", "the artifact itself"
-    checks = {check.name: check for check in made.checks}
-    assert (checks[KL].measured, checks[KL].tolerance, checks[KL].passed) == (9.0, None, True)
+    by_name = {check.name: check for check in checks(Measured(0.4, 9.0, 0.0), accepted)}
+    assert (by_name[KL].measured, by_name[KL].tolerance, by_name[KL].passed) == (9.0, None, True)
+
+
+def test_limits_of_a_graph_that_nobody_measured() -> None:
+    """Those of its precision, along prompts and text."""
+    assert limits("fp32") == {
+        LOGIT_ERROR: 1e-3,
+        TOP1: 1.0,
+        f"{LOGIT_ERROR}, long text": 1e-3,
+        f"{TOP1}, long text": 1.0,
+    }
+    assert limits("int4") == {KL: 1.0, f"{KL}, long text": 1.0}
+    assert limits("fp16") == {KL: 0.1, f"{KL}, long text": 0.1}
 
 
 def test_an_engine_whose_context_is_too_short_says_what_to_do(golden: Golden) -> None:

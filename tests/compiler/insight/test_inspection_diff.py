@@ -166,12 +166,14 @@ def test_a_graph_without_a_manifest_has_no_fields(manifest: Manifest) -> None:
 
 def test_fields_have_paths_and_lists_of_plain_values_are_one(manifest: Manifest) -> None:
     model = dataclasses.replace(manifest.model, sliding_windows=(None, 256, None))
-    other = dataclasses.replace(manifest, model=model, measured={}, tolerances={"logits_max_abs": 2e-3})
+    other = dataclasses.replace(
+        manifest, model=model, measured={}, tolerances={"engine.onnx": {"logits_max_abs": 2e-3}}
+    )
     assert compared(manifest, other) == {
         "model.sliding_windows": ([None, 512, None], [None, 256, None]),
-        "measured.logits_max_abs": (2.5e-4, None),
+        "measured.engine.onnx.logits_max_abs": (2.5e-4, None),
         "measured": (None, {}),
-        "tolerances.logits_max_abs": (1e-3, 2e-3),
+        "tolerances.engine.onnx.logits_max_abs": (1e-3, 2e-3),
     }
 
 

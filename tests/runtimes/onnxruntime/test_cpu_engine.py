@@ -127,6 +127,60 @@ def test_the_plain_graph_can_be_opened_whatever_was_built(
     assert options.intra_op_num_threads == session.info.threads == 2
 
 
+# --- each graph -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def each(inferences: list[tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Graphs that run, as (file, operators, whether there is a session, remark)."""
+
+    def run(details: dict[str, Any] | None) -> list[tuple[str, str, bool, str]]:
+        made = manifest(details=details)
+        monkeypatch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
+        runs = OnnxRuntimeCpu().open_each(Path("engine"), threads=2)
+        return [(item.graph, item.operators, item.session is not None, item.remark) for item in runs]
+
+    return run
+
+
+def test_a_graph_without_an_engine_runs_alone(each: Any) -> None:
+    assert each(None) == each({}) == [("model.onnx", "ONNX Runtime's", True, "")]
+
+
+def test_both_graphs_run_that_of_the_engine_first(each: Any, inferences: list[tuple[Path, Any]]) -> None:
+    assert each({"onnxruntime": onnxruntime.__version__}) == [
+        ("engine.onnx", "ONNX Runtime's", True, ""),
+        ("model.onnx", "ONNX Runtime's", True, ""),
+    ]
+    assert [graph for graph, _ in inferences] == [Path("engine/engine.onnx"), Path("engine/model.onnx")]
+    levels = [options.graph_optimization_level for _, options in inferences]
+    assert levels == [Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_ALL]
+
+
+def test_a_graph_that_does_not_run_here_says_why(each: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise KernelsUnavailable("no C compiler is installed")
+
+    monkeypatch.setattr(onnxruntime_engine, "kernel_library", none)
+    plain = ("model.onnx", "ONNX Runtime's", True, "")
+    said = "running without llmc's CPU kernels, slower: no C compiler is installed"
+    assert each({"kernels": "llmc.cpu"}) == [("engine.onnx", "", False, said), plain]
+    said = f"built by onnxruntime 1.0, opened by {onnxruntime.__version__}: optimizing again"
+    assert each({"onnxruntime": "1.0"}) == [("engine.onnx", "", False, said), plain]
+
+
+def test_only_one_graph_is_open_at_a_time(each: Any, inferences: list[tuple[Path, Any]]) -> None:
+    """A large model may fit once."""
+    made = manifest(details={"onnxruntime": onnxruntime.__version__})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
+        runs = OnnxRuntimeCpu().open_each(Path("engine"), threads=2)
+        next(runs)
+        assert len(inferences) == 1
+        next(runs)
+        assert len(inferences) == 2
+
+
 # --- options --------------------------------------------------------------------------------------------------------
 
 

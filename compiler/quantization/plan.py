@@ -179,8 +179,8 @@ def value_stands_alone(plan: Plan) -> bool:
 
 
 def largest_kl(precision: str) -> float:
-    """Divergence, in nats, beyond which weights of a precision no longer say what the model says."""
+    """Divergence, in nats, beyond which an artifact is taken for broken; what is much but no fault is said in words."""
     names = [table[precision].linear[0] for table in MEANINGS.values() if precision in table]
     names += [RECIPES[precision]["linear"]] if precision in RECIPES else []
     schemes = [scheme for name in names if (scheme := placement_of(name).scheme) is not None]
-    return 1.0 if any(scheme.bits <= 5 and scheme.storage.is_integer() for scheme in schemes) else 0.1
+    return 2.0 if any(scheme.bits <= 5 and scheme.storage.is_integer() for scheme in schemes) else 0.1

@@ -326,8 +326,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Refuses:
 
     monkeypatch.setattr(measured_artifact, "measure", fail)
     monkeypatch.setattr(onnxruntime_cuda_engine, "open_on_host", lambda _: session)
-    for engine in (OnnxRuntimeCpu, onnxruntime_cuda_engine.OnnxRuntimeCuda):
-        monkeypatch.setattr(engine, "open", lambda *_, **__: session)
+    monkeypatch.setattr(OnnxRuntimeCpu, "_open", lambda *_: (session, "ONNX Runtime's"))
+    monkeypatch.setattr(onnxruntime_cuda_engine.OnnxRuntimeCuda, "open", lambda *_, **__: session)
     return session
 
 

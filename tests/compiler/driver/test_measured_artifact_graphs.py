@@ -44,7 +44,7 @@ def test_each_graph_has_tolerances_of_its_own(machine: Machine, manifest: Manife
     assert failed == [("engine.onnx", LOGIT_ERROR), ("engine.onnx", KL)]
 
 
-@pytest.mark.parametrize(("kl", "passed"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize(("kl", "passed"), [(1.9, True), (2.1, False)])
 def test_a_graph_that_did_not_run_when_it_was_made_has_the_limits_of_its_precision(
     machine: Machine, manifest: Manifest, kl: float, passed: bool
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_graph_that_did_not_run_when_it_was_made_has_the_limits_of_its_precisi
     assert (result.graphs[0].checks, result.passed) == ((), True)
     machine.kernels, machine.by_graph = "", {"engine.onnx": Measured(50.0, kl, 0.2)}
     own = verified(machine, made).graphs[0]
-    assert [check.tolerance for check in own.checks] == [None, 1.0, None]
+    assert [check.tolerance for check in own.checks] == [None, 2.0, None]
     assert all(check.passed for check in own.checks) is passed
 
 

@@ -61,7 +61,7 @@ class Machine:
         self.closed += 1
 
     def open(self, name: str) -> Callable[..., Machine]:
-        def opening(directory: Path, *, threads: int | None = None) -> Machine:
+        def opening(directory: Path, *, threads: int | None = None, every: bool = False) -> Machine:
             refusal = {"itself": self.refusal, "graph": self.graph_refusal}.get(name)
             if refusal is not None:
                 raise refusal

@@ -33,6 +33,8 @@ from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ...end_to_end.tiny import save_model
 
+FLOAT8 = {"accuracy_level": 0, "kept_zeros": []}
+"""Fields of the pass that quantizes: there is no grid to keep."""
 NO_WEIGHTS = ExportOptions(weights="none", verify="off")
 KV_HEADS, DIM, LAYERS = 2, 16, 2
 needs_operators = pytest.mark.skipif(
@@ -97,10 +99,10 @@ def test_a_plan_for_floats(portable: Path) -> None:
     [
         ({"precision": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
         ({"precision": "int4", "activations": "bf16"}, {"ConvertFloat": {"to": "bf16", "wide_residual": False}}),
-        ({"precision": "fp8"}, {"QuantizeWeights": {"plan": {"linear": "fp8@128"}, "accuracy_level": 0}}),
+        ({"precision": "fp8"}, {"QuantizeWeights": {"plan": {"linear": "fp8@128"}, **FLOAT8}}),
         (
             {"precision": "fp8", "block_size": 32},
-            {"QuantizeWeights": {"plan": {"linear": "fp8@32"}, "accuracy_level": 0}},
+            {"QuantizeWeights": {"plan": {"linear": "fp8@32"}, **FLOAT8}},
         ),
         ({"cache_precision": "int8"}, {"QuantizeCache": {"kind": "int8"}}),
         ({"cache_precision": "fp8"}, {"QuantizeCache": {"kind": "fp8"}}),
@@ -120,7 +122,8 @@ def test_a_plan_for_integers(portable: Path, precision: Any) -> None:
     passes = planned(portable, cuda(precision=precision))
     fields = passes["QuantizeWeights"]
     kinds = {"linear": precision, "head": "int8", "embedding": "int8", "experts": precision}
-    assert fields == {"plan": {kind: f"{name}@32" for kind, name in kinds.items()}, "accuracy_level": 0}
+    plan = {kind: f"{name}@32" for kind, name in kinds.items()}
+    assert fields == {"plan": plan, "accuracy_level": 0, "kept_zeros": ["none", "integer"]}
     fields = planned(portable, cuda(precision=precision, symmetric=False))["QuantizeWeights"]
     assert fields["plan"] == {kind: f"{name}-zero@32" for kind, name in kinds.items()}
     assert "PackGateUp" not in passes

@@ -66,6 +66,8 @@ class GraphRequest:
         pack_gate_up: On CUDA, gate and up projections as one product and a Split. Measured on an H100: one product
             reads its weights faster than two in floats, two MatMulNBits are faster than one and the Split.
         gated_silu: The CUDA provider has GatedRMSNorm.
+        qk_norm: The CUDA provider's attention normalizes queries and keys; where the graph is to run on the CPU
+            provider, attention that does so keeps its body.
         query_seqlens: The provider's GroupQueryAttention takes chunks whose rows differ in length.
         expert_kernels: The provider has the operators for experts as they were measured.
         check: Names what the CUDA provider does not run.
@@ -80,6 +82,7 @@ class GraphRequest:
     value_apart: bool = False
     pack_gate_up: bool = True
     gated_silu: bool = True
+    qk_norm: bool = True
     query_seqlens: bool = True
     expert_kernels: bool = True
     check: CheckCudaKernels = field(default_factory=CheckCudaKernels)
@@ -130,7 +133,7 @@ def cuda_passes(request: GraphRequest) -> list[GraphPass]:
         passes.append(FuseGatedSilu())
     passes += [
         FuseSkipNorm(),
-        *_lowering(request, qk_norm=True),
+        *_lowering(request, qk_norm=request.qk_norm),
         ConvertFloat(request.activations),
         *_cache_io(request.cache),
     ]

@@ -27,6 +27,7 @@ Zero = Literal["none", "integer", "offset"]
 ZeroPoints = Literal["auto", Zero]
 Cache = Literal["auto", CacheKind]
 Verify = Literal["auto", "on", "off"]
+Effort = Literal["auto", "round", "fast", "normal", "best"]
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
@@ -116,6 +117,15 @@ class OptimizeOptions:
         "that nothing is lost. Default: yes, unless blocks, zero points or layout are asked for.",
         "--keep-grid/--no-keep-grid",
     )
+    effort: Effort = option(
+        "auto",
+        "How long to choose quantized weights: rounded to nearest (round), each block on the grid that errs least "
+        "(fast), layer by layer on a calibration text (normal), on more of it (best). auto: normal for a model of up "
+        "to 600 million weights that comes with a tokenizer, fast for others.",
+    )
+    calibration: Path | None = option(
+        None, "Text to calibrate on, UTF-8 or JSON lines. Default: one that comes with llmc.", metavar="FILE"
+    )
     installed_runtime: bool = option(
         False,
         "Make the graph for the ONNX Runtime that is installed here, which may be older than the release that llmc "
@@ -155,6 +165,8 @@ class OptimizeOptions:
             raise UsageError(f"{flag} contradicts --zero-points {self.zero_points}; give one of them")
         if self.precision in get_args(Activations):
             object.__setattr__(self, "activations", self.precision)
+        if self.calibration is not None and self.effort in {"round", "fast"}:
+            raise UsageError(f"--calibration has no use with --effort {self.effort}; give --effort normal or best")
         if self.cache_precision not in {"auto", *target.cache_precisions}:
             others = " and ".join(row.name for row in TARGETS if self.cache_precision in row.cache_precisions)
             raise UsageError(f"--kv-precision is for --target {others}; {self.target} keeps the cache as it computes")

@@ -34,12 +34,13 @@ from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from llmc.compiler.driver.capabilities import find_capabilities
+from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
+from llmc.compiler.driver.chosen_numbers import chosen_numbers
 from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.kept_ledger import keeping_ledger
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_graphs, report
-from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.compiler.driver.target_passes import Numbers, engine_passes, max_context, target_passes
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.ledger.ledger import Ledger
@@ -111,9 +112,13 @@ def optimize(
     portable = _open_input(directory, "portable", "optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
         model = ir.load(directory / GRAPH)
-        with keeping_ledger(staging, output, portable, load_golden(directory), wanted=verify) as ledger:
-            outcomes = _optimize(model, portable.model, options, directory, progress, ledger)
-        _write(model, staging, progress)
+        capabilities = find_capabilities(installed=options.installed_runtime)
+        with chosen_numbers(model, portable, options, capabilities, directory, progress) as numbers:
+            with keeping_ledger(staging, output, portable, load_golden(directory), wanted=verify) as ledger:
+                outcomes = _optimize(
+                    model, portable.model, options, capabilities, numbers, directory, progress, ledger
+                )
+            _write(model, staging, progress)
         _copy_assets(directory, staging)
         target = _target_manifest(portable, model, options, outcomes)
         refused = write_genai_config(staging, target)
@@ -176,9 +181,14 @@ def compile_model(
         captured = capture_model(checkpoint, exporting, progress)
         checkpoint.write_assets(staging)
         skipped = write_golden(captured, staging, exporting, progress)
-        outcomes = _optimize(captured.model, captured.manifest.model, options.optimize, staging, progress)
-        _write(captured.model, staging, progress, weights=exporting.weights)
-        target = _target_manifest(captured.manifest, captured.model, options.optimize, outcomes)
+        graph, portable, optimizing = captured.model, captured.manifest, options.optimize
+        capabilities = find_capabilities(installed=optimizing.installed_runtime)
+        with chosen_numbers(
+            graph, portable, optimizing, capabilities, staging, progress, weights=exporting.weights
+        ) as numbers:
+            outcomes = _optimize(graph, portable.model, optimizing, capabilities, numbers, staging, progress)
+            _write(graph, staging, progress, weights=exporting.weights)
+        target = _target_manifest(portable, graph, optimizing, outcomes)
         refused = write_genai_config(staging, target)
         manifest = _build(staging, target, options.engine, options.threads, progress)
         manifest, verification = measure_and_record(staging, manifest, progress, options.optimize.max_kl)
@@ -230,13 +240,14 @@ def _optimize(
     model: ir.Model,
     geometry: ModelGeometry,
     options: OptimizeOptions,
+    capabilities: Capabilities,
+    numbers: Numbers,
     directory: Path,
     progress: Progress,
     ledger: Ledger | None = None,
 ) -> list[PassOutcome]:
     """Run the target's passes; ``directory`` may hold golden data, whose ranges of keys and values are used."""
-    capabilities = find_capabilities(installed=options.installed_runtime)
-    passes = target_passes(geometry, options, capabilities, load_golden(directory))
+    passes = target_passes(geometry, options, capabilities, load_golden(directory), numbers)
     outcomes = run_passes(model, passes, dump=options.dump, observer=ledger, progress=progress)
     shortfalls = [sentence for outcome in outcomes for sentence in outcome.shortfalls]
     if options.strict and shortfalls:

@@ -5,6 +5,10 @@ In: options, the model's geometry, golden data where there are some. Out: passes
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
 from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import UsageError
@@ -13,6 +17,8 @@ from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.quantization.plan import kept_zeros, make_plan, value_stands_alone
+from llmc.compiler.quantization.solver import Solver
+from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.graph_pass import GraphPass
 from llmc.passes.pipeline import (
@@ -31,8 +37,27 @@ KERNEL_PRECISIONS = ("int4", "int5", "int6", "int8")
 """Weights in blocks of integers: llmc has CPU operators of its own for them, and a GPU reads them faster unpacked."""
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """How the numbers of quantized weights are chosen.
+
+    Attributes:
+        solver: Of all sites …
+        solvers: … but those named here.
+        chosen_by: In words, for the manifest.
+    """
+
+    solver: Solver = field(default_factory=RoundToNearest)
+    solvers: Mapping[str, Solver] = field(default_factory=dict)
+    chosen_by: str = "rounding"
+
+
 def target_passes(
-    geometry: ModelGeometry, options: OptimizeOptions, capabilities: Capabilities, golden: Golden | None = None
+    geometry: ModelGeometry,
+    options: OptimizeOptions,
+    capabilities: Capabilities,
+    golden: Golden | None = None,
+    numbers: Numbers | None = None,
 ) -> list[GraphPass]:
     """Passes from a portable graph to the target's.
 
@@ -41,18 +66,43 @@ def target_passes(
         options: What was asked for.
         capabilities: Of the runtime that the graph is for.
         golden: Brings the ranges of an int8 cache.
+        numbers: How quantized weights are chosen; None: by rounding.
 
     Raises:
         UsageError: the context is longer than the model's.
     """
+    request = _request(geometry, options, capabilities, golden, numbers or Numbers())
+    return _family_passes(options, request)
+
+
+def float_passes(geometry: ModelGeometry, options: OptimizeOptions, capabilities: Capabilities) -> list[GraphPass]:
+    """Passes from a portable graph to the target's before its weights are quantized, as calibration runs it.
+
+    Its sites are those of the target's own graph, by the same names. It computes in float32, gives the logits of all
+    tokens, its cache grows, and ONNX Runtime's CPU provider runs it.
+    """
+    request = _request(geometry, options, capabilities, None, Numbers())
+    request = replace(request, activations="fp32", cache="grow", logits="all", quantized_cache=None)
+    request = replace(request, qk_norm=False, gated_silu=False)
+    passes = _family_passes(options, request)
+    return list(itertools.takewhile(lambda item: not isinstance(item, QuantizeWeights), passes))
+
+
+def _request(
+    geometry: ModelGeometry,
+    options: OptimizeOptions,
+    capabilities: Capabilities,
+    golden: Golden | None,
+    numbers: Numbers,
+) -> GraphRequest:
     row = get_target(options.target)
     on_cpu = row.family == "ort-cpu"
-    request = GraphRequest(
+    return GraphRequest(
         max_positions=max_context(geometry, options),
         activations=options.activations if row.device == "gpu" else "fp32",
         cache=options.cache_io,
         logits=options.logits,
-        quantization=_quantization(options),
+        quantization=_quantization(options, numbers),
         quantized_cache=_quantized_cache(options, golden),
         value_apart=value_stands_alone(make_plan(options)),
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
@@ -61,7 +111,10 @@ def target_passes(
         expert_kernels=not on_cpu or capabilities.expert_kernels,
         check=CheckCudaKernels(capabilities.cuda_kernels, capabilities.cuda_unknown),
     )
-    match row.family:
+
+
+def _family_passes(options: OptimizeOptions, request: GraphRequest) -> list[GraphPass]:
+    match get_target(options.target).family:
         case "ort-cpu":
             return cpu_passes(request)
         case "ort-cuda":
@@ -76,9 +129,12 @@ def _quantized_cache(options: OptimizeOptions, golden: Golden | None) -> Quantiz
     return QuantizeCache.from_ranges(options.cache_precision, None if golden is None else golden.cache_ranges)
 
 
-def _quantization(options: OptimizeOptions) -> QuantizeWeights | None:
+def _quantization(options: OptimizeOptions, numbers: Numbers) -> QuantizeWeights | None:
+    if not (plan := make_plan(options)):
+        return None
     accuracy_level = 4 if get_target(options.target).family == "ort-cpu" else 0
-    return QuantizeWeights(plan, accuracy_level, kept_zeros(options)) if (plan := make_plan(options)) else None
+    kept = kept_zeros(options)
+    return QuantizeWeights(plan, accuracy_level, kept, numbers.chosen_by, numbers.solver, numbers.solvers)
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:

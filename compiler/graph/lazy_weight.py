@@ -11,6 +11,7 @@ memory for a few rows, not for a tensor, and the writer streams the same way.
 from __future__ import annotations
 
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -108,11 +109,12 @@ class TensorWeight(LazyWeight):
     def __init__(self, tensor: ir.TensorProtocol, dtype: ir.DataType, *, transposed: bool) -> None:
         shape = [int(d) for d in tensor.shape.numpy()]
         super().__init__(shape[::-1] if transposed else shape, dtype, transposed=transposed)
-        self.tensor = tensor
+        self.tensor, self._opening = tensor, threading.Lock()
 
     def rows(self, start: int, stop: int) -> Array:
         """A slice of the tensor; columns of it when it is transposed."""
-        whole = self.tensor.numpy()
+        with self._opening:  # An external tensor maps its file when it is first asked, which two threads may not do.
+            whole = self.tensor.numpy()
         part = whole[:, start:stop].T if self.transposed else (whole[start:stop] if whole.ndim else whole)
         return np.asarray(part, numpy_dtype(self.dtype), order="C")
 

@@ -19,6 +19,7 @@ from llmc.compiler.base.ordered_map import ordered_map
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import Array, LazyWeight, numpy_dtype
 from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solved_store import Stored
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics, pack
 
 Made = TypeVar("Made")
@@ -51,12 +52,20 @@ class QuantizedWeight:
         A few threads read, solve and compute ``function`` ahead; what comes out, and in which order, is the same for
         any number of them. A matrix that is solved whole has memory and processors for itself.
         """
+        if isinstance(self.solver, Stored):
+            return self._known(self.solver, start, stop, function)
         whole = self.solver.needs_layer(self.scheme)
 
         def work(read: Callable[[], Array]) -> Made:
             return function(self.solver.solve(read(), self.seen, self.scheme))
 
         return ordered_map(work, row_reads(self.base, start, stop, whole=whole), 1 if whole else None)
+
+    def _known(self, stored: Stored, start: int, stop: int, function: Callable[[Solved], Made]) -> Iterator[Made]:
+        """The same of numbers that are on the disk: the base is not read."""
+        few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // self.base.stored_shape[-1])
+        ranges = ((low, min(low + few, stop)) for low in range(start, stop, few))
+        return ordered_map(lambda rows: function(stored.read(*rows)), ranges)
 
 
 def row_reads(weight: LazyWeight, start: int, stop: int, *, whole: bool = False) -> Iterator[Callable[[], Array]]:

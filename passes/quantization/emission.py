@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.quantized_weight import QuantizedWeight
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solver
 from llmc.compiler.quantization.solvers.round import RoundToNearest
@@ -29,7 +30,8 @@ class Emission:
         graph: Gets what emitters make.
         plan: Says which site is stored how.
         accuracy_level: Of the runtime's operators.
-        solver: Chooses numbers.
+        solver: Chooses numbers …
+        solvers: … where none is named here for a site.
         first: Nodes that go before everything else, in the end.
         functions: Bodies of operators that were called.
     """
@@ -38,6 +40,7 @@ class Emission:
     plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 0
     solver: Solver = field(default_factory=RoundToNearest)
+    solvers: Mapping[str, Solver] = field(default_factory=dict)
     first: list[ir.Node] = field(default_factory=list)
     functions: dict[ir.OperatorIdentifier, ir.Function] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -49,6 +52,10 @@ class Emission:
             self._known[key] = make()
         value: T = self._known[key]
         return value
+
+    def quantized(self, name: str, weight: LazyWeight, scheme: Scheme) -> QuantizedWeight:
+        """A site's weight, in the numbers that its solver chooses; ``name``: the site's."""
+        return QuantizedWeight(weight, scheme, self.solvers.get(name, self.solver))
 
     def replace_product(self, node: ir.Node, make: Callable[[ir.Value | None], Sequence[ir.Node]]) -> None:
         """Put what ``make`` makes of the bias, the last of which gives the result, where product and bias were."""

@@ -53,7 +53,7 @@ def emit_dequantized_product(emission: Emission, site: Site, scheme: Scheme) -> 
     product = ir.node("MatMul", [node.inputs[0], turned], name=node.name)
     product.outputs[0].shape = output.shape
     copy_dtype(output, product.outputs[0])
-    solved = QuantizedWeight(weight, scheme, emission.solver)
+    solved = emission.quantized(name, weight, scheme)
     # Of means and not of sums: 32 large activations may add up to more than float16 holds.
     shape, by_mean = (rows, features // block), lambda rows: rows.zero_points() * block
     lazy = QuantizedPart(solved, "offsets", shape, weight.dtype, by_mean, transposed=True)
@@ -69,7 +69,7 @@ def _upright(emission: Emission, name: str, weight: LazyWeight, scheme: Scheme) 
     opsets[""] = max(23 if scheme.storage == _FLOAT4 else 21, opsets.get("", 0))
     spelled_out = scheme.zero == "offset" or scheme.blocks(weight.stored_shape[1]) % 2
     make = _with_zero_points if scheme.storage == _UINT4 and spelled_out else _dequantized
-    solved = QuantizedWeight(weight, scheme, emission.solver)
+    solved = emission.quantized(name, weight, scheme)
     return emission.once(weight, (scheme,), lambda: make(emission, name, solved))
 
 

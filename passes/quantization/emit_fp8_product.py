@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators.microsoft import MATMUL_FP8
-from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.passes.graph.graph_query import add_initializer
 from llmc.passes.quantization.emission import Emission
@@ -20,7 +20,7 @@ def emit_fp8_product(emission: Emission, site: Site, scheme: Scheme) -> None:
     node, (name, weight) = site.node, site.weights[0]
     rows, features = weight.stored_shape
     require_blocks(features, scheme.block)
-    solved, shape = QuantizedWeight(weight, scheme, emission.solver), (rows, scheme.blocks(features))
+    solved, shape = emission.quantized(name, weight, scheme), (rows, scheme.blocks(features))
     numbers = add_initializer(emission.graph, f"{name}.fp8", solved.numbers())
     lazy = QuantizedPart(solved, "scales", shape, ir.DataType.FLOAT, lambda rows: rows.scales)
     scales = add_initializer(emission.graph, f"{name}.fp8_scales", lazy)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators.microsoft import GATHER_QUANTIZED, MATMUL_NBITS
-from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import pack
 from llmc.passes.graph.graph_query import add_initializer, replace_node
@@ -63,12 +63,12 @@ def packed_parts(
 
     Args:
         emission: Of the graph.
-        stem: Begins their names.
+        stem: The site's name, with which theirs begin.
         weight: [out, in], or a stack of such matrices.
         scheme: Of the form ``nbits``.
         packed_shape: How the operator sees the bytes of the integers.
     """
-    solved, bits = QuantizedWeight(weight, scheme, emission.solver), scheme.bits
+    solved, bits = emission.quantized(stem, weight, scheme), scheme.bits
     *heights, features = weight.stored_shape
     shape, uint8, dtype = (*heights, scheme.blocks(features)), ir.DataType.UINT8, weight.dtype
     parts = [

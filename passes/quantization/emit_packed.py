@@ -14,7 +14,7 @@ import onnx_ir as ir
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators import nbits, nbits_runtime
 from llmc.compiler.graph.operators.signature import Signature
-from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
+from llmc.compiler.graph.quantized_weight import QuantizedPart
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved, high_plane, low_bits, low_plane
 from llmc.passes.graph.graph_query import add_initializer, replace_node
@@ -63,11 +63,11 @@ def packed_parts(emission: Emission, stem: str, weight: LazyWeight, scheme: Sche
 
     Args:
         emission: Of the graph.
-        stem: Begins their names.
+        stem: The site's name, with which theirs begin.
         weight: [out, in].
         scheme: Of the form ``packed``.
     """
-    solved, (rows, features) = QuantizedWeight(weight, scheme, emission.solver), weight.stored_shape
+    solved, (rows, features) = emission.quantized(stem, weight, scheme), weight.stored_shape
     bits, low, blocks = scheme.bits, low_bits(scheme.bits), scheme.blocks(features)
     size, uint8 = scheme.block or features, ir.DataType.UINT8
     parts = [

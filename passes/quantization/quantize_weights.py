@@ -17,13 +17,16 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.json_record import LEFT_OUT
 from llmc.compiler.base.options import Zero
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.weight_grid import weight_grid
 from llmc.compiler.quantization.grid import Grid
 from llmc.compiler.quantization.plan import placement_of
 from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Solver
 from llmc.compiler.quantization.solvers.exact_grid import ExactGrid
+from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.graph_pass import Fact, GraphPass, Loss, NearMiss, Order, Tally
 from llmc.passes.quantization.emission import Emission, Emitter
 from llmc.passes.quantization.emit_dequantize_linear import emit_dequantized_product, emit_dequantized_table
@@ -58,11 +61,17 @@ class QuantizeWeights(GraphPass):
             to the runtime.
         kept_zeros: What blocks may have beside a scale where weights are kept on their grid; none: no grid is looked
             for.
+        chosen_by: How the numbers are chosen, in words.
+        solver: Chooses the numbers of all sites …
+        solvers: … but those that are named here, whose numbers are known.
     """
 
     plan: Mapping[str, str] = field(default_factory=dict)
     accuracy_level: int = 4
     kept_zeros: tuple[Zero, ...] = ()
+    chosen_by: str = "rounding"
+    solver: Solver = field(default_factory=RoundToNearest, metadata=LEFT_OUT)
+    solvers: Mapping[str, Solver] = field(default_factory=dict, metadata=LEFT_OUT)
 
     loss = Loss.NUMBERS
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
@@ -81,7 +90,7 @@ class QuantizeWeights(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
-        emission = Emission(model.graph, self.plan, self.accuracy_level)
+        emission = Emission(model.graph, self.plan, self.accuracy_level, self.solver, self.solvers)
         kept = dict[Scheme, int]()
 
         def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
@@ -98,7 +107,7 @@ class QuantizeWeights(GraphPass):
                     raise NearMiss("it does not look up rows")
                 exact = kept_scheme(site, scheme, self.kept_zeros, grid_of)
                 emit = _emitter(site.kind, exact or scheme)
-                emit(replace(emission, solver=ExactGrid()) if exact else emission, site, exact or scheme)
+                emit(replace(emission, solver=ExactGrid(), solvers={}) if exact else emission, site, exact or scheme)
                 tally.count(site.kind)
                 if exact is not None:
                     kept[exact] = kept.get(exact, 0) + 1

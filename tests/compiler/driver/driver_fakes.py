@@ -73,7 +73,9 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     """Put helpers that only remember into the driver."""
     made = Remembered()
 
-    def target_passes(geometry: Any, options: Any, capabilities: Any, golden: Golden | None = None) -> str:
+    def target_passes(
+        geometry: Any, options: Any, capabilities: Any, golden: Golden | None = None, numbers: Any = None
+    ) -> str:
         made.note("target_passes", options=options, golden=golden)
         return "target passes"
 

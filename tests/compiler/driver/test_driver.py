@@ -33,7 +33,7 @@ from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ...end_to_end.tiny import save_model
 
-FLOAT8 = {"accuracy_level": 0, "kept_zeros": []}
+FLOAT8 = {"chosen_by": "rounding", "accuracy_level": 0, "kept_zeros": []}
 """Fields of the pass that quantizes: there is no grid to keep."""
 NO_WEIGHTS = ExportOptions(weights="none", verify="off")
 KV_HEADS, DIM, LAYERS = 2, 16, 2
@@ -82,6 +82,9 @@ def planned(portable: Path, options: OptimizeOptions) -> dict[str, dict[str, Any
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
+ROUNDED = {"accuracy_level": 0, "chosen_by": "rounding"}
+
+
 def test_a_plan_for_floats(portable: Path) -> None:
     passes = planned(portable, cuda())
     order = list(passes)
@@ -122,8 +125,8 @@ def test_a_plan_for_integers(portable: Path, precision: Any) -> None:
     passes = planned(portable, cuda(precision=precision))
     fields = passes["QuantizeWeights"]
     kinds = {"linear": precision, "head": "int8", "embedding": "int8", "experts": precision}
-    plan = {kind: f"{name}@32" for kind, name in kinds.items()}
-    assert fields == {"plan": plan, "accuracy_level": 0, "kept_zeros": ["none", "integer"]}
+    names = {kind: f"{name}@32" for kind, name in kinds.items()}
+    assert fields == {"plan": names, **ROUNDED, "kept_zeros": ["none", "integer"]}
     fields = planned(portable, cuda(precision=precision, symmetric=False))["QuantizeWeights"]
     assert fields["plan"] == {kind: f"{name}-zero@32" for kind, name in kinds.items()}
     assert "PackGateUp" not in passes

@@ -1,0 +1,55 @@
+"""Second moments of a layer's inputs, summed over a text.
+
+In: activations, some windows at a time, in a fixed order. Out: the sum of xᵀx, [k, k] float64. Products are float32
+over the windows of one call, and sums of them float64. The matrix is made in pieces of fixed size, each by one
+thread, so that it does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PIECES = 8
+"""Columns are summed in this many pieces, or more where a piece would be wider than :data:`WIDEST`."""
+WIDEST = 1024
+
+
+class Pool(Protocol):
+    """Threads that work side by side."""
+
+    def map(self, function: Callable[[int], None], items: Iterable[int]) -> Iterable[None]:
+        """As :class:`concurrent.futures.ThreadPoolExecutor` has it."""
+
+
+class Moments:
+    """The sum of fᵀx; f is x where nothing else is said."""
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.total = torch.zeros((features, features), dtype=torch.float64, device=device)
+        step = max(1, min(WIDEST, -(-features // PIECES)))
+        self._starts = list(range(0, features, step))
+        self._step = step
+
+    def add(self, x: Tensor, pool: Pool, other: Tensor | None = None) -> None:
+        """Add activations x [tokens, features] float32; ``other``: f, of the same shape."""
+
+        def piece(start: int) -> None:
+            stop = min(start + self._step, x.shape[1])
+            # One half of a symmetric matrix is enough.
+            first = start if other is None else 0
+            left = x[:, first:] if other is None else other
+            self.total[first:, start:stop] += left.T @ x[:, start:stop]
+
+        for _ in pool.map(piece, self._starts):
+            pass
+
+    def of_itself(self) -> Tensor:
+        """The sum of xᵀx: the half that was made, and its mirror."""
+        for start in self._starts:
+            stop = min(start + self._step, len(self.total))
+            self.total[start:stop, stop:] = self.total[stop:, start:stop].T
+        return self.total

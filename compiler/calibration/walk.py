@@ -1,0 +1,262 @@
+"""A model walks over a text, and each layer is solved for what it then reads.
+
+In: the float graph of a target, cut into steps; windows of tokens; which sites get which scheme. Out: solved numbers
+of each site, in a store on disk.
+
+    for each step:   what its group reads, of all windows  ─▶  second moments  ─▶  the group's sites are solved
+                     of each window: what is kept  ─▶  products with the solved weights  ─▶  nodes  ─▶  what is kept
+
+So every node runs once, and a layer is solved for inputs that come from layers in small numbers. With ``match_float``
+the same goes on beside it with float weights, and a layer is solved for what the float model makes of its own inputs.
+
+What is in memory is a step's weights, its moments, and a few windows. Steps that are done stay done: a journal beside
+the spool says which. Windows and rows are shared out to threads in pieces of fixed size, each computed by one thread,
+so the numbers do not depend on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.compiler.calibration.activations import rounded_activations
+from llmc.compiler.calibration.inputs import graph_inputs
+from llmc.compiler.calibration.journal import Journal
+from llmc.compiler.calibration.moments import Moments
+from llmc.compiler.calibration.segment import Segment
+from llmc.compiler.calibration.spool import Spool
+from llmc.compiler.calibration.steps import Group, Step
+from llmc.compiler.graph.lazy_weight import Array
+from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solved_store import SolvedStore, Stored
+from llmc.compiler.quantization.solver import Solved, Solver
+from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
+from llmc.passes.quantization.sites import Site
+
+ROWS = 1024
+"""Rows of a weight that are solved at once, by one thread."""
+TOGETHER = 8
+"""Windows whose activations are summed at once."""
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """How a site is stored.
+
+    Attributes:
+        scheme: None: its floats are kept.
+        solver: Of sites that are not calibrated, row by row.
+        calibrated: It is solved for what it reads.
+        activation_bits: To which the engine's operator rounds what a product reads.
+    """
+
+    scheme: Scheme | None
+    solver: Solver
+    calibrated: bool
+    activation_bits: int = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How calibrated sites are solved.
+
+    Attributes:
+        solver: Chooses their numbers.
+        match_float: Solve for the float model's output instead of for the layer's own.
+        round_activations: Round what products read, by block, as llmc's CPU operators do.
+    """
+
+    solver: Gptq = field(default_factory=Gptq)
+    match_float: bool = False
+    round_activations: bool = False
+
+
+class Walk:
+    """One walk; :meth:`run` does it."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        steps: Sequence[Step],
+        windows: npt.NDArray[np.int64],
+        plans: Mapping[ir.Node, SitePlan],
+        recipe: Recipe,
+        journal: Journal,
+        *,
+        dtype: np.dtype[np.generic],
+        threads: int,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: The float graph.
+            steps: Of it.
+            windows: Tokens, [windows, length].
+            plans: By node of a site.
+            recipe: For the calibrated ones.
+            journal: What is done, and where to keep what comes.
+            dtype: In which scales are stored.
+            threads: Windows and rows that are worked on side by side.
+        """
+        self._model, self._steps, self._windows = model, steps, windows
+        self._plans, self._recipe, self._journal, self._dtype = plans, recipe, journal, dtype
+        self._threads = threads
+        self._store = SolvedStore(journal.directory / "solved")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._reading = threading.Lock()
+
+    def run(self, progress: Progress = NO_PROGRESS) -> dict[str, Stored]:
+        """Solve all calibrated sites; what an earlier run has solved is kept."""
+        progress.start("Calibrating", total=len(self._steps), unit="steps")
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(self._threads) as pool:
+                self._pool = pool
+                spools = self._journal.open_spools(2 if self._recipe.match_float else 1)
+                for index, step in enumerate(self._steps):
+                    if index < self._journal.done:
+                        continue
+                    if step.group is not None:
+                        self._solve(step.group, spools)
+                    if index + 1 < len(self._steps):
+                        for number, spool in enumerate(spools):
+                            self._advance(step, spool, exact=number > 0)
+                    self._journal.finish(index + 1, spools, [value.name or "" for value in step.frees])
+                    progress.advance(index + 1)
+        finally:
+            torch.set_num_threads(before)
+        sites = [site for step in self._steps if step.group is not None for site in step.group.sites]
+        solvers = {site.name: self._store.solver(site.name) for site in sites if self._plans[site.node].calibrated}
+        return {name: solver for name, solver in solvers.items() if solver is not None}
+
+    def _solve(self, group: Group, spools: Sequence[Spool]) -> None:
+        wanted = [
+            (site, plan.scheme)
+            for site in group.sites
+            if (plan := self._plans[site.node]).calibrated and plan.scheme and not self._store.solver(site.name)
+        ]
+        if not wanted:
+            return
+        moments, cross = self._moments(group, self._plans[wanted[0][0].node], spools)
+        factored: dict[Scheme, FactoredMoments] = {}
+        for site, scheme in wanted:
+            if scheme not in factored:
+                factored[scheme] = self._recipe.solver.prepare(moments, scheme, cross)
+            height = site.weights[0][1].stored_shape[0]
+            self._store.write(site.name, height, self._pieces(site, factored[scheme]))
+
+    def _moments(
+        self, group: Group, plan: SitePlan, spools: Sequence[Spool]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of what a group reads, and with what it reads in floats."""
+        name, features = group.value.name or "", group.sites[0].weights[0][1].stored_shape[1]
+        own = Moments(features, self._device)
+        cross = Moments(features, self._device) if len(spools) > 1 else None
+        for first in range(0, len(self._windows), TOGETHER):
+            windows = range(first, min(first + TOGETHER, len(self._windows)))
+            x = torch.cat([self._rows(spools[0].read(name, window), plan) for window in windows])
+            own.add(x, self._pool)
+            if cross is not None:
+                exact = torch.cat([self._rows(spools[1].read(name, window), None) for window in windows])
+                cross.add(x, self._pool, exact)
+        return own.of_itself(), None if cross is None else cross.total
+
+    def _rows(self, activations: Array, plan: SitePlan | None) -> torch.Tensor:
+        """Activations as [tokens, features], as the product of a site sees them; None: as they are."""
+        rows = torch.from_numpy(activations.reshape(-1, activations.shape[-1])).to(self._device)
+        if plan is None or plan.scheme is None or plan.scheme.block is None or not self._recipe.round_activations:
+            return rows
+        return rounded_activations(rows, plan.activation_bits, plan.scheme.block)
+
+    def _pieces(self, site: Site, moments: FactoredMoments) -> Iterator[Solved]:
+        weight = site.weights[0][1]
+        height = weight.stored_shape[0]
+
+        def solve(start: int) -> Solved:
+            with self._reading:
+                rows = weight.rows(start, min(start + ROWS, height)).astype(np.float32)
+            return moments.solve(rows, self._dtype)
+
+        return iter(self._pool.map(solve, range(0, height, ROWS)))
+
+    def _advance(self, step: Step, spool: Spool, *, exact: bool) -> None:
+        """Run a step's products and nodes over all windows; ``exact``: with float weights."""
+        segment = Segment(self._model, step.nodes, step.keeps)
+        weights = self._weights(step.group, exact=exact) if step.group else []
+        kept = {value.name or "" for value in step.keeps}
+
+        def run(window: int) -> None:
+            values = graph_inputs(self._model.graph, self._windows[window])
+            spooled = [value.name or "" for value in step.reads if value.name in spool.entries]
+            values |= {name: spool.read(name, window) for name in spooled}
+            if step.group is not None:
+                name = step.group.value.name or ""
+                x = values[name] if name in values else spool.read(name, window)
+                values |= self._products(step.group, weights, x, exact=exact)
+            with self._reading:
+                segment.open(values)
+            values |= segment.run(values)
+            for name in kept & values.keys():
+                spool.write(name, window, values[name])
+
+        for _ in self._pool.map(run, range(len(self._windows))):
+            pass
+
+    def _weights(self, group: Group, *, exact: bool) -> list[torch.Tensor | None]:
+        """Of products, [n, k] as they are computed with; None of tables, whose rows are made when they are known."""
+        weights: list[torch.Tensor | None] = []
+        for site in group.sites:
+            if not group.is_product:
+                weights.append(None)
+                continue
+            values = self._site_values(site, 0, site.weights[0][1].stored_shape[0], exact=exact)
+            weights.append(torch.from_numpy(values).to(self._device))
+        return weights
+
+    def _site_values(self, site: Site, start: int, stop: int, *, exact: bool) -> Array:
+        """Rows of a site's weight as float32: its own, or what its numbers stand for."""
+        plan, weight = self._plans[site.node], site.weights[0][1]
+        features = weight.stored_shape[1]
+        values = np.empty((stop - start, features), np.float32)
+        for low in range(start, stop, ROWS):
+            high = min(low + ROWS, stop)
+            stored = self._store.solver(site.name) if plan.calibrated else None
+            if exact or plan.scheme is None:
+                part = weight.rows(low, high).astype(np.float32)
+            elif stored is not None:
+                part = dequantize(stored.read(low, high), plan.scheme, features)
+            else:
+                part = dequantize(plan.solver.solve(weight.rows(low, high), None, plan.scheme), plan.scheme, features)
+            values[low - start : high - start] = part
+        return values
+
+    def _products(
+        self, group: Group, weights: Sequence[torch.Tensor | None], x: Array, *, exact: bool
+    ) -> dict[str, Array]:
+        """What a group's sites make of one window."""
+        results: dict[str, Array] = {}
+        for site, weight in zip(group.sites, weights, strict=True):
+            name = site.node.outputs[0].name or ""
+            if weight is None:
+                results[name] = self._look_up(site, x, exact=exact)
+            else:
+                product = self._rows(x, None if exact else self._plans[site.node]) @ weight.T
+                results[name] = product.cpu().numpy().reshape(*x.shape[:-1], -1)
+        return results
+
+    def _look_up(self, site: Site, ids: Array, *, exact: bool) -> Array:
+        """Rows of a table, each made once."""
+        known, places = np.unique(ids, return_inverse=True)
+        with self._reading:
+            rows = [self._site_values(site, int(row), int(row) + 1, exact=exact) for row in known]
+        return np.concatenate(rows)[places.reshape(ids.shape)]

@@ -1,0 +1,140 @@
+"""How hard to look for the numbers of quantized weights: what ``--effort`` and ``--calibration`` mean.
+
+In: a portable graph, options, the directory that holds the tokenizer. Out: :class:`Numbers` for the target's passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.options import Effort, OptimizeOptions, Weights
+from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.targets import get_target
+from llmc.compiler.calibration.windows import text_windows
+from llmc.compiler.driver.capabilities import Capabilities
+from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
+from llmc.compiler.quantization.plan import kept_zeros, make_plan
+from llmc.compiler.quantization.solvers.search import SearchedScales
+from llmc.passes.quantization.sites import find_sites
+from llmc.passes.runner import run_passes
+from llmc.runtimes.evaluation.texts import calibration_text, read_texts
+from llmc.runtimes.machine.fingerprint import physical_cores
+
+log = logging.getLogger(__name__)
+FEW_WEIGHTS = 600_000_000
+"""In products, up to which ``--effort auto`` calibrates: some minutes on two cores."""
+FAST, NORMAL, SEARCHED = SearchedScales(6), SearchedScales(), "searched scales"
+_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much text is read.
+
+    Attributes:
+        windows: Pieces of the text.
+        length: Tokens of each, where the model's context is as long.
+    """
+
+    windows: int
+    length: int
+
+
+AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(64, 512), "best": Amount(128, 1024)}
+
+
+@contextlib.contextmanager
+def chosen_numbers(
+    model: ir.Model,
+    portable: Manifest,
+    options: OptimizeOptions,
+    capabilities: Capabilities,
+    directory: Path,
+    progress: Progress,
+    *,
+    weights: Weights = "model",
+) -> Iterator[Numbers]:
+    """How a target's weights are chosen, which may take long; they can be written until the block ends.
+
+    Args:
+        model: The portable graph, which is left as it is.
+        portable: Its manifest.
+        options: What was asked for.
+        capabilities: Of the runtime that the graph is for.
+        directory: Holds ``tokenizer.json``.
+        progress: Told how far it is.
+        weights: Whether they will be written at all.
+
+    Raises:
+        UsageError: a calibration is asked for, and there is no tokenizer, or too little text.
+    """
+    effort = _effort(model, options, directory)
+    if not make_plan(options) or effort == "round" or weights == "none":
+        yield Numbers()
+    elif effort == "fast":
+        yield Numbers(FAST, {}, SEARCHED)
+    else:
+        with _calibrated(model, portable, options, capabilities, directory, progress, effort) as numbers:
+            yield numbers
+
+
+def _effort(model: ir.Model, options: OptimizeOptions, directory: Path) -> Effort:
+    """What ``auto`` means."""
+    if options.effort != "auto":
+        return options.effort
+    if options.calibration is not None:
+        return "normal"
+    if not (directory / "tokenizer.json").exists():
+        return "fast"
+    sites = find_sites(model)
+    count = sum(math.prod(w.stored_shape) for site in sites if site.kind == "linear" for _, w in site.weights)
+    return "normal" if count <= FEW_WEIGHTS else "fast"
+
+
+@contextlib.contextmanager
+def _calibrated(
+    model: ir.Model,
+    portable: Manifest,
+    options: OptimizeOptions,
+    capabilities: Capabilities,
+    directory: Path,
+    progress: Progress,
+    effort: Effort,
+) -> Iterator[Numbers]:
+    from llmc.compiler.calibration.calibrate import Request, calibrated
+    from llmc.compiler.calibration.walk import Recipe
+
+    progress.start("Reading the calibration text")
+    texts = (calibration_text(),) if options.calibration is None else read_texts(options.calibration)
+    name = "llmc's own text" if options.calibration is None else options.calibration.name
+    amount = AMOUNTS[effort]
+    length = min(amount.length, max_context(portable.model, options))
+    windows = text_windows(directory, "\n\n".join(texts), amount.windows, length, name)
+    floats = model.clone()
+    run_passes(floats, float_passes(portable.model, options, capabilities), progress=progress)
+    on_gpu = get_target(options.target).device == "gpu"
+    request = Request(
+        model=floats,
+        plan=make_plan(options),
+        kept_zeros=kept_zeros(options),
+        windows=windows,
+        recipe=Recipe(match_float=effort == "best"),
+        otherwise=NORMAL,
+        dtype=_TYPES[options.activations] if on_gpu else np.dtype(np.float32),
+        identity=[encode(portable.source), portable.precision],
+        threads=physical_cores(),
+    )
+    with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", progress) as solvers:
+        words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
+        yield Numbers(NORMAL, solvers, words)

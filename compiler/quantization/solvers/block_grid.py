@@ -1,0 +1,235 @@
+"""The grid of one block of every row: which numbers its levels may stand for, and which grid errs least.
+
+In: a scheme, the type in which scales are stored, blocks [features, rows], how much an error of each feature matters.
+Out: :class:`Steps`, as they are stored, so that whoever rounds to them sees the numbers that an engine will see.
+
+    value = level * scale + base,    base = -zero * scale   or   offset - 2^(bits-1) * scale
+
+A grid is searched: the block's range is clipped by a few ratios, levels are chosen, scale and base are fitted to them
+by weighted least squares, and the grid of least weighted squared error is kept; the first is rounding's own, so that
+weights that lie on a grid stay on it. Source of the fit: llama.cpp's ``make_qkx2_quants``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Solved
+from llmc.compiler.quantization.solvers.packed import LARGEST_CODE
+
+_TINY = float(np.finfo(np.float32).tiny)
+_NARROWEST = {2: 0.35, 3: 0.45, 4: 0.55, 5: 0.65, 6: 0.75, 8: 0.9}
+"""Smallest ratio to which a range is clipped, by bits."""
+_TYPES = {np.dtype(np.float16): torch.float16, np.dtype(ml_dtypes.bfloat16): torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Grids of one block, a column for each row of the weight.
+
+    Attributes:
+        scale: [n], between levels.
+        base: [n], what level 0 stands for.
+        zero: [n], the zero point or the offset as it is stored; None where the scheme has none.
+    """
+
+    scale: Tensor
+    base: Tensor
+    zero: Tensor | None
+
+    def levels(self, values: Tensor, low: int, top: int) -> Tensor:
+        """The nearest levels, whole numbers as floats; ``values`` [..., n]. With a scale of 0 all are alike."""
+        inverse = torch.where(self.scale == 0, 0, 1 / self.scale)
+        return ((values - self.base) * inverse).round_().clamp_(low, top)
+
+    def values(self, levels: Tensor) -> Tensor:
+        """What levels stand for."""
+        return torch.addcmul(self.base, levels, self.scale)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The grids that a scheme of integers has.
+
+    Attributes:
+        scheme: Of integers.
+        dtype: NumPy's type of scales and offsets as they are stored.
+        clippings: How many ratios of a block's range are tried; 1: rounding's own grid.
+        row_scales: [n], of a packed scheme: a block's scale is one of these times a code.
+    """
+
+    scheme: Scheme
+    dtype: np.dtype[np.generic]
+    clippings: int = 12
+    row_scales: Tensor | None = None
+
+    @property
+    def low(self) -> int:
+        """The lowest level: in 8 bits the standard form leaves the least number out, as rounding does."""
+        return 1 if self.scheme.form == "qdq" and self.scheme.bits == 8 and self.scheme.zero == "none" else 0
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return int(2**self.scheme.bits - 1)
+
+    @property
+    def unit(self) -> float:
+        """Between two zero points, in levels."""
+        return float(2 ** (self.scheme.bits - 8)) if self.scheme.zero == "fixed" else 1.0
+
+    @property
+    def half(self) -> int:
+        """The level that stands for zero, or for the offset, where there is no zero point."""
+        return int(2 ** (self.scheme.bits - 1))
+
+    def fit(self, block: Tensor, importance: Tensor) -> Steps:
+        """The grid of least weighted squared error.
+
+        Args:
+            block: [features, n] float32.
+            importance: [features, 1] or [features, n], not negative, what a squared error of each feature costs.
+        """
+        best, least = None, None
+        for start, (scale, base) in enumerate(self._starts(block)):
+            tried = [self.stored(scale, base)]
+            if self.clippings > 1:
+                tried.append(self._refit(block, importance, tried[0]))
+            for steps in tried if start == 0 else tried[-1:]:
+                error = _sums(importance, (block - steps.values(steps.levels(block, self.low, self.top))).square_())
+                if best is None or least is None:
+                    best, least = steps, error
+                    continue
+                better = error < least
+                best = _choose(better, steps, best)
+                least = torch.where(better, error, least)
+        assert best is not None
+        return best
+
+    def solved(self, levels: Tensor, steps: Steps, shape: tuple[int, int]) -> Solved:
+        """Numbers as solvers return them: levels [n, features] uint8, the grids of its blocks as ``shape``."""
+        scale, zero, rows = steps.scale.reshape(shape), steps.zero, None
+        if self.row_scales is not None:
+            # Of the grids one by one or of the rows, as rows were solved or all their blocks at once.
+            row_scales = self.row_scales.reshape(shape[0], -1)[:, :1]
+            scale = _divided(scale, row_scales).round().to(torch.uint8)
+            rows = row_scales[:, 0].cpu().numpy()
+        if zero is not None and self.scheme.zero != "offset":
+            zero = (zero / self.unit).round().to(torch.uint8)
+        zeros = None if zero is None else zero.reshape(shape).cpu().numpy()
+        numbers = np.ascontiguousarray(levels.cpu().numpy())
+        return Solved(numbers, scale.cpu().numpy(), zeros, row_scales=rows)
+
+    def stored(self, scale: Tensor, base: Tensor) -> Steps:
+        """The grid nearest to one that scheme and type can hold."""
+        if self.row_scales is not None:
+            # A block that is not all zeros keeps a step, however small beside its row's.
+            code = _divided(scale, self.row_scales)
+            scale = torch.where(code > 0, code.round().clamp(1, LARGEST_CODE), 0) * self.row_scales
+        else:
+            scale = self._rounded(scale)
+        if self.scheme.form == "qdq":  # which takes no scale of 0
+            scale = torch.where(scale < _TINY, 1, scale)
+        if self.scheme.zero == "offset":
+            zero = self._rounded(base + self.half * scale)
+            return Steps(scale, zero - self.half * scale, zero)
+        if self.scheme.zero != "none":
+            # In the units in which zero points are counted.
+            most = self.top if self.unit == 1 else LARGEST_CODE
+            point = (_divided(-base, scale) / self.unit).round_().clamp_(0, most) * self.unit
+            return Steps(scale, -point * scale, point)
+        return Steps(scale, -self.half * scale, None)
+
+    def _rounded(self, numbers: Tensor) -> Tensor:
+        kind = _TYPES.get(self.dtype)
+        rounded = numbers if kind is None else numbers.to(kind).float()
+        return torch.where(rounded.abs() < _TINY, 0, rounded)
+
+    def _starts(self, block: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Grids over the clipped range of each row."""
+        high, low = block.amax(0), block.amin(0)
+        narrowest = _NARROWEST[self.scheme.bits]
+        for index in range(self.clippings):
+            ratio = 1 - (1 - narrowest) * index / max(1, self.clippings - 1)
+            if self.scheme.zero != "none":
+                if self.scheme.zero != "offset":
+                    high, low = high.clamp(min=0), low.clamp(max=0)
+                scale = (high - low) * (ratio / self.top)
+                yield scale, low + (high - low) * ((1 - ratio) / 2) if ratio < 1 else low
+            elif self.scheme.form != "nbits":
+                scale = torch.maximum(high / (self.half - 1), low / (self.low - self.half)) * ratio
+                yield scale, -self.half * scale
+            else:
+                scale = torch.where(high > -low, high, low) * (-ratio / self.half)
+                yield scale, -self.half * scale
+
+    def _refit(self, block: Tensor, importance: Tensor, steps: Steps) -> Steps:
+        """Scale and base by weighted least squares for the levels that ``steps`` gives."""
+        levels = steps.levels(block, self.low, self.top)
+        if self.scheme.zero == "none":
+            scale = self._slope(block, importance, levels - self.half, steps.scale)
+            return self.stored(scale, -self.half * scale)
+        weight, centred = importance.sum(0), levels - self.half
+        by_level, squares = _sums(importance, centred), _sums(importance, centred.square())
+        products, sums = _sums(importance, centred * block), _sums(importance, block)
+        scatter = weight * squares - by_level.square()
+        slope = (weight * products - by_level * sums) / torch.where(scatter > 0, scatter, 1)
+        fits = (scatter > 0) & (slope > 0)
+        slope = torch.where(fits, slope, steps.scale)
+        offset = (sums - slope * by_level) / torch.where(weight > 0, weight, 1)
+        base = torch.where(fits, offset - self.half * slope, steps.base)
+        fitted = self.stored(slope, base)
+        if self.scheme.zero == "offset":
+            return fitted
+        # The zero point was rounded: the scale that suits the rounded one.
+        assert fitted.zero is not None
+        again = self._slope(block, importance, levels - fitted.zero, fitted.scale)
+        return self.stored(again, -fitted.zero * again)
+
+    def _slope(self, block: Tensor, importance: Tensor, points: Tensor, otherwise: Tensor) -> Tensor:
+        """The scale by which ``points`` are nearest to the block."""
+        squares = _sums(importance, points.square())
+        slope = _sums(importance, points * block) / torch.where(squares > 0, squares, 1)
+        signed = self.scheme.form == "nbits" and self.scheme.zero == "none"
+        return torch.where((squares > 0) & ((slope > 0) | signed), slope, otherwise)
+
+
+def range_scales(rows: Tensor, scheme: Scheme) -> Tensor:
+    """[n], for packed rows [n, features]: with these a code of 255 is the widest step that rounding takes."""
+    size = scheme.block or rows.shape[1]
+    blocks = torch.nn.functional.pad(rows, (0, -rows.shape[1] % size)).reshape(len(rows), -1, size)
+    high, low, half = blocks.amax(2).clamp(min=0), blocks.amin(2).clamp(max=0), 2 ** (scheme.bits - 1)
+    both = (high - low) / (2 * half - 1)
+    steps = both if scheme.zero == "fixed" else torch.maximum(high / (half - 1), -low / half)
+    scales = steps.amax(1) / LARGEST_CODE
+    return torch.where(scales < _TINY, 0, scales)
+
+
+def _divided(numbers: Tensor, by: Tensor) -> Tensor:
+    """0 where it is a division by nothing."""
+    return torch.where(by == 0, 0, numbers / torch.where(by == 0, 1, by))
+
+
+def _sums(importance: Tensor, numbers: Tensor) -> Tensor:
+    """[n], weighted sums over a block's features."""
+    return importance[:, 0] @ numbers if importance.shape[1] == 1 else (importance * numbers).sum(0)
+
+
+def _choose(better: Tensor, new: Steps, old: Steps) -> Steps:
+    zero = None if new.zero is None or old.zero is None else torch.where(better, new.zero, old.zero)
+    scale, base = torch.where(better, new.scale, old.scale), torch.where(better, new.base, old.base)
+    return Steps(scale, base, zero)
+
+
+def joined(steps: Sequence[Steps]) -> Steps:
+    """Grids of blocks that lie one after the other in each row: those of row 0, of row 1, …"""
+    zeros = [item.zero for item in steps if item.zero is not None]
+    scale, base = (torch.stack([getattr(item, name) for item in steps], 1).reshape(-1) for name in ("scale", "base"))
+    return Steps(scale, base, torch.stack(zeros, 1).reshape(-1) if zeros else None)

@@ -1,0 +1,228 @@
+"""GPTQ: features are rounded one after the other, each makes up for the errors of those before it.
+
+In: a weight's rows w [n, k], the second moments H of its inputs. Out: numbers q with little ``(w - q) H (w - q)ᵀ``.
+
+With H = R Rᵀ, R upper triangular, that error is the sum over features j of ((w - q) R)_j², of which the term of j
+depends on the errors of features up to j alone. So each feature in turn is rounded to
+
+    w_j + Σ_{i<j} (w_i - q_i) R_ij / R_jj
+
+which is GPTQ's rule (its factor of H⁻¹ is R⁻¹, up to the diagonal) without an inverse, and as a product of what is
+known with a panel of R. A block's grid is searched when it is reached, on weights that would make up for all errors
+until then if no further one were rounded: e R_<J R_JJ⁻¹ further on for the features J of the block. R_jj² is what an
+error of feature j costs. Sources: Frantar et al. 2022 (GPTQ); Chen et al. 2025 (it is Babai's nearest plane).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmc.compiler.base.errors import LlmcError
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Array, Solved, Statistics
+from llmc.compiler.quantization.solvers.block_grid import BlockGrid, Steps, joined, range_scales
+
+Order = Literal["none", "blocks", "features"]
+PANEL = 64
+"""Features whose errors go into later ones one by one; further on they do as one product."""
+ROOM = 1.25
+"""What weights that make up for others' errors may be larger by; a packed row's scale leaves so much room."""
+WIDE = 4096
+"""Features from which the second moments are factored in float32, for the memory's sake."""
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """The solver.
+
+    Attributes:
+        damping: Added to the diagonal of H, in units of its mean.
+        order: Features as they lie; whole blocks, and the features in each, by falling second moment; or features by
+            falling second moment wherever their block lies, whose grids are then chosen beforehand.
+        clippings: Ratios of a block's range that are tried for its grid.
+    """
+
+    damping: float = 0.01
+    order: Order = "none"
+    clippings: int = 12
+
+    def needs_layer(self, scheme: Scheme) -> bool:
+        """Rows do not depend on each other, but the moments are factored once for all."""
+        return True
+
+    def solve(self, rows: Array, seen: Statistics | None, scheme: Scheme) -> Solved:
+        """See :class:`~llmc.compiler.quantization.solver.Solver`; what was seen must hold second moments."""
+        if seen is None or seen.second_moments is None:
+            raise LlmcError("GPTQ needs the second moments of a layer's inputs")
+        moments = torch.from_numpy(np.asarray(seen.second_moments, np.float64))
+        return self.prepare(moments, scheme).solve(rows)
+
+    def prepare(self, moments: Tensor, scheme: Scheme, cross: Tensor | None = None) -> FactoredMoments:
+        """Factor second moments, once for all layers that read the same input.
+
+        Args:
+            moments: [k, k] float64, of the inputs x as the layer will see them.
+            scheme: Of integers.
+            cross: [k, k] float64, of the inputs f of the model in floats: sum of fᵀx. The layer is then solved for
+                f w instead of x w, as far as x can give that: for w cross moments⁻¹.
+        """
+        blocks = _blocks(len(moments), scheme.block or len(moments))
+        diagonal = moments.diagonal()
+        if self.order != "none":
+            blocks = [block[diagonal[block].cpu().argsort(descending=True, stable=True)] for block in blocks]
+        if self.order == "blocks":
+            sums = torch.stack([diagonal[block].sum() for block in blocks])
+            places = sums.argsort(descending=True, stable=True).tolist()
+        else:
+            places = list(range(len(blocks)))
+        order = torch.cat([blocks[place] for place in places]).to(moments.device)
+        if self.order == "features":
+            order = diagonal.argsort(descending=True, stable=True)
+        factor = _factor(moments, order, self.damping)
+        correction = None if cross is None else _correction(factor, order, cross - moments)
+        return FactoredMoments(self, scheme, blocks, places, order, factor, diagonal, correction)
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredMoments:
+    """Second moments of a layer's inputs, ready to solve rows.
+
+    Attributes:
+        solver: Its settings.
+        scheme: Of integers.
+        blocks: Features of each block.
+        places: Blocks in the order in which they are solved.
+        order: [k], features in that order.
+        factor: [k, k] float32, upper triangular in that order.
+        diagonal: [k] of the moments.
+        correction: [k, k] float32: rows times this are added to them before anything is rounded; None: nothing is.
+    """
+
+    solver: Gptq
+    scheme: Scheme
+    blocks: list[Tensor]
+    places: list[int]
+    order: Tensor
+    factor: Tensor
+    diagonal: Tensor
+    correction: Tensor | None = None
+
+    def solve(self, rows: Array, dtype: np.dtype[np.generic] | None = None) -> Solved:
+        """Numbers of rows [n, k], whose scales are stored in ``dtype`` or else in theirs; each row is for itself."""
+        weight = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self.factor.device)
+        if self.correction is not None:
+            weight = torch.addmm(weight, weight, self.correction)
+        packed = range_scales(weight, self.scheme) * ROOM if self.scheme.form == "packed" else None
+        grid = BlockGrid(self.scheme, dtype or rows.dtype, self.solver.clippings, packed)
+        work = _Work(self, grid, weight.T[self.order].contiguous())
+        steps = work.static_grids(weight) if self.solver.order == "features" else work.grids_as_reached()
+        return self._solved(work, steps)
+
+    def _solved(self, work: _Work, steps: list[Steps]) -> Solved:
+        count, features = len(self.blocks), len(self.order)
+        height = work.levels.shape[1]
+        levels = work.levels.new_full((count * (self.scheme.block or features), height), work.grid.half)
+        levels[self.order] = work.levels
+        return work.grid.solved(levels.T.to(torch.uint8), joined(steps), (height, count))
+
+
+class _Work:
+    """One solution in the making: features go first, so that a feature's rows lie side by side."""
+
+    def __init__(self, moments: FactoredMoments, grid: BlockGrid, weight: Tensor) -> None:
+        self.moments, self.grid, self.weight = moments, grid, weight
+        # What feature i's error adds to what feature j is rounded from.
+        self.shares = moments.factor / moments.factor.diagonal()
+        self.errors, self.levels = torch.zeros_like(weight), torch.empty_like(weight)
+
+    def grids_as_reached(self) -> list[Steps]:
+        """Solve block after block, each with a grid for its weights as they then are."""
+        steps: dict[int, Steps] = {}
+        start = 0
+        for place in self.moments.places:
+            stop = start + len(self.moments.blocks[place])
+            own = self.moments.factor[start:stop, start:stop]
+            steps[place] = self.grid.fit(self._unrounded(start, stop, own), own.diagonal()[:, None].square())
+            for low in range(start, stop, PANEL):
+                high = min(low + PANEL, stop)
+                self._round(low, high, self._target(low, high), [steps[place]])
+            start = stop
+        return [steps[place] for place in range(len(steps))]
+
+    def static_grids(self, weight: Tensor) -> list[Steps]:
+        """Grids for the weights [n, k] as they are; then solve feature after feature, each on its block's."""
+        diagonal = self.moments.diagonal.float().to(weight.device)
+        steps = [self.grid.fit(weight.T[block], diagonal[block, None]) for block in self.moments.blocks]
+        owner = torch.empty(len(self.weight), dtype=torch.long)
+        for place, block in enumerate(self.moments.blocks):
+            owner[block] = place
+        owners = owner[self.moments.order.cpu()].tolist()
+        for low in range(0, len(self.weight), PANEL):
+            high = min(low + PANEL, len(self.weight))
+            self._round(low, high, self._target(low, high), [steps[place] for place in owners[low:high]])
+        return steps
+
+    def _unrounded(self, start: int, stop: int, own: Tensor) -> Tensor:
+        """[stop - start, n], what a block's weights would be if only what lies before ``start`` were rounded."""
+        if start == 0:
+            return self.weight[:stop]
+        pushed = self.moments.factor[:start, start:stop].T @ self.errors[:start]
+        return self.weight[start:stop] + torch.linalg.solve_triangular(own.T, pushed, upper=False)
+
+    def _target(self, start: int, stop: int) -> Tensor:
+        """[stop - start, n], what features are to be rounded from as far as errors are known before ``start``."""
+        if start == 0:
+            return self.weight[start:stop]
+        return torch.addmm(self.weight[start:stop], self.shares[:start, start:stop].T, self.errors[:start])
+
+    def _round(self, low: int, high: int, target: Tensor, steps: list[Steps]) -> None:
+        """Features ``low`` to ``high`` one after the other; ``steps``: one grid for all, or one each."""
+        shares, errors = self.shares[low:high, low:high], self.errors[low:high]
+        for index in range(high - low):
+            wanted, grid = target[index], steps[index if len(steps) > 1 else 0]
+            if index:
+                wanted = torch.addmv(wanted, errors[:index].T, shares[:index, index])
+            levels = grid.levels(wanted, self.grid.low, self.grid.top)
+            self.levels[low + index] = levels
+            torch.sub(self.weight[low + index], grid.values(levels), out=errors[index])
+
+
+def _blocks(features: int, block: int) -> list[Tensor]:
+    return list(torch.arange(features).split(block))
+
+
+def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
+    """R [k, k] float32, upper triangular, with R Rᵀ the damped moments in ``order``.
+
+    A feature that is always 0 is rounded by itself. Where rounding makes the moments indefinite, more damping helps.
+    """
+    turned = order.flip(0)
+    matrix = moments[turned][:, turned]
+    if len(matrix) > WIDE:
+        matrix = matrix.float()
+    diagonal = matrix.diagonal()
+    mean = float(diagonal.mean()) or 1.0
+    diagonal.add_(torch.where(diagonal == 0, mean, 0))
+    added = 0.0
+    for attempt in range(12):
+        wanted = damping * mean * 4**attempt
+        diagonal.add_(wanted - added)
+        added = wanted
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not failed:
+            return factor.flip(0, 1).float().contiguous()
+    raise LlmcError("the second moments of a layer's inputs are no numbers: its activations overflow")
+
+
+def _correction(factor: Tensor, order: Tensor, difference: Tensor) -> Tensor:
+    """``difference`` moments⁻¹, [k, k] float32, features as they lie."""
+    inner = difference[order][:, order].float()
+    half = torch.linalg.solve_triangular(factor.T, inner, upper=False, left=False)
+    solved = torch.linalg.solve_triangular(factor, half, upper=True, left=False)
+    back = order.argsort()
+    return solved[back][:, back].contiguous()

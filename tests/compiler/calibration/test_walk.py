@@ -1,0 +1,210 @@
+"""The walk: each layer is solved for what it reads once those before it are small numbers; it can be interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.calibration.activations import rounded_activations
+from llmc.compiler.calibration.calibrate import Request, calibrated
+from llmc.compiler.calibration.walk import Recipe, Walk
+from llmc.compiler.graph.lazy_weight import Array
+from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.scheme import Scheme, scheme_of
+from llmc.compiler.quantization.solved_store import Stored
+from llmc.compiler.quantization.solver import Solver, Statistics
+from llmc.compiler.quantization.solvers.gptq import Gptq
+from llmc.compiler.quantization.solvers.round import RoundToNearest
+
+from .calibration_graphs import DOWN, LEFT, RIGHT, small_model, tokens
+
+SCHEME = "int4-offset@32"
+PLAN = {"linear": SCHEME, "head": "int8@32", "embedding": "int8@32"}
+WINDOWS = tokens(10, 24)
+
+
+def request(model: ir.Model, **changes: Any) -> Request:
+    settings: dict[str, Any] = {
+        "model": model,
+        "plan": PLAN,
+        "kept_zeros": (),
+        "windows": WINDOWS,
+        "recipe": Recipe(Gptq(clippings=3)),
+        "otherwise": RoundToNearest(),
+        "dtype": np.dtype(np.float32),
+        "identity": "weights",
+        "threads": 2,
+    }
+    return Request(**{**settings, **changes})
+
+
+def solved(tmp_path: Path, **changes: Any) -> dict[str, Array]:
+    """What the numbers of each calibrated site stand for."""
+    with calibrated(request(small_model(), **changes), tmp_path, NO_PROGRESS) as solvers:
+        return {name: values_of(solver) for name, solver in solvers.items()}
+
+
+def values_of(solver: Solver, height: int = 64) -> Array:
+    assert isinstance(solver, Stored)
+    stored = solver.read(0, height)
+    return dequantize(stored, scheme(), stored.levels.shape[1])
+
+
+def scheme(name: str = SCHEME) -> Scheme:
+    found = scheme_of(name)
+    assert found is not None
+    return found
+
+
+def weight(model: ir.Model, name: str) -> Array:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return np.asarray(tensor.numpy(), np.float64)
+
+
+def rows(model: ir.Model, name: str) -> Array:
+    """[out, in] float32."""
+    return np.ascontiguousarray(weight(model, f"{name}.weight").T.astype(np.float32))
+
+
+def table(model: ir.Model) -> Array:
+    """As it is looked up in: in 8 bits."""
+    kind = scheme("int8@32")
+    floats = weight(model, "embed.weight").astype(np.float32)
+    return dequantize(RoundToNearest().solve(floats, None, kind), kind, 32).astype(np.float64)
+
+
+def expected(read: Array, model: ir.Model, name: str, cross: Array | None = None) -> Array:
+    """GPTQ for inputs [tokens, features]."""
+    solver, moments = Gptq(clippings=3), torch.from_numpy(read.T @ read)
+    crossed = None if cross is None else torch.from_numpy(cross.T @ read)
+    found = solver.prepare(moments, scheme(), crossed).solve(rows(model, name))
+    return dequantize(found, scheme(), read.shape[1])
+
+
+def product_of(hidden: Array, left: Array, right: Array) -> Array:
+    """What the last layer reads, from rows [out, in]."""
+    return (hidden @ right.T) / (1 + np.exp(-(hidden @ left.T)))
+
+
+def require_near(one: Array, other: Array) -> None:
+    """The same but for a few numbers that lay between two levels."""
+    assert (np.abs(one - other) > 1e-3).mean() < 0.01
+
+
+def test_each_layer_is_solved_for_what_it_reads_behind_solved_ones(tmp_path: Path) -> None:
+    model, found = small_model(), solved(tmp_path)
+    hidden = table(model)[WINDOWS.reshape(-1)]
+    assert set(found) == {LEFT, RIGHT, DOWN}
+    for name in (LEFT, RIGHT):
+        require_near(found[name], expected(hidden, model, name))
+    behind = product_of(hidden, found[LEFT], found[RIGHT])
+    require_near(found[DOWN][:32], expected(behind, model, DOWN))
+    # Not for what it reads in floats.
+    floats = product_of(hidden, rows(model, LEFT), rows(model, RIGHT))
+    assert (np.abs(found[DOWN][:32] - expected(floats, model, DOWN)) > 1e-3).mean() > 0.02
+
+
+def test_the_float_models_output_is_matched_where_that_is_asked(tmp_path: Path) -> None:
+    model, found = small_model(), solved(tmp_path, recipe=Recipe(Gptq(clippings=3), match_float=True))
+    hidden, exact = table(model)[WINDOWS.reshape(-1)], weight(model, "embed.weight")[WINDOWS.reshape(-1)]
+    for name in (LEFT, RIGHT):
+        require_near(found[name], expected(hidden, model, name, exact))
+    behind, floats = (
+        product_of(hidden, found[LEFT], found[RIGHT]),
+        product_of(exact, rows(model, LEFT), rows(model, RIGHT)),
+    )
+    require_near(found[DOWN][:32], expected(behind, model, DOWN, floats))
+
+
+def test_activations_are_rounded_where_that_is_asked(tmp_path: Path) -> None:
+    model, found = small_model(), solved(tmp_path, recipe=Recipe(Gptq(clippings=3), round_activations=True))
+    hidden = torch.from_numpy(table(model)[WINDOWS.reshape(-1)].astype(np.float32))
+    seen = rounded_activations(hidden, 8, 32).double().numpy()
+    require_near(found[LEFT], expected(seen, model, LEFT))
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_the_numbers_do_not_depend_on_the_number_of_threads(tmp_path: Path, match: bool) -> None:
+    recipe = Recipe(match_float=match)
+    results = [solved(tmp_path / str(n), threads=threads, recipe=recipe) for n, threads in enumerate((1, 2, 2, 3))]
+    for other in results[1:]:
+        for name, values in results[0].items():
+            assert values.tobytes() == other[name].tobytes()
+
+
+def test_torch_keeps_its_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    solved(tmp_path)
+    assert torch.get_num_threads() == before
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+def killed_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which kills at its call number ``count``."""
+    calls = itertools.count()
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == count:
+            raise Killed
+        return function(*arguments, **named)
+
+    return call
+
+
+@pytest.mark.parametrize(("method", "count"), [("_solve", 1), ("_solve", 2), ("_advance", 2), ("_advance", 3)])
+@pytest.mark.parametrize("match", [False, True])
+def test_a_walk_that_was_killed_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, count: int, match: bool
+) -> None:
+    recipe = Recipe(match_float=match)
+    whole = solved(tmp_path / "whole", recipe=recipe)
+    original = getattr(Walk, method)
+    monkeypatch.setattr(Walk, method, killed_at(count, original))
+    with pytest.raises(Killed):
+        solved(tmp_path / "killed", recipe=recipe)
+    calls: list[object] = []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(Walk, method, counted)
+    again = solved(tmp_path / "killed", recipe=recipe)
+    assert {name: values.tobytes() for name, values in again.items()} == {
+        name: values.tobytes() for name, values in whole.items()
+    }
+    # What was done is not done again.
+    everything = 4 if method == "_solve" else 4 * (1 + match)
+    assert len(calls) < everything
+
+
+def test_a_write_that_was_killed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmc.compiler.calibration.spool import Spool
+
+    whole = solved(tmp_path / "whole")
+    monkeypatch.setattr(Spool, "write", killed_at(27, Spool.write))
+    with pytest.raises(Killed):
+        solved(tmp_path / "killed", threads=1)
+    monkeypatch.undo()
+    for name, values in solved(tmp_path / "killed").items():
+        assert values.tobytes() == whole[name].tobytes()
+
+
+def test_moments_alone_do_not_solve() -> None:
+    """The statistics that the tests compute are those that the solver asks for."""
+    model = small_model()
+    hidden = table(model)[WINDOWS.reshape(-1)]
+    direct = Gptq(clippings=3).solve(rows(model, LEFT), Statistics(hidden.T @ hidden), scheme())
+    assert np.array_equal(dequantize(direct, scheme(), 32), expected(hidden, model, LEFT))

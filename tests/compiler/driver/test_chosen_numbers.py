@@ -1,0 +1,160 @@
+"""What ``--effort`` and ``--calibration`` mean."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.base.contract import DATA, GRAPH
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
+from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.driver import chosen_numbers as module
+from llmc.compiler.driver.capabilities import find_capabilities
+from llmc.compiler.driver.chosen_numbers import Amount, chosen_numbers
+from llmc.compiler.driver.driver import compile_model, export, optimize
+from llmc.compiler.driver.target_passes import Numbers
+from llmc.compiler.quantization.solved_store import Stored
+
+from ...shared import Shared
+from ..tiny_text_model import WORDS, text_model
+
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS[5:], 4000))
+
+
+@pytest.fixture(scope="session")
+def portable() -> Path:
+    shared = Shared.current()
+    model = text_model(shared)
+    return shared.make("text-portable", lambda path: export(str(model), path, ExportOptions(verify="off")))
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A few short windows; interrupted walks are kept in the test's own folder."""
+    monkeypatch.setattr(module, "AMOUNTS", {"normal": Amount(8, 32), "best": Amount(16, 32)})
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    path = tmp_path / "words.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def numbers(portable: Path, directory: Path | None = None, **options: Any) -> tuple[Numbers, set[str]]:
+    """What is chosen, and which sites have numbers of their own."""
+    settings = {"precision": "int4", "layout": "nbits", **options}
+    asked = OptimizeOptions(**settings)
+    model, manifest = ir.load(portable / GRAPH), open_artifact(portable).manifest
+    capabilities = find_capabilities(installed=False)
+    with chosen_numbers(model, manifest, asked, capabilities, directory or portable, NO_PROGRESS) as chosen:
+        for solver in chosen.solvers.values():
+            assert isinstance(solver, Stored)
+            assert len(solver.read(0, 4).levels) == 4
+        return chosen, set(chosen.solvers)
+
+
+def test_rounding_and_searched_scales_need_no_text(portable: Path, tmp_path: Path) -> None:
+    for effort, words in (("round", "rounding"), ("fast", "searched scales")):
+        chosen, sites = numbers(portable, tmp_path, effort=effort)
+        assert (chosen.chosen_by, sites) == (words, set())
+    assert numbers(portable, effort="round")[0].solver != numbers(portable, effort="fast")[0].solver
+
+
+@pytest.mark.parametrize("effort", ["normal", "best"])
+def test_a_calibration_solves_the_layers(portable: Path, little_text: Path, effort: str) -> None:
+    chosen, sites = numbers(portable, effort=effort, calibration=little_text)
+    assert len([name for name in sites if "layers.0" in name]) == 4
+    assert chosen.chosen_by == f"GPTQ over {8 * 32 * (1 + (effort == 'best'))} tokens of words.txt"
+
+
+def test_floats_are_left_alone(portable: Path) -> None:
+    chosen, sites = numbers(portable, precision="fp32", effort="normal")
+    assert (chosen, sites) == (Numbers(), set())
+
+
+def test_auto_calibrates_small_models_that_have_a_tokenizer(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert numbers(portable)[1]
+    assert not numbers(portable, tmp_path)[1]
+    monkeypatch.setattr(module, "FEW_WEIGHTS", 1000)
+    chosen, sites = numbers(portable)
+    assert (chosen.chosen_by, sites) == ("searched scales", set())
+
+
+def test_a_text_is_a_reason_to_calibrate(portable: Path, little_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEW_WEIGHTS", 0)
+    assert numbers(portable, calibration=little_text)[1]
+
+
+def test_what_is_asked_for_and_cannot_be_is_refused(portable: Path, tmp_path: Path, little_text: Path) -> None:
+    with pytest.raises(UsageError, match="without a tokenizer"):
+        numbers(portable, tmp_path, effort="normal")
+    short = tmp_path / "short.txt"
+    short.write_text("w5 w6")
+    with pytest.raises(UsageError, match=r"short.txt has 2 tokens, which fill no window of 32"):
+        numbers(portable, calibration=short)
+    with pytest.raises(UsageError, match="cannot be read"):
+        numbers(portable, calibration=tmp_path / "nowhere.txt")
+    for effort in ("round", "fast"):
+        with pytest.raises(UsageError, match=f"--calibration has no use with --effort {effort}"):
+            OptimizeOptions(precision="int4", effort=effort, calibration=little_text)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "openvino", "tensorrt-rtx"])
+def test_each_target_has_sites_by_the_names_of_its_own_graph(portable: Path, tmp_path: Path, target: str) -> None:
+    """What is solved is also written: other numbers than rounding's."""
+    contents = []
+    for effort in ("round", "normal"):
+        options = OptimizeOptions(target=target, precision="int4", effort=effort)
+        report = optimize(portable, tmp_path / effort, options)
+        record = next(record for record in report.manifest.passes if record.name == "QuantizeWeights")
+        assert record.fields["chosen_by"] == {"round": "rounding"}.get(
+            effort, "GPTQ over 256 tokens of llmc's own text"
+        )
+        contents.append((tmp_path / effort / DATA).read_bytes())
+    assert len(contents[0]) == len(contents[1])
+    changed = np.frombuffer(contents[0], np.uint8) != np.frombuffer(contents[1], np.uint8)
+    assert changed.mean() > 0.03
+
+
+def test_export_and_optimize_give_the_bytes_of_compile(portable: Path, tmp_path: Path, little_text: Path) -> None:
+    options = OptimizeOptions(precision="int4", effort="normal", calibration=little_text)
+    optimize(portable, tmp_path / "target", options)
+    source = text_model(Shared.current())
+    compile_model(str(source), tmp_path / "engine", CompileOptions(ExportOptions(verify="off"), options))
+    assert (tmp_path / "target" / DATA).read_bytes() == (tmp_path / "engine" / DATA).read_bytes()
+
+
+def test_a_graph_without_weights_is_not_calibrated(tmp_path: Path) -> None:
+    source = text_model(Shared.current())
+    options = OptimizeOptions(target="cuda", precision="int4", effort="normal")
+    exporting = ExportOptions(verify="off", weights="none")
+    report = compile_model(str(source), tmp_path / "engine", CompileOptions(exporting, options))
+    record = next(record for record in report.manifest.passes if record.name == "QuantizeWeights")
+    assert record.fields["chosen_by"] == "rounding"
+
+
+def test_an_interrupted_calibration_leaves_nothing_in_the_output(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_text: Path
+) -> None:
+    from llmc.compiler.calibration.walk import Walk
+
+    monkeypatch.setattr(Walk, "_advance", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    output = tmp_path / "folder" / "target"
+    output.parent.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        optimize(portable, output, OptimizeOptions(precision="int4", calibration=little_text))
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_copy_without_its_tokenizer_is_searched(portable: Path, tmp_path: Path) -> None:
+    shutil.copytree(portable, tmp_path / "copy", ignore=shutil.ignore_patterns("tokenizer.json"))
+    manifest = open_artifact(portable).manifest
+    assert "tokenizer.json" in manifest.files
+    assert numbers(portable, tmp_path / "copy")[0].chosen_by == "searched scales"

@@ -97,8 +97,8 @@ class OptimizeOptions:
     )
     symmetric: bool | None = option(
         None,
-        "Blocks without or with an offset each (on CUDA and packed: a zero point). Default: with one where packed and "
-        "for int4 except on CUDA.",
+        "Blocks without or with an offset each (on CUDA and packed: a zero point). Default: with one where packed, "
+        "and for int4, except on CUDA.",
         "--symmetric/--asymmetric",
     )
     zero_points: ZeroPoints = option(

@@ -91,14 +91,22 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
 _ENDS: Final = {"int8": "q8", "int6": "q6", "int5": "q5", "int4": "q4"}
 _EXPERTS: Final = {"int4": "int4-zero", "int5": "int8-zero", "int6": "int8-zero", "int8": "int8-zero"}
 """Experts' operator is ONNX Runtime's, which knows no packed blocks."""
+_QUERY_KEY: Final = ("linear:query", "linear:key", "linear:query_key", "linear:query_key_value")
 RECIPES: Mapping[str, Mapping[str, str]] = {
-    "int4": {"linear": "q4", "linear:down": "q5", "linear:output": "q5", "linear:value": "q6", "head": "q6"},
-    "int5": {"linear": "q5", "linear:down": "q6", "linear:output": "q6", "linear:value": "q6", "head": "q6"},
-    "int6": {"linear": "q6", "head": "q8"},
-    "int8": {"linear": "q8", "head": "q8"},
+    "int4": {
+        "linear": "q4@32",
+        "linear:down": "q5",
+        "linear:output": "q5",
+        "linear:value": "q6",
+        "head": "q6:a16",
+    },
+    "int5": {"linear": "q5", **dict.fromkeys(_QUERY_KEY, "q5:a16"), "linear:value": "q6:a16", "head": "q6:a16"},
+    "int6": {"linear": "q6:a16", "head": "q6@32:a16"},
+    "int8": {"linear": "q8:a16", "head": "q8:a16"},
 }
 """Packed weights on the CPU by precision. What closes a layer's attention or feed-forward block, and the values that
-attention adds up, go into the residual stream as they are: a bit there is worth more than elsewhere."""
+attention adds up, go into the residual stream as they are: a bit there is worth more than elsewhere. Activations of 8
+bits lose more than weights of 6 to 8 do, and the more the nearer their product is to the logits."""
 
 
 def make_plan(options: OptimizeOptions) -> Plan:
@@ -128,15 +136,17 @@ def make_plan(options: OptimizeOptions) -> Plan:
 
 def _packed_plan(options: OptimizeOptions) -> Plan:
     symmetric = "-symmetric" if options.symmetric or options.zero_points == "none" else ""
-    end = symmetric + ("" if options.block_size is None else f"@{options.block_size}")
     plan = {}
     for where, text in RECIPES[options.precision].items():
-        name, mark, bits = text.partition(ACTIVATIONS)
-        if where == "head":
-            name = _ENDS.get(options.head, name)
-            # A tied table is stored once.
-            plan["embedding"] = f"{name}{end}"
-        plan[where] = f"{name}{end}{mark}{bits}"
+        scheme, mark, bits = text.partition(ACTIVATIONS)
+        name, at, block = scheme.partition("@")
+        if where == "head" and options.head != "auto":
+            name, at, block = _ENDS[options.head], "", ""
+        if options.block_size is not None:
+            at, block = "@", str(options.block_size)
+        plan[where] = f"{name}{symmetric}{at}{block}{mark}{bits}"
+    # A tied table is stored once.
+    plan["embedding"] = plan["head"].partition(ACTIVATIONS)[0]
     experts = _EXPERTS[options.precision].removesuffix("-zero" if symmetric else "")
     return {**plan, "experts": scheme_name(experts, options.blocks)}
 

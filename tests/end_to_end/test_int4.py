@@ -19,7 +19,7 @@ from .conftest import BOTH, Built
 from .oracle import Array
 
 PROMPT = "Photosynthesis is the process by which"
-AGREEMENT = {"smollm2-135m": 0.93, "gemma3-270m": 0.6}
+AGREEMENT = {"smollm2-135m": 0.91, "gemma3-270m": 0.6}
 """Least share of equal predictions."""
 WINDOW, WINDOWS = 501, 4
 ROUNDING = 0.01

@@ -9,6 +9,7 @@ from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import PACKED_ALONE, OptimizeOptions
 from llmc.compiler.base.targets import TARGETS, get_target
 from llmc.compiler.quantization.plan import (
+    ACTIVATIONS,
     MEANINGS,
     RECIPES,
     Placement,
@@ -41,11 +42,12 @@ def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | 
             continue
         plan = make_plan(OptimizeOptions(target=target, **options))
         assert (not plan) == (precision in FLOATS)
-        assert all(scheme_of(name) is not None for name in plan.values())
-        blocks = {name.partition("@")[2] for name in plan.values()}
+        assert all(placement_of(name).scheme is not None for name in plan.values())
+        names = {where: name.partition(ACTIVATIONS)[0] for where, name in plan.items()}
+        blocks = {name.partition("@")[2] for name in names.values()}
         assert blocks <= {"", "64"}
         if target in {"cpu", "openvino"}:
-            assert plan.get("head") == plan.get("embedding"), "a tied table is stored once"
+            assert names.get("head") == plan.get("embedding"), "a tied table is stored once"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_what_a_precision_may_lose() -> None:
 
 
 PACKED: dict[str, Any] = {"precision": "int4", "layout": "packed"}
-MIXED = {"linear": "q4", "linear:down": "q5:a16", "head": "q6:a16"}
+MIXED = {"linear": "q4@32", "linear:down": "q5:a16", "head": "q6@32:a16"}
 
 
 @pytest.fixture
@@ -147,8 +149,8 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "plan"),
     [
-        (PACKED, {**MIXED, "embedding": "q6", "experts": "int4-zero@32"}),
-        ({**PACKED, "symmetric": False}, {**MIXED, "embedding": "q6", "experts": "int4-zero@32"}),
+        (PACKED, {**MIXED, "embedding": "q6@32", "experts": "int4-zero@32"}),
+        ({**PACKED, "symmetric": False}, {**MIXED, "embedding": "q6@32", "experts": "int4-zero@32"}),
         ({**PACKED, "head": "int8"}, {**MIXED, "head": "q8:a16", "embedding": "q8", "experts": "int4-zero@32"}),
         ({**PACKED, "head": "int4"}, {**MIXED, "head": "q4:a16", "embedding": "q4", "experts": "int4-zero@32"}),
         ({"precision": "int4", "head": "int5"},
@@ -157,8 +159,8 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> None:
          {"linear": "q4@128", "linear:down": "q5@128:a16", "head": "q6@128:a16", "embedding": "q6@128",
           "experts": "int4-zero@128"}),
         *(({**PACKED, **options},
-           {"linear": "q4-symmetric", "linear:down": "q5-symmetric:a16", "head": "q6-symmetric:a16",
-            "embedding": "q6-symmetric", "experts": "int4@32"})
+           {"linear": "q4-symmetric@32", "linear:down": "q5-symmetric:a16", "head": "q6-symmetric@32:a16",
+            "embedding": "q6-symmetric@32", "experts": "int4@32"})
           for options in ({"symmetric": True}, {"zero_points": "none"})),
     ],
 )  # fmt: skip

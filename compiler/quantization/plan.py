@@ -189,7 +189,7 @@ def value_stands_alone(plan: Plan) -> bool:
 
 
 def largest_kl(precision: str) -> float:
-    """Divergence, in nats, beyond which an artifact is taken for broken; what is much but no fault is said in words."""
+    """Divergence, in nats, beyond which an artifact counts as broken; what is much but no fault is said in words."""
     names = [table[precision].linear[0] for table in MEANINGS.values() if precision in table]
     names += [RECIPES[precision]["linear"]] if precision in RECIPES else []
     schemes = [scheme for name in names if (scheme := placement_of(name).scheme) is not None]

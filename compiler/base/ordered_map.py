@@ -7,9 +7,11 @@ results in the order of the items, whatever the number of threads.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -43,7 +45,7 @@ def ordered_map(
         yield from map(function, items)
         return
     ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="llmc") as executor:
+    with _single_threaded_torch(), ThreadPoolExecutor(threads, thread_name_prefix="llmc") as executor:
         try:
             for item in items:
                 ahead.append(executor.submit(function, item))
@@ -54,3 +56,22 @@ def ordered_map(
         finally:
             for future in ahead:
                 future.cancel()
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[None]:
+    """Threads that begin in the block run torch's operators by themselves, where torch is loaded.
+
+    Each of them would otherwise have as many helpers as there are processors. torch asks once in each thread's life
+    how many it may have.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

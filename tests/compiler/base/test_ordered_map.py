@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -69,6 +70,29 @@ def test_nothing_runs_on_when_the_iterator_is_left() -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("llmc")]
+
+
+def test_torch_has_one_thread_in_each_of_them() -> None:
+    """And as many as before afterwards, here and in other threads; alone it keeps them."""
+    import torch
+
+    def count(item: int) -> int:
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(ordered_map(count, range(4), 2)) == [1, 1, 1, 1]
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(count, 0).result() == 3
+        assert list(ordered_map(count, [0], 1)) == [3]
+        results = ordered_map(count, range(9), 2)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_are_the_processors_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,11 +64,11 @@ def test_three_positions(block: int) -> None:
     assert (quality.top1_agreement.value, quality.top1_agreement.error) == pytest.approx((1 / 3, 1 / 3))
     assert quality.max_abs_error == pytest.approx(3 + math.log(3)), "of logits 3 + log 0.3 and log 0.1, in the second"
     assert (quality.reference_perplexity, quality.candidate_perplexity) == (None, None)
-    assert (quality.perplexity_ratio, quality.rms_delta_p) == (None, None)
+    assert (quality.perplexity_ratio, quality.mean_delta_p, quality.rms_delta_p) == (None, None, None)
 
 
-def test_the_99th_percentile_is_not_the_90th_nor_the_maximum(block: int) -> None:
-    """101 divergences, the largest first: the 99th percentile is the second largest."""
+def test_each_percentile_is_its_own(block: int) -> None:
+    """101 divergences, the largest first: the 99th percentile is the second, the 99.9th between it and the first."""
     reference = [[0.5, 0.5]] * 101
     candidate = [[(201 - place) / 402, (201 + place) / 402] for place in reversed(range(101))]
     each = [divergence(p, q) for p, q in zip(reference, candidate, strict=True)]
@@ -77,6 +77,8 @@ def test_the_99th_percentile_is_not_the_90th_nor_the_maximum(block: int) -> None
     quality = compare_logits((left[part] for part in chunks), (right[part] for part in chunks))
     assert quality.kl_p99 == pytest.approx(each[1])
     assert quality.max_kl == pytest.approx(each[0])
+    assert (quality.median_kl, quality.kl_p90, quality.kl_p95) == pytest.approx((each[50], each[10], each[5]))
+    assert quality.kl_p999 == pytest.approx(0.9 * each[0] + 0.1 * each[1])
     assert each[0] > 1.01 * each[1] > 1.1 * each[10]
 
 
@@ -89,6 +91,8 @@ def test_perplexities_and_their_errors(block: int) -> None:
     )
     assert quality.candidate_perplexity == Estimate(pytest.approx(math.exp(4)), pytest.approx(math.exp(4) * 2))
     assert quality.perplexity_ratio == Estimate(pytest.approx(math.e), pytest.approx(math.e * math.sqrt(1 / 3)))
+    changes = [math.exp(-b) - math.exp(-a) for a, b in ((1, 2), (2, 2), (6, 8))]
+    assert quality.mean_delta_p == Estimate(pytest.approx(sum(changes) / 3), pytest.approx(standard_error(changes)))
     squares = [(math.exp(-b) - math.exp(-a)) ** 2 for a, b in ((1, 2), (2, 2), (6, 8))]
     root = math.sqrt(sum(squares) / 3)
     assert quality.rms_delta_p == Estimate(pytest.approx(root), pytest.approx(standard_error(squares) / (2 * root)))

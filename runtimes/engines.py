@@ -48,6 +48,18 @@ def open_session(directory: Path, *, threads: int | None = None) -> Session:
     return get_engine(runtime_of(open_artifact(directory).manifest)).open(directory, threads=threads)
 
 
+def open_for_evaluation(directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
+    """As :func:`open_session`, with every position's logits if possible, or as nearly as can be opened here.
+
+    Returns:
+        A session, and one clause that says what it runs where that is not the artifact itself; else empty.
+
+    Raises:
+        LlmcError: as :func:`open_session`.
+    """
+    return get_engine(runtime_of(open_artifact(directory).manifest)).open_for_evaluation(directory, threads=threads)
+
+
 def runtime_of(manifest: Manifest) -> str:
     """The runtime that opens an artifact: the engine's own, the target's, or ONNX Runtime on the CPU."""
     if manifest.engine is not None:

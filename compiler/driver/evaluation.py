@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
+from llmc.compiler.artifact.manifest import MANIFEST_NAME
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import ExportOptions
@@ -27,7 +27,7 @@ from llmc.compiler.driver.captured_model import model_weights
 from llmc.compiler.driver.reference_model import load_model
 from llmc.runtimes.bench.workers.logits_peer import LogitsPeer
 from llmc.runtimes.bench.workers.peers import PeerChoice
-from llmc.runtimes.engines import get_engine, runtime_of
+from llmc.runtimes.engines import open_for_evaluation, runtime_of
 from llmc.runtimes.evaluation.options import EvaluationOptions
 from llmc.runtimes.evaluation.perplexity import Quality, Tokens
 from llmc.runtimes.evaluation.reference_cache import GREEDY_TOKENS, ReferenceCache, default_cache
@@ -173,7 +173,7 @@ def _engine_reference(directory: Path, threads: int | None) -> Reference:
         runtime_of(manifest),
         {"engine": hashes},
         _tokenizer(directory, str(directory)),
-        lambda: _open(directory, manifest, threads)[0],
+        lambda: open_for_evaluation(directory, threads=threads)[0],
     )
 
 
@@ -202,14 +202,10 @@ def _require_tokenizer(directory: Path, reference: Reference, texts: Sequence[st
         )
 
 
-def _open(directory: Path, manifest: Manifest, threads: int | None) -> tuple[Session, str]:
-    return get_engine(runtime_of(manifest)).open_for_evaluation(directory, threads=threads)
-
-
 @contextmanager
 def _engine(directory: Path, threads: int | None) -> Iterator[Candidate]:
     manifest = open_artifact(directory).manifest
-    session, where = _open(directory, manifest, threads)
+    session, where = open_for_evaluation(directory, threads=threads)
     try:
         info = session.info
         data = directory / DATA

@@ -24,6 +24,12 @@ K, N = 64, 48
 SKIP = 'n, "", "", t = com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.25>(x, r, gamma)'
 NORM = "n = RMSNormalization<epsilon=0.25>(x, gamma)"
 TYPE = f"float[b, s, {K}]"
+FEEDS: dict[str, Array] = {
+    "x": draw(2, 3, K, seed=11),
+    "r": draw(2, 3, K, seed=12),
+    "z": draw(2, 3, N),
+    "ids": np.asarray([[0, 69, 3], [3, 11, 40]]),
+}
 
 
 def packed(body: str, plan: dict[str, str], outputs: str) -> ir.Model:
@@ -39,6 +45,20 @@ def packed(body: str, plan: dict[str, str], outputs: str) -> ir.Model:
     assert apply(QuantizeWeights(plan, accuracy_level=0), model).fired
     RemoveDeadCode()(model)
     return model
+
+
+def require_equal(model: ir.Model, wanted: dict[str, Array], variant: Any) -> None:
+    """Of activations of 16 bits."""
+    if (reason := variant.unsupported_reason()) is not None:
+        pytest.skip(f"CPU kernels: {reason}")
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(kernel_library(variant=variant)))
+    proto = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    known = {item.name for item in session.get_inputs()}
+    results = session.run(list(wanted), {name: array for name, array in FEEDS.items() if name in known})
+    for name, result in zip(wanted, results, strict=True):
+        np.testing.assert_allclose(result, wanted[name], rtol=0, atol=5e-4 * np.abs(wanted[name]).max())
 
 
 def y(*names: str) -> str:
@@ -111,6 +131,16 @@ def test_a_norm_that_products_alone_read_moves_into_each(norm: str, outputs: str
     assert {node.attributes.get_float("epsilon") for node in model.graph} == {0.25}
 
 
+def test_a_sum_that_products_alone_read_is_handed_on() -> None:
+    norm = "n = com.microsoft.SkipSimplifiedLayerNormalization(x, r, gamma)"
+    model = packed(f"{norm} y = MatMul(n, w) y2 = MatMul(n, w2)", {"linear": "q4:a16"}, y("y", "y2"))
+    wanted = run(model, FEEDS)
+    apply(UseCpuMatMul(), model)
+    first, second = model.graph
+    assert second.inputs[0] is first.outputs[1]
+    require_equal(model, wanted, VARIANTS[-1])
+
+
 @pytest.mark.parametrize(
     ("body", "outputs"),
     [
@@ -179,22 +209,9 @@ BODY += " y2 = Add(y0, bias)"
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_numbers_agree(bits: int, variant: Any) -> None:
     """Kernels round activations to 16 bits here, and the bodies not at all."""
-    if (reason := variant.unsupported_reason()) is not None:
-        pytest.skip(f"CPU kernels: {reason}")
     plan = {"linear": f"q{bits}:a16", "w2": f"q{bits}-symmetric:a16", "embedding": f"q{bits}"}
     model = packed(BODY, plan, f"{y('y', 'y2')}, {TYPE} t")
-    rng = np.random.default_rng(0)
-    feeds: dict[str, Array] = {name: draw(2, 3, K, seed=seed) for name, seed in (("x", 11), ("r", 12))}
-    feeds["ids"] = rng.integers(0, 70, (2, 3))
-    feeds["z"] = draw(2, 3, N)
-    wanted = run(model, feeds)
+    wanted = run(model, FEEDS)
     run_passes(model, cpu_engine_passes())
     assert set(operators(model)) == {"llmc.cpu::GatherNBits", "Add", "llmc.cpu::MatMulNBits"}
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(str(kernel_library(variant=variant)))
-    proto = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-    known = {item.name for item in session.get_inputs()}
-    results = session.run(list(wanted), {name: array for name, array in feeds.items() if name in known})
-    for name, result in zip(wanted, results, strict=True):
-        np.testing.assert_allclose(result, wanted[name], rtol=0, atol=5e-4 * np.abs(wanted[name]).max())
+    require_equal(model, wanted, variant)

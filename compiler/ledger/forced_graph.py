@@ -28,6 +28,24 @@ def made_values(graph: ir.Graph) -> Iterator[ir.Value]:
     return (value for node in graph for value in node.outputs if value.name)
 
 
+def called_values(graph: ir.Graph) -> set[str]:
+    """Names of what nodes make of a call: all but what follows from weights alone, as a transposed table."""
+    called = {value for value in graph.inputs if not value.is_initializer()}
+    for node in graph:
+        read = [
+            *node.inputs,
+            *(value for inner in inner_graphs(node) for each in inner.all_nodes() for value in each.inputs),
+        ]
+        if any(value in called for value in read):
+            called.update(node.outputs)
+    return {value.name for value in made_values(graph) if value in called and value.name}
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Branches and loops of a node."""
+    return (item.as_graph() for item in node.attributes.values() if item.type == ir.AttributeType.GRAPH)
+
+
 def expose(model: ir.Model) -> ir.Model:
     """A copy whose outputs are all values that nodes make."""
     copy = model.clone()

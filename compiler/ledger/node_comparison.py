@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import Contract
-from llmc.compiler.ledger.forced_graph import GIVEN, expose, force, made_values
+from llmc.compiler.ledger.forced_graph import GIVEN, called_values, expose, force, made_values
 from llmc.compiler.ledger.inference import Array, call_feeds, held_after, keeps, load_graph, run_graph
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def compare_nodes(before: Side, after: Side, tokens: Array, *, noise: bool) -> I
         EngineError: one of the graphs does not run.
     """
     exposed = [load_graph(expose(side.model)) for side in (before, after)]
+    called = called_values(before.model.graph) & called_values(after.model.graph)
     past: dict[str, Array] = {}
     for part in np.split(tokens, [len(tokens) // 2, len(tokens) - 1]):
         if not keeps(exposed[1], past):
@@ -101,7 +102,7 @@ def compare_nodes(before: Side, after: Side, tokens: Array, *, noise: bool) -> I
         feeds = [call_feeds(inference, side.contract, part, past) for inference, side in sides]
         values = [run_graph(inference, fed) for inference, fed in zip(exposed, feeds, strict=True)]
         past = held_after(exposed[0], past, len(part), values[0])
-        given = {name: value for name, value in values[0].items() if _corresponds(value, values[1].get(name))}
+        given = {name: values[0][name] for name in called if _corresponds(values[0][name], values[1].get(name))}
         types = [{name: each[name].dtype for name in given} for each in values]
         expected = values[0]
         del values

@@ -25,6 +25,8 @@ def ledger_table(report: LedgerReport) -> Table:
         title="Accuracy after each pass",
         caption="logits on the probe prompts, against the graph that the passes began with",
     )
+    if reason := next((entry.unmeasured for entry in report.entries if entry.unmeasured), ""):
+        table.caption = f"{table.caption}; not measured: {reason}"
     wrong = {finding.place for finding in report.findings}
     return fill(table, (_row(entry, place in wrong) for place, entry in enumerate(report.entries)))
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.ledger.forced_graph import changed_nodes, content, expose, force, segment
+from llmc.compiler.ledger.forced_graph import called_values, changed_nodes, content, expose, force, segment
 from llmc.compiler.ledger.inference import load_graph, run_graph
 
 FLOAT = np.dtype(np.float32)
@@ -47,6 +47,19 @@ def test_nodes_read_what_is_given(chain: ir.Model) -> None:
     assert values["a"].tolist() == [0, 7]
     assert values["z"].tolist() == [11, -4]
     assert [value.name for value in chain.graph.inputs] == ["x"]
+
+
+def test_what_follows_from_weights_alone_is_not_called(chain: ir.Model) -> None:
+    assert called_values(chain.graph) == {"y", "a", "b", "z"}
+
+
+def test_a_branch_that_reads_the_call_is_called() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 23]>
+        choice (float[1] x) => (float[1] y)
+        { c = Constant <value = bool[1] {1}> ()
+          y = If (c) <then_branch = t () => (float[1] u) { u = Identity(x) },
+                      else_branch = e () => (float[1] v) { v = Relu(x) }> }""")
+    assert called_values(model.graph) == {"y"}
 
 
 def test_a_value_that_nobody_reads_is_no_input(chain: ir.Model) -> None:

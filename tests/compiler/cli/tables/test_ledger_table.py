@@ -24,6 +24,7 @@ def test_a_row_has_what_was_measured() -> None:
     unmeasured = next(line for line in lines if "Halve" in line)
     assert "not measured" in unmeasured
     assert "0.0%" not in unmeasured
+    assert "not measured: no kernel" in captured.get()
 
 
 def test_what_cost_too_much_is_red_and_what_did_nothing_dim() -> None:

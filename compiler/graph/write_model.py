@@ -26,7 +26,9 @@ from llmc.compiler.graph.quantized_weight import QuantizedPart, pieces_of
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside model.onnx."""
 ALIGNMENT = 4096
-"""A page: a runtime that maps the file then maps each tensor by itself."""
+"""A page: a runtime that maps the file then maps each tensor by itself …"""
+PAGED_BYTES, SMALL_ALIGNMENT = 1 << 17, 64
+"""… from this size on; smaller ones, as the scales of packed weights, begin at lines of the processor's cache."""
 Tensors = Mapping[str, ir.TensorProtocol]
 
 
@@ -78,8 +80,9 @@ def _places(tensors: Tensors) -> tuple[dict[str, int], int]:
     end = 0
     for name, tensor in tensors.items():
         if tensor.nbytes > INLINE_BYTES:
-            page = -(-end // ALIGNMENT) * ALIGNMENT
-            starts[name], length = known.setdefault(_identity(tensor), (page, tensor.nbytes))
+            step = ALIGNMENT if tensor.nbytes >= PAGED_BYTES else SMALL_ALIGNMENT
+            start = -(-end // step) * step
+            starts[name], length = known.setdefault(_identity(tensor), (start, tensor.nbytes))
             _require_length(name, tensor, length)
             end = max(end, starts[name] + length)
     return starts, end

@@ -14,7 +14,7 @@ import pytest
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.graph import write_model as module
 from llmc.compiler.graph.lazy_weight import LazyWeight, MappedWeight, TensorWeight, transposed_weight
-from llmc.compiler.graph.write_model import ALIGNMENT, INLINE_BYTES, write_model
+from llmc.compiler.graph.write_model import ALIGNMENT, INLINE_BYTES, PAGED_BYTES, SMALL_ALIGNMENT, write_model
 
 Array = npt.NDArray[Any]
 HIDDEN, VOCABULARY = 32, 24
@@ -100,13 +100,13 @@ def test_every_kind_of_tensor_is_read_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ arrays["table"], rtol=1e-5, atol=1e-5)
 
 
-def test_tensors_begin_at_pages_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_tensors_lie_in_the_order_of_their_names(tmp_path: Path) -> None:
     arrays = {name: draw(300 + i, seed=i) for i, name in enumerate(["zeta", "alpha", "middle"])}
     model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), **{n: lazy(a) for n, a in arrays.items()})
     written = write_model(model, tmp_path)
     found = places(tmp_path)
     assert sorted(found, key=found.__getitem__) == ["alpha", "middle", "table", "zeta"]
-    assert all(offset % ALIGNMENT == 0 for offset, _ in found.values())
+    assert all(offset % SMALL_ALIGNMENT == 0 for offset, _ in found.values())
     assert {name: length for name, (_, length) in found.items()} == {
         **{name: array.nbytes for name, array in arrays.items()},
         "table": HIDDEN * VOCABULARY * 4,
@@ -115,11 +115,22 @@ def test_tensors_begin_at_pages_in_the_order_of_their_names(tmp_path: Path) -> N
 
 
 def test_small_tensors_stay_in_the_graph(tmp_path: Path) -> None:
-    """Up to 1 KiB; and a page is 4 KiB, on which a runtime that maps the file counts."""
+    """Up to 1 KiB."""
     model = make_model(table=lazy(draw(HIDDEN, VOCABULARY)), at=lazy(draw(256)), above=lazy(draw(257)))
     write_model(model, tmp_path)
-    assert places(tmp_path) == {"above": (0, 257 * 4), "table": (4096, HIDDEN * VOCABULARY * 4)}
-    assert (INLINE_BYTES, ALIGNMENT) == (1024, 4096)
+    assert places(tmp_path) == {"above": (0, 257 * 4), "table": (17 * 64, HIDDEN * VOCABULARY * 4)}
+    assert (INLINE_BYTES, SMALL_ALIGNMENT) == (1024, 64)
+
+
+def test_large_tensors_begin_at_pages(tmp_path: Path) -> None:
+    """From 128 KiB on; a page is 4 KiB, on which a runtime that maps the file counts."""
+    large, below = draw(1 << 15), draw((1 << 15) - 1, seed=1)
+    names = {"a": draw(300), "b": large, "c": draw(257, seed=2), "d": below, "e": draw(1 << 15, seed=3)}
+    write_model(make_model(table=lazy(draw(4, 4)), **{name: lazy(array) for name, array in names.items()}), tmp_path)
+    found = {name: start for name, (start, _) in places(tmp_path).items()}
+    assert (ALIGNMENT, PAGED_BYTES) == (4096, 1 << 17)
+    third, fourth = 4096 + (1 << 17), 4096 + (1 << 17) + 17 * 64
+    assert found == {"a": 0, "b": 4096, "c": third, "d": fourth, "e": -(-(fourth + below.nbytes) // 4096) * 4096}
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -110,10 +110,10 @@ def calibrated(request: Request, cache: Path, progress: Progress) -> Iterator[Ma
 
 def site_plans(request: Request, sites: Sequence[Site]) -> dict[ir.Node, SitePlan]:
     """How each site is stored, by its node; one line for each kind that is not calibrated, with the reason."""
-    owners: dict[object, int] = {}
+    owners: dict[object, list[Site]] = {}
     for site in sites:
         for _, weight in site.weights:
-            owners[weight.identity()] = owners.get(weight.identity(), 0) + 1
+            owners.setdefault(weight.identity(), []).append(site)
     plans, left = {}, dict[str, int]()
     for site in sites:
         placement = site.placement(request.plan)
@@ -122,8 +122,8 @@ def site_plans(request: Request, sites: Sequence[Site]) -> dict[ir.Node, SitePla
         if exact is not None:
             plans[site.node] = SitePlan(exact, ExactGrid(), calibrated=False)
             continue
-        shared = any(owners[weight.identity()] > 1 for _, weight in site.weights)
-        reason = _why_not(site, scheme, shared=shared)
+        others = [other for _, weight in site.weights for other in owners[weight.identity()] if other is not site]
+        reason = _why_not(request, site, scheme, others)
         solved = scheme is not None and not reason
         plans[site.node] = SitePlan(scheme, request.otherwise, solved, placement.activation_bits)
         if scheme is not None and reason:
@@ -133,17 +133,25 @@ def site_plans(request: Request, sites: Sequence[Site]) -> dict[ir.Node, SitePla
     return plans
 
 
-def _why_not(site: Site, scheme: Scheme | None, *, shared: bool) -> str:
-    """Why a site cannot be calibrated; empty where it can."""
+def _why_not(request: Request, site: Site, scheme: Scheme | None, others: Sequence[Site]) -> str:
+    """Why a site cannot be calibrated; empty where it can. ``others`` have the same weights."""
     if site.kind == "experts":
         return "what each expert reads is not recorded"
     if site.kind == "embedding":
-        return "a table is looked up in and multiplies nothing"
-    if shared:
-        return "a table that is looked up in, or another layer, shares their bytes"
+        # A head's numbers are its table's, too.
+        return "" if _is_tied_head(request, others, site) else "a table is looked up in and multiplies nothing"
+    if others and not _is_tied_head(request, [site], *others):
+        return "several layers share their bytes"
     if scheme is not None and not scheme.storage.is_integer():
         return "their numbers are small floats"
     return ""
+
+
+def _is_tied_head(request: Request, heads: Sequence[Site], *tables: Site) -> bool:
+    """Whether one head and one table share their bytes, and are to be stored alike."""
+    alike = len({site.placement(request.plan).scheme for site in (*heads, *tables)}) == 1
+    kinds = [site.kind for site in (*heads, *tables)]
+    return alike and kinds == ["head", "embedding"]
 
 
 def _key(request: Request) -> str:

@@ -1,8 +1,8 @@
 """Second moments of a layer's inputs, summed over a text.
 
-In: activations, some windows at a time, in a fixed order. Out: the sum of xᵀx, [k, k] float64. Products are float32
-over the windows of one call, and sums of them float64. The matrix is made in pieces of fixed size, each by one
-thread, so that it does not depend on how many there are.
+In: activations, some windows at a time, in a fixed order. Out: the sum of xᵀx, [k, k]. Products are float32 over the
+windows of one call, and sums of them float64 (float32 for very wide layers, where they would take gigabytes). The
+matrix is made in pieces of fixed size, each by one thread, so that it does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from llmc.compiler.quantization.solvers.gptq import WIDE
 
 PIECES = 8
 """Columns are summed in this many pieces, or more where a piece would be wider than :data:`WIDEST`."""
@@ -29,7 +31,8 @@ class Moments:
     """The sum of fᵀx; f is x where nothing else is said."""
 
     def __init__(self, features: int, device: torch.device) -> None:
-        self.total = torch.zeros((features, features), dtype=torch.float64, device=device)
+        kind = torch.float64 if features <= WIDE else torch.float32
+        self.total = torch.zeros((features, features), dtype=kind, device=device)
         step = max(1, min(WIDEST, -(-features // PIECES)))
         self._starts = list(range(0, features, step))
         self._step = step

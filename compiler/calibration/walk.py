@@ -142,7 +142,7 @@ class Walk:
     def _solve(self, group: Group, spools: Sequence[Spool]) -> None:
         wanted = [
             (site, plan.scheme)
-            for site in group.sites
+            for site in (group.sites if group.is_product else ())
             if (plan := self._plans[site.node]).calibrated and plan.scheme and not self._store.solver(site.name)
         ]
         if not wanted:
@@ -174,9 +174,9 @@ class Walk:
     def _rows(self, activations: Array, plan: SitePlan | None) -> torch.Tensor:
         """Activations as [tokens, features], as the product of a site sees them; None: as they are."""
         rows = torch.from_numpy(activations.reshape(-1, activations.shape[-1])).to(self._device)
-        if plan is None or plan.scheme is None or plan.scheme.block is None or not self._recipe.round_activations:
+        if plan is None or plan.scheme is None or not self._recipe.round_activations:
             return rows
-        return rounded_activations(rows, plan.activation_bits, plan.scheme.block)
+        return rounded_activations(rows, plan.activation_bits)
 
     def _pieces(self, site: Site, moments: FactoredMoments) -> Iterator[Solved]:
         weight = site.weights[0][1]
@@ -231,7 +231,8 @@ class Walk:
         for low in range(start, stop, ROWS):
             high = min(low + ROWS, stop)
             stored = self._store.solver(site.name) if plan.calibrated else None
-            if exact or plan.scheme is None:
+            # A table's numbers are its head's, which is solved last.
+            if exact or plan.scheme is None or (plan.calibrated and site.kind == "embedding"):
                 part = weight.rows(low, high).astype(np.float32)
             elif stored is not None:
                 part = dequantize(stored.read(low, high), plan.scheme, features)

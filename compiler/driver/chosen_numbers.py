@@ -51,7 +51,8 @@ class Amount:
     length: int
 
 
-AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(64, 512), "best": Amount(128, 1024)}
+AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(32, 512), "best": Amount(128, 1024)}
+SWEEPS: Mapping[Effort, int] = {"normal": 0, "best": 3}
 
 
 @contextlib.contextmanager
@@ -114,6 +115,7 @@ def _calibrated(
 ) -> Iterator[Numbers]:
     from llmc.compiler.calibration.calibrate import Request, calibrated
     from llmc.compiler.calibration.walk import Recipe
+    from llmc.compiler.quantization.solvers.gptq import Gptq
 
     progress.start("Reading the calibration text")
     texts = (calibration_text(),) if options.calibration is None else read_texts(options.calibration)
@@ -129,7 +131,7 @@ def _calibrated(
         plan=make_plan(options),
         kept_zeros=kept_zeros(options),
         windows=windows,
-        recipe=Recipe(match_float=effort == "best"),
+        recipe=Recipe(Gptq(sweeps=SWEEPS[effort]), match_float=True),
         otherwise=NORMAL,
         dtype=_TYPES[options.activations] if on_gpu else np.dtype(np.float32),
         identity=[encode(portable.source), portable.precision],

@@ -6,8 +6,8 @@ Out: :class:`Steps`, as they are stored, so that whoever rounds to them sees the
     value = level * scale + base,    base = -zero * scale   or   offset - 2^(bits-1) * scale
 
 A grid is searched: the block's range is clipped by a few ratios, levels are chosen, scale and base are fitted to them
-by weighted least squares, and the grid of least weighted squared error is kept; the first is rounding's own, so that
-weights that lie on a grid stay on it. Source of the fit: llama.cpp's ``make_qkx2_quants``.
+by weighted least squares, twice, and the grid of least weighted squared error is kept; the first is rounding's own,
+so that weights that lie on a grid stay on it. Source of the fit: llama.cpp's ``make_qkx2_quants``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from llmc.compiler.quantization.solver import Solved
 from llmc.compiler.quantization.solvers.packed import LARGEST_CODE
 
 _TINY = float(np.finfo(np.float32).tiny)
-_NARROWEST = {2: 0.35, 3: 0.45, 4: 0.55, 5: 0.65, 6: 0.75, 8: 0.9}
-"""Smallest ratio to which a range is clipped, by bits."""
+_WIDEST, _NARROWEST = 1.05, {2: 0.4, 3: 0.55, 4: 0.7, 5: 0.78, 6: 0.84, 8: 0.92}
+"""Ratios to which a range is clipped: the largest, and the smallest by bits; fits then move a grid off these."""
+_REFITS = 2
 _TYPES = {np.dtype(np.float16): torch.float16, np.dtype(ml_dtypes.bfloat16): torch.bfloat16}
 
 
@@ -99,16 +100,18 @@ class BlockGrid:
         """
         best, least = None, None
         for start, (scale, base) in enumerate(self._starts(block)):
-            tried = [self.stored(scale, base)]
-            if self.clippings > 1:
-                tried.append(self._refit(block, importance, tried[0]))
-            for steps in tried if start == 0 else tried[-1:]:
-                error = _sums(importance, (block - steps.values(steps.levels(block, self.low, self.top))).square_())
+            steps = self.stored(scale, base)
+            # Rounding's own grid stands for itself; others are where a fit begins.
+            tried = [steps] if start == 0 else []
+            for _ in range(_REFITS if self.clippings > 1 else 0):
+                steps = self._refit(block, importance, steps)
+            for grid in [*tried, steps][: 1 + (self.clippings > 1)]:
+                error = _sums(importance, (block - grid.values(grid.levels(block, self.low, self.top))).square_())
                 if best is None or least is None:
-                    best, least = steps, error
+                    best, least = grid, error
                     continue
                 better = error < least
-                best = _choose(better, steps, best)
+                best = _choose(better, grid, best)
                 least = torch.where(better, error, least)
         assert best is not None
         return best
@@ -157,12 +160,12 @@ class BlockGrid:
         high, low = block.amax(0), block.amin(0)
         narrowest = _NARROWEST[self.scheme.bits]
         for index in range(self.clippings):
-            ratio = 1 - (1 - narrowest) * index / max(1, self.clippings - 1)
+            ratio = _WIDEST - (_WIDEST - narrowest) * (index - 1) / max(1, self.clippings - 2) if index else 1.0
             if self.scheme.zero != "none":
                 if self.scheme.zero != "offset":
                     high, low = high.clamp(min=0), low.clamp(max=0)
                 scale = (high - low) * (ratio / self.top)
-                yield scale, low + (high - low) * ((1 - ratio) / 2) if ratio < 1 else low
+                yield scale, low + (high - low) * ((1 - ratio) / 2)
             elif self.scheme.form != "nbits":
                 scale = torch.maximum(high / (self.half - 1), low / (self.low - self.half)) * ratio
                 yield scale, -self.half * scale

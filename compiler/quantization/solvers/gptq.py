@@ -9,8 +9,8 @@ depends on the errors of features up to j alone. So each feature in turn is roun
 
 which is GPTQ's rule (its factor of H⁻¹ is R⁻¹, up to the diagonal) without an inverse, and as a product of what is
 known with a panel of R. A block's grid is searched when it is reached, on weights that would make up for all errors
-until then if no further one were rounded: e R_<J R_JJ⁻¹ further on for the features J of the block. R_jj² is what an
-error of feature j costs. Sources: Frantar et al. 2022 (GPTQ); Chen et al. 2025 (it is Babai's nearest plane).
+until then if no further one were rounded: e R_<J R_JJ⁻¹ further on for the features J of the block. Sources: Frantar
+et al. 2022 (GPTQ); Chen et al. 2025 (it is Babai's nearest plane).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PANEL = 64
 ROOM = 1.25
 """What weights that make up for others' errors may be larger by; a packed row's scale leaves so much room."""
 WIDE = 4096
-"""Features from which the second moments are factored in float32, for the memory's sake."""
+"""Features beyond which second moments are summed and factored in float32, for the memory's sake."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,18 @@ class Gptq:
         order: Features as they lie; whole blocks, and the features in each, by falling second moment; or features by
             falling second moment wherever their block lies, whose grids are then chosen beforehand.
         clippings: Ratios of a block's range that are tried for its grid.
+        pull: How far weights are moved, before they are rounded, to those with which the layer would make of its
+            inputs what the float model makes of its own: 0 to 1. All the way would fit the text more than the model.
+        pull_damping: Added to the moments for that, as ``damping``.
+        sweeps: How often, once all features are rounded, each one's level is chosen anew for what the others are.
     """
 
     damping: float = 0.01
     order: Order = "none"
-    clippings: int = 12
+    clippings: int = 13
+    pull: float = 0.5
+    pull_damping: float = 0.1
+    sweeps: int = 0
 
     def needs_layer(self, scheme: Scheme) -> bool:
         """Rows do not depend on each other, but the moments are factored once for all."""
@@ -66,10 +73,10 @@ class Gptq:
         """Factor second moments, once for all layers that read the same input.
 
         Args:
-            moments: [k, k] float64, of the inputs x as the layer will see them.
+            moments: [k, k], of the inputs x as the layer will see them.
             scheme: Of integers.
-            cross: [k, k] float64, of the inputs f of the model in floats: sum of fᵀx. The layer is then solved for
-                f w instead of x w, as far as x can give that: for w cross moments⁻¹.
+            cross: [k, k], of the inputs f of the model in floats: sum of fᵀx, which is overwritten. The layer is then
+                solved for something between x w and the nearest to f w that x can give, w cross moments⁻¹.
         """
         blocks = _blocks(len(moments), scheme.block or len(moments))
         diagonal = moments.diagonal()
@@ -83,9 +90,10 @@ class Gptq:
         order = torch.cat([blocks[place] for place in places]).to(moments.device)
         if self.order == "features":
             order = diagonal.argsort(descending=True, stable=True)
+        correction = None if cross is None else _correction(moments, cross, self.pull, self.pull_damping)
         factor = _factor(moments, order, self.damping)
-        correction = None if cross is None else _correction(factor, order, cross - moments)
-        return FactoredMoments(self, scheme, blocks, places, order, factor, diagonal, correction)
+        whole = factor @ factor.T if self.sweeps else None
+        return FactoredMoments(self, scheme, blocks, places, order, factor, diagonal, correction, whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +109,7 @@ class FactoredMoments:
         factor: [k, k] float32, upper triangular in that order.
         diagonal: [k] of the moments.
         correction: [k, k] float32: rows times this are added to them before anything is rounded; None: nothing is.
+        whole: [k, k] float32, the moments as they were factored; None: nobody asks.
     """
 
     solver: Gptq
@@ -111,6 +120,7 @@ class FactoredMoments:
     factor: Tensor
     diagonal: Tensor
     correction: Tensor | None = None
+    whole: Tensor | None = None
 
     def solve(self, rows: Array, dtype: np.dtype[np.generic] | None = None) -> Solved:
         """Numbers of rows [n, k], whose scales are stored in ``dtype`` or else in theirs; each row is for itself."""
@@ -121,6 +131,9 @@ class FactoredMoments:
         grid = BlockGrid(self.scheme, dtype or rows.dtype, self.solver.clippings, packed)
         work = _Work(self, grid, weight.T[self.order].contiguous())
         steps = work.static_grids(weight) if self.solver.order == "features" else work.grids_as_reached()
+        for _ in range(self.solver.sweeps):
+            assert self.whole is not None
+            work.sweep(self.whole)
         return self._solved(work, steps)
 
     def _solved(self, work: _Work, steps: list[Steps]) -> Solved:
@@ -139,6 +152,8 @@ class _Work:
         # What feature i's error adds to what feature j is rounded from.
         self.shares = moments.factor / moments.factor.diagonal()
         self.errors, self.levels = torch.zeros_like(weight), torch.empty_like(weight)
+        self.grids: list[Steps] = []
+        """Of the features that are rounded."""
 
     def grids_as_reached(self) -> list[Steps]:
         """Solve block after block, each with a grid for its weights as they then are."""
@@ -147,7 +162,9 @@ class _Work:
         for place in self.moments.places:
             stop = start + len(self.moments.blocks[place])
             own = self.moments.factor[start:stop, start:stop]
-            steps[place] = self.grid.fit(self._unrounded(start, stop, own), own.diagonal()[:, None].square())
+            # Between what an error costs alone, and what is left of that once later features make up for it.
+            importance = own.diagonal() * self.moments.diagonal[self.moments.order[start:stop]].float().sqrt()
+            steps[place] = self.grid.fit(self._unrounded(start, stop, own), importance[:, None])
             for low in range(start, stop, PANEL):
                 high = min(low + PANEL, stop)
                 self._round(low, high, self._target(low, high), [steps[place]])
@@ -183,6 +200,7 @@ class _Work:
     def _round(self, low: int, high: int, target: Tensor, steps: list[Steps]) -> None:
         """Features ``low`` to ``high`` one after the other; ``steps``: one grid for all, or one each."""
         shares, errors = self.shares[low:high, low:high], self.errors[low:high]
+        self.grids += steps if len(steps) > 1 else steps * (high - low)
         for index in range(high - low):
             wanted, grid = target[index], steps[index if len(steps) > 1 else 0]
             if index:
@@ -190,6 +208,20 @@ class _Work:
             levels = grid.levels(wanted, self.grid.low, self.grid.top)
             self.levels[low + index] = levels
             torch.sub(self.weight[low + index], grid.values(levels), out=errors[index])
+
+    def sweep(self, whole: Tensor) -> None:
+        """Each feature's level again, the nearest to where the error is least for the others as they are."""
+        for low in range(0, len(self.weight), PANEL):
+            high = min(low + PANEL, len(self.weight))
+            own, errors = whole[low:high, low:high], self.errors[low:high]
+            slopes = whole[low:high] @ self.errors
+            for index, grid in enumerate(self.grids[low:high]):
+                wanted = self.weight[low + index] - errors[index] + slopes[index] / own[index, index]
+                levels = grid.levels(wanted, self.grid.low, self.grid.top)
+                error = self.weight[low + index] - grid.values(levels)
+                # What this one's change does to the slopes of the features behind it.
+                slopes[index + 1 :].addr_(own[index + 1 :, index], error - errors[index])
+                self.levels[low + index], errors[index] = levels, error
 
 
 def _blocks(features: int, block: int) -> list[Tensor]:
@@ -202,7 +234,7 @@ def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
     A feature that is always 0 is rounded by itself. Where rounding makes the moments indefinite, more damping helps.
     """
     turned = order.flip(0)
-    matrix = moments[turned][:, turned]
+    matrix = moments[turned[:, None], turned]
     if len(matrix) > WIDE:
         matrix = matrix.float()
     diagonal = matrix.diagonal()
@@ -219,10 +251,14 @@ def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
     raise LlmcError("the second moments of a layer's inputs are no numbers: its activations overflow")
 
 
-def _correction(factor: Tensor, order: Tensor, difference: Tensor) -> Tensor:
-    """``difference`` moments⁻¹, [k, k] float32, features as they lie."""
-    inner = difference[order][:, order].float()
-    half = torch.linalg.solve_triangular(factor.T, inner, upper=False, left=False)
-    solved = torch.linalg.solve_triangular(factor, half, upper=True, left=False)
-    back = order.argsort()
-    return solved[back][:, back].contiguous()
+def _correction(moments: Tensor, cross: Tensor, pull: float, damping: float) -> Tensor:
+    """``pull`` (cross - moments) (moments + damping)⁻¹, [k, k] float32.
+
+    Both are damped, so that what hardly varies in the inputs moves nothing: (cross + d) (moments + d)⁻¹ - 1.
+    Source: Li et al. 2025 (GPTAQ), whose correction this is before any feature is rounded.
+    """
+    difference = cross.sub_(moments)
+    # Of R Rᵀ the halves are solved one after the other.
+    factor = _factor(moments, torch.arange(len(moments), device=moments.device), damping)
+    half = torch.linalg.solve_triangular(factor.T, difference.float(), upper=False, left=False)
+    return torch.linalg.solve_triangular(factor, half, upper=True, left=False).mul_(pull)

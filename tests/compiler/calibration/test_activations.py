@@ -8,12 +8,19 @@ from llmc.compiler.calibration.activations import rounded_activations
 
 
 def test_each_block_has_its_own_step() -> None:
-    x = torch.tensor([[127.0, 0.4, -63.6, 1.0, 0.0, 0.0, 254.0]])
-    wanted = [[127.0, 0.0, -64.0, 1.0, 0.0, 0.0, 254.0]]
-    torch.testing.assert_close(rounded_activations(x, 8, 3), torch.tensor(wanted))
+    x, wanted = torch.zeros(1, 70), torch.zeros(1, 70)
+    for place, value, rounded in (
+        (0, 127.0, 127.0),
+        (31, 0.4, 0.0),
+        (30, -63.6, -64.0),
+        (64, 1.2, 2.0),
+        (69, 254.0, 254.0),
+    ):
+        x[0, place], wanted[0, place] = value, rounded
+    torch.testing.assert_close(rounded_activations(x, 8), wanted)
 
 
 def test_sixteen_bits_are_256_times_finer() -> None:
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
-    errors = [(rounded_activations(x, bits, 32) - x).abs().max() for bits in (8, 16)]
+    errors = [(rounded_activations(x, bits) - x).abs().max() for bits in (8, 16)]
     assert 200 < errors[0] / errors[1] < 320

@@ -49,14 +49,26 @@ def test_sites_are_calibrated_where_their_input_says_something(caplog: pytest.Lo
         plans = site_plans(asked, find_sites(asked.model))
     by_name = {(site.kind, site.name): plans[site.node] for site in find_sites(asked.model)}
     assert {site: plan.calibrated for site, plan in by_name.items()} == {
-        ("embedding", "embed"): False,
+        ("embedding", "embed"): True,
         ("linear", "left"): True,
         ("linear", "right"): True,
         ("linear", "down"): True,
-        ("head", "embed"): False,
+        ("head", "embed"): True,
     }
+    assert "without calibration" not in caplog.text
+
+
+def test_a_table_is_calibrated_only_as_a_head_that_is_stored_alike(caplog: pytest.LogCaptureFixture) -> None:
+    plans = {"int8@32": "float", "int4@32": "int8@32"}
+    for table, head in plans.items():
+        asked = request(plan={"head": head, "embedding": table})
+        with caplog.at_level(logging.INFO):
+            found = site_plans(asked, find_sites(asked.model))
+        kinds = {site.kind: found[site.node].calibrated for site in find_sites(asked.model)}
+        assert not kinds["embedding"]
+        assert not kinds["head"]
     assert "1 of 5 weights are quantized without calibration: a table is looked up in" in caplog.text
-    assert "1 of 5 weights are quantized without calibration: a table that is looked up in, or another" in caplog.text
+    assert "1 of 5 weights are quantized without calibration: several layers share their bytes" in caplog.text
 
 
 def test_floats_are_left_alone() -> None:
@@ -78,7 +90,7 @@ def test_weights_that_lie_on_a_grid_are_kept(tmp_path: Path) -> None:
     assert not plans["left"].calibrated
     assert plans["left"].scheme == scheme_of("int4@32")
     with calibrated(asked, tmp_path, NO_PROGRESS) as solvers:
-        assert set(solvers) == {"right", "down"}
+        assert set(solvers) == {"right", "down", "embed"}
 
 
 def test_what_decides_about_the_numbers_decides_about_the_key() -> None:
@@ -99,7 +111,7 @@ def test_what_decides_about_the_numbers_decides_about_the_key() -> None:
 
 def test_numbers_can_be_read_until_the_block_ends(tmp_path: Path) -> None:
     with calibrated(request(), tmp_path, NO_PROGRESS) as solvers:
-        assert set(solvers) == {"left", "right", "down"}
+        assert set(solvers) == {"left", "right", "down", "embed"}
         stored = solvers["left"]
         assert isinstance(stored, Stored)
         assert stored.read(0, 64).levels.shape == (64, 32)
@@ -112,7 +124,7 @@ def test_what_fails_behind_it_does_not_cost_the_walk(tmp_path: Path, monkeypatch
         raise ZeroDivisionError
     monkeypatch.setattr(Gptq, "prepare", None)  # nothing is left to solve
     with calibrated(request(), tmp_path, NO_PROGRESS) as solvers:
-        assert set(solvers) == {"left", "right", "down"}
+        assert set(solvers) == {"left", "right", "down", "embed"}
     assert walks(tmp_path) == []
 
 

@@ -55,7 +55,7 @@ def test_importance_decides(name: str) -> None:
     weighted, even = grid.fit(numbers, importance), grid.fit(numbers, torch.ones(32, 1))
     first = torch.zeros(32, 1)
     first[:4] = 1
-    assert error(grid, weighted, numbers, first).sum() < 0.5 * error(grid, even, numbers, first).sum()
+    assert error(grid, weighted, numbers, first).sum() < 0.6 * error(grid, even, numbers, first).sum()
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def test_the_float_models_output_is_what_is_solved_for() -> None:
     rows, moments = rows_and_moments()
     cross = moments + generator.normal(size=moments.shape) * 0.05 * np.diagonal(moments).mean()
     kind = scheme("int8-offset@32")
-    prepared = Gptq(damping=1e-6).prepare(torch.from_numpy(moments), kind, torch.from_numpy(cross))
+    solver = Gptq(damping=1e-6, pull=1, pull_damping=1e-6)
+    prepared = solver.prepare(torch.from_numpy(moments), kind, torch.from_numpy(cross.copy()))
     solved = prepared.solve(rows)
     wanted = rows @ cross @ np.linalg.inv(moments + 1e-6 * np.diagonal(moments).mean() * np.eye(FEATURES))
     difference = dequantize(solved, kind, FEATURES) - wanted
@@ -183,3 +184,44 @@ def test_a_short_last_block_is_filled_up() -> None:
     solved = Gptq().solve(rows, Statistics(moments), scheme("int4@32"))
     assert solved.levels.shape == (ROWS, 96)
     assert (solved.levels[:, 80:] == 8).all()
+
+
+@pytest.mark.parametrize(("pull", "damping"), [(0.5, 0.1), (1.0, 0.3)])
+def test_weights_are_pulled_part_of_the_way(pull: float, damping: float) -> None:
+    generator = np.random.default_rng(4)
+    _, moments = rows_and_moments()
+    cross = moments + generator.normal(size=moments.shape) * 0.05 * np.diagonal(moments).mean()
+    added = damping * np.diagonal(moments).mean() * np.eye(FEATURES)
+    wanted = pull * ((cross + added) @ np.linalg.inv(moments + added) - np.eye(FEATURES))
+    solver = Gptq(pull=pull, pull_damping=damping)
+    prepared = solver.prepare(torch.from_numpy(moments), scheme(), torch.from_numpy(cross))
+    assert prepared.correction is not None
+    np.testing.assert_allclose(prepared.correction.numpy(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["none", "blocks", "features"])
+@pytest.mark.parametrize("name", ["int4-offset@32", "q3@32", "qdq-int8"])
+def test_every_sweep_costs_less(name: str, order: Any) -> None:
+    rows, moments = rows_and_moments(160, 16)
+    damped = moments + 0.01 * np.diagonal(moments).mean() * np.eye(160)
+    costs = [
+        cost(
+            Gptq(order=order, sweeps=count).solve(rows, Statistics(moments), scheme(name)), scheme(name), rows, damped
+        )
+        for count in (0, 1, 3)
+    ]
+    assert costs[2] < costs[1] < costs[0]
+
+
+def test_a_swept_level_is_the_best_for_the_others_as_they_are() -> None:
+    rows, moments = rows_and_moments(64, 4)
+    damped = moments + 0.01 * np.diagonal(moments).mean() * np.eye(64)
+    solved = Gptq(sweeps=60).solve(rows, Statistics(moments), scheme())
+    least = cost(solved, scheme(), rows, damped)
+    for row in range(4):
+        for feature in range(64):
+            for step in (-1, 1):
+                levels = solved.levels.copy()
+                levels[row, feature] = np.clip(int(levels[row, feature]) + step, 0, 15)
+                other = Solved(levels, solved.scales, solved.zeros)
+                assert cost(other, scheme(), rows, damped) > least * (1 - 1e-5)

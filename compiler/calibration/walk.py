@@ -16,6 +16,7 @@ so the numbers do not depend on how many threads there are.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.calibration.activations import rounded_activations
+from llmc.compiler.calibration.estimate import GPU_RATE, OVERHEAD, estimate_words, measured_rate, operations
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
 from llmc.compiler.calibration.moments import Moments
@@ -42,8 +44,11 @@ from llmc.compiler.quantization.solver import Solved, Solver
 from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
 from llmc.passes.quantization.sites import Site
 
+log = logging.getLogger(__name__)
 ROWS = 1024
 """Rows of a weight that are solved at once, by one thread."""
+LONG = 600
+"""Seconds from which on a user is told without asking."""
 TOGETHER = 8
 """Windows whose activations are summed at once."""
 
@@ -116,7 +121,15 @@ class Walk:
 
     def run(self, progress: Progress = NO_PROGRESS) -> dict[str, Stored]:
         """Solve all calibrated sites; what an earlier run has solved is kept."""
-        progress.start("Calibrating", total=len(self._steps), unit="steps")
+        work = self._work()
+        if sum(work[self._journal.done :]):
+            rate = GPU_RATE if self._device.type == "cuda" else measured_rate(self._threads)
+            long = OVERHEAD * sum(work[self._journal.done :]) > LONG * rate
+            words = estimate_words(sum(work[self._journal.done :]), rate)
+            log.log(
+                logging.WARNING if long else logging.INFO, "calibration takes %s; --effort fast needs none", words
+            )
+        progress.start("Calibrating", total=round(sum(work) / 1e9), unit="GFLOP")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -132,12 +145,18 @@ class Walk:
                         for number, spool in enumerate(spools):
                             self._advance(step, spool, exact=number > 0)
                     self._journal.finish(index + 1, spools, [value.name or "" for value in step.frees])
-                    progress.advance(index + 1)
+                    progress.advance(round(sum(work[: index + 1]) / 1e9))
         finally:
             torch.set_num_threads(before)
         sites = [site for step in self._steps if step.group is not None for site in step.group.sites]
         solvers = {site.name: self._store.solver(site.name) for site in sites if self._plans[site.node].calibrated}
         return {name: solver for name, solver in solvers.items() if solver is not None}
+
+    def _work(self) -> list[float]:
+        """Operations of each step."""
+        streams = 2 if self._recipe.match_float else 1
+        plans, tokens = self._plans, self._windows.size
+        return [operations(step, tokens, streams, lambda site: plans[site.node].calibrated) for step in self._steps]
 
     def _solve(self, group: Group, spools: Sequence[Spool]) -> None:
         wanted = [

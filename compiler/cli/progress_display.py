@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BYTES = "bytes"
+_SOON, _ENOUGH = 10.0, 0.01
+"""Seconds, and share of the work, from which on it is said how long the rest will take."""
 
 
 class Display(Progress, Protocol):
@@ -102,6 +104,15 @@ class BarDisplay:
             self._task = None
 
 
+def remaining(elapsed: float | None, completed: float, total: float | None) -> str:
+    """``3:20 left``, if the rest goes as what is done; empty where there is little to tell it from."""
+    if not elapsed or not total or elapsed < _SOON or completed < total * _ENOUGH or completed >= total:
+        return ""
+    seconds = round(elapsed * (total - completed) / completed)
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours}:{minutes:02d}:{seconds % 60:02d} left" if hours else f"{minutes}:{seconds % 60:02d} left"
+
+
 def amount(value: float, unit: str) -> str:
     """``3 passes`` or ``12.5 MB``."""
     if unit != BYTES:
@@ -133,11 +144,18 @@ def _bars(console: Console) -> RichProgress:
                 text = f"{amount(task.completed, unit if unit == BYTES else '')} of {text}"
             return Text(text + rate, style="progress.download")
 
+    class RemainingColumn(ProgressColumn):
+        """How long the stage will go on."""
+
+        def render(self, task: Task) -> Text:
+            return Text(remaining(task.elapsed, task.completed, task.total), style="progress.remaining")
+
     return RichProgress(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         AmountColumn(Column(no_wrap=True)),
         TimeElapsedColumn(),
+        RemainingColumn(Column(no_wrap=True)),
         console=console,
     )

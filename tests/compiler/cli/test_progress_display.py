@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from llmc.compiler.cli.progress_display import BarDisplay, LogDisplay, amount
+from llmc.compiler.cli.progress_display import BarDisplay, LogDisplay, amount, remaining
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,15 @@ from llmc.compiler.cli.progress_display import BarDisplay, LogDisplay, amount
 )
 def test_amount(value: float, unit: str, text: str) -> None:
     assert amount(value, unit) == text
+
+
+def test_remaining() -> None:
+    assert remaining(20, 10, 100) == "3:00 left"
+    assert remaining(61, 10, 1000) == "1:40:39 left"
+    # Too early, too little, of unknown length, done.
+    assert [remaining(*case) for case in ((9, 5, 10), (90, 0, 10), (None, 5, 10), (90, 5, None), (90, 10, 10))] == [
+        ""
+    ] * 5
 
 
 def draw() -> tuple[BarDisplay, io.StringIO]:

@@ -1,0 +1,75 @@
+"""How long a calibration will take: its operations, and how many this machine does in a second.
+
+In: steps, which sites are solved, tokens. Out: operations of each step; the machine's rate, measured on one product;
+words for people.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from llmc.compiler.calibration.steps import Step
+from llmc.passes.quantization.sites import Site
+
+SEARCH = 1000
+"""Operations for each weight in searching grids: some ratios, a few fits each, a dozen operations on every weight."""
+OVERHEAD = 1.6
+"""What a walk took, in units of its products alone: attention, norms, copies, files (SmolLM2-135M, two cores)."""
+GPU_RATE = 40e12
+"""Operations a second of a data-centre GPU in float32 products: the data sheets of A100 and H100 say 19.5 and 67."""
+_SIZE, _LEAST_SECONDS = 768, 0.15
+
+
+def operations(step: Step, tokens: int, streams: int, calibrated: Callable[[Site], bool]) -> float:
+    """Additions and multiplications of a step over all tokens, in ``streams`` streams."""
+    group = step.group
+    if group is None or not group.is_product:
+        return 0.0
+    weights = sum(height * features for height, features in _shapes(group.sites))
+    total = 2.0 * tokens * weights * streams if step.keeps else 0.0
+    solved = [site for site in group.sites if calibrated(site)]
+    if solved:
+        features = group.sites[0].weights[0][1].stored_shape[1]
+        total += tokens * features**2 * (1 + 2 * (streams - 1)) + features**3 * (1 + 2 * (streams - 1))
+        total += sum(height * (features**2 * streams + features * SEARCH) for height, features in _shapes(solved))
+    return total
+
+
+def measured_rate(threads: int) -> float:
+    """Operations a second of ``threads`` threads in float32 products, from one thread's."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        x = torch.from_numpy(np.ones((_SIZE, _SIZE), np.float32))
+        start, count = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < _LEAST_SECONDS:
+            x @ x
+            count += 1
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * _SIZE**3 * count / elapsed * threads
+
+
+def estimate_words(work: float, rate: float) -> str:
+    """``about 4 minutes here, reckoned from 150 GFLOP/s as just measured; under a minute with a GPU …``."""
+    here, there = (duration_words(OVERHEAD * work / speed) for speed in (rate, GPU_RATE))
+    return (
+        f"about {here} here, reckoned from {rate / 1e9:.0f} GFLOP/s as just measured; with a GPU that torch can use "
+        f"about {there}, by the {GPU_RATE / 1e12:.0f} TFLOP/s in float32 that data sheets promise"
+    )
+
+
+def duration_words(seconds: float) -> str:
+    """A duration as one says it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _shapes(sites: Iterable[Site]) -> list[tuple[int, int]]:
+    return [(site.weights[0][1].stored_shape[0], site.weights[0][1].stored_shape[1]) for site in sites]

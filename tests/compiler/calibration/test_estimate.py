@@ -1,0 +1,68 @@
+"""How long it takes: operations counted by hand, a rate, and words."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.calibration import walk
+from llmc.compiler.calibration.calibrate import calibrated
+from llmc.compiler.calibration.estimate import SEARCH, duration_words, estimate_words, measured_rate, operations
+from llmc.compiler.calibration.steps import cut_steps
+from llmc.passes.quantization.sites import find_sites
+
+from .calibration_graphs import small_model
+from .test_calibrate import request
+
+
+def test_operations_of_each_step() -> None:
+    model = small_model()
+    steps, tokens = cut_steps(model.graph, find_sites(model)), 100
+    found = [operations(step, tokens, 1, lambda site: site.name != "right") for step in steps]
+    product, sums = 2 * tokens * 2 * 32 * 64, tokens * 32**2 + 32**3
+    assert found[:2] == [0, 0]
+    assert found[2] == product + sums + 64 * (32**2 + 32 * SEARCH)
+    # Behind the last group nothing is computed.
+    assert found[4] == sums + 128 * (32**2 + 32 * SEARCH)
+    beside = operations(steps[2], tokens, 2, lambda site: site.name != "right")
+    assert beside == 2 * product + 3 * sums + 64 * (2 * 32**2 + 32 * SEARCH)
+    assert operations(steps[2], tokens, 1, lambda _: False) == product
+
+
+def test_threads_add_up() -> None:
+    one, four = measured_rate(1), measured_rate(4)
+    assert one > 1e8
+    assert 1 < four / one < 16
+
+
+def test_words() -> None:
+    assert [duration_words(seconds) for seconds in (0.1, 40, 240, 5000, 7200)] == [
+        "1 s", "40 s", "4 minutes", "83 minutes", "2.0 hours",
+    ]  # fmt: skip
+    words = estimate_words(1e14, 1e11)
+    assert "about 27 minutes here, reckoned from 100 GFLOP/s as just measured" in words
+    assert "about 4 s, by the 40 TFLOP/s in float32 that data sheets promise" in words
+
+
+def test_said_before_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), calibrated(request(), tmp_path, NO_PROGRESS):
+        assert "calibration takes about 1 s here" in caplog.text
+
+
+def test_progress_counts_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    class Told:
+        def start(self, stage: str, total: int | None = None, unit: str = "") -> None:
+            told.append((stage, total, unit))
+
+        def advance(self, done: int) -> None:
+            told.append(done)
+
+    monkeypatch.setattr(walk, "operations", lambda step, *_: 3e9 if step.group else 0)
+    with calibrated(request(), tmp_path, Told()):
+        pass
+    assert told == [("Calibrating", 12, "GFLOP"), 0, 3, 6, 9, 12]

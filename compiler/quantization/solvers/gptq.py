@@ -124,7 +124,7 @@ class FactoredMoments:
 
     def solve(self, rows: Array, dtype: np.dtype[np.generic] | None = None) -> Solved:
         """Numbers of rows [n, k], whose scales are stored in ``dtype`` or else in theirs; each row is for itself."""
-        weight = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self.factor.device)
+        weight = torch.from_numpy(np.array(rows, np.float32, order="C")).to(self.factor.device)
         if self.correction is not None:
             weight = torch.addmm(weight, weight, self.correction)
         packed = range_scales(weight, self.scheme) * ROOM if self.scheme.form == "packed" else None

@@ -41,7 +41,7 @@ class SearchedScales:
         height, features = rows.shape
         count = scheme.blocks(features)
         size = scheme.block or features
-        weight = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+        weight = torch.from_numpy(np.array(rows, np.float32, order="C"))
         packed = range_scales(weight, scheme).repeat_interleave(count) if scheme.form == "packed" else None
         grid = BlockGrid(scheme, rows.dtype, self.clippings, packed)
         weight = torch.nn.functional.pad(weight, (0, count * size - features))

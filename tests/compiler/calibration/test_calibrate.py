@@ -99,6 +99,7 @@ def test_what_decides_about_the_numbers_decides_about_the_key() -> None:
         key(plan={"linear": "int4@64"}),
         key(kept_zeros=("none",)),
         key(windows=tokens(4, 9)),
+        key(windows=tokens(4, 8)[::-1].copy()),
         key(windows=tokens(2, 16)),
         key(recipe=Recipe(Gptq(damping=0.5, clippings=1))),
         key(recipe=Recipe(Gptq(clippings=1), match_float=True)),

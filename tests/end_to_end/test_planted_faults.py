@@ -22,6 +22,8 @@ from llmc.compiler.artifact.golden import load_golden
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model, verify
 from llmc.compiler.driver.verification import ALONG_TEXT
+from llmc.runtimes.kernels.library import KernelsUnavailable
+from llmc.runtimes.onnxruntime import cpu_engine
 
 from ..shared import Shared
 from .tiny import save_model
@@ -151,3 +153,37 @@ def test_a_chunk_that_begins_in_the_wrong_slot(shared: Shared, tmp_path: Path) -
     found = failed(planted(engine(shared, WINDOWED), tmp_path / "off", chunk_begins_early))
     assert found
     assert all(name.endswith(ALONG_TEXT) for name in found)
+
+
+# --- both graphs of an engine ---------------------------------------------------------------------------------------
+
+
+def test_a_window_that_is_off_shows_in_both_graphs_of_an_int8_engine(shared: Shared, tmp_path: Path) -> None:
+    """That with llmc's own operators and that with ONNX Runtime's."""
+    sound = engine(shared, WINDOWED, "int8")
+    report = verify(sound, threads=1)
+    assert report.passed
+    assert [graph.graph for graph in report.graphs] == ["engine.onnx", "model.onnx"]
+    off = verify(planted(sound, tmp_path / "off", window_off_by(-1)), threads=1)
+    for graph in off.graphs:
+        found = {check.name for check in graph.checks if not check.passed}
+        assert found or not graph.checks, f"{graph.graph} does not run here or fails"
+        assert all(name.endswith(ALONG_TEXT) for name in found)
+
+
+def test_an_engine_is_verified_where_llmcs_operators_do_not_run(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other graph rounds differently, and is held to what it lost itself."""
+
+    def none() -> Path:
+        raise KernelsUnavailable("no C compiler is installed")
+
+    sound = engine(shared, WINDOWED, "int8")
+    monkeypatch.setattr(cpu_engine, "kernel_library", none)
+    report = verify(sound, threads=1)
+    assert report.passed
+    own, plain = report.graphs
+    assert (own.checks, own.remark) == ((), "running without llmc's CPU kernels, slower: no C compiler is installed")
+    assert (plain.graph, plain.operators) == ("model.onnx", "ONNX Runtime's")
+    assert all(check.tolerance is not None for check in plain.checks)

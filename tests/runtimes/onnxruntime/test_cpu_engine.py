@@ -80,9 +80,10 @@ def test_a_graph_that_nothing_was_built_of(
     assert caplog.messages == []
 
 
-def test_an_engine_of_own_operators_gets_their_library(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    registered: list[str] = []
-    monkeypatch.setattr(onnxruntime_engine, "kernel_library", lambda: Path("kernels.so"))
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Libraries that ONNX Runtime would load."""
+    paths: list[str] = []
     make = onnxruntime_engine._session_options
 
     class Options:
@@ -95,9 +96,14 @@ def test_an_engine_of_own_operators_gets_their_library(opened: Any, monkeypatch:
             return getattr(self.inner, name)
 
         def register_custom_ops_library(self, path: str) -> None:
-            registered.append(path)
+            paths.append(path)
 
+    monkeypatch.setattr(onnxruntime_engine, "kernel_library", lambda: Path("kernels.so"))
     monkeypatch.setattr(onnxruntime_engine, "_session_options", Options)
+    return paths
+
+
+def test_an_engine_of_own_operators_gets_their_library(opened: Any, registered: list[str]) -> None:
     graph, options, _ = opened(details={"kernels": "llmc.cpu"})
     assert (graph, options.graph_optimization_level) == ("engine.onnx", Level.ORT_ENABLE_ALL)
     assert registered == ["kernels.so"]
@@ -155,6 +161,13 @@ def test_both_graphs_run_that_of_the_engine_first(each: Any, inferences: list[tu
     assert [graph for graph, _ in inferences] == [Path("engine/engine.onnx"), Path("engine/model.onnx")]
     levels = [options.graph_optimization_level for _, options in inferences]
     assert levels == [Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_ALL]
+
+
+def test_whose_operators_compute_each_graph_is_said(each: Any, registered: list[str]) -> None:
+    own, plain = each({"kernels": "llmc.cpu"})
+    assert own == ("engine.onnx", "llmc's own, the others ONNX Runtime's", True, "")
+    assert plain == ("model.onnx", "ONNX Runtime's", True, "")
+    assert registered == ["kernels.so"], "of the engine's own graph alone"
 
 
 def test_a_graph_that_does_not_run_here_says_why(each: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,9 +87,10 @@ def test_a_decode_step_beside_a_longer_row_is_that_of_a_prompt():
     angles = [np.ones((320, 32), np.float32)] * 2
     parts = [draw(generator, length, 3, 1, 64) for length in (101, 300)]
     geometry = Geometry(heads=3, kv_heads=1, rotary=True)
-    whole = attend(geometry, parts[:1], [[101]], angles)[0]
+    alone = [attend(geometry, [part], [[len(part["q"])]], angles)[0] for part in parts]
     for chunks in ([[100, 1], [299, 1]], [[97, 4], [296, 4]], [[101], [300]]):
-        np.testing.assert_array_equal(attend(geometry, parts, chunks, angles)[0], whole)
+        for row, whole in zip(attend(geometry, parts, chunks, angles), alone, strict=True):
+            np.testing.assert_array_equal(row, whole)
 
 
 WEIGHTS = {

@@ -88,12 +88,14 @@ def calibrated(request: Request, cache: Path, progress: Progress) -> Iterator[Ma
     _remove_old(cache)
     key = _key(request)
     directory = cache / key
+    if not any(item.calibrated for item in plans.values()):
+        yield {}
+        return
     with _locked(cache, key):
         journal = Journal(directory)
         if journal.done:
             log.info("going on with an interrupted calibration at step %d", journal.done)
-        calibrates = any(plan.calibrated for plan in plans.values())
-        steps = cut_steps(request.model.graph, sites) if calibrates else []
+        steps = cut_steps(request.model.graph, sites)
         walk = Walk(
             request.model,
             steps,
@@ -176,16 +178,22 @@ def _key(request: Request) -> str:
 def _locked(cache: Path, key: str) -> Iterator[None]:
     """Alone with one walk: who asks for the same waits, and then finds it done or goes on with it."""
     cache.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cache / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    path = cache / f"{key}.lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process calibrates the same weights on the same text; waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another process calibrates the same weights on the same text; waiting for it")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Who had it has removed the file, and somebody else may hold the lock of a new one.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                yield
+                path.unlink()
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _remove_old(cache: Path) -> None:
@@ -194,3 +202,4 @@ def _remove_old(cache: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(path.parent, ignore_errors=True)
+                path.parent.with_suffix(".lock").unlink(missing_ok=True)

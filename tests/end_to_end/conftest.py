@@ -44,8 +44,11 @@ class Built:
         return self._make("portable", lambda path: export(str(self.source), path, ExportOptions(verify="off")))
 
     def target(self, cache: Cache = "shared", logits: LogitsKind = "last", **options: Any) -> Path:
-        """Optimized strictly for the CPU."""
-        portable, all_options = self.portable, OptimizeOptions(cache=cache, logits=logits, strict=True, **options)
+        """Optimized strictly for the CPU; weights are rounded, unless something else is asked for."""
+        portable, all_options = (
+            self.portable,
+            OptimizeOptions(cache=cache, logits=logits, strict=True, **{"effort": "round", **options}),
+        )
         name = "-".join([cache, logits, *map(str, options.values())])
         return self._make(name, lambda path: optimize(portable, path, all_options))
 

@@ -48,7 +48,9 @@ def compiled(
 ) -> Path:
     """The engine of a portable graph, beside the target graph that it is built from."""
     target = output.with_name(f"{output.name}-target")
-    asked = OptimizeOptions(target="openvino", logits=logits, precision=precision, strict=True, **options)
+    asked = OptimizeOptions(
+        target="openvino", logits=logits, precision=precision, strict=True, effort="round", **options
+    )
     optimize(portable, target, asked)
     build(target, output, threads=1)
     return output
@@ -182,7 +184,9 @@ def test_smollm2_in_int4_is_as_near_as_on_onnx_runtime(smollm2: Built, tmp_path:
     from llmc.compiler.driver.verification import measure
 
     output = tmp_path / "engine"
-    options = CompileOptions(ExportOptions(verify="on"), OptimizeOptions(target="openvino", precision="int4"))
+    options = CompileOptions(
+        ExportOptions(verify="on"), OptimizeOptions(target="openvino", precision="int4", effort="round")
+    )
     report = compile_model(str(smollm2.source), output, options)
     golden = load_golden(output)
     assert golden is not None

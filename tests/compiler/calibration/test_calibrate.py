@@ -93,6 +93,13 @@ def test_weights_that_lie_on_a_grid_are_kept(tmp_path: Path) -> None:
         assert set(solvers) == {"right", "down", "embed"}
 
 
+def test_where_nothing_is_calibrated_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "Walk", None)
+    with calibrated(request(plan={"linear": "fp8"}), tmp_path, NO_PROGRESS) as solvers:
+        assert solvers == {}
+    assert walks(tmp_path) == []
+
+
 def test_what_decides_about_the_numbers_decides_about_the_key() -> None:
     keys = [
         key(),
@@ -117,7 +124,7 @@ def test_numbers_can_be_read_until_the_block_ends(tmp_path: Path) -> None:
         assert isinstance(stored, Stored)
         assert stored.read(0, 64).levels.shape == (64, 32)
         assert len(walks(tmp_path)) == 1
-    assert walks(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fails_behind_it_does_not_cost_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +137,7 @@ def test_what_fails_behind_it_does_not_cost_the_walk(tmp_path: Path, monkeypatch
 
 
 def test_old_walks_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "old.lock").touch()
     for name, age in (("old", calibrate.KEPT_SECONDS + 100), ("new", 0)):
         (tmp_path / name).mkdir()
         journal = tmp_path / name / "journal.json"
@@ -137,7 +145,7 @@ def test_old_walks_are_removed(tmp_path: Path) -> None:
         os.utime(journal, (journal.stat().st_atime - age, journal.stat().st_mtime - age))
     with calibrated(request(), tmp_path, NO_PROGRESS):
         assert {path.name for path in walks(tmp_path)} > {"new"}
-    assert [path.name for path in walks(tmp_path)] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_who_asks_for_the_same_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,4 +161,5 @@ def test_who_asks_for_the_same_waits(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert not entered.wait(1)
     assert done.wait(30)
     thread.join()
+    assert list(tmp_path.iterdir()) == []
     assert "another process calibrates the same weights" in caplog.text

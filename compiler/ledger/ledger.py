@@ -156,7 +156,10 @@ class Ledger:
         too_much = not (step.relative <= LOGITS.get(loss, np.inf) and step.kl <= DIVERGENCE.get(loss, np.inf))
         if loss is Loss.ROUNDING and not too_much:
             return
-        culprit = find_culprit(before, after, np.asarray(self._probes.longest, np.int64), loss)
+        # What some tokens alone show is in another text; what nothing shows needs no second look.
+        texts = self._probes.by_length if too_much else self._probes.by_length[:1]
+        culprits = (find_culprit(before, after, np.asarray(text, np.int64), loss) for text in texts)
+        culprit = next((found for found in culprits if found is not None), None)
         reason = f"declared as '{loss}', it moved a logit by {step.error:.3g} (KL {step.kl:.3g})"
         if culprit is not None:
             folder = self._reproductions / f"{place:02d}_{snake_case(names[-1])}"

@@ -43,9 +43,9 @@ class Probes:
         return cls(tuple(tuple(row[:longest]) for row in rows[:MOST]))
 
     @property
-    def longest(self) -> tuple[int, ...]:
-        """The longest text."""
-        return max(self.texts, key=len)
+    def by_length(self) -> list[tuple[int, ...]]:
+        """The longest text first."""
+        return sorted(self.texts, key=len, reverse=True)
 
     def logits(self, session: Session) -> FloatArray:
         """After each prompt and each token that follows it but the last, [texts * STEPS, vocab_size] float32.

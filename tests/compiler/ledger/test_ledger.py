@@ -13,8 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.ledger import ledger as ledger_module
 from llmc.compiler.ledger.ledger import Ledger
+from llmc.compiler.ledger.probes import Probes
 from llmc.passes.fusion.fuse_rotary import FuseRotary
 from llmc.passes.fusion.fuse_skip_norm import FuseSkipNorm
 from llmc.passes.fusion.pack_qkv import PackQKV
@@ -23,7 +26,7 @@ from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_attention import LowerAttention
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
-from .planted import Change, Planted, attribute, node_of, scaled_weight
+from .planted import FACTOR, Change, Planted, attribute, node_of, scaled_weight
 
 Kept = Callable[[Sequence[GraphPass]], Ledger]
 Passes = Callable[..., list[GraphPass]]
@@ -226,19 +229,34 @@ def test_reproductions_are_moved(keep: Kept, tmp_path: Path) -> None:
     assert "lm_head/MatMul" in reproduce(tmp_path / "out.repro" / "00_planted")
 
 
-def test_a_fault_in_all_nodes_has_no_node(keep: Kept) -> None:
+def test_a_fault_that_one_text_alone_shows(keep: Kept, manifest: Manifest) -> None:
+    """A row of the table that no longer text reads."""
+    first, *others = sorted(Probes.of(None, manifest.model.vocab_size).texts, key=len)
+    token = next(token for token in first if not any(token in text for text in others))
+
+    def change(model: ir.Model) -> None:
+        weight = node_of(model, "model.embed_tokens/Gather").inputs[0]
+        assert weight is not None
+        assert weight.const_value is not None
+        table = weight.const_value.numpy().copy()
+        table[token] *= FACTOR
+        weight.const_value = ir.tensor(table, name=weight.name)
+
+    (finding,) = keep([Planted(change)]).findings
+    assert finding.nodes == ("model.embed_tokens/Gather",)
+
+
+def test_a_fault_in_all_nodes_has_no_node(keep: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layer is off by less than a node may be; together they are not."""
+    monkeypatch.setitem(ledger_module.LOGITS, Loss.ROUNDING, 1e-6)
 
     def drift(model: ir.Model) -> None:
         for layer in range(2):
-            node = node_of(model, f"model.layers.{layer}.mlp.down_proj/MatMul")
-            weight = node.inputs[1]
+            weight = node_of(model, f"model.layers.{layer}.mlp.down_proj/MatMul").inputs[1]
             assert weight is not None
             assert weight.const_value is not None
-            array = weight.const_value.numpy() * np.float32(1 + 9e-5)
-            weight.const_value = ir.tensor(array, name=weight.name)
+            weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1 + 5e-5), name=weight.name)
 
-    ledger = keep([Planted(drift)])
-    for finding in ledger.findings:
-        assert finding.nodes == ()
-        assert finding.sentence.endswith("and no node alone does that")
+    (finding,) = keep([Planted(drift)]).findings
+    assert (finding.nodes, finding.reproduction) == ((), "")
+    assert finding.sentence.endswith("and no node alone does that")

@@ -27,7 +27,7 @@ def golden(*lengths: int, steps: int = 16) -> Golden:
 def test_golden_texts_are_cut():
     probes = Probes.of(golden(3, 100), 200)
     assert probes.texts == ((1, 2, 3, *range(101, 117)), tuple(range(1, LONGEST + STEPS + 1)))
-    assert probes.longest == probes.texts[1]
+    assert probes.by_length == [probes.texts[1], probes.texts[0]]
 
 
 def test_not_all_golden_texts_are_run():

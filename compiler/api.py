@@ -45,7 +45,7 @@ def compile(
         progress: Told how far it is.
 
     Returns:
-        What each pass did, and how the engine compares with the model: ``report.verification.passed``.
+        What each pass did, and how the engine compares with the model: ``report.verification.loss``.
 
     Raises:
         LlmcError: the model cannot be read or captured, the target's runtime is missing or refuses it, or ``output``

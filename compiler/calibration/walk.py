@@ -132,25 +132,28 @@ class Walk:
         progress.start("Calibrating", total=round(sum(work) / 1e9), unit="GFLOP")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self._threads)
         try:
-            with ThreadPoolExecutor(self._threads) as pool:
-                self._pool = pool
-                spools = self._journal.open_spools(2 if self._recipe.match_float else 1)
-                for index, step in enumerate(self._steps):
-                    if index < self._journal.done:
-                        continue
-                    if step.group is not None:
-                        self._solve(step.group, spools)
-                    if index + 1 < len(self._steps):
-                        for number, spool in enumerate(spools):
-                            self._advance(step, spool, exact=number > 0)
-                    self._journal.finish(index + 1, spools, [value.name or "" for value in step.frees])
-                    progress.advance(round(sum(work[: index + 1]) / 1e9))
+            self._walk(work, progress)
         finally:
+            # What is not begun is not begun any more, so that an interruption need not wait.
+            self._pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
         sites = [site for step in self._steps if step.group is not None for site in step.group.sites]
         solvers = {site.name: self._store.solver(site.name) for site in sites if self._plans[site.node].calibrated}
         return {name: solver for name, solver in solvers.items() if solver is not None}
+
+    def _walk(self, work: Sequence[float], progress: Progress) -> None:
+        spools = self._journal.open_spools(2 if self._recipe.match_float else 1)
+        for index in range(self._journal.done, len(self._steps)):
+            step = self._steps[index]
+            if step.group is not None:
+                self._solve(step.group, spools)
+            if index + 1 < len(self._steps):
+                for number, spool in enumerate(spools):
+                    self._advance(step, spool, exact=number > 0)
+            self._journal.finish(index + 1, spools, [value.name or "" for value in step.frees])
+            progress.advance(round(sum(work[: index + 1]) / 1e9))
 
     def _work(self) -> list[float]:
         """Operations of each step."""
@@ -167,12 +170,16 @@ class Walk:
         if not wanted:
             return
         moments, cross = self._moments(group, self._plans[wanted[0][0].node], spools)
-        factored: dict[Scheme, FactoredMoments] = {}
-        for site, scheme in wanted:
-            if scheme not in factored:
-                factored[scheme] = self._recipe.solver.prepare(moments, scheme, cross)
-            height = site.weights[0][1].stored_shape[0]
-            self._store.write(site.name, height, self._pieces(site, factored[scheme]))
+        solver = self._recipe.solver
+        correction = None if cross is None else solver.correction(moments, cross)
+        del cross
+        factored = {
+            scheme: solver.prepare(moments, scheme, correction) for scheme in {scheme: 0 for _, scheme in wanted}
+        }
+        # All at once: a small layer would leave threads idle.
+        pieces = [(site, self._pieces(site, factored[scheme])) for site, scheme in wanted]
+        for site, solved in pieces:
+            self._store.write(site.name, site.weights[0][1].stored_shape[0], solved)
 
     def _moments(
         self, group: Group, plan: SitePlan, spools: Sequence[Spool]

@@ -51,7 +51,7 @@ class Amount:
     length: int
 
 
-AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(32, 512), "best": Amount(128, 1024)}
+AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(32, 512), "best": Amount(64, 512)}
 SWEEPS: Mapping[Effort, int] = {"normal": 0, "best": 3}
 
 

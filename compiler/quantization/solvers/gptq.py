@@ -69,14 +69,26 @@ class Gptq:
         moments = torch.from_numpy(np.asarray(seen.second_moments, np.float64))
         return self.prepare(moments, scheme).solve(rows)
 
-    def prepare(self, moments: Tensor, scheme: Scheme, cross: Tensor | None = None) -> FactoredMoments:
+    def correction(self, moments: Tensor, cross: Tensor) -> Tensor:
+        """How weights are moved before they are rounded, for all layers that read the same input.
+
+        Args:
+            moments: [k, k], of the inputs x as the layer will see them.
+            cross: [k, k], of the inputs f of the model in floats: sum of fᵀx. A layer w is then solved for something
+                between x w and the nearest to f w that x can give, w cross moments⁻¹. It is overwritten.
+
+        Returns:
+            [k, k] float32: rows times this are to be added to them.
+        """
+        return _correction(moments, cross, self.pull, self.pull_damping)
+
+    def prepare(self, moments: Tensor, scheme: Scheme, correction: Tensor | None = None) -> FactoredMoments:
         """Factor second moments, once for all layers that read the same input.
 
         Args:
             moments: [k, k], of the inputs x as the layer will see them.
             scheme: Of integers.
-            cross: [k, k], of the inputs f of the model in floats: sum of fᵀx, which is overwritten. The layer is then
-                solved for something between x w and the nearest to f w that x can give, w cross moments⁻¹.
+            correction: Of :meth:`correction`; None: weights are solved for as they are.
         """
         blocks = _blocks(len(moments), scheme.block or len(moments))
         diagonal = moments.diagonal()
@@ -90,7 +102,6 @@ class Gptq:
         order = torch.cat([blocks[place] for place in places]).to(moments.device)
         if self.order == "features":
             order = diagonal.argsort(descending=True, stable=True)
-        correction = None if cross is None else _correction(moments, cross, self.pull, self.pull_damping)
         factor = _factor(moments, order, self.damping)
         whole = factor @ factor.T if self.sweeps else None
         return FactoredMoments(self, scheme, blocks, places, order, factor, diagonal, correction, whole)

@@ -27,7 +27,7 @@ from llmc.compiler.quantization.solvers.round import RoundToNearest
 from .calibration_graphs import DOWN, LEFT, RIGHT, small_model, tokens
 
 SCHEME, HEAD, TABLE = "int4-offset@32", "int4@32", "embed"
-PLAN = {"linear": SCHEME, "head": HEAD, "embedding": HEAD}
+PLAN = {"linear": SCHEME, RIGHT: "q5@32", "head": HEAD, "embedding": HEAD}
 WINDOWS = tokens(10, 24)
 
 
@@ -55,7 +55,11 @@ def solved(tmp_path: Path, **changes: Any) -> dict[str, Array]:
 def values_of(name: str, solver: Solver) -> Array:
     assert isinstance(solver, Stored)
     stored = solver.read(0, 1000)
-    return dequantize(stored, scheme(HEAD if name == TABLE else SCHEME), stored.levels.shape[1])
+    return dequantize(stored, kind_of(name), stored.levels.shape[1])
+
+
+def kind_of(name: str) -> Scheme:
+    return scheme({TABLE: HEAD, RIGHT: "q5@32"}.get(name, SCHEME))
 
 
 def scheme(name: str = SCHEME) -> Scheme:
@@ -83,8 +87,8 @@ def table(model: ir.Model) -> Array:
 def expected(read: Array, model: ir.Model, name: str, cross: Array | None = None) -> Array:
     """GPTQ for inputs [tokens, features]."""
     solver, moments = Gptq(clippings=3), torch.from_numpy(read.T @ read)
-    crossed = None if cross is None else torch.from_numpy(cross.T @ read)
-    kind = scheme(HEAD if name == TABLE else SCHEME)
+    crossed = None if cross is None else solver.correction(moments, torch.from_numpy(cross.T @ read))
+    kind = kind_of(name)
     floats = weight(model, "embed.weight").astype(np.float32) if name == TABLE else rows(model, name)
     found = solver.prepare(moments, kind, crossed).solve(floats)
     return dequantize(found, kind, read.shape[1])

@@ -161,7 +161,8 @@ def test_the_float_models_output_is_what_is_solved_for() -> None:
     cross = moments + generator.normal(size=moments.shape) * 0.05 * np.diagonal(moments).mean()
     kind = scheme("int8-offset@32")
     solver = Gptq(damping=1e-6, pull=1, pull_damping=1e-6)
-    prepared = solver.prepare(torch.from_numpy(moments), kind, torch.from_numpy(cross.copy()))
+    correction = solver.correction(torch.from_numpy(moments), torch.from_numpy(cross.copy()))
+    prepared = solver.prepare(torch.from_numpy(moments), kind, correction)
     solved = prepared.solve(rows)
     wanted = rows @ cross @ np.linalg.inv(moments + 1e-6 * np.diagonal(moments).mean() * np.eye(FEATURES))
     difference = dequantize(solved, kind, FEATURES) - wanted
@@ -193,10 +194,8 @@ def test_weights_are_pulled_part_of_the_way(pull: float, damping: float) -> None
     cross = moments + generator.normal(size=moments.shape) * 0.05 * np.diagonal(moments).mean()
     added = damping * np.diagonal(moments).mean() * np.eye(FEATURES)
     wanted = pull * ((cross + added) @ np.linalg.inv(moments + added) - np.eye(FEATURES))
-    solver = Gptq(pull=pull, pull_damping=damping)
-    prepared = solver.prepare(torch.from_numpy(moments), scheme(), torch.from_numpy(cross))
-    assert prepared.correction is not None
-    np.testing.assert_allclose(prepared.correction.numpy(), wanted, rtol=1e-3, atol=1e-4)
+    correction = Gptq(pull=pull, pull_damping=damping).correction(torch.from_numpy(moments), torch.from_numpy(cross))
+    np.testing.assert_allclose(correction.numpy(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["none", "blocks", "features"])

@@ -78,6 +78,6 @@ def test_the_examples_of_the_page(
     assert program.count('"smollm2-135m"') == 2
     exec(compile(program.replace('"smollm2-135m"', repr(str(text_model(shared)))), str(PAGE), "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "fp32 True"
+    assert lines[0].startswith("fp32 as the model: mean KL divergence ")
     assert any(line.startswith("QuantizeWeights ") for line in lines)
     assert "out/nothing" in lines[-1]

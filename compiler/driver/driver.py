@@ -80,7 +80,10 @@ def export(
 def plan(directory: Path, options: OptimizeOptions) -> tuple[PlannedPass, ...]:
     """The passes that ``optimize`` would run, in order."""
     manifest = open_artifact(directory).manifest
-    passes = target_passes(manifest.model, options, find_capabilities(installed=options.installed_runtime))
+    capabilities = find_capabilities(installed=options.installed_runtime)
+    # Whether a text can calibrate the model shows when it is tried.
+    numbers = Numbers(chosen_by=f"--effort {options.effort}")
+    passes = target_passes(manifest.model, options, capabilities, numbers=numbers)
     return tuple(PlannedPass(type(item).__name__, item.configuration()) for item in passes)
 
 

@@ -33,7 +33,7 @@ from llmc.runtimes.onnxruntime.operator_support import has_input
 
 from ...end_to_end.tiny import save_model
 
-FLOAT8 = {"chosen_by": "rounding", "accuracy_level": 0, "kept_zeros": []}
+FLOAT8 = {"chosen_by": "--effort auto", "accuracy_level": 0, "kept_zeros": []}
 """Fields of the pass that quantizes: there is no grid to keep."""
 NO_WEIGHTS = ExportOptions(weights="none", verify="off")
 KV_HEADS, DIM, LAYERS = 2, 16, 2
@@ -82,7 +82,7 @@ def planned(portable: Path, options: OptimizeOptions) -> dict[str, dict[str, Any
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
-ROUNDED = {"accuracy_level": 0, "chosen_by": "rounding"}
+ROUNDED = {"accuracy_level": 0, "chosen_by": "--effort auto"}
 
 
 def test_a_plan_for_floats(portable: Path) -> None:

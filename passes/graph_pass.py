@@ -66,6 +66,7 @@ class Loss(StrEnum):
     ROUNDING = "exact up to rounding"
     FLOATS = "lowers floats"
     NUMBERS = "quantizes"
+    CALIBRATED = "quantizes, calibrated"
 
 
 @dataclass(frozen=True)

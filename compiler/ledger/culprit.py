@@ -50,6 +50,8 @@ class Limits:
         """For a pass that may cost so much, and did this to the values that both graphs have."""
         if loss is Loss.ROUNDING:
             return cls(ROUNDING, ROUNDING)
+        if loss is Loss.CALIBRATED:
+            return cls(float(np.finfo(np.float64).max), float("inf"))
         gains = np.asarray([item.gain for item in deviations if item.gain])
         if gains.size < FEWEST:
             return cls(LARGE.get(loss, float("inf")), GAIN)

@@ -38,7 +38,7 @@ LOGITS = {Loss.ROUNDING: 2e-4}
 5e-6 is what another order of float32 sums does to SmolLM2's."""
 DIVERGENCE = {Loss.FLOATS: 1e-2}
 """Largest KL divergence from the graph before; quantizing has no limit here, its nodes have."""
-SEVERITY = (Loss.ROUNDING, Loss.FLOATS, Loss.NUMBERS)
+SEVERITY = (Loss.ROUNDING, Loss.FLOATS, Loss.NUMBERS, Loss.CALIBRATED)
 
 
 class Ledger:
@@ -153,8 +153,9 @@ class Ledger:
         """Hold what passes did since the last graph that runs to what they may cost."""
         names, losses = zip(*self._pending, strict=True)
         loss, place = max(losses, key=SEVERITY.index), len(self.entries) - 1
-        too_much = not (step.relative <= LOGITS.get(loss, np.inf) and step.kl <= DIVERGENCE.get(loss, np.inf))
-        if loss is Loss.ROUNDING and not too_much:
+        too_much = not np.isfinite(step.error)
+        too_much |= not (step.relative <= LOGITS.get(loss, np.inf) and step.kl <= DIVERGENCE.get(loss, np.inf))
+        if loss in {Loss.ROUNDING, Loss.CALIBRATED} and not too_much:
             return
         # What some tokens alone show is in another text; what nothing shows needs no second look.
         texts = self._probes.by_length if too_much else self._probes.by_length[:1]

@@ -35,7 +35,7 @@ def main(folder: Path) -> int:
     say(f"  before the pass {before[worst]:.9g}, after it {after[worst]:.9g}")
     say(f"largest error {error:.3g} of an element's magnitude and the root mean square, gain {gain:+.4%}")
     limits = record["limits"]
-    wrong = not error <= limits.get("error", np.inf) or not abs(gain - limits["usual"]) <= limits["gain"]
+    wrong = not error <= limits.get("error", np.inf) or not abs(gain - limits["usual"]) <= limits.get("gain", np.inf)
     return int(wrong)
 
 

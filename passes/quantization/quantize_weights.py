@@ -73,7 +73,6 @@ class QuantizeWeights(GraphPass):
     solver: Solver = field(default_factory=RoundToNearest, metadata=LEFT_OUT)
     solvers: Mapping[str, Solver] = field(default_factory=dict, metadata=LEFT_OUT)
 
-    loss = Loss.NUMBERS
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
     order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
 
@@ -87,6 +86,11 @@ class QuantizeWeights(GraphPass):
             kind = where.partition(":")[0]
             if (scheme := placement_of(name).scheme) is not None and kind in EMITTERS:
                 _emitter(kind, scheme)
+
+    @property
+    def loss(self) -> Loss:
+        """Numbers solved for what layers read make up for earlier layers, and are not near their weights."""
+        return Loss.CALIBRATED if self.solvers else Loss.NUMBERS
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""

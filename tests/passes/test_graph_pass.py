@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.graph_pass import FusionPass, GraphPass, GraphPassResult, Loss, NearMiss, Tally, node_label
 from llmc.passes.pipeline import GraphRequest, cuda_passes
 from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from .graphs import parse
 from .plans import in_blocks
@@ -96,6 +98,7 @@ def test_counts_add_up() -> None:
 def test_a_pass_costs_nothing_unless_it_says_so() -> None:
     request = GraphRequest(64, quantization=in_blocks(), quantized_cache=QuantizeCache("fp8"))
     lossy = {type(item).__name__: item.loss for item in cuda_passes(request) if item.loss is not Loss.ROUNDING}
+    assert QuantizeWeights(solvers={"layers.0": RoundToNearest()}).loss is Loss.CALIBRATED
     assert lossy == {
         "ConvertFloat": Loss.FLOATS,
         "QuantizeCache": Loss.NUMBERS,

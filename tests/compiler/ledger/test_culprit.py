@@ -53,6 +53,11 @@ def test_numbers_of_few_bits_have_a_gain_in_common() -> None:
     assert not limits.hold(off(0, error=1e-9))
 
 
+@pytest.mark.parametrize(("item", "holds"), [(off(-0.6, error=9.0), True), (off(math.inf, math.inf), False)])
+def test_calibrated_numbers_may_be_far_from_their_weights(item: Deviation, holds: bool) -> None:
+    assert Limits.of(Loss.CALIBRATED, [off(0.1)] * 9).hold(item) == holds
+
+
 def test_few_gains_have_none_in_common() -> None:
     """One product was quantized, or two."""
     limits = Limits.of(Loss.NUMBERS, [off(0.01), off(0.0), off(0.011), off(0.0)])

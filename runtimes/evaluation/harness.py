@@ -47,7 +47,11 @@ def model_class() -> Any:
             super().__init__()
             self._scorer = ContinuationScorer.open(Path(path), threads=threads, max_length=max_length)
             self._tokenizer = self._scorer.engine.tokenizer
-            self.tokenizer_name = str(Path(path).resolve())
+            self._directory = Path(path).resolve()
+
+        @property
+        def tokenizer_name(self) -> str:
+            return str(self._directory)
 
         @property
         def eot_token_id(self) -> int:
@@ -116,6 +120,8 @@ def register() -> None:
         MissingDependencyError: the harness is not installed.
     """
     model = model_class()
+    # The harness looks for its own models only while none is registered.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import register_model
 
     register_model(NAME)(model)

@@ -47,7 +47,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine(shared: Shared, precision: str = "fp32", **optimize: Any) -> Path:
-    options = CompileOptions(optimize=OptimizeOptions(precision=precision, **optimize))
+    options = CompileOptions(optimize=OptimizeOptions(precision=precision, effort="round", **optimize))
     return shared.make(
         "tiny-evaluated",
         lambda path: compile_model(str(text_model(shared)), path, options),
@@ -115,14 +115,18 @@ def test_rows_are_told_apart_and_json_has_their_figures(
     assert rows[0]["bytes"] > rows[1]["bytes"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize(("precision", "target"), [("fp32", "cpu"), ("int4", "cpu"), ("int8", "openvino")])
 def test_where_an_engine_cuts_its_logits_changes_no_figure(
-    shared: Shared, source: Path, options: EvaluationOptions, precision: str
+    shared: Shared, source: Path, options: EvaluationOptions, precision: str, target: str
 ) -> None:
-    """Of the engine's graph with its own operators, and of one that gives all of them by itself."""
-    last, every = (run([engine(shared, precision, logits=kind)], source, options).rows[0] for kind in ("last", "all"))
-    assert last.quality.mean_kl.value == pytest.approx(every.quality.mean_kl.value, rel=1e-3, abs=1e-7)
-    assert last.equal_tokens == every.equal_tokens
+    """Of a graph without the cut, with an engine's own operators in it or not, and of one that is stepped through."""
+    engines = [engine(shared, precision, target=target, logits=kind) for kind in ("last", "all")]
+    last, every = (run([path], source, options).rows[0] for path in engines)
+    # OpenVINO multiplies one token otherwise than a chunk of them.
+    near = 0.05 if target == "openvino" else 1e-3
+    assert last.quality.mean_kl.value == pytest.approx(every.quality.mean_kl.value, rel=near, abs=1e-7)
+    assert last.quality.positions == every.quality.positions
+    assert target == "openvino" or last.equal_tokens == every.equal_tokens
 
 
 def test_a_graph_for_a_gpu_is_measured_on_the_host_and_says_so(
@@ -138,7 +142,9 @@ def test_the_reference_is_opened_once(
 ) -> None:
     one = run([engine(shared, "int8")], source, options)
     monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("the reference was opened again"))
-    assert run([engine(shared, "int8")], source, options).to_json() == one.to_json()
+    again = run([engine(shared, "int8")], source, options)
+    assert (again.text, again.reference) == (one.text, one.reference)
+    assert again.rows[0].quality.mean_kl.value == pytest.approx(one.rows[0].quality.mean_kl.value, rel=1e-3)
 
 
 def test_a_float_engine_may_be_the_reference(shared: Shared, source: Path, options: EvaluationOptions) -> None:

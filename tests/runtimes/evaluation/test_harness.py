@@ -29,7 +29,6 @@ class TemplateLM:
         self.partial: list[Any] = []
         self.cache_hook = SimpleNamespace(add_partial=lambda *entry: self.partial.append(entry))
 
-
     @property
     def tokenizer_name(self) -> str:
         raise NotImplementedError
@@ -46,7 +45,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The harness, as far as it is used; what was registered, and whether its command ran."""
     registered: dict[str, Any] = {}
     modules = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model")}
-    modules |= {name: ModuleType(name) for name in ("lm_eval.api.registry", "lm_eval.utils", "lm_eval.models", "lm_eval.__main__")}
+    modules |= {name: ModuleType(name) for name in ("lm_eval.api.registry", "lm_eval.utils", "lm_eval.__main__")}
+    modules["lm_eval.models"] = ModuleType("lm_eval.models")
     modules["lm_eval.api.model"].TemplateLM = TemplateLM  # type: ignore[attr-defined]
     modules["lm_eval"].utils = modules["lm_eval.utils"]  # type: ignore[attr-defined]
     utils: Any = modules["lm_eval.utils"]

@@ -257,8 +257,7 @@ class Walk:
         for low in range(start, stop, ROWS):
             high = min(low + ROWS, stop)
             stored = self._store.solver(site.name) if plan.calibrated else None
-            # A table's numbers are its head's, which is solved last.
-            if exact or plan.scheme is None or (plan.calibrated and site.kind == "embedding"):
+            if exact or plan.scheme is None:
                 part = weight.rows(low, high).astype(np.float32)
             elif stored is not None:
                 part = dequantize(stored.read(low, high), plan.scheme, features)
@@ -282,8 +281,13 @@ class Walk:
         return results
 
     def _look_up(self, site: Site, ids: Array, *, exact: bool) -> Array:
-        """Rows of a table, each made once."""
+        """Rows of a table, each made once; of one that is the head, too, its floats, since that is solved last."""
+        plan, weight = self._plans[site.node], site.weights[0][1]
         known, places = np.unique(ids, return_inverse=True)
         with self._reading:
-            rows = [self._site_values(site, int(row), int(row) + 1, exact=exact) for row in known]
-        return np.concatenate(rows)[places.reshape(ids.shape)]
+            rows = np.concatenate([weight.rows(int(row), int(row) + 1) for row in known])
+        if exact or plan.scheme is None or plan.calibrated:
+            values = rows.astype(np.float32)
+        else:
+            values = dequantize(plan.solver.solve(rows, None, plan.scheme), plan.scheme, rows.shape[1])
+        return np.asarray(values[places.reshape(ids.shape)])

@@ -147,6 +147,15 @@ def test_the_numbers_do_not_depend_on_the_number_of_threads(tmp_path: Path, matc
             assert values.tobytes() == other[name].tobytes()
 
 
+def test_a_table_that_is_not_calibrated_is_looked_up_in_as_it_is_stored(tmp_path: Path) -> None:
+    model, found = small_model(), solved(tmp_path, plan={"linear": SCHEME, "embedding": "int4@32"})
+    kind, floats = scheme("int4@32"), weight(model, "embed.weight").astype(np.float32)
+    rounded = dequantize(RoundToNearest().solve(floats, None, kind), kind, 32).astype(np.float64)
+    hidden = rounded[WINDOWS.reshape(-1)]
+    require_near(found[LEFT], expected(hidden, model, LEFT))
+    assert (np.abs(found[LEFT] - expected(table(model)[WINDOWS.reshape(-1)], model, LEFT)) > 1e-3).mean() > 0.02
+
+
 def test_torch_keeps_its_threads(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     solved(tmp_path)

@@ -100,7 +100,12 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
         "linear:value": "q6",
         "head": "q6:a16",
     },
-    "int5": {"linear": "q5", **dict.fromkeys(_QUERY_KEY, "q5:a16"), "linear:value": "q6:a16", "head": "q6:a16"},
+    "int5": {
+        "linear": "q5@32",
+        **dict.fromkeys(_QUERY_KEY, "q5@32:a16"),
+        "linear:value": "q6@32:a16",
+        "head": "q6:a16",
+    },
     "int6": {"linear": "q6:a16", "head": "q6@32:a16"},
     "int8": {"linear": "q8:a16", "head": "q8:a16"},
 }

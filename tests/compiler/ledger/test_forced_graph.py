@@ -99,7 +99,7 @@ def wiring(model: ir.Model) -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [(weight, 0), (operator, 1), (alpha, 2), (constant, 3), (wiring, 4)],
-    ids=lambda item: str(item),
+    ids=lambda item: getattr(item, "__name__", str(item)),
 )
 def test_a_changed_node_is_seen(chain: ir.Model, change: Callable[[ir.Model], None], place: int) -> None:
     other = chain.clone()

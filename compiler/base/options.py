@@ -121,7 +121,7 @@ class OptimizeOptions:
         "auto",
         "How long to choose quantized weights: rounded to nearest (round), each block on the grid that errs least "
         "(fast), layer by layer on a calibration text (normal), on more of it (best). auto: normal for a model of up "
-        "to 600 million weights that comes with a tokenizer, fast for others.",
+        "to 600 million weights, fast where it has no tokenizer; round for larger ones.",
     )
     calibration: Path | None = option(
         None, "Text to calibrate on, UTF-8 or JSON lines. Default: one that comes with llmc.", metavar="FILE"

@@ -84,7 +84,7 @@ def test_auto_calibrates_small_models_that_have_a_tokenizer(
     assert not numbers(portable, tmp_path)[1]
     monkeypatch.setattr(module, "FEW_WEIGHTS", 1000)
     chosen, sites = numbers(portable)
-    assert (chosen.chosen_by, sites) == ("searched scales", set())
+    assert (chosen.chosen_by, sites) == ("rounding", set())
 
 
 def test_a_text_is_a_reason_to_calibrate(portable: Path, little_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ from llmc.runtimes.machine.fingerprint import physical_cores
 
 log = logging.getLogger(__name__)
 FEW_WEIGHTS = 600_000_000
-"""In products, up to which ``--effort auto`` calibrates: some minutes on two cores. A search without a text, which wins
-little, takes as long for ten times as many."""
+"""In products, up to which ``--effort auto`` calibrates: some minutes on two cores. A search without a text, which
+wins little, takes as long for ten times as many."""
 FAST, NORMAL, SEARCHED = SearchedScales(6), SearchedScales(), "searched scales"
 _TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -44,6 +44,7 @@ MADE_OF_SLOW = frozenset(
         "llmc.compiler.calibration.moments",
         "llmc.compiler.calibration.walk",
         "llmc.compiler.calibration.calibrate",
+        "llmc.compiler.calibration.cache_ranges",
     }
 )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -99,6 +99,7 @@ class Walk:
         *,
         dtype: np.dtype[np.generic],
         threads: int,
+        watched: Mapping[ir.Value, Callable[[Array], None]] | None = None,
     ) -> None:
         """Prepare.
 
@@ -111,10 +112,11 @@ class Walk:
             journal: What is done, and where to keep what comes.
             dtype: In which scales are stored.
             threads: Windows and rows that are worked on side by side.
+            watched: Values of nodes that somebody looks at, one window after the other in any order.
         """
         self._model, self._steps, self._windows = model, steps, windows
         self._plans, self._recipe, self._journal, self._dtype = plans, recipe, journal, dtype
-        self._threads = threads
+        self._threads, self._watched = threads, watched or {}
         self._store = SolvedStore(journal.directory / "solved")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._reading = threading.Lock()
@@ -126,9 +128,8 @@ class Walk:
             rate = GPU_RATE if self._device.type == "cuda" else measured_rate(self._threads)
             long = OVERHEAD * sum(work[self._journal.done :]) > LONG * rate
             words = estimate_words(sum(work[self._journal.done :]), rate)
-            log.log(
-                logging.WARNING if long else logging.INFO, "calibration takes %s; --effort fast needs none", words
-            )
+            hint = "; --effort fast needs none" if any(plan.calibrated for plan in self._plans.values()) else ""
+            log.log(logging.WARNING if long else logging.INFO, "calibration takes %s%s", words, hint)
         progress.start("Calibrating", total=round(sum(work) / 1e9), unit="GFLOP")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -217,7 +218,8 @@ class Walk:
 
     def _advance(self, step: Step, spool: Spool, *, exact: bool) -> None:
         """Run a step's products and nodes over all windows; ``exact``: with float weights."""
-        segment = Segment(self._model, step.nodes, step.keeps)
+        watched = {value.name or "": watch for value, watch in self._watched.items()}
+        segment = Segment(self._model, step.nodes, [*step.keeps, *(self._watched.keys() - set(step.keeps))])
         weights = self._weights(step.group, exact=exact) if step.group else []
         kept = {value.name or "" for value in step.keeps}
 
@@ -231,7 +233,11 @@ class Walk:
                 values |= self._products(step.group, weights, x, exact=exact)
             with self._reading:
                 segment.open(values)
-            values |= segment.run(values)
+            results = segment.run(values)
+            with self._reading:
+                for name in watched.keys() & results.keys():
+                    watched[name](results[name])
+            values |= results
             for name in kept & values.keys():
                 spool.write(name, window, values[name])
 

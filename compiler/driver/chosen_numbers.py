@@ -1,4 +1,4 @@
-"""How hard to look for the numbers of quantized weights: what ``--effort`` and ``--calibration`` mean.
+"""How hard to look for the numbers of quantized weights and caches: what ``--effort`` and ``--calibration`` mean.
 
 In: a portable graph, options, the directory that holds the tokenizer. Out: :class:`Numbers` for the target's passes.
 """
@@ -9,14 +9,16 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.base.errors import EngineError, UnsupportedModelError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.options import Effort, OptimizeOptions, Weights
 from llmc.compiler.base.progress import Progress
@@ -26,6 +28,7 @@ from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
 from llmc.compiler.quantization.plan import kept_zeros, make_plan
 from llmc.compiler.quantization.solvers.search import SearchedScales
+from llmc.passes.quantization.quantize_cache import Ranges
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
 from llmc.runtimes.evaluation.texts import calibration_text, read_texts
@@ -52,6 +55,8 @@ class Amount:
     length: int
 
 
+CACHE = Amount(8, 512)
+"""For the ranges of a KV cache."""
 AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(32, 512), "best": Amount(64, 512)}
 SWEEPS: Mapping[Effort, int] = {"normal": 0, "best": 3}
 
@@ -81,14 +86,60 @@ def chosen_numbers(
     Raises:
         UsageError: a calibration is asked for, and there is no tokenizer, or too little text.
     """
-    effort = _effort(model, options, directory)
-    if not make_plan(options) or effort == "round" or weights == "none":
+    if weights == "none":
         yield Numbers()
+        return
+    ranges = _cache_ranges(model, portable, options, capabilities, directory, progress)
+    effort = _effort(model, options, directory)
+    if not make_plan(options) or effort == "round":
+        yield Numbers(cache_ranges=ranges)
     elif effort == "fast":
-        yield Numbers(FAST, {}, SEARCHED)
+        yield Numbers(FAST, {}, SEARCHED, ranges)
     else:
         with _calibrated(model, portable, options, capabilities, directory, progress, effort) as numbers:
-            yield numbers
+            yield replace(numbers, cache_ranges=ranges)
+
+
+def _cache_ranges(
+    model: ir.Model,
+    portable: Manifest,
+    options: OptimizeOptions,
+    capabilities: Capabilities,
+    directory: Path,
+    progress: Progress,
+) -> Ranges | None:
+    """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
+    if options.cache_precision == "auto" or not (directory / "tokenizer.json").exists():
+        return None
+    from llmc.compiler.calibration.cache_ranges import cache_ranges
+
+    windows, _ = _windows(portable, options, directory, CACHE, progress)
+    floats = _floats(model, portable, options, capabilities, progress)
+    try:
+        return cache_ranges(floats, windows, physical_cores(), progress)
+    except (EngineError, UnsupportedModelError) as error:
+        log.warning("the cache's scales come from the golden data, if there are any, and not from a text: %s", error)
+        return None
+
+
+def _windows(
+    portable: Manifest, options: OptimizeOptions, directory: Path, amount: Amount, progress: Progress
+) -> tuple[npt.NDArray[np.int64], str]:
+    """Windows of the calibration text, and what it is called."""
+    progress.start("Reading the calibration text")
+    texts = (calibration_text(),) if options.calibration is None else read_texts(options.calibration)
+    name = "llmc's own text" if options.calibration is None else options.calibration.name
+    length = min(amount.length, max_context(portable.model, options))
+    return text_windows(directory, "\n\n".join(texts), amount.windows, length, name), name
+
+
+def _floats(
+    model: ir.Model, portable: Manifest, options: OptimizeOptions, capabilities: Capabilities, progress: Progress
+) -> ir.Model:
+    """The target's graph before its weights are quantized."""
+    floats = model.clone()
+    run_passes(floats, float_passes(portable.model, options, capabilities), progress=progress)
+    return floats
 
 
 def _effort(model: ir.Model, options: OptimizeOptions, directory: Path) -> Effort:
@@ -118,14 +169,8 @@ def _calibrated(
     from llmc.compiler.calibration.walk import Recipe
     from llmc.compiler.quantization.solvers.gptq import Gptq
 
-    progress.start("Reading the calibration text")
-    texts = (calibration_text(),) if options.calibration is None else read_texts(options.calibration)
-    name = "llmc's own text" if options.calibration is None else options.calibration.name
-    amount = AMOUNTS[effort]
-    length = min(amount.length, max_context(portable.model, options))
-    windows = text_windows(directory, "\n\n".join(texts), amount.windows, length, name)
-    floats = model.clone()
-    run_passes(floats, float_passes(portable.model, options, capabilities), progress=progress)
+    windows, name = _windows(portable, options, directory, AMOUNTS[effort], progress)
+    floats = _floats(model, portable, options, capabilities, progress)
     on_gpu = get_target(options.target).device == "gpu"
     request = Request(
         model=floats,

@@ -30,7 +30,7 @@ from llmc.passes.pipeline import (
     standard_passes,
     tensorrt_engine_passes,
 )
-from llmc.passes.quantization.quantize_cache import QuantizeCache
+from llmc.passes.quantization.quantize_cache import QuantizeCache, Ranges
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 KERNEL_PRECISIONS = ("int4", "int5", "int6", "int8")
@@ -45,11 +45,13 @@ class Numbers:
         solver: Of all sites …
         solvers: … but those named here.
         chosen_by: In words, for the manifest.
+        cache_ranges: How far keys and values reached on a text; None: it was not asked for, or there is none.
     """
 
     solver: Solver = field(default_factory=RoundToNearest)
     solvers: Mapping[str, Solver] = field(default_factory=dict)
     chosen_by: str = "rounding"
+    cache_ranges: Ranges | None = None
 
 
 def target_passes(
@@ -65,7 +67,7 @@ def target_passes(
         geometry: The model's.
         options: What was asked for.
         capabilities: Of the runtime that the graph is for.
-        golden: Brings the ranges of an int8 cache.
+        golden: Brings the ranges of a cache in 8 bits where ``numbers`` have none.
         numbers: How quantized weights are chosen; None: by rounding.
 
     Raises:
@@ -103,7 +105,7 @@ def _request(
         cache=options.cache_io,
         logits=options.logits,
         quantization=_quantization(options, numbers),
-        quantized_cache=_quantized_cache(options, golden),
+        quantized_cache=_quantized_cache(options, golden, numbers),
         value_apart=value_stands_alone(make_plan(options)),
         pack_gate_up=options.precision not in KERNEL_PRECISIONS,
         # Asked of the CPU provider alone: a graph for CUDA goes without the one, and counts on the other.
@@ -123,9 +125,11 @@ def _family_passes(options: OptimizeOptions, request: GraphRequest) -> list[Grap
             return standard_passes(request)
 
 
-def _quantized_cache(options: OptimizeOptions, golden: Golden | None) -> QuantizeCache | None:
+def _quantized_cache(options: OptimizeOptions, golden: Golden | None, numbers: Numbers) -> QuantizeCache | None:
     if options.cache_precision == "auto":
         return None
+    if numbers.cache_ranges is not None:
+        return QuantizeCache.from_ranges(options.cache_precision, numbers.cache_ranges, everywhere=True)
     return QuantizeCache.from_ranges(options.cache_precision, None if golden is None else golden.cache_ranges)
 
 

@@ -158,3 +158,56 @@ def test_a_copy_without_its_tokenizer_is_searched(portable: Path, tmp_path: Path
     manifest = open_artifact(portable).manifest
     assert "tokenizer.json" in manifest.files
     assert numbers(portable, tmp_path / "copy")[0].chosen_by == "searched scales"
+
+
+@pytest.fixture
+def little_cache_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE", Amount(4, 32))
+
+
+@pytest.mark.usefixtures("little_cache_text")
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_a_cache_in_8_bits_has_ranges_over_a_text(portable: Path, little_text: Path, precision: str) -> None:
+    """Whatever becomes of the weights; and no golden data are needed."""
+    options = {"target": "cuda", "precision": precision, "layout": "auto", "effort": "auto"}
+    found, sites = numbers(portable, cache_precision="int8", **options)
+    assert found.cache_ranges is not None
+    keys, values = (list(part) for part in found.cache_ranges)
+    assert len(keys) == len(values) == open_artifact(portable).manifest.model.num_layers
+    assert all(part.min() > 0 for part in (*keys, *values))
+    assert bool(sites) == (precision == "int4")
+    other, _ = numbers(portable, cache_precision="fp8", calibration=little_text, **options)
+    assert other.cache_ranges is not None
+    assert not np.array_equal(next(iter(other.cache_ranges[0])), keys[0]), "another text"
+    assert numbers(portable, **options)[0].cache_ranges is None
+
+
+@pytest.mark.usefixtures("little_cache_text")
+def test_an_int8_cache_without_golden_data(portable: Path, tmp_path: Path) -> None:
+    assert not (portable / "golden.npz").exists()
+    optimize(portable, tmp_path / "target", OptimizeOptions(target="cuda", cache_precision="int8", strict=True))
+    graph = ir.load(tmp_path / "target" / GRAPH).graph
+    types = {value.dtype for value in graph.inputs if (value.name or "").startswith("past_key_values.")}
+    assert types == {ir.DataType.INT8}
+
+
+@pytest.mark.usefixtures("little_cache_text")
+def test_a_cache_without_a_text_or_a_graph_that_runs_has_no_ranges(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from llmc.compiler.base.errors import EngineError
+    from llmc.compiler.calibration.walk import Walk
+
+    options: dict[str, Any] = {"target": "cuda", "precision": "fp16", "layout": "auto", "cache_precision": "int8"}
+    shutil.copytree(portable, tmp_path / "copy", ignore=shutil.ignore_patterns("tokenizer.json"))
+    assert numbers(portable, tmp_path / "copy", **options)[0].cache_ranges is None
+
+    def refuse(*_: object, **__: object) -> None:
+        raise EngineError("no kernel")
+
+    monkeypatch.setattr(Walk, "run", refuse)
+    assert numbers(portable, **options)[0].cache_ranges is None
+    assert (
+        "the cache's scales come from the golden data, if there are any, and not from a text: no kernel"
+        in caplog.text
+    )

@@ -24,7 +24,7 @@ from llmc.compiler.driver.driver import build, compile_model, export, optimize, 
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.fusion.fuse_silu import FuseSilu
-from llmc.passes.quantization.quantize_cache import HEADROOM, LARGEST_INT8
+from llmc.passes.quantization.quantize_cache import KEY_HEADROOM, LARGEST_INT8, VALUE_HEADROOM
 from llmc.passes.quantization.quantize_weights import EMITTERS
 from llmc.runtimes.lint.tables.kernel_table import load_kernels
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine
@@ -203,19 +203,22 @@ def test_the_caches_type(
         assert "not compared with the model: there is no GPU here, and the CPU does not run it" in caplog.text
 
 
-def test_an_int8_caches_scales_come_from_the_golden_data(portable: Path, tmp_path: Path) -> None:
+def test_without_a_text_an_int8_caches_scales_come_from_the_golden_data(portable: Path, tmp_path: Path) -> None:
     golden = load_golden(portable)
     assert golden is not None
     assert golden.cache_ranges is not None
     optimize(portable, tmp_path / "target", cuda(cache_precision="int8"))
     graph = ir.load(tmp_path / "target" / "model.onnx").graph
     for layer in range(LAYERS):
-        for kind, ranges in zip("kv", golden.cache_ranges, strict=True):
+        for kind, ranges, headroom in zip("kv", golden.cache_ranges, (KEY_HEADROOM, VALUE_HEADROOM), strict=True):
             tensor = graph.initializers[f"cache.{layer}.{kind}_scale"].const_value
             assert tensor is not None
             scale = tensor.numpy()
             assert scale.shape == (KV_HEADS, 1, DIM)
-            np.testing.assert_allclose(scale.reshape(-1), ranges[layer] * HEADROOM / LARGEST_INT8, rtol=1e-6)
+            reached = ranges[layer].reshape(KV_HEADS, 1, DIM)
+            if kind == "k":  # Recorded at a few positions: partners in the rotation share the larger range.
+                reached = np.maximum(reached, np.roll(reached, DIM // 2, axis=-1))
+            np.testing.assert_allclose(scale, reached * headroom / LARGEST_INT8, rtol=1e-6)
 
 
 def test_fp8_weights(portable: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
 from llmc.compiler.driver.capabilities import Capabilities
-from llmc.compiler.driver.target_passes import engine_passes, max_context, target_passes
+from llmc.compiler.driver.target_passes import Numbers, engine_passes, max_context, target_passes
 from llmc.compiler.quantization.plan import kept_zeros, make_plan, value_stands_alone
 from llmc.passes.engine.check_cuda_kernels import CheckCudaKernels
 from llmc.passes.fusion.pack_qkv import PackQKV
@@ -227,13 +228,28 @@ def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, 
 
 def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry) -> None:
     golden: Any = SimpleNamespace(cache_ranges=(np.full((3, 4), 12.7), np.full((3, 4), 25.4)))
-    passes = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), NEW, golden)
-    scales = only(passes, QuantizeCache).scales
-    assert len(scales) == 3
-    np.testing.assert_allclose(scales[2][0], 0.125, rtol=1e-6)
-    np.testing.assert_allclose(scales[2][1], 0.25, rtol=1e-6)
-    without = target_passes(geometry, OptimizeOptions(target="cuda", cache_precision="int8"), NEW)
-    assert only(without, QuantizeCache).scales == ()
+    options = OptimizeOptions(target="cuda", cache_precision="int8")
+    cache = only(target_passes(geometry, options, NEW, golden), QuantizeCache)
+    assert len(cache.scales) == 3
+    np.testing.assert_allclose(cache.scales[2][0], 0.11, rtol=1e-6)
+    np.testing.assert_allclose(cache.scales[2][1], 0.25, rtol=1e-6)
+    assert not cache.everywhere
+    assert only(target_passes(geometry, options, NEW), QuantizeCache).scales == ()
+
+
+def test_ranges_over_a_text_go_before_those_that_were_recorded(geometry: ModelGeometry) -> None:
+    golden: Any = SimpleNamespace(cache_ranges=(np.full((3, 4), 12.7), np.full((3, 4), 25.4)))
+    numbers = Numbers(cache_ranges=([np.full(4, 127.0)], [np.full(4, 254.0)]))
+    for options, golden_data in itertools.product(({"precision": "int4"}, {}), (golden, None)):
+        asked = OptimizeOptions(target="cuda", cache_precision="int8", **options)
+        cache = only(target_passes(geometry, asked, NEW, golden_data, numbers), QuantizeCache)
+        assert cache.everywhere
+        np.testing.assert_allclose(cache.scales, [[[1.1] * 4, [2.5] * 4]], rtol=1e-6)
+    assert not [
+        item
+        for item in target_passes(geometry, OptimizeOptions(target="cuda"), NEW, golden, numbers)
+        if isinstance(item, QuantizeCache)
+    ]
 
 
 @pytest.mark.parametrize(

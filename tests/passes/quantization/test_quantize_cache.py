@@ -9,12 +9,20 @@ import pytest
 
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.lower_attention import LowerAttention
-from llmc.passes.quantization.quantize_cache import ATTENTION, HEADROOM, LARGEST_INT8, SMALLEST_SHARE, QuantizeCache
+from llmc.passes.quantization.quantize_cache import (
+    ATTENTION,
+    KEY_HEADROOM,
+    LARGEST_INT8,
+    SMALLEST_SHARE,
+    VALUE_HEADROOM,
+    QuantizeCache,
+)
 
 from ..graphs import Array, apply, draw, draw_all, left_alone, node_of, open_session, parse
 
 HEADS, KV_HEADS, DIM, POSITIONS, LAYERS = 4, 2, 16, 40, 2
 CHANNELS = KV_HEADS * DIM
+HEADROOM = {"k": KEY_HEADROOM, "v": VALUE_HEADROOM, "key": KEY_HEADROOM, "value": VALUE_HEADROOM}
 CACHE = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 LAYER = """
     {q}, "present.{i}.key", "present.{i}.value" = llmc.CachedAttention<num_heads=4, kv_num_heads=2, scale=0.25>(
@@ -94,7 +102,7 @@ def test_int8_matches() -> None:
             assert scale is model.graph.initializers[f"cache.{layer}.{kind}_scale"]
             assert (scale.dtype, dims(scale)) == (ir.DataType.FLOAT, [KV_HEADS, 1, DIM])
             assert scale.const_value is not None
-            wanted = np.maximum(part[layer], SMALLEST_SHARE * part[layer].max()) * HEADROOM / LARGEST_INT8
+            wanted = np.maximum(part[layer], SMALLEST_SHARE * part[layer].max()) * HEADROOM[kind] / LARGEST_INT8
             np.testing.assert_allclose(scale.const_value.numpy().reshape(-1), wanted, rtol=1e-6)
         assert ATTENTION.get(node, "head_sink") is model.graph.initializers["sink"]
 
@@ -104,13 +112,13 @@ def test_int8_numbers_are_near_those_of_a_float_cache() -> None:
     exact, past = generate(make(), chunks, np.float32)
     keys, values = ranges(past)
     model = make()
-    apply(QuantizeCache.from_ranges("int8", (keys, values)), model)
+    apply(QuantizeCache.from_ranges("int8", (keys, values), everywhere=True), model)
     quantized, cache = generate(model, chunks, np.int8)
     assert {array.dtype for array in cache.values()} == {np.dtype(np.int8)}
     assert np.abs(quantized - exact).max() < 0.02 * np.abs(exact).max()
     for layer in range(LAYERS):
         for kind, part in (("key", keys), ("value", values)):
-            scale = (part[layer] * HEADROOM / LARGEST_INT8).reshape(KV_HEADS, 1, DIM)
+            scale = (part[layer] * HEADROOM[kind] / LARGEST_INT8).reshape(KV_HEADS, 1, DIM)
             stored = cache[f"past_key_values.{layer}.{kind}"].astype(np.float32) * scale
             off = np.abs(stored - past[f"past_key_values.{layer}.{kind}"])
             # The second layer's keys are the first's: both read the same.
@@ -127,8 +135,48 @@ def test_a_range_that_is_exceeded_is_cut_off() -> None:
     assert largest in {127, 128}
 
 
-@pytest.mark.parametrize("recorded", [None, (np.ones((LAYERS, CHANNELS)), np.ones((LAYERS, CHANNELS)))])
-def test_fp8_has_one_scale_of_1(recorded: tuple[Array, Array] | None) -> None:
+def test_channels_that_are_turned_into_each_other_share_the_larger_range() -> None:
+    """At another position one holds what the other holds here; not where ranges hold everywhere, and never values."""
+    recorded = np.linspace(1, 2, LAYERS * CHANNELS).reshape(LAYERS, CHANNELS)
+    for everywhere in (False, True):
+        model = make()
+        apply(QuantizeCache.from_ranges("int8", (recorded, recorded), everywhere=everywhere), model)
+        for layer in range(LAYERS):
+            keys, values = (
+                np.asarray(model.graph.initializers[f"cache.{layer}.{kind}_scale"].const_value).reshape(KV_HEADS, DIM)
+                for kind in "kv"
+            )
+            own = recorded[layer].reshape(KV_HEADS, DIM)
+            larger = own if everywhere else np.tile(own[:, DIM // 2 :], 2)
+            np.testing.assert_allclose(keys, larger * KEY_HEADROOM / LARGEST_INT8, rtol=1e-6)
+            np.testing.assert_allclose(values, own * VALUE_HEADROOM / LARGEST_INT8, rtol=1e-6)
+
+
+def test_fp8_scales_are_powers_of_two_that_leave_room() -> None:
+    """Largest magnitudes come to between an eighth and a quarter of what float8 holds."""
+    reached = [100.0, 0.5]
+    keys, values = (np.asarray(reached)[:, None] * np.ones(CHANNELS), np.zeros((LAYERS, CHANNELS)))
+    keys[:, 0] = 0.001
+    scales = QuantizeCache.from_ranges("fp8", (keys, values)).scales
+    assert scales == (((1.0,), (1.0,)), ((2.0**-7,), (1.0,)))
+    (louder,) = QuantizeCache.from_ranges("fp8", (keys[:1] * 1.2, values[:1])).scales
+    assert louder[0] == (2.0,)
+
+
+def test_a_layer_with_empty_ranges_has_none() -> None:
+    nothing, recorded = np.zeros(0, np.float32), np.ones(CHANNELS)
+    for kind, dtype in (("int8", ir.DataType.INT8), ("fp8", ir.DataType.FLOAT8E4M3FN)):
+        model = make()
+        ranges = ([nothing, recorded], [nothing, recorded])
+        tally = apply(QuantizeCache.from_ranges(kind, ranges), model)  # type: ignore[arg-type]
+        assert [r.reason for r in tally.rejections] == ["ranges of 1 layers were recorded, and it is layer 0"]
+        types = [value.dtype for value in model.graph.inputs if (value.name or "").startswith("past")]
+        assert types == [ir.DataType.FLOAT] * 2 + [dtype] * 2
+
+
+@pytest.mark.parametrize("recorded", [None, (np.full((LAYERS, CHANNELS), 90.0), np.full((LAYERS, CHANNELS), 60.0))])
+def test_fp8_has_one_scale_for_a_layer(recorded: tuple[Array, Array] | None) -> None:
+    """1 where nothing is known, or where that leaves room."""
     model = make(norms="q_norm, k_norm")
     tally = apply(QuantizeCache.from_ranges("fp8", recorded), model)
     assert tally.fired == {"quantized_cache": LAYERS}
@@ -152,18 +200,18 @@ def test_a_quiet_channel_gets_a_share_of_the_loudest() -> None:
     recorded = np.zeros((1, CHANNELS), np.float32)
     recorded[0, 5] = 10
     keys, _ = QuantizeCache.from_ranges("int8", (recorded, recorded)).scales[0]
-    assert keys[5] == pytest.approx(10 * HEADROOM / LARGEST_INT8)
-    np.testing.assert_allclose(keys[:5] + keys[6:], SMALLEST_SHARE * 10 * HEADROOM / LARGEST_INT8, rtol=1e-6)
+    assert keys[5] == pytest.approx(10 * KEY_HEADROOM / LARGEST_INT8)
+    np.testing.assert_allclose(keys[:5] + keys[6:], SMALLEST_SHARE * 10 * KEY_HEADROOM / LARGEST_INT8, rtol=1e-6)
     silent, _ = QuantizeCache.from_ranges("int8", (0 * recorded, recorded)).scales[0]
-    assert min(silent) == max(silent) == pytest.approx(1e-6 * HEADROOM / LARGEST_INT8)
+    assert min(silent) == max(silent) == pytest.approx(1e-6 * KEY_HEADROOM / LARGEST_INT8)
 
 
 def test_scales_by_hand() -> None:
-    """A quarter more than was seen, in 127 steps; 2 % of the layer's loudest channel where one was quieter."""
+    """More than was seen, in 127 steps; 2 % of the layer's loudest channel where one was quieter."""
     keys, values = np.asarray([[12.7, 0.0, 6.35], [127.0, 2.0, 5.08]]), np.full((2, 3), 2.54)
     made = QuantizeCache.from_ranges("int8", (keys, values)).scales
-    np.testing.assert_allclose(made[0][0], [0.125, 0.0025, 0.0625], rtol=1e-6)
-    np.testing.assert_allclose(made[1][0], [1.25, 0.025, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(made[0][0], [0.11, 0.0022, 0.055], rtol=1e-6)
+    np.testing.assert_allclose(made[1][0], [1.1, 0.022, 0.044], rtol=1e-6)
     np.testing.assert_allclose([made[0][1], made[1][1]], 0.025, rtol=1e-6)
 
 
@@ -213,7 +261,7 @@ def test_a_layer_is_known_by_the_number_in_its_caches_name() -> None:
     names = [f"cache.{layer}.{kind}_scale" for layer in (3, 11) for kind in "kv"]
     tensors = [model.graph.initializers[name].const_value for name in names]
     scales = [float(tensor.numpy().max()) for tensor in tensors if tensor is not None]
-    np.testing.assert_allclose(scales, np.asarray([4, 2, 12, 6]) * 1.25 / 127, rtol=1e-6)
+    np.testing.assert_allclose(scales, np.asarray([4 * 1.1, 2 * 1.25, 12 * 1.1, 6 * 1.25]) / 127, rtol=1e-6)
 
 
 def test_a_bias_is_a_near_miss() -> None:

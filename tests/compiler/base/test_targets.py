@@ -65,6 +65,7 @@ def test_a_target_is_named_in_few_files() -> None:
         "runtimes/openvino/",
         "runtimes/lint/",
         "runtimes/bench/",
+        "compiler/artifact/manifest_upgrade.py",  # what manifests of old versions meant: a new target is in none
     )
     assert {name for name in naming if not name.startswith(elsewhere)} == set(EDITED)
 

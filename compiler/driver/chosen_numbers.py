@@ -89,100 +89,98 @@ def chosen_numbers(
     if weights == "none":
         yield Numbers()
         return
-    ranges = _cache_ranges(model, portable, options, capabilities, directory, progress)
-    effort = _effort(model, options, directory)
+    case = _Case(model, portable, options, capabilities, directory, progress)
+    ranges = case.cache_ranges()
+    effort = case.effort()
     if not make_plan(options) or effort == "round":
         yield Numbers(cache_ranges=ranges)
     elif effort == "fast":
         yield Numbers(FAST, {}, SEARCHED, ranges)
     else:
-        with _calibrated(model, portable, options, capabilities, directory, progress, effort) as numbers:
+        with case.calibrated(effort) as numbers:
             yield replace(numbers, cache_ranges=ranges)
 
 
-def _cache_ranges(
-    model: ir.Model,
-    portable: Manifest,
-    options: OptimizeOptions,
-    capabilities: Capabilities,
-    directory: Path,
-    progress: Progress,
-) -> Ranges | None:
-    """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
-    if options.cache_precision == "auto" or not (directory / "tokenizer.json").exists():
-        return None
-    from llmc.compiler.calibration.cache_ranges import cache_ranges
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What :func:`chosen_numbers` was asked."""
 
-    windows, _ = _windows(portable, options, directory, CACHE, progress)
-    floats = _floats(model, portable, options, capabilities, progress)
-    try:
-        return cache_ranges(floats, windows, physical_cores(), progress)
-    except (EngineError, UnsupportedModelError) as error:
-        log.warning("the cache's scales come from the golden data, if there are any, and not from a text: %s", error)
-        return None
+    model: ir.Model
+    portable: Manifest
+    options: OptimizeOptions
+    capabilities: Capabilities
+    directory: Path
+    progress: Progress
 
+    def effort(self) -> Effort:
+        """What ``auto`` means."""
+        if self.options.effort != "auto":
+            return self.options.effort
+        if self.options.calibration is not None:
+            return "normal"
+        sites = find_sites(self.model)
+        count = sum(math.prod(w.stored_shape) for site in sites if site.kind == "linear" for _, w in site.weights)
+        if count > FEW_WEIGHTS:
+            return "round"
+        return "normal" if self._has_tokenizer() else "fast"
 
-def _windows(
-    portable: Manifest, options: OptimizeOptions, directory: Path, amount: Amount, progress: Progress
-) -> tuple[npt.NDArray[np.int64], str]:
-    """Windows of the calibration text, and what it is called."""
-    progress.start("Reading the calibration text")
-    texts = (calibration_text(),) if options.calibration is None else read_texts(options.calibration)
-    name = "llmc's own text" if options.calibration is None else options.calibration.name
-    length = min(amount.length, max_context(portable.model, options))
-    return text_windows(directory, "\n\n".join(texts), amount.windows, length, name), name
+    def cache_ranges(self) -> Ranges | None:
+        """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
+        if self.options.cache_precision == "auto" or not self._has_tokenizer():
+            return None
+        from llmc.compiler.calibration.cache_ranges import cache_ranges
 
+        windows, _ = self._windows(CACHE)
+        floats = self._floats()
+        try:
+            return cache_ranges(floats, windows, physical_cores(), self.progress)
+        except (EngineError, UnsupportedModelError) as error:
+            log.warning(
+                "the cache's scales come from the golden data, if there are any, and not from a text: %s", error
+            )
+            return None
 
-def _floats(
-    model: ir.Model, portable: Manifest, options: OptimizeOptions, capabilities: Capabilities, progress: Progress
-) -> ir.Model:
-    """The target's graph before its weights are quantized."""
-    floats = model.clone()
-    run_passes(floats, float_passes(portable.model, options, capabilities), progress=progress)
-    return floats
+    @contextlib.contextmanager
+    def calibrated(self, effort: Effort) -> Iterator[Numbers]:
+        """Numbers of weights that are solved for what they read on a text."""
+        from llmc.compiler.calibration.calibrate import Request, calibrated
+        from llmc.compiler.calibration.walk import Recipe
+        from llmc.compiler.quantization.solvers.gptq import Gptq
 
+        options = self.options
+        windows, name = self._windows(AMOUNTS[effort])
+        floats = self._floats()
+        on_gpu = get_target(options.target).device == "gpu"
+        request = Request(
+            model=floats,
+            plan=make_plan(options),
+            kept_zeros=kept_zeros(options),
+            windows=windows,
+            recipe=Recipe(Gptq(sweeps=SWEEPS[effort]), match_float=True),
+            otherwise=NORMAL,
+            dtype=_TYPES[options.activations] if on_gpu else np.dtype(np.float32),
+            identity=[encode(self.portable.source), self.portable.precision],
+            threads=physical_cores(),
+        )
+        with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", self.progress) as solvers:
+            words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
+            yield Numbers(NORMAL, solvers, words)
 
-def _effort(model: ir.Model, options: OptimizeOptions, directory: Path) -> Effort:
-    """What ``auto`` means."""
-    if options.effort != "auto":
-        return options.effort
-    if options.calibration is not None:
-        return "normal"
-    sites = find_sites(model)
-    count = sum(math.prod(w.stored_shape) for site in sites if site.kind == "linear" for _, w in site.weights)
-    if count > FEW_WEIGHTS:
-        return "round"
-    return "normal" if (directory / "tokenizer.json").exists() else "fast"
+    def _has_tokenizer(self) -> bool:
+        return (self.directory / "tokenizer.json").exists()
 
+    def _windows(self, amount: Amount) -> tuple[npt.NDArray[np.int64], str]:
+        """Windows of the calibration text, and what it is called."""
+        self.progress.start("Reading the calibration text")
+        chosen = self.options.calibration
+        texts = (calibration_text(),) if chosen is None else read_texts(chosen)
+        name = "llmc's own text" if chosen is None else chosen.name
+        length = min(amount.length, max_context(self.portable.model, self.options))
+        return text_windows(self.directory, "\n\n".join(texts), amount.windows, length, name), name
 
-@contextlib.contextmanager
-def _calibrated(
-    model: ir.Model,
-    portable: Manifest,
-    options: OptimizeOptions,
-    capabilities: Capabilities,
-    directory: Path,
-    progress: Progress,
-    effort: Effort,
-) -> Iterator[Numbers]:
-    from llmc.compiler.calibration.calibrate import Request, calibrated
-    from llmc.compiler.calibration.walk import Recipe
-    from llmc.compiler.quantization.solvers.gptq import Gptq
-
-    windows, name = _windows(portable, options, directory, AMOUNTS[effort], progress)
-    floats = _floats(model, portable, options, capabilities, progress)
-    on_gpu = get_target(options.target).device == "gpu"
-    request = Request(
-        model=floats,
-        plan=make_plan(options),
-        kept_zeros=kept_zeros(options),
-        windows=windows,
-        recipe=Recipe(Gptq(sweeps=SWEEPS[effort]), match_float=True),
-        otherwise=NORMAL,
-        dtype=_TYPES[options.activations] if on_gpu else np.dtype(np.float32),
-        identity=[encode(portable.source), portable.precision],
-        threads=physical_cores(),
-    )
-    with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", progress) as solvers:
-        words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
-        yield Numbers(NORMAL, solvers, words)
+    def _floats(self) -> ir.Model:
+        """The target's graph before its weights are quantized."""
+        floats = self.model.clone()
+        passes = float_passes(self.portable.model, self.options, self.capabilities)
+        run_passes(floats, passes, progress=self.progress)
+        return floats

@@ -114,23 +114,17 @@ def _info(name: str, kind: int, rank: int | None) -> Any:
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A quantized weight as com.microsoft::MatMulNBits stores it, before it is packed.
+class Levels:
+    """What quantized weights have in common.
 
     Attributes:
         levels: [n, blocks * block_size] integers, those behind the last feature too.
-        scales: [n, blocks] float32.
-        zeros: [n, blocks] integers, or None.
-        offsets: [n, blocks] float32, or None.
     """
 
     bits: int
     block_size: int
     k: int
     levels: Array
-    scales: Array
-    zeros: Array | None = None
-    offsets: Array | None = None
 
     @property
     def n(self) -> int:
@@ -141,6 +135,21 @@ class Weight:
     def attributes(self) -> dict[str, int]:
         """Those of the operator."""
         return {"K": self.k, "N": self.n, "bits": self.bits, "block_size": self.block_size}
+
+
+@dataclass(frozen=True)
+class Weight(Levels):
+    """A quantized weight as com.microsoft::MatMulNBits stores it, before it is packed.
+
+    Attributes:
+        scales: [n, blocks] float32.
+        zeros: [n, blocks] integers, or None.
+        offsets: [n, blocks] float32, or None.
+    """
+
+    scales: Array
+    zeros: Array | None = None
+    offsets: Array | None = None
 
     def values(self) -> Array:
         """[n, k] float64: (level - zero point) * scale, or (level - 2^(bits-1)) * scale + offset."""
@@ -171,33 +180,18 @@ def _packed(levels: Array, bits: int) -> Array:
 
 
 @dataclass(frozen=True)
-class CodedWeight:
+class CodedWeight(Levels):
     """A quantized weight whose scales and zero points are codes of 8 bits, before it is packed.
 
     Attributes:
-        levels: [n, blocks * block_size] integers, those behind the last feature too.
         codes: [n, blocks] uint8.
         row_scales: [n] float32.
         zeros: [n, blocks] uint8, in units of 2^(bits - 8), or None.
     """
 
-    bits: int
-    block_size: int
-    k: int
-    levels: Array
     codes: Array
     row_scales: Array
     zeros: Array | None = None
-
-    @property
-    def n(self) -> int:
-        """Output features."""
-        return len(self.levels)
-
-    @property
-    def attributes(self) -> dict[str, int]:
-        """Those of the operator."""
-        return {"K": self.k, "N": self.n, "bits": self.bits, "block_size": self.block_size}
 
     def values(self) -> Array:
         """[n, k] float64: row scale * code * (level - zero point)."""

@@ -162,7 +162,7 @@ memory: $(STAMP) ## peak memory of an int4 compile of 8B layer geometry with 8 a
 .PHONY: bench-llamacpp
 bench-llamacpp: $(VENV)/.stamp-llamacpp $(DEMO)/llmc.json ## int4 engine beside llama.cpp (builds it: C++ compiler, 10 minutes)
 	$(BIN)/llmc bench $(DEMO) --peer llamacpp-python=$(BIN)/python:$$($(BIN)/python -c \
-	    'from llmc.compiler.checkpoint.builtin_models import locate_builtin_model as f; print(f("smollm2-135m"))')
+	    'from llmc.compiler.checkpoint.builtin_models import locate_builtin_model as f; print(f("smollm2-135m"))')@Q4_0
 
 $(DEMO)/llmc.json: $(STAMP)
 	$(BIN)/llmc compile smollm2-135m -o $(DEMO) --target cpu --precision int4 --overwrite

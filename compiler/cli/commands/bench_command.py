@@ -30,10 +30,10 @@ class Question:
     batches: tuple[int, ...] = option((1,), "Rows at a time.", "--batch", metavar="N[,N…]", parse=number_list)
     peers: tuple[str, ...] = option(
         (),
-        "Another runtime to compare with; repeatable. NAME is llamacpp-python (SOURCE: a GGUF file), transformers (a "
-        "directory with config.json), genai (a directory with genai_config.json) or openvino-genai (a directory with "
-        "openvino_model.xml); PYTHON is the interpreter that has it. All variants are measured, or one: "
-        "transformers/compile=venv/bin/python:MODEL.",
+        "Another runtime to compare with; repeatable. NAME is llamacpp-python (SOURCE: a GGUF file, run as it is, or "
+        "FILE@TYPE for one of another type that is made of it), transformers (a directory with config.json), genai "
+        "(a directory with genai_config.json) or openvino-genai (a directory with openvino_model.xml); PYTHON is the "
+        "interpreter that has it. All variants are measured, or one: transformers/compile=venv/bin/python:MODEL.",
         "--peer",
         metavar="NAME=PYTHON:SOURCE",
     )

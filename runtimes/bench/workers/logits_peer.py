@@ -46,12 +46,15 @@ class LogitsPeer:
         """What ``--peer`` chose.
 
         Raises:
-            UsageError: a file that is not there, or a peer that gives no logits.
+            UsageError: a file that is not there, a file that the peer would have to make, or a peer that gives no
+                logits.
         """
         peer = PEERS[choice.name]
         if not peer.gives_logits:
             able = ", ".join(name for name, each in PEERS.items() if each.gives_logits)
             raise UsageError(f"peer {choice.name} gives no logits; those that do: {able}")
+        if choice.quantize is not None:
+            raise UsageError(f"peer {choice.name}: a file is evaluated as it is; leave @{choice.quantize} away")
         for path in (choice.python, choice.source):
             if not path.exists():
                 raise UsageError(f"peer {choice.name}: {path} does not exist")

@@ -1,7 +1,8 @@
 """llama.cpp as a peer, through the low-level interface of ``llama-cpp-python``.
 
 In: a GGUF file, requests on stdin (protocol.py). Out: answers on stdout. It runs in the interpreter that has
-``llama-cpp-python``, which needs nothing of llmc's: this file imports protocol.py and the standard library.
+``llama-cpp-python``, which needs nothing of llmc's: this file imports protocol.py, gguf_header.py and the standard
+library. The file is run as it is, unless the worker was started with a type to quantize it to.
 
 What is timed is what ``llama-bench`` times: ``llama_decode`` and ``llama_synchronize``, on random tokens, the KV
 cache cleared before; reading logits and sampling are left out. A prompt is one ``llama_decode`` (cut into pieces of
@@ -15,33 +16,30 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from llmc.runtimes.bench.workers.gguf_header import read_gguf
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 F16_BYTES = 2
 LOG_LEVEL_ERROR = 4
 
-# ggml's tensor types by number (ggml.h), of those that GGUF files carry today.
-TENSOR_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 30: "BF16",
-}  # fmt: skip
-SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING_TYPE, ARRAY_TYPE = 8, 9
-
 
 class LlamaCppTarget:
     """Measures llama.cpp on the CPU."""
 
-    def __init__(self, flash_attention: str = "auto") -> None:
-        """Load the library; ``flash_attention`` is one of :data:`FLASH_ATTENTION`, ``auto`` llama.cpp's default."""
+    def __init__(self, flash_attention: str = "auto", quantize: str | None = None) -> None:
+        """Load the library.
+
+        Args:
+            flash_attention: One of :data:`FLASH_ATTENTION`; ``auto`` is llama.cpp's default.
+            quantize: Type that ``prepare`` makes of a file, as ``Q4_0``; None: it is taken as it is.
+        """
         native: Any = importlib.import_module("llama_cpp.llama_cpp")
         self._native = native
         self._log = native.llama_log_callback(_log_errors)  # kept: the library calls it as long as it lives
@@ -50,22 +48,31 @@ class LlamaCppTarget:
         self._model: Any = None
         self._context: Any = None
         self._shape: tuple[int, int] = (0, 0)
-        self._flash_attention = flash_attention
+        self._flash_attention, self._quantize = flash_attention, quantize
         self._threads = 0
 
     def prepare(self, source: str, cache: str) -> Prepared:
-        """Make a Q4_0 file from ``source`` with ``llama_model_quantize`` (requantizing allowed, not ``pure``).
+        """Name the file's type; where another was asked for, make such a file with ``llama_model_quantize``.
+
+        Requantizing is allowed, and the mixture of types is llama.cpp's (not ``pure``).
 
         Raises:
-            RuntimeError: llama.cpp refused.
+            RuntimeError: llama.cpp refused, or the installed release does not know the type.
+            ValueError: no GGUF file.
         """
+        if self._quantize is None:
+            return Prepared(source, read_gguf(Path(source)).describe())
+        name = f"LLAMA_FTYPE_MOSTLY_{self._quantize}"
+        if not hasattr(self._native, name):
+            raise RuntimeError(f"the installed llama-cpp-python makes no files of type {self._quantize}")
         status = Path(source).stat()
-        output = Path(cache) / f"{Path(source).stem}.{status.st_size:x}-{status.st_mtime_ns:x}.Q4_0.gguf"
+        stem = f"{Path(source).stem}.{status.st_size:x}-{status.st_mtime_ns:x}"
+        output = Path(cache) / f"{stem}.{self._quantize}.gguf"
         if not output.is_file():
             output.parent.mkdir(parents=True, exist_ok=True)
             temporary = output.with_suffix(f".{os.getpid()}.tmp")
             parameters = self._native.llama_model_quantize_default_params()
-            parameters.ftype = self._native.LLAMA_FTYPE_MOSTLY_Q4_0
+            parameters.ftype = getattr(self._native, name)
             parameters.allow_requantize = True
             parameters.pure = False
             refused = self._native.llama_model_quantize(
@@ -75,7 +82,7 @@ class LlamaCppTarget:
                 temporary.unlink(missing_ok=True)
                 raise RuntimeError(f"llama_model_quantize refused {source} (status {refused})")
             temporary.replace(output)
-        return Prepared(str(output), {"ftype": "Q4_0", "pure": False, **describe_tensors(output)})
+        return Prepared(str(output), {"made_from": source, **read_gguf(output).describe()})
 
     def open(self, path: str, threads: int | None) -> dict[str, Any]:
         """Load the weights; the context is made with the first run of a shape, where it is not timed.
@@ -98,7 +105,7 @@ class LlamaCppTarget:
             "system": native.llama_print_system_info().decode().strip(),
             "flash_attention": self._flash_attention,
             "kv_type": "f16",
-            **describe_tensors(Path(path)),
+            **read_gguf(Path(path)).describe(),
         }
         architecture = self._metadata("general.architecture")
         head = native.llama_model_n_embd(model) // native.llama_model_n_head(model)
@@ -113,7 +120,7 @@ class LlamaCppTarget:
             "cache": "shared",
             "cache_bytes_per_token": layers * native.llama_model_n_head_kv(model) * sum(widths) * F16_BYTES,
             "weight_bytes": native.llama_model_size(model),
-            "precision": details["largest_type"],
+            "precision": details["ftype"],
             "threads": self._threads,
             "details": details,
         }
@@ -236,64 +243,6 @@ def _log_errors(level: int, text: bytes, _: Any) -> None:
     """Pass llama.cpp's errors on to stderr, drop the rest."""
     if level == LOG_LEVEL_ERROR:
         sys.stderr.write(text.decode(errors="replace"))
-
-
-def describe_tensors(path: Path) -> dict[str, Any]:
-    """Types of a GGUF file's tensors: the output projection's, the one with the most elements, elements by type."""
-    by_type: dict[str, int] = {}
-    types: dict[str, str] = {}
-    for name, kind, elements in read_tensor_infos(path):
-        types[name] = kind
-        by_type[kind] = by_type.get(kind, 0) + elements
-    embedding = types.get("token_embd.weight", "unknown")
-    return {
-        "output_tensor_type": types.get("output.weight", f"{embedding} (tied to the token embedding)"),
-        "token_embedding_type": embedding,
-        "largest_type": max(by_type, key=lambda kind: by_type[kind]) if by_type else "unknown",
-        "elements_by_type": by_type,
-    }
-
-
-def read_tensor_infos(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(name, type's name, elements) of every tensor, from a GGUF file's header (versions 2 and 3, little-endian).
-
-    Raises:
-        ValueError: not such a file.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF" or _scalar(file, "I") not in (2, 3):
-            raise ValueError(f"{path} is not a GGUF file of version 2 or 3")
-        tensors, pairs = _scalar(file, "Q"), _scalar(file, "Q")
-        for _ in range(pairs):
-            _string(file)
-            _skip_value(file, _scalar(file, "I"))
-        for _ in range(tensors):
-            name, elements = _string(file), 1
-            for _ in range(_scalar(file, "I")):
-                elements *= _scalar(file, "Q")
-            kind = _scalar(file, "I")
-            _scalar(file, "Q")
-            yield name, TENSOR_TYPES.get(kind, f"type {kind}"), elements
-
-
-def _scalar(file: BinaryIO, code: str) -> int:
-    (value,) = struct.unpack("<" + code, file.read(struct.calcsize("<" + code)))
-    return int(value)
-
-
-def _string(file: BinaryIO) -> str:
-    return file.read(_scalar(file, "Q")).decode(errors="replace")
-
-
-def _skip_value(file: BinaryIO, kind: int) -> None:
-    if kind == STRING_TYPE:
-        _string(file)
-    elif kind == ARRAY_TYPE:
-        element, count = _scalar(file, "I"), _scalar(file, "Q")
-        for _ in range(count):
-            _skip_value(file, element)
-    else:
-        file.seek(struct.calcsize("<" + SCALAR_FORMATS[kind]), os.SEEK_CUR)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Other runtimes to measure beside llmc's engines: ``llmc bench ENGINE --peer NAME=PYTHON:SOURCE``.
 
 In: for each peer its name, the interpreter that has it installed, and what it opens. Out: subjects of a benchmark.
+llama.cpp runs a GGUF file as it is; ``FILE@TYPE`` has it make a file of another type first.
 
 Each peer runs in its own interpreter (its packages often contradict llmc's) and speaks the workers' protocol. A
 further peer is one file with a :class:`~.protocol.Target` and ``serve``, and one entry in :data:`PEERS`.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench.results import Subject
+from llmc.runtimes.bench.workers.gguf_header import FILE_TYPES
 from llmc.runtimes.bench.workers.remote import WorkerProcess, peer_command
 
 
@@ -30,20 +32,23 @@ class Peer:
             variant without a name. Where only some fit what was prepared, its details list them as ``variants``.
         source: What it opens.
         gives_logits: Whether its worker answers ``logits``.
+        quantizes: Whether its worker makes a file of another type; the type is its second argument.
     """
 
     module: str
     variants: Mapping[str, tuple[str, ...]]
     source: str
     gives_logits: bool = False
+    quantizes: bool = False
 
 
 PEERS: Mapping[str, Peer] = {
     "llamacpp-python": Peer(
         "llmc.runtimes.bench.workers.peer_llamacpp",
         {"flash attention": ("on",), "no flash attention": ("off",)},
-        "a GGUF file, from which Q4_0 is made",
+        "a GGUF file, as it is; FILE@Q4_0: that type, made of it",
         gives_logits=True,
+        quantizes=True,
     ),
     "transformers": Peer(
         "llmc.runtimes.bench.workers.peer_transformers",
@@ -69,19 +74,21 @@ DEFAULT_CACHE = Path.home() / ".cache" / "llmc" / "peers"
 
 @dataclass(frozen=True)
 class PeerChoice:
-    """What ``--peer NAME[/VARIANT]=PYTHON:SOURCE`` says.
+    """What ``--peer NAME[/VARIANT]=PYTHON:SOURCE[@TYPE]`` says.
 
     Attributes:
         name: One of :data:`PEERS`.
         python: The interpreter that has it installed.
         source: What it opens.
         variant: The only one to measure; None: all.
+        quantize: Type of the file that the peer is to make of ``source``; None: it opens the source itself.
     """
 
     name: str
     python: Path
     source: Path
     variant: str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in PEERS:
@@ -106,11 +113,18 @@ class PeerChoice:
             )
         if not (name and python and source):
             raise UsageError(f"--peer {text!r} is not NAME=PYTHON:SOURCE, as transformers=/venv/bin/python:MODEL_DIR")
+        file, at, quantize = source.rpartition("@")
+        if at and PEERS[name].quantizes and "/" not in quantize and not quantize.endswith(".gguf"):
+            if quantize not in FILE_TYPES.values():
+                raise UsageError(f"--peer {text}: {quantize} is no type of GGUF files, as Q4_0 is")
+            return cls(name, Path(python), Path(file), variant if slash else None, quantize)
         return cls(name, Path(python), Path(source), variant if slash else None)
 
 
 def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subject]:
     """Have a peer make its model in ``cache``, where it makes one, and return its variants as subjects.
+
+    A label has the peer's name, the type of the file where the peer names one, and the variant.
 
     Raises:
         UsageError: a file that is not there.
@@ -121,7 +135,8 @@ def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subje
         if not path.exists():
             raise UsageError(f"peer {name}: {path} does not exist")
     interpreter = choice.python.absolute()  # not resolved: a venv's python is a link
-    with WorkerProcess(name, peer_command(interpreter, peer.module)) as worker:
+    made = () if choice.quantize is None else ("auto", choice.quantize)
+    with WorkerProcess(name, peer_command(interpreter, peer.module, *made)) as worker:
         prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(cache.resolve()))
     label = f"{name} {prepared['details'].get('ftype', '')}".strip()
     fitting = prepared["details"].get("variants", peer.variants) if choice.variant is None else (choice.variant,)

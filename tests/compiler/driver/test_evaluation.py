@@ -247,6 +247,8 @@ def test_peers_that_give_no_logits_are_refused() -> None:
         logits_peers([f"genai={sys.executable}:{Path(__file__).parent}"])
     with pytest.raises(UsageError, match="does not exist"):
         logits_peers([f"llamacpp-python={sys.executable}:none.gguf"])
+    with pytest.raises(UsageError, match="evaluated as it is; leave @Q4_0 away"):
+        logits_peers([f"llamacpp-python={sys.executable}:{__file__}@Q4_0"])
     (peer,) = logits_peers([f"llamacpp-python={sys.executable}:{__file__}"])
     assert (peer.label, peer.path) == ("test_evaluation", Path(__file__).resolve())
 

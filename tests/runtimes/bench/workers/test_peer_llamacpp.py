@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import pytest
 
 from llmc.runtimes.bench.workers import peer_llamacpp
-from llmc.runtimes.bench.workers.peer_llamacpp import LlamaCppTarget, describe_tensors, read_tensor_infos
+from llmc.runtimes.bench.workers.peer_llamacpp import LlamaCppTarget
 from llmc.runtimes.bench.workers.protocol import RunRequest
+
+from .gguf_files import TENSORS, gguf
 
 SIZES = {
     "llama_vocab_n_tokens": 50,
@@ -145,63 +147,6 @@ def test_nothing_runs_before_it_is_open(native: Native) -> None:
         LlamaCppTarget().run(RunRequest(prompt=3, gen=3, batch=1))
 
 
-F32, F16, Q4_0, UINT32, STRING, ARRAY = 0, 1, 2, 4, 8, 9
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def gguf(path: Path, tensors: list[tuple[str, int, tuple[int, ...]]], version: int = 3) -> Path:
-    """A header with values of each kind before the tensors."""
-    strings = struct.pack("<IQ", STRING, 2) + text("a") + text("bc")
-    nested = struct.pack("<IQ", ARRAY, 1) + struct.pack("<IQ3I", UINT32, 3, 1, 2, 3)
-    values = [
-        (UINT32, struct.pack("<I", 7)),
-        (STRING, text("x")),
-        (ARRAY, struct.pack("<IQ2I", UINT32, 2, 5, 6)),
-        (ARRAY, strings),
-        (ARRAY, nested),
-        (7, b"\1"),
-        (12, struct.pack("<d", 0.5)),
-    ]
-    data = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
-    for number, (kind, value) in enumerate(values):
-        data += text(f"key {number}") + struct.pack("<I", kind) + value
-    for name, kind, shape in tensors:
-        data += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in shape)
-        data += struct.pack("<IQ", kind, 0)
-    path.write_bytes(data)
-    return path
-
-
-TENSORS = [
-    ("token_embd.weight", F16, (8, 4)),
-    ("a", F32, (2,)),
-    ("b", F32, (2,)),
-    ("c", Q4_0, (32, 2)),
-    ("d", 99, (1,)),
-]
-
-
-def test_tensors_of_a_file(tmp_path: Path) -> None:
-    """The largest type is that of the most elements, not of the most tensors."""
-    path = gguf(tmp_path / "m.gguf", TENSORS)
-    assert list(read_tensor_infos(path)) == [
-        *(("token_embd.weight", "F16", 32), ("a", "F32", 2), ("b", "F32", 2), ("c", "Q4_0", 64), ("d", "type 99", 1))
-    ]
-    found = describe_tensors(path)
-    assert found["elements_by_type"] == {"F16": 32, "F32": 4, "Q4_0": 64, "type 99": 1}
-    assert (found["largest_type"], found["output_tensor_type"]) == ("Q4_0", "F16 (tied to the token embedding)")
-
-
-@pytest.mark.parametrize("version", [1, 4])
-def test_other_versions_are_refused(tmp_path: Path, version: int) -> None:
-    with pytest.raises(ValueError, match="not a GGUF file of version 2 or 3"):
-        describe_tensors(gguf(tmp_path / "m.gguf", TENSORS, version))
-    assert describe_tensors(gguf(tmp_path / "m.gguf", TENSORS, 2))
-
-
 @pytest.mark.parametrize(
     ("lengths", "width"),
     [({}, 16 + 16), ({"key": "24"}, 24 + 16), ({"key": "24", "value": "10"}, 24 + 10)],
@@ -211,7 +156,7 @@ def test_info(native: Native, tmp_path: Path, lengths: dict[str, str], width: in
     native.metadata |= {f"llama.attention.{name}_length": size for name, size in lengths.items()}
     info = LlamaCppTarget("off").open(str(gguf(tmp_path / "m.gguf", TENSORS)), None)
     assert info["cache_bytes_per_token"] == 3 * 2 * width * 2
-    assert (info["threads"], info["precision"], info["weight_bytes"]) == (4, "Q4_0", 7000)
+    assert (info["threads"], info["precision"], info["weight_bytes"]) == (4, "Q4_K_M", 7000)
     assert (info["vocab_size"], info["num_layers"], info["max_context"]) == (50, 3, 128)
     assert (info["details"]["flash_attention"], info["details"]["system"]) == ("off", "AVX2 = 1")
     assert LlamaCppTarget().open(str(tmp_path / "m.gguf"), 9)["threads"] == 9
@@ -223,25 +168,36 @@ class Options(ctypes.Structure):
     _fields_: ClassVar = [("ftype", ctypes.c_int), ("allow_requantize", ctypes.c_bool), ("pure", ctypes.c_bool)]
 
 
-def test_a_quantized_file_is_made_once_and_never_half(native: Native, tmp_path: Path) -> None:
-    source, made, statuses = tmp_path / "model.gguf", list[bytes](), iter([5, 0])
+def test_a_file_is_run_as_it_is(native: Native, tmp_path: Path) -> None:
+    source, cache = gguf(tmp_path / "model.gguf", TENSORS), tmp_path / "cache"
+    prepared = LlamaCppTarget("on").prepare(str(source), str(cache))
+    assert prepared.path == str(source)
+    assert prepared.details["ftype"] == "Q4_K_M"
+    assert not cache.exists()
+
+
+def test_a_file_of_another_type_is_made_once_and_never_half(native: Native, tmp_path: Path) -> None:
+    source, made, statuses = tmp_path / "model.gguf", list[tuple[bytes, int]](), iter([5, 0])
     source.write_bytes(b"x" * 9)
 
-    def quantize(_source: bytes, target: bytes, parameters: Any) -> int:
+    def quantize(_source: bytes, target: bytes, options: Any) -> int:
         gguf(Path(target.decode()), TENSORS)
-        made.append(target)
+        made.append((target, options._obj.ftype))
         return next(statuses)
 
-    native.LLAMA_FTYPE_MOSTLY_Q4_0 = 2
+    native.LLAMA_FTYPE_MOSTLY_Q5_0 = 8
     native.llama_model_quantize_default_params = Options
     native.llama_model_quantize = quantize
-    target, cache = LlamaCppTarget(), tmp_path / "cache"
+    target, cache = LlamaCppTarget("auto", "Q5_0"), tmp_path / "cache"
     with pytest.raises(RuntimeError, match=r"refused .*model\.gguf .status 5."):
         target.prepare(str(source), str(cache))
     assert list(cache.iterdir()) == []
-    paths = {target.prepare(str(source), str(cache)).path for _ in range(2)}
-    assert [str(path) for path in cache.iterdir()] == list(paths)
-    assert len(made) == 2
+    (path,) = {target.prepare(str(source), str(cache)).path for _ in range(2)}
+    assert [str(path) for path in cache.iterdir()] == [path]
+    assert path.endswith(".Q5_0.gguf")
+    assert [kind for _, kind in made] == [8, 8]
+    with pytest.raises(RuntimeError, match="makes no files of type Q9"):
+        LlamaCppTarget("auto", "Q9").prepare(str(source), str(cache))
 
 
 def test_logits_are_those_of_the_positions_asked_for(native: Native, tmp_path: Path) -> None:

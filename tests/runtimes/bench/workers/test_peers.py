@@ -9,7 +9,8 @@ import pytest
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench.results import Subject
 from llmc.runtimes.bench.workers import peer_genai, peers
-from llmc.runtimes.bench.workers.peer_llamacpp import LlamaCppTarget, describe_tensors
+from llmc.runtimes.bench.workers.gguf_header import read_gguf
+from llmc.runtimes.bench.workers.peer_llamacpp import LlamaCppTarget
 from llmc.runtimes.bench.workers.peer_transformers import VARIANTS
 from llmc.runtimes.bench.workers.peers import PeerChoice, distinct_labels, peer_subjects
 from llmc.runtimes.bench.workers.protocol import RunRequest
@@ -36,23 +37,21 @@ def write_gguf(path, *, tied):
 @pytest.mark.parametrize(("tied", "output"), [(True, "F16 (tied to the token embedding)"), (False, "F32")])
 def test_gguf_header(tmp_path, tied, output):
     write_gguf(tmp_path / "model.gguf", tied=tied)
-    found = describe_tensors(tmp_path / "model.gguf")
+    found = read_gguf(tmp_path / "model.gguf").describe()
     assert found["output_tensor_type"] == output
     assert found["token_embedding_type"] == "F16"
-    assert found["largest_type"] == "F32"
+    assert found["ftype"] == "F32"
     assert found["elements_by_type"]["F16"] == 128
 
 
 def test_what_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"nonsense" * 10)
     with pytest.raises(ValueError, match="not a GGUF file"):
-        describe_tensors(tmp_path / "model.gguf")
+        read_gguf(tmp_path / "model.gguf")
 
 
 class Native:
     """The part of llama_cpp.llama_cpp that the peer calls; it records decodes."""
-
-    LLAMA_FTYPE_MOSTLY_Q4_0 = 2
 
     def __init__(self):
         self.decoded, self.cleared, self.contexts, self.refuse = [], 0, [], False
@@ -168,7 +167,14 @@ def test_each_variant_is_a_subject(prepared, tmp_path):
     assert on.label == "llamacpp-python Q4_0, flash attention"
     assert on.path == tmp_path
     assert (on.command[-1], off.command[-1]) == ("on", "off")
-    assert on.command[:-1] == off.command[:-1] == prepared[0]
+    assert on.command[:-1] == off.command[:-1] == prepared[0], "nothing is to be made"
+
+
+def test_a_type_that_is_to_be_made_is_told_to_the_worker_that_makes_it(prepared, tmp_path):
+    choice = PeerChoice("llamacpp-python", Path(sys.executable), tmp_path, quantize="Q5_0")
+    subjects = peer_subjects(choice, tmp_path)
+    assert prepared[0][-2:] == ("auto", "Q5_0")
+    assert [subject.command[-1] for subject in subjects] == ["on", "off"]
 
 
 def test_a_virtual_environment_s_python_is_started_as_it_is_named(prepared, tmp_path):
@@ -209,7 +215,26 @@ def test_what_the_option_says():
     choice = PeerChoice.parse("transformers=/venv/bin/python:dir/model")
     assert choice == PeerChoice("transformers", Path("/venv/bin/python"), Path("dir/model"))
     assert PeerChoice.parse("transformers/compile=python:m").variant == "compile"
-    assert PeerChoice.parse("llamacpp-python/no flash attention=python:m.gguf").variant == "no flash attention"
+    choice = PeerChoice.parse("llamacpp-python/no flash attention=python:m.gguf")
+    assert (choice.variant, choice.quantize) == ("no flash attention", None)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "quantize"),
+    [
+        ("a/m.gguf@Q4_0", "a/m.gguf", "Q4_0"),
+        ("a@b/m.gguf", "a@b/m.gguf", None),
+        ("m@2.gguf", "m@2.gguf", None),
+        ("m@2.gguf@IQ4_XS", "m@2.gguf", "IQ4_XS"),
+    ],
+)
+def test_a_type_behind_the_file(source, file, quantize):
+    choice = PeerChoice.parse(f"llamacpp-python=python:{source}")
+    assert (choice.source, choice.quantize) == (Path(file), quantize)
+
+
+def test_peers_that_make_no_files_take_the_name_as_it_is():
+    assert PeerChoice.parse("transformers=python:model@Q4_0").source == Path("model@Q4_0")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +244,7 @@ def test_what_the_option_says():
         ("transformers", "is not NAME=PYTHON:SOURCE"),
         ("=python:x", "is not NAME=PYTHON:SOURCE"),
         ("nobody=python:x", "unknown peer 'nobody'; known: llamacpp-python, transformers, genai"),
+        ("llamacpp-python=python:m.gguf@Q4", "Q4 is no type of GGUF files"),
         ("transformers/fast=python:x", "no variant 'fast'; it has: eager, compile, loop, generate"),
     ],
 )

@@ -155,7 +155,7 @@ def test_memory_status_counts_bytes(tmp_path):
     assert memory_status()["peak_rss_bytes"] > 1 << 20
 
 
-SHARED_BY_PEERS = ("protocol", "ticks")
+SHARED_BY_PEERS = ("protocol", "ticks", "gguf_header")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ class FactoredMoments:
         if self.correction is not None:
             weight = torch.addmm(weight, weight, self.correction)
         packed = range_scales(weight, self.scheme) * ROOM if self.scheme.form == "packed" else None
-        grid = BlockGrid(self.scheme, dtype or rows.dtype, self.solver.clippings, packed)
+        clippings = self.solver.clippings
+        grid = BlockGrid(self.scheme, dtype or rows.dtype, clippings, packed, clippings if weight.is_cuda else 1)
         work = _Work(self, grid, weight.T[self.order].contiguous())
         steps = work.static_grids(weight) if self.solver.order == "features" else work.grids_as_reached()
         for _ in range(self.solver.sweeps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,18 @@ def test_a_search_errs_at_most_as_much_as_rounding_in_every_block(name: str) -> 
     before = error(rounded, rounded.fit(numbers, importance), numbers, importance)
     assert (errors <= before).all()
     assert errors.sum() < (1 if grid_of(name, numbers).scheme.bits == 8 else 0.97) * before.sum()
+
+
+@pytest.mark.parametrize("together", [5, 12, 20])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_the_same_grids_are_found_however_many_are_tried_side_by_side(name: str, together: int) -> None:
+    numbers, importance = block(), torch.rand(32, 20, generator=torch.Generator().manual_seed(1)).exp()
+    for costs in (importance, importance[:, :1]):
+        one, several = (
+            replace(grid_of(name, numbers), together=count).fit(numbers, costs) for count in (1, together)
+        )
+        torch.testing.assert_close(several.scale, one.scale, rtol=1e-5, atol=0)
+        torch.testing.assert_close(several.base, one.base, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["int4@32", "int4-zero@32", "int4-offset@32", "q4@32", "qdq-int4@32"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
-from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, weight_formats
+from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, linear_weights, weight_formats
 from llmc.runtimes.memory.facts import read_facts
 from llmc.runtimes.memory.plan import MemoryPlan, plan_memory
 
@@ -77,6 +77,7 @@ class Inspection:
         manifest: ``llmc.json``, where the path is an artifact.
         memory: What the engine needs for each batch that was asked for.
         formats: Bits a weight, by the form in which it is stored.
+        linear: The same of linear layers and experts together, without the head and tables.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Inspection:
     manifest: Manifest | None
     memory: tuple[MemoryPlan, ...] = ()
     formats: tuple[WeightFormat, ...] = ()
+    linear: WeightFormat = field(default_factory=lambda: all_weights(()))
 
     @property
     def nodes(self) -> int:
@@ -111,6 +113,7 @@ class Inspection:
             "operators": [asdict(operator) for operator in self.operators],
             "weights": {"bytes": self.weights.bytes, **asdict(self.weights)},
             "bits_per_weight": all_weights(self.formats).bits,
+            "bits_per_linear_weight": self.linear.bits,
             "formats": [{**asdict(item), "bits": item.bits} for item in self.formats],
             "decode": {"flops": self.cost.flops, **asdict(self.cost)},
             "inputs": [asdict(port) for port in self.inputs],
@@ -152,6 +155,7 @@ def inspect_path(
         operators=tuple(OperatorCount(domain_label(domain), name, count) for (domain, name), count in ordered),
         weights=take_census(model),
         formats=weight_formats(model.graph),
+        linear=linear_weights(model.graph),
         cost=decode_cost(model, context),
         inputs=_ports(value for value in model.graph.inputs if not value.is_initializer()),
         outputs=_ports(model.graph.outputs),

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llmc.compiler.graph.census import EXPERTS, LOOK_UPS, MATRIX_PRODUCTS, constant_source, named_inputs, place
+from llmc.compiler.graph.census import (
+    EXPERTS,
+    LOOK_UPS,
+    MATRIX_PRODUCTS,
+    constant_source,
+    head_product,
+    named_inputs,
+    place,
+)
 
 _NUMBERS = ("weight", "B", "data", "x")
 """What operators call the numbers of a weight."""
@@ -56,12 +64,8 @@ class _Stored:
 
 def weight_formats(graph: ir.Graph) -> tuple[WeightFormat, ...]:
     """The forms of a graph's weights, those of most bytes first."""
-    found: dict[object, _Stored] = {}
-    for node in graph.all_nodes():
-        for stored in _stored(node):
-            found.setdefault(place(stored.tensors[0]), stored)
     groups: dict[str, list[_Stored]] = {}
-    for stored in found.values():
+    for stored in _each(graph).values():
         groups.setdefault(stored.name, []).append(stored)
     formats = [
         WeightFormat(
@@ -75,6 +79,22 @@ def weight_formats(graph: ir.Graph) -> tuple[WeightFormat, ...]:
     return tuple(sorted(formats, key=lambda item: (-item.bytes, item.name)))
 
 
+def linear_weights(graph: ir.Graph) -> WeightFormat:
+    """Weights of linear layers and experts together: all but those of the head and of tables for look-ups."""
+    head = head_product(graph)
+    sources = (
+        constant_source(value)
+        for node in graph.all_nodes()
+        if node is head or node.op_type in LOOK_UPS
+        for value in node.inputs
+    )
+    tensors = (source.const_value for source in sources if source is not None)
+    tables = {place(tensor) for tensor in tensors if tensor is not None}
+    items = [stored for key, stored in _each(graph).items() if key not in tables]
+    size = sum(tensor.nbytes for item in items for tensor in item.tensors)
+    return WeightFormat("linear layers", len(items), sum(item.weights for item in items), size)
+
+
 def all_weights(formats: Iterable[WeightFormat]) -> WeightFormat:
     """Weights of every form together."""
     items = tuple(formats)
@@ -84,6 +104,15 @@ def all_weights(formats: Iterable[WeightFormat]) -> WeightFormat:
         sum(item.weights for item in items),
         sum(item.bytes for item in items),
     )
+
+
+def _each(graph: ir.Graph) -> dict[object, _Stored]:
+    """Each weight by the place of its numbers."""
+    found: dict[object, _Stored] = {}
+    for node in graph.all_nodes():
+        for stored in _stored(node):
+            found.setdefault(place(stored.tensors[0]), stored)
+    return found
 
 
 def _stored(node: ir.Node) -> Iterator[_Stored]:

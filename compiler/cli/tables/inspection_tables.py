@@ -103,13 +103,14 @@ def _weight_table(title: str, groups: Sequence[WeightGroup], total: int, notes: 
 
 
 def _format_table(inspection: Inspection) -> Table:
-    """Bits a weight, of each form and of all."""
+    """Bits a weight, of each form, of linear layers and of all."""
     from llmc.compiler.insight.weight_formats import all_weights
 
     table = Table("", *numbers("tensors", "weights", "bytes", "bits a weight"), title="Bits a weight")
     *forms, total = (*inspection.formats, all_weights(inspection.formats))
     fill(table, map(_format_row, forms))
     table.add_section()
+    table.add_row(*_format_row(inspection.linear))
     table.add_row(*_format_row(total))
     return table
 

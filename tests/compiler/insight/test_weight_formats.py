@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, weight_formats
+from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, linear_weights, weight_formats
 from llmc.passes.cleanup.remove_dead_code import RemoveDeadCode
 from llmc.passes.lowering.lower_moe import LowerMoE
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
@@ -54,6 +54,26 @@ def test_a_tied_table_counts_once(scheme: str, bits: float) -> None:
     found = formats({"linear": "q3@32", "head": scheme, "embedding": scheme})
     [table] = [item for name, item in found.items() if not name.startswith("3 bits")]
     assert (table.tensors, table.weights, table.bits) == (1, 128 * 64, bits)
+
+
+@pytest.mark.parametrize(
+    ("linear", "table", "bits"),
+    [("q3@32", "q6", 3 + 16 / 32 + 0.5), ("q4", "float", 4.75), ("qdq-int8", "qdq-int8", 8.5), ("float", "q8", 32)],
+)
+def test_linear_layers_without_head_and_table(linear: str, table: str, bits: float) -> None:
+    """Both read the same numbers: neither use of them counts."""
+    model = parse(TEXT, {"table": draw(128, 64), "w": draw(64, 64)}, lazy=True)
+    QuantizeWeights({"linear": linear, "head": table, "embedding": table})(model)
+    RemoveDeadCode()(model)
+    found = linear_weights(model.graph)
+    assert (found.tensors, found.weights, found.bits) == (1, 64 * 64, bits)
+
+
+def test_a_head_of_its_own_is_no_linear_layer() -> None:
+    """Its numbers are those of the last product, as they are and not looked up in."""
+    text = "m (float[n, 4] x) => (float[n, 8] logits) { h = MatMul(x, w) logits = MatMul(h, v) }"
+    found = linear_weights(parse(text, {"w": draw(4, 4), "v": draw(4, 8)}).graph)
+    assert (found.tensors, found.weights, found.bits) == (1, 16, 32)
 
 
 def test_what_fills_up_a_block_makes_weights_larger() -> None:

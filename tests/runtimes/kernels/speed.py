@@ -1,18 +1,22 @@
 """How fast the CPU operators multiply: ``python -m tests.runtimes.kernels.speed``, on a machine that is idle.
 
 In: formats, shapes, rows of activations and threads. Out: a line for each with the time of one product, and the bytes
-of weights and multiplications a second. A decode step reads each weight once, from memory: below MANY rows a graph of
-as many products as fill ``--megabytes`` runs once a call, each with its own copy of the weight. Formats take turns.
-``--cpu`` takes the processor's time instead of the clock's: other processes disturb it less, but of threads that wait
-for each other it says nothing.
+of weights and multiplications a second; in the end the same as a table in Markdown, under the machine, the date and
+the bandwidth with which it reads memory, as the header of ``block_matmul.h`` and the docs quote them.
+
+A decode step reads each weight once, from memory: below MANY rows a graph of as many products as fill ``--megabytes``
+runs once a call, each with its own copy of the weight; with ``--megabytes 0`` it is one, whose weight stays in the
+cache where it fits. Formats take turns. ``--cpu`` takes the processor's time instead of the clock's: other processes
+disturb it less, but of threads that wait for each other it says nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +26,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from llmc.compiler.graph.operators import cpu
+from llmc.runtimes.machine.bandwidth import measure_read_bandwidth
+from llmc.runtimes.machine.fingerprint import machine_fingerprint
 
 from .operators import PRODUCT, library
 
@@ -112,6 +118,86 @@ def copies(form: Format, k: int, n: int, megabytes: int) -> int:
     return max(1, round(megabytes * 1e6 / form.packed_bytes(k, n)))
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of one product: its shape, format and rows; seconds, median and least of the rounds."""
+
+    shape: str
+    format: str
+    rows: int
+    median: float
+    least: float
+
+    @property
+    def read(self) -> float:
+        """Bytes of weights a second, in units of 10^9."""
+        return Format.parse(self.format).packed_bytes(*sizes(self.shape)) / self.median / 1e9
+
+    @property
+    def multiplied(self) -> float:
+        """Multiplications a second, in units of 10^9."""
+        k, n = sizes(self.shape)
+        return self.rows * k * n / self.median / 1e9
+
+    def line(self) -> str:
+        """Under :data:`HEADING`."""
+        return (
+            f"{self.shape:>12} {self.format:>12} {self.rows:>5} {self.median * 1e6:>11.1f} {self.least * 1e6:>9.1f} "
+            f"{self.read:>7.1f} {self.multiplied:>8.0f}"
+        )
+
+
+HEADING = f"{'shape':>12} {'format':>12} {'rows':>5} {'us, median':>11} {'least':>9} {'GB/s':>7} {'Gmul/s':>8}"
+
+
+def sizes(shape: str) -> tuple[int, int]:
+    """Input and output features of ``KxN``."""
+    k, n = map(int, shape.split("x"))
+    return k, n
+
+
+def timings(shape: str, rows: int, options: argparse.Namespace) -> list[Timing]:
+    """Of all formats, which take turns."""
+    k, n = sizes(shape)
+    clock = time.process_time if options.cpu else time.perf_counter
+    megabytes = options.megabytes if rows < MANY else 0
+    forms = {name: Format.parse(name) for name in options.formats}
+    sessions = {
+        name: Products(form, k, n, copies(form, k, n, megabytes), options.threads) for name, form in forms.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for round_ in range(options.rounds + 1):
+        for name, products in sessions.items():
+            seconds = products.seconds(rows, clock)
+            if round_:
+                times[name].append(seconds)
+    return [Timing(shape, name, rows, statistics.median(each), min(each)) for name, each in times.items()]
+
+
+def markdown(found: Iterable[Timing]) -> str:
+    """A line for each shape and format; GB/s below :data:`MANY` rows, where it reads, Gmul/s from there on."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for timing in found:
+        text = f"{timing.read:.1f} GB/s" if timing.rows < MANY else f"{timing.multiplied:.0f} Gmul/s"
+        cells.setdefault((timing.shape, timing.format), {})[timing.rows] = text
+    columns = sorted({rows for row in cells.values() for rows in row})
+    headings = ["shape", "weights", *(f"{rows} row{'' if rows == 1 else 's'}" for rows in columns)]
+    lines: list[Sequence[str]] = [headings, ["---", "---", *["---:"] * len(columns)]]
+    lines += [[*key, *(row.get(rows, "") for rows in columns)] for key, row in cells.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(threads: int) -> str:
+    """The machine, what it reads of memory, and when that was."""
+    machine, reached = machine_fingerprint(), measure_read_bandwidth(threads).bytes_per_second
+    features = f", {', '.join(machine.isa)}" if machine.isa else ""
+    return (
+        f"{machine.cpu_model}{features}; {threads} threads of {machine.physical_cores} cores; read bandwidth of "
+        f"memory {reached.median / 1e9:.1f} GB/s ({reached.minimum / 1e9:.1f} to {reached.maximum / 1e9:.1f}); "
+        f"ONNX Runtime {ort.__version__}; {datetime.date.today():%d %B %Y}"
+    )
+
+
 def main() -> None:
     """Time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,30 +209,15 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="the processor's time")
     parser.add_argument("--megabytes", type=int, default=128, help="of the weights that a call reads")
     options = parser.parse_args()
-    clock = time.process_time if options.cpu else time.perf_counter
-    print(f"{'shape':>12} {'format':>12} {'rows':>5} {'us, median':>11} {'least':>9} {'GB/s':>7} {'Gmul/s':>8}")
+    place = where(options.threads)
+    print(HEADING)
+    found = []
     for shape in options.shapes:
-        k, n = map(int, shape.split("x"))
-        forms = {name: Format.parse(name) for name in options.formats}
         for rows in options.rows:
-            megabytes = options.megabytes if rows < MANY else 0
-            sessions = {
-                name: Products(form, k, n, copies(form, k, n, megabytes), options.threads)
-                for name, form in forms.items()
-            }
-            times: dict[str, list[float]] = {name: [] for name in forms}
-            for round_ in range(options.rounds + 1):
-                for name, products in sessions.items():
-                    seconds = products.seconds(rows, clock)
-                    if round_:
-                        times[name].append(seconds)
-            for name, form in forms.items():
-                least, median = min(times[name]), statistics.median(times[name])
-                print(
-                    f"{shape:>12} {name:>12} {rows:>5} {median * 1e6:>11.1f} {least * 1e6:>9.1f} "
-                    f"{form.packed_bytes(k, n) / median / 1e9:>7.1f} {rows * k * n / median / 1e9:>8.0f}",
-                    flush=True,
-                )
+            for timing in timings(shape, rows, options):
+                found.append(timing)
+                print(timing.line(), flush=True)
+    print(f"\n{place}\n\n{markdown(found)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ MAGIC = b"_logits_"
 PATTERNS = {
     "ppl": r"Mean PPL\(Q\)\s*:\s*([-\d.]+)",
     "reference ppl": r"Mean PPL\(base\)\s*:\s*([-\d.]+)",
+    "ppl_ratio": r"Mean PPL\(Q\)/PPL\(base\)\s*:\s*([-\d.]+)",
     "mean_kl": r"Mean\s+KLD:\s*([-\d.]+)",
     "max_kl": r"Maximum KLD:\s*([-\d.]+)",
     "kl_p999": r"99\.9%\s+KLD:\s*([-\d.]+)",
@@ -67,15 +68,15 @@ PATTERNS = {
 PERCENT = {"mean_delta_p", "rms_delta_p", "top1_agreement"}
 
 
-def read_figures(output: str) -> dict[str, float]:
-    """The figures of ``llama-perplexity --kl-divergence``, by our names, shares as numbers from 0 to 1.
+def read_figures(output: str, names: Iterable[str] = PATTERNS) -> dict[str, float]:
+    """Figures of ``llama-perplexity --kl-divergence``, by our names, shares as numbers from 0 to 1.
 
     Raises:
         ValueError: one of them is not there.
     """
     figures = {}
-    for name, pattern in PATTERNS.items():
-        found = re.search(pattern, output)
+    for name in names:
+        found = re.search(PATTERNS[name], output)
         if found is None:
             raise ValueError(f"llama-perplexity printed no {name}:\n{output[-2000:]}")
         figures[name] = float(found[1]) / (100 if name in PERCENT else 1)

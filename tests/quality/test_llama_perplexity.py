@@ -19,6 +19,7 @@ Mean PPL(Q)                   :  20.776102 ±   0.551
 Mean PPL(base)                :  19.777310 ±   0.518
 Cor(ln(PPL(Q)), ln(PPL(base))):  99.27%
 Mean ln(PPL(Q)/PPL(base))     :   0.049268 ±   0.003
+Mean PPL(Q)/PPL(base)         :   1.050502 ±   0.003
 ====== KL divergence statistics ======
 Mean    KLD:   0.045712 ±   0.000525
 Maximum KLD:   1.234500
@@ -40,6 +41,7 @@ Same top p: 87.801 ± 0.324 %
 FIGURES = {
     "ppl": 20.776102,
     "reference ppl": 19.77731,
+    "ppl_ratio": 1.050502,
     "mean_kl": 0.045712,
     "max_kl": 1.2345,
     "kl_p999": 0.512,
@@ -56,8 +58,10 @@ WINDOWS = np.arange(24).reshape(3, 8)
 
 def test_figures_have_our_names_and_units() -> None:
     assert read_figures(OUTPUT) == pytest.approx(FIGURES)
+    damaged = OUTPUT.replace("Mean    KLD", "Mean    XYZ")
     with pytest.raises(ValueError, match="printed no mean_kl"):
-        read_figures(OUTPUT.replace("Mean    KLD", "Mean    XYZ"))
+        read_figures(damaged)
+    assert read_figures(damaged, ["ppl", "kl_p99"]) == {"ppl": 20.776102, "kl_p99": 0.2201}
 
 
 def write_base(path: Path, tokens: Any) -> None:

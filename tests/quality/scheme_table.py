@@ -34,10 +34,12 @@ class Speed:
     Attributes:
         tokens_per_s: Median over the reports' medians.
         ratio: To the base, of the same round; median over all rounds.
+        bytes: Of the file that was timed, where that is another one than the row's.
     """
 
     tokens_per_s: float
     ratio: float
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,10 @@ def markdown(rows: Sequence[Row], geometries: Sequence[str], base: str) -> str:
         geometries: Names of the columns of speed.
         base: Name of the row that ratios are to.
     """
+    sized = {name for row in rows for name, speed in row.speeds.items() if speed.bytes is not None}
     speeds = [f"decode tok/s, {name} (ratio to {base})" for name in geometries]
     headings = ["weights", "MB", "bits", "bits, linear", "mean KL", "99 % KL", "top-1", "perplexity", *speeds]
+    headings += [f"MB, {name}" for name in geometries if name in sized]
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     for row in rows:
         facts, quality = row.facts, row.quality
@@ -161,6 +165,7 @@ def markdown(rows: Sequence[Row], geometries: Sequence[str], base: str) -> str:
                 _figure(quality, "top1_agreement", ".1%").replace("%", " %"),
                 _figure(quality, "ppl", ".2f"),
                 *(_speed(row.speeds.get(geometry)) for geometry in geometries),
+                *(_size(row.speeds.get(geometry)) for geometry in geometries if geometry in sized),
             ]
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
@@ -172,6 +177,10 @@ def _figure(quality: Mapping[str, float], name: str, form: str) -> str:
 
 def _speed(speed: Speed | None) -> str:
     return "" if speed is None else f"{speed.tokens_per_s:.1f} ({speed.ratio:.2f})"
+
+
+def _size(speed: Speed | None) -> str:
+    return "" if speed is None or speed.bytes is None else f"{speed.bytes / 1e6:.0f}"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,8 @@ def run(asked: argparse.Namespace) -> int:
         columns = {asked.name: speeds(rows, asked, results, progress, measure="speed" in asked.measure)}
         if second:
             found = speeds(second, asked, results, progress, measure="second" in asked.measure)
-            columns[asked.second_name] = {row.scheme: found[row.path] for row in second if row.path in found}
+            timed = [row for row in second if row.path in found]
+            columns[asked.second_name] = {row.scheme: replace(found[row.path], bytes=row.bytes) for row in timed}
     table = join(rows, quality, columns)
     text = markdown(table, list(columns), f"llmc {asked.base}")
     if asked.output is not None:

@@ -107,6 +107,14 @@ def test_the_table() -> None:
     ]
 
 
+def test_a_file_of_another_geometry_has_its_size() -> None:
+    own = Row(facts("int4"), {}, {"m": Speed(1.0, 1.0), "b": Speed(1.0, 1.0, 797_600_000)})
+    rows = markdown([own, row("Q4_0", None, ours=False, m=1.0)], ["m", "b"], "llmc int4").splitlines()
+    assert rows[0].endswith("| decode tok/s, b (ratio to llmc int4) | MB, b |")
+    assert rows[2].endswith("| 1.0 (1.00) | 798 |")
+    assert rows[3].endswith("|  |  |")
+
+
 def test_a_small_divergence_has_a_figure_more() -> None:
     assert "**0.00047**" in markdown([row("int8", 0.000466)], [], "llmc int8")
 

@@ -139,7 +139,9 @@ def test_a_second_geometry_is_timed_and_not_evaluated(programs: Programs, capsys
     assert main("--repeats", "1", "--second", *second, "--second-name", "1B") == 0
     assert len(programs.evaluated) == 4
     assert [Path(turn[0]).parent.name for turn in programs.turns] == [Path.cwd().name, "large"]
-    assert "decode tok/s, 1B (ratio to llmc int4) |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "decode tok/s, 1B (ratio to llmc int4) | MB, 1B |" in shown
+    assert "| 100.0 (0.80) | 100.0 (0.80) | 92 |" in shown
 
 
 def test_what_does_not_hold_ends_with_1(

@@ -30,6 +30,7 @@ import torch
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.calibration.activations import rounded_activations
 from llmc.compiler.calibration.estimate import GPU_RATE, OVERHEAD, estimate_words, measured_rate, operations
+from llmc.compiler.calibration.fit import Fit
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
 from llmc.compiler.calibration.moments import Moments
@@ -42,6 +43,7 @@ from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solved_store import SolvedStore, Stored
 from llmc.compiler.quantization.solver import Solved, Solver
 from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
+from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.sites import Site
 
 log = logging.getLogger(__name__)
@@ -183,6 +185,9 @@ class Walk:
         pieces = [(site, self._pieces(site, factored[scheme])) for site, scheme in wanted]
         for site, solved in pieces:
             self._store.write(site.name, site.weights[0][1].stored_shape[0], solved)
+        moments = moments.float()
+        for site, scheme in wanted:
+            self._hold(site, scheme, moments, correction)
 
     def _moments(
         self, group: Group, plan: SitePlan, spools: Sequence[Spool]
@@ -219,6 +224,32 @@ class Walk:
             return moments.solve(rows, self._dtype)
 
         return iter(self._pool.map(solve, range(0, height, count)))
+
+    def _hold(self, site: Site, scheme: Scheme, moments: torch.Tensor, correction: torch.Tensor | None) -> None:
+        """Look at what was stored; a site whose numbers are not what they were to be is rounded."""
+        weight, stored = site.weights[0][1], self._store.solver(site.name)
+        assert stored is not None
+        height, features = weight.stored_shape
+
+        def rounded(start: int) -> Solved:
+            with self._reading:
+                rows = weight.rows(start, min(start + ROWS, height)).astype(self._dtype)
+            return RoundToNearest().solve(rows, None, scheme)
+
+        def fit(start: int) -> Fit:
+            stop = min(start + ROWS, height)
+            with self._reading:
+                rows = torch.from_numpy(weight.rows(start, stop).astype(np.float32)).to(self._device)
+            wanted = rows if correction is None else torch.addmm(rows, rows, correction)
+            # The first rows speak for all; what rounding would cost is not worth more.
+            solved = [stored.read(start, stop), *([rounded(start)] if start == 0 else [])]
+            floats = [torch.from_numpy(dequantize(each, scheme, features)).to(self._device) for each in solved]
+            return Fit.of(wanted, floats[0], moments, *floats[1:])
+
+        starts = range(0, height, ROWS)
+        if fault := sum(self._pool.map(fit, starts), Fit()).fault:
+            log.warning("%s is rounded, since the numbers that were solved for it are wrong: %s", site.name, fault)
+            self._store.write(site.name, height, iter(self._pool.map(rounded, starts)))
 
     def _advance(self, step: Step, spool: Spool, *, exact: bool) -> None:
         """Run a step's products and nodes over all windows; ``exact``: with float weights."""

@@ -6,7 +6,8 @@ although what makes it read the right numbers, and the call in which that was se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ CERTAIN = 6.0
 times as far from it as half of them are."""
 FEWEST = 4
 """Gains of which fewer have none in common."""
+EXACT = {np.dtype(np.float32): 2e-3, np.dtype(np.float16): 0.05}
+"""Error of one node that computes with the very numbers that it is compared with, in the order of its operator."""
 LARGE = {Loss.FLOATS: 0.1}
 """Error of one node in half precision; 1.3e-2 is what happens. Numbers of few bits have no such limit."""
 
@@ -85,7 +88,9 @@ class Culprit:
     call: Call
 
 
-def find_culprit(before: Side, after: Side, tokens: Array, loss: Loss) -> Culprit | None:
+def find_culprit(
+    before: Side, after: Side, tokens: Array, loss: Loss, exact: Collection[str] = frozenset()
+) -> Culprit | None:
     """Compare both graphs node by node, call by call, until one of them shows it.
 
     Args:
@@ -93,23 +98,60 @@ def find_culprit(before: Side, after: Side, tokens: Array, loss: Loss) -> Culpri
         after: The graph that it left.
         tokens: One row, [length] int64.
         loss: What it may cost.
+        exact: Values of which nothing but the order of sums is another one, whatever others may cost.
 
     Raises:
         EngineError: one of the graphs does not run.
     """
     for call in compare_nodes(before, after, tokens, noise=loss is Loss.NUMBERS):
         deviations = call.deviations(after.model)
-        limits = Limits.of(loss, deviations)
+        usual = Limits.of(loss, deviations)
         for item in deviations:
+            limits = Limits(EXACT[call.got[item.value].dtype], GAIN) if item.value in exact else usual
             if limits.hold(item):
                 continue
-            parts = _parts(before, after, call, item.value)
+            found = _culprit(before, after, call, item, limits)
             # Where one of them reads what the other does not, random numbers contradict each other.
-            if loss is Loss.NUMBERS and _read(parts[0]) != _read(parts[1]):
+            if loss is Loss.NUMBERS and _read(found.parts[0]) != _read(found.parts[1]):
                 continue
-            nodes = changed_nodes(*parts) or [node for node in parts[1].graph if _makes(node, item.value)]
-            return Culprit(item, limits, tuple(map(node_label, nodes)), parts, call)
+            return found
     return None
+
+
+def find_worst(before: Side, after: Side, other: Side, tokens: Array, values: Collection[str]) -> Culprit | None:
+    """The value that ``after`` errs most in, beside what ``other`` errs there, on what a text makes nodes read.
+
+    Args:
+        before: The graph from which both were made.
+        after: The one that lost too much.
+        other: The one that lost less.
+        tokens: One row, [length] int64.
+        values: Among which it is.
+
+    Returns:
+        None where none errs more.
+
+    Raises:
+        EngineError: one of the graphs does not run.
+    """
+    calls = (compare_nodes(before, side, tokens, noise=False) for side in (after, other))
+    worst: tuple[float, Call, Deviation, float] | None = None
+    for call, beside in zip(*calls, strict=False):
+        accepted = {item.value: item.error for item in beside.deviations(other.model)}
+        for item in call.deviations(after.model):
+            times = item.error / max(accepted.get(item.value, math.inf), ROUNDING)
+            if item.value in values and times > (1 if worst is None else worst[0]):
+                worst = times, call, item, accepted[item.value]
+    if worst is None:
+        return None
+    _, call, item, limit = worst
+    return _culprit(before, after, call, item, Limits(max(limit, ROUNDING), float("inf")))
+
+
+def _culprit(before: Side, after: Side, call: Call, item: Deviation, limits: Limits) -> Culprit:
+    parts = _parts(before, after, call, item.value)
+    nodes = changed_nodes(*parts) or [node for node in parts[1].graph if _makes(node, item.value)]
+    return Culprit(item, limits, tuple(map(node_label, nodes)), parts, call)
 
 
 def _parts(before: Side, after: Side, call: Call, value: str) -> tuple[ir.Model, ir.Model]:

@@ -20,14 +20,17 @@ from llmc.compiler.artifact.ledger_report import LedgerEntry, LedgerFinding, Led
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.errors import EngineError
-from llmc.compiler.ledger.culprit import find_culprit
+from llmc.compiler.ledger.culprit import Culprit, find_culprit, find_worst
 from llmc.compiler.ledger.forced_graph import content
 from llmc.compiler.ledger.inference import load_graph
 from llmc.compiler.ledger.node_comparison import Side
 from llmc.compiler.ledger.probes import LogitDifference, Probes
 from llmc.compiler.ledger.reproduction import write_reproduction
+from llmc.compiler.ledger.solved_graph import solved_graph
 from llmc.compiler.ledger.weight_files import WeightFiles
+from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.graph_pass import GraphPass, Loss
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.runner import merge_contract, snake_case
 from llmc.runtimes.onnxruntime.cpu_engine import OnnxRuntimeCpu, engine_info
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
@@ -38,6 +41,9 @@ LOGITS = {Loss.ROUNDING: 2e-4}
 5e-6 is what another order of float32 sums does to SmolLM2's."""
 DIVERGENCE = {Loss.FLOATS: 1e-2}
 """Largest KL divergence from the graph before; quantizing has no limit here, its nodes have."""
+BESIDE_ROUNDED, NOTHING = 1.25, 0.002
+"""What numbers that were solved for a text may lose, in units of what the same weights lose when they are rounded,
+and beside that: some positions of some texts are a small sample, and 0.002 is what nobody can tell from the model."""
 SEVERITY = (Loss.ROUNDING, Loss.FLOATS, Loss.NUMBERS, Loss.CALIBRATED)
 
 
@@ -62,7 +68,7 @@ class Ledger:
         self._contract = manifest.contract
         self._first: FloatArray | None = None
         self._before: tuple[Side, FloatArray] | None = None
-        self._pending: list[tuple[str, Loss]] = []
+        self._pending: list[GraphPass] = []
         self.entries: list[LedgerEntry] = []
         self.findings: list[LedgerFinding] = []
 
@@ -87,7 +93,7 @@ class Ledger:
         assert self._first is not None
         assert self._before is not None
         self._contract = merge_contract(self._contract, [outcome])
-        self._pending.append((outcome.record.name, graph_pass.loss))
+        self._pending.append(graph_pass)
         (before, logits), after = self._before, Side(self._files.copy(model), self._contract)
         try:
             now = logits if _same(before, after) else self._logits(after)
@@ -97,7 +103,7 @@ class Ledger:
         step = LogitDifference.between(logits, now)
         self._note(outcome, graph_pass.loss, LogitDifference.between(self._first, now), step)
         if now is not logits:
-            self._judge(before, after, step)
+            self._judge(before, after, logits, step)
         self._before, self._pending = (after, now), []
         self._files.keep([after.model])
 
@@ -149,26 +155,59 @@ class Ledger:
             )
         )
 
-    def _judge(self, before: Side, after: Side, step: LogitDifference) -> None:
-        """Hold what passes did since the last graph that runs to what they may cost."""
-        names, losses = zip(*self._pending, strict=True)
-        loss, place = max(losses, key=SEVERITY.index), len(self.entries) - 1
+    def _judge(self, before: Side, after: Side, logits: FloatArray, step: LogitDifference) -> None:
+        """Hold what passes did since the last graph that runs, with these ``logits``, to what they may cost."""
+        losses = [item.loss for item in self._pending]
+        loss = max(losses, key=SEVERITY.index)
         too_much = not np.isfinite(step.error)
         too_much |= not (step.relative <= LOGITS.get(loss, np.inf) and step.kl <= DIVERGENCE.get(loss, np.inf))
-        if loss in {Loss.ROUNDING, Loss.CALIBRATED} and not too_much:
+        reason = f"declared as '{loss}', it moved a logit by {step.error:.3g} (KL {step.kl:.3g})"
+        if loss is Loss.CALIBRATED and not too_much:
+            self._judge_numbers(before, after, logits, step)
+            return
+        if loss is Loss.ROUNDING and not too_much:
             return
         # What some tokens alone show is in another text; what nothing shows needs no second look.
         texts = self._probes.by_length if too_much else self._probes.by_length[:1]
         culprits = (find_culprit(before, after, np.asarray(text, np.int64), loss) for text in texts)
         culprit = next((found for found in culprits if found is not None), None)
-        reason = f"declared as '{loss}', it moved a logit by {step.error:.3g} (KL {step.kl:.3g})"
-        if culprit is not None:
-            folder = self._reproductions / f"{place:02d}_{snake_case(names[-1])}"
-            write_reproduction(folder, names, loss, culprit)
-            value, nodes = culprit.deviation.value, culprit.nodes
-            self.findings.append(LedgerFinding(place, names, reason, nodes, value, str(folder)))
-        elif too_much:
+        if culprit is not None or too_much:
+            self._find(reason, loss, culprit)
+
+    def _judge_numbers(self, before: Side, after: Side, logits: FloatArray, step: LogitDifference) -> None:
+        """Hold a graph with numbers that were solved for a text to what they stand for, and to rounded ones."""
+        quantize = next(item for item in self._pending if isinstance(item, QuantizeWeights) and item.solvers)
+        numbers = solved_graph(before.model, quantize)
+        if not numbers.whole:  # other passes lie between, which changed what is calibrated
+            return
+        intended = Side(self._files.copy(numbers.model), before.contract)
+        longest = np.asarray(self._probes.by_length[0], np.int64)
+        if culprit := find_culprit(intended, after, longest, Loss.NUMBERS, numbers.values):
+            reason = f"declared as '{Loss.CALIBRATED}', it does not compute what its numbers stand for"
+            self._find(reason, Loss.CALIBRATED, culprit)
+            return
+        if self._probes.random:  # no text is like those that numbers were solved for
+            return
+        rounded = Side(
+            self._files.copy(solved_graph(before.model, quantize, RoundToNearest()).model), before.contract
+        )
+        bound = LogitDifference.between(logits, self._logits(rounded)).kl * BESIDE_ROUNDED + NOTHING
+        if step.kl > bound:
+            reason = (
+                f"declared as '{Loss.CALIBRATED}', it lost more than rounding does (KL {step.kl:.3g}, {bound:.3g}"
+            )
+            reason += " is accepted)"
+            self._find(reason, Loss.CALIBRATED, find_worst(before, after, rounded, longest, numbers.values))
+
+    def _find(self, reason: str, loss: Loss, culprit: Culprit | None) -> None:
+        """Note that the last passes cost more than they say, and where."""
+        names, place = tuple(type(item).__name__ for item in self._pending), len(self.entries) - 1
+        if culprit is None:
             self.findings.append(LedgerFinding(place, names, reason))
+            return
+        folder = self._reproductions / f"{place:02d}_{snake_case(names[-1])}"
+        write_reproduction(folder, names, loss, culprit)
+        self.findings.append(LedgerFinding(place, names, reason, culprit.nodes, culprit.deviation.value, str(folder)))
 
 
 def _same(before: Side, after: Side) -> bool:

@@ -24,9 +24,15 @@ RANDOM_LENGTHS = (6, 23, 14)
 
 @dataclass(frozen=True)
 class Probes:
-    """Token ids of each text, more than :data:`STEPS` each."""
+    """Some texts.
+
+    Attributes:
+        texts: Token ids of each, more than :data:`STEPS` each.
+        random: They are no texts, but tokens drawn at random.
+    """
 
     texts: tuple[tuple[int, ...], ...]
+    random: bool = False
 
     @classmethod
     def of(cls, golden: Golden | None, vocab_size: int, room: int | None = None) -> Probes:
@@ -36,11 +42,12 @@ class Probes:
             pairs = zip(golden.prompts, golden.lengths, golden.tokens, strict=True)
             rows = [[*prompt[:length].tolist(), *tokens.tolist()] for prompt, length, tokens in pairs]
         rows = [row for row in rows if len(row) > STEPS]
-        if not rows:
+        drawn = not rows
+        if drawn:
             random = np.random.default_rng(0)
             rows = [random.integers(0, vocab_size, length + STEPS).tolist() for length in RANDOM_LENGTHS]
         longest = min(LONGEST + STEPS, room or LONGEST + STEPS)
-        return cls(tuple(tuple(row[:longest]) for row in rows[:MOST]))
+        return cls(tuple(tuple(row[:longest]) for row in rows[:MOST]), drawn)
 
     @property
     def by_length(self) -> list[tuple[int, ...]]:

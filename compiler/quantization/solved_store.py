@@ -66,7 +66,7 @@ class SolvedStore:
         return Stored(path) if path.is_dir() else None
 
     def write(self, site: str, height: int, pieces: Iterable[Solved]) -> Stored:
-        """Keep a site's numbers, which come a few rows at a time, ``height`` rows in all."""
+        """Keep a site's numbers, in the place of others; they come a few rows at a time, ``height`` rows in all."""
         final = self._place(site)
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -79,6 +79,7 @@ class SolvedStore:
                         files[name] = stack.enter_context((partial / f"{name}.npy").open("wb"))
                         _write_header(files[name], array, height)
                     files[name].write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         return Stored(final)
 

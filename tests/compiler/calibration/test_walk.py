@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
 from llmc.compiler.quantization.solved_store import Stored
-from llmc.compiler.quantization.solver import Solver, Statistics
-from llmc.compiler.quantization.solvers.gptq import Gptq
+from llmc.compiler.quantization.solver import Solved, Solver, Statistics
+from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 
 from .calibration_graphs import DOWN, LEFT, RIGHT, small_model, tokens
@@ -223,3 +224,31 @@ def test_moments_alone_do_not_solve() -> None:
     hidden = table(model)[WINDOWS.reshape(-1)]
     direct = Gptq(clippings=3).solve(rows(model, LEFT), Statistics(hidden.T @ hidden), scheme())
     assert np.array_equal(dequantize(direct, scheme(), 32), expected(hidden, model, LEFT))
+
+
+@pytest.mark.parametrize("match", [False, True])
+@pytest.mark.parametrize("fault", ["percent", "blocks"])
+def test_a_site_whose_solved_numbers_are_wrong_is_named_and_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str, match: bool
+) -> None:
+    """One percent in one layer; the scales of blocks in each other's place."""
+    solve = FactoredMoments.solve
+
+    def wrong(self: FactoredMoments, floats: Array, dtype: np.dtype[Any] | None = None) -> Solved:
+        numbers = solve(self, floats, dtype)
+        if not np.array_equal(floats, rows(small_model(), DOWN)):
+            return numbers
+        scales = numbers.scales * np.float32(1.01) if fault == "percent" else numbers.scales[:, ::-1].copy()
+        return replace(numbers, scales=scales)
+
+    recipe = Recipe(Gptq(clippings=3), match_float=match)
+    right = solved(tmp_path / "right", recipe=recipe)
+    assert not caplog.records
+    monkeypatch.setattr(FactoredMoments, "solve", wrong)
+    found = solved(tmp_path / "wrong", recipe=recipe)
+    (said,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
+    assert said.startswith(f"{DOWN} is rounded, since the numbers that were solved for it are wrong: they ")
+    floats = rows(small_model(), DOWN)
+    rounded = dequantize(RoundToNearest().solve(floats, None, scheme()), scheme(), floats.shape[1])
+    assert np.array_equal(found[DOWN], rounded)
+    assert np.array_equal(found[LEFT], right[LEFT])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,24 @@ import pytest
 
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.quantized_weight import QuantizedWeight
 from llmc.compiler.ledger import ledger as ledger_module
 from llmc.compiler.ledger.ledger import Ledger
 from llmc.compiler.ledger.probes import Probes
+from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.solver import Solved, Solver
 from llmc.passes.fusion.fuse_rotary import FuseRotary
 from llmc.passes.fusion.fuse_skip_norm import FuseSkipNorm
 from llmc.passes.fusion.pack_qkv import PackQKV
 from llmc.passes.graph_pass import GraphPass, Loss, Tally
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 from .planted import FACTOR, Change, Planted, attribute, node_of, scaled_weight
+from .solved import larger, solved_passes, swapped
 
 Kept = Callable[[Sequence[GraphPass]], Ledger]
 Passes = Callable[..., list[GraphPass]]
@@ -169,6 +175,89 @@ def test_a_percent_in_a_pass_that_costs_something(
     assert node in finding.nodes
     assert all(name.startswith(node) for name in finding.nodes)
     reproduce(Path(finding.reproduction))
+
+
+# --- numbers that were solved for a text ----------------------------------------------------------------------------
+
+SOLVED = [{"precision": "int4"}, {"target": "cuda", "precision": "int4"}, {"target": "openvino", "precision": "int4"}]
+DOWN = f"{LAYER}.mlp.down_proj"
+
+
+def texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tokens count as texts like those that numbers were solved for."""
+    of = Probes.of
+    monkeypatch.setattr(Probes, "of", lambda *given: replace(of(*given), random=False))
+
+
+@pytest.mark.parametrize("options", SOLVED, ids=lambda options: "-".join(options.values()))
+def test_solved_numbers_are_as_good_as_they_say(
+    keep: Kept, passes_for: Passes, portable: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    _, _, passes = solved_passes(portable, passes_for(**options), tmp_path)
+    ledger = keep(passes)
+    assert ledger.findings == []
+    assert [entry.declared for entry in ledger.entries if entry.name == "QuantizeWeights"] == [Loss.CALIBRATED]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A solver whose numbers are not those that are said to be stored."""
+
+    solver: Solver
+    change: Callable[[Solved], Solved]
+
+    def needs_layer(self, scheme: Scheme) -> bool:
+        return True
+
+    def solve(self, rows: np.ndarray, seen: object, scheme: Scheme) -> Solved:
+        return self.change(self.solver.solve(rows, None, scheme))
+
+
+@pytest.mark.parametrize("change", [larger, swapped])
+@pytest.mark.parametrize("options", SOLVED, ids=lambda options: "-".join(options.values()))
+def test_a_node_that_does_not_compute_with_its_solved_numbers(
+    keep: Kept,
+    passes_for: Passes,
+    portable: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    change: Callable[[Solved], Solved],
+) -> None:
+    """One percent in one layer, or the scales of two blocks of one row, between the numbers and the graph."""
+    _, _, passes = solved_passes(portable, passes_for(**options), tmp_path)
+    quantized = Emission.quantized
+
+    def wrong(self: Emission, name: str, weight: LazyWeight, scheme: Scheme) -> QuantizedWeight:
+        right = quantized(self, name, weight, scheme)
+        return replace(right, solver=Changed(right.solver, change)) if name == DOWN else right
+
+    monkeypatch.setattr(Emission, "quantized", wrong)
+    (finding,) = keep(passes).findings
+    assert finding.passes == ("QuantizeWeights",)
+    assert f"{DOWN}/MatMul" in finding.nodes
+    assert all(DOWN in name for name in finding.nodes), finding.nodes
+    assert "does not compute what its numbers stand for" in finding.sentence
+    reproduce(Path(finding.reproduction))
+
+
+def test_solved_numbers_may_not_lose_more_than_rounded_ones(
+    keep: Kept, passes_for: Passes, portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts(monkeypatch)
+    half = (DOWN, lambda numbers: replace(numbers, row_scales=numbers.row_scales / 2))
+    _, _, passes = solved_passes(portable, passes_for(precision="int4"), tmp_path, fault=half)
+    (finding,) = keep(passes).findings
+    assert (finding.passes, finding.nodes) == (("QuantizeWeights",), (f"{DOWN}/MatMul",))
+    assert "it lost more than rounding does (KL " in finding.sentence
+    reproduce(Path(finding.reproduction))
+
+
+def test_random_tokens_say_nothing_of_what_a_text_was_solved_for(
+    keep: Kept, passes_for: Passes, portable: Path, tmp_path: Path
+) -> None:
+    half = (DOWN, lambda numbers: replace(numbers, row_scales=numbers.row_scales / 2))
+    assert keep(solved_passes(portable, passes_for(precision="int4"), tmp_path, fault=half)[2]).findings == []
 
 
 # --- what runs nowhere ----------------------------------------------------------------------------------------------

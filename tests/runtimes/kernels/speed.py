@@ -35,7 +35,11 @@ Array = npt.NDArray[Any]
 SHAPES = ("576x1536", "576x3072", "1536x576", "2048x2048", "2048x16384", "8192x2048")
 MANY = 16
 """Rows from which on a product computes rather than reads."""
-FORMATS = ("offsets4@32", "q4@64", "q4@32", "q5@64", "q6@64", "q8@64", "q3@64", "q2@64", "q4@64/16", "q6@64/16")
+FORMATS = (
+    *("offsets4@32", "q4@32", "q4@64", "q5@32", "q5@64", "q6@32", "q6@64", "q8@64", "q3@64", "q2@64"),
+    *("q4@64/16", "q5@32/16", "q6@32/16", "q6@64/16", "q8@64/16"),
+)
+"""Those of the recipes (``RECIPES`` in ``compiler/quantization/plan.py``) among them."""
 
 
 @dataclass(frozen=True)

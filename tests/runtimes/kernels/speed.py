@@ -196,7 +196,7 @@ def where(threads: int) -> str:
     machine, reached = machine_fingerprint(), measure_read_bandwidth(threads).bytes_per_second
     features = f", {', '.join(machine.isa)}" if machine.isa else ""
     return (
-        f"{machine.cpu_model}{features}; {threads} threads of {machine.physical_cores} cores; read bandwidth of "
+        f"{machine.cpu_model}{features}; {threads} of {machine.physical_cores} cores; read bandwidth of "
         f"memory {reached.median / 1e9:.1f} GB/s ({reached.minimum / 1e9:.1f} to {reached.maximum / 1e9:.1f}); "
         f"ONNX Runtime {ort.__version__}; {datetime.date.today():%d %B %Y}"
     )

@@ -22,6 +22,7 @@ from llmc.compiler.base.contract import GRAPH, Contract
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.json_record import JsonValue, decode, encode, from_text, schema, to_text
+from llmc.compiler.base.options import ChosenEffort
 from llmc.compiler.base.targets import TargetName
 
 MANIFEST_NAME = "llmc.json"
@@ -159,6 +160,8 @@ class Manifest:
         files: Every other file of the directory, by its relative name.
         tools: Versions of llmc and of the packages that shaped the bytes.
         plan: Schemes of quantized weights by kind of site or name of a site; empty where weights keep their floats.
+        effort: How hard the numbers of quantized weights were looked for: ``round``, ``fast``, ``normal``, ``best``;
+            None where weights keep their floats, where nothing was found to be calibrated, or where nobody knows.
         schema_version: Version of this format.
     """
 
@@ -177,6 +180,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     tools: Mapping[str, str]
     plan: Mapping[str, str] = field(default_factory=dict)
+    effort: ChosenEffort | None = None
     schema_version: Literal[3] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

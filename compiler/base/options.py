@@ -28,6 +28,7 @@ ZeroPoints = Literal["auto", Zero]
 Cache = Literal["auto", CacheKind]
 Verify = Literal["auto", "on", "off"]
 Effort = Literal["auto", "round", "fast", "normal", "best"]
+ChosenEffort = Literal["round", "fast", "normal", "best"]
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""

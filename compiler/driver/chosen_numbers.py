@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError, UnsupportedModelError
 from llmc.compiler.base.json_record import encode
-from llmc.compiler.base.options import Effort, OptimizeOptions, Weights
+from llmc.compiler.base.options import ChosenEffort, OptimizeOptions, Weights
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.calibration.windows import text_windows
@@ -57,8 +57,8 @@ class Amount:
 
 CACHE = Amount(8, 512)
 """For the ranges of a KV cache."""
-AMOUNTS: Mapping[Effort, Amount] = {"normal": Amount(32, 512), "best": Amount(64, 512)}
-SWEEPS: Mapping[Effort, int] = {"normal": 0, "best": 3}
+AMOUNTS: Mapping[ChosenEffort, Amount] = {"normal": Amount(32, 512), "best": Amount(64, 512)}
+SWEEPS: Mapping[ChosenEffort, int] = {"normal": 0, "best": 3}
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def chosen_numbers(
     if not make_plan(options) or effort == "round":
         yield Numbers(cache_ranges=ranges)
     elif effort == "fast":
-        yield Numbers(FAST, {}, SEARCHED, ranges)
+        yield Numbers(FAST, {}, SEARCHED, "fast", ranges)
     else:
         with case.calibrated(effort) as numbers:
             yield replace(numbers, cache_ranges=ranges)
@@ -112,7 +112,7 @@ class _Case:
     directory: Path
     progress: Progress
 
-    def effort(self) -> Effort:
+    def effort(self) -> ChosenEffort:
         """What ``auto`` means."""
         if self.options.effort != "auto":
             return self.options.effort
@@ -141,7 +141,7 @@ class _Case:
             return None
 
     @contextlib.contextmanager
-    def calibrated(self, effort: Effort) -> Iterator[Numbers]:
+    def calibrated(self, effort: ChosenEffort) -> Iterator[Numbers]:
         """Numbers of weights that are solved for what they read on a text."""
         from llmc.compiler.calibration.calibrate import Request, calibrated
         from llmc.compiler.calibration.walk import Recipe
@@ -164,7 +164,7 @@ class _Case:
         )
         with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", self.progress) as solvers:
             words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
-            yield Numbers(NORMAL, solvers, words)
+            yield Numbers(NORMAL, solvers, words, effort if solvers else None)
 
     def _has_tokenizer(self) -> bool:
         return (self.directory / "tokenizer.json").exists()

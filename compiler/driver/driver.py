@@ -123,7 +123,7 @@ def optimize(
                 )
             _write(model, staging, progress)
         _copy_assets(directory, staging)
-        target = _target_manifest(portable, model, options, outcomes)
+        target = _target_manifest(portable, model, options, outcomes, numbers)
         refused = write_genai_config(staging, target)
         manifest = write_manifest(staging, target)
         manifest, verification = measure_and_record(staging, manifest, progress, options.max_kl)
@@ -191,7 +191,7 @@ def compile_model(
         ) as numbers:
             outcomes = _optimize(graph, portable.model, optimizing, capabilities, numbers, staging, progress)
             _write(graph, staging, progress, weights=exporting.weights)
-        target = _target_manifest(portable, graph, optimizing, outcomes)
+        target = _target_manifest(portable, graph, optimizing, outcomes, numbers)
         refused = write_genai_config(staging, target)
         manifest = _build(staging, target, options.engine, options.threads, progress)
         manifest, verification = measure_and_record(staging, manifest, progress, options.optimize.max_kl)
@@ -260,8 +260,9 @@ def _optimize(
 
 
 def _target_manifest(
-    portable: Manifest, model: ir.Model, options: OptimizeOptions, outcomes: list[PassOutcome]
+    portable: Manifest, model: ir.Model, options: OptimizeOptions, outcomes: list[PassOutcome], numbers: Numbers
 ) -> Manifest:
+    plan = make_plan(options)
     return replace(
         portable,
         kind="target",
@@ -275,7 +276,8 @@ def _target_manifest(
         measured={},
         files={},
         tools=tool_versions(),
-        plan=make_plan(options),
+        plan=plan,
+        effort=numbers.effort if plan else None,
     )
 
 

@@ -123,7 +123,9 @@ def report(
     loss = loss_of(measured)
     most = None if loss is None or max_kl is None else Check(f"{KL} (--max-kl)", loss.kl, max_kl)
     lost = loss is not None and (loss.warns or (most is not None and not most.passed))
-    cure = remedy(manifest.target, manifest.precision, manifest.plan) if lost else ""
+    readable = "tokenizer.json" in manifest.files  # without a tokenizer no text calibrates
+    effort = manifest.effort if readable else None
+    cure = remedy(manifest.target, manifest.precision, manifest.plan, effort) if lost else ""
     return VerifyReport(tuple(graphs), loss, cure, most)
 
 

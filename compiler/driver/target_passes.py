@@ -13,7 +13,7 @@ from llmc.compiler.artifact.golden import Golden
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.geometry import ModelGeometry
-from llmc.compiler.base.options import DEFAULT_CONTEXT, OptimizeOptions
+from llmc.compiler.base.options import DEFAULT_CONTEXT, ChosenEffort, OptimizeOptions
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.quantization.plan import kept_zeros, make_plan, value_stands_alone
@@ -45,12 +45,14 @@ class Numbers:
         solver: Of all sites …
         solvers: … but those named here.
         chosen_by: In words, for the manifest.
+        effort: How hard they were looked for; None: as hard as asked for, and nothing was found to be calibrated.
         cache_ranges: How far keys and values reached on a text; None: it was not asked for, or there is none.
     """
 
     solver: Solver = field(default_factory=RoundToNearest)
     solvers: Mapping[str, Solver] = field(default_factory=dict)
     chosen_by: str = "rounding"
+    effort: ChosenEffort | None = "round"
     cache_ranges: Ranges | None = None
 
 

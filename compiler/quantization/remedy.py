@@ -17,18 +17,20 @@ _LARGE_BLOCK = {"packed": 64}
 """Block sizes up to which a form's blocks are small; of others :data:`~llmc.compiler.base.options.BLOCK_SIZE`."""
 
 
-def remedy(target: str | None, precision: str, plan: Plan) -> str:
+def remedy(target: str | None, precision: str, plan: Plan, effort: str | None = None) -> str:
     """Options that lose less than an artifact's, those that cost the least first.
 
     Args:
         target: The artifact's target; None for a portable graph.
         precision: Of its weights.
         plan: Schemes of quantized weights; empty where they keep their floats.
+        effort: How hard their numbers were looked for; None: nobody knows, or no text can be read.
     """
     if not plan:
         return "floats lose next to nothing where all is right: llmc optimize --verify names the pass that errs"
     head = _integers(plan, "head")
-    options = ["--head int8"] if head is not None and head.bits <= 4 else []
+    options = _effort(plan, effort)
+    options += ["--head int8"] if head is not None and head.bits <= 4 else []
     options += _linear(target, precision, plan)
     others = [kind for kind in get_target(target).precisions if BITS[kind] > BITS[precision]]
     options += [f"--precision {min(others, key=BITS.__getitem__)}"] if others else []
@@ -36,6 +38,12 @@ def remedy(target: str | None, precision: str, plan: Plan) -> str:
         return "there is no option that loses less on this target"
     *first, last = options
     return f"{', '.join(first)} or {last} loses less" if first else f"{last} loses less"
+
+
+def _effort(plan: Plan, effort: str | None) -> list[str]:
+    """More text to solve for, which takes no bytes; small floats are solved for none."""
+    more = {"round": "normal", "fast": "normal", "normal": "best"}.get(effort or "")
+    return [f"--effort {more}"] if more and _integers(plan, "linear") is not None else []
 
 
 def _linear(target: str | None, precision: str, plan: Plan) -> list[str]:

@@ -61,7 +61,7 @@ def numbers(portable: Path, directory: Path | None = None, **options: Any) -> tu
 def test_rounding_and_searched_scales_need_no_text(portable: Path, tmp_path: Path) -> None:
     for effort, words in (("round", "rounding"), ("fast", "searched scales")):
         chosen, sites = numbers(portable, tmp_path, effort=effort)
-        assert (chosen.chosen_by, sites) == (words, set())
+        assert (chosen.chosen_by, chosen.effort, sites) == (words, effort, set())
     assert numbers(portable, effort="round")[0].solver != numbers(portable, effort="fast")[0].solver
 
 
@@ -69,6 +69,7 @@ def test_rounding_and_searched_scales_need_no_text(portable: Path, tmp_path: Pat
 def test_a_calibration_solves_the_layers(portable: Path, little_text: Path, effort: str) -> None:
     chosen, sites = numbers(portable, effort=effort, calibration=little_text)
     assert len([name for name in sites if "layers.0" in name]) == 4
+    assert chosen.effort == effort
     assert chosen.chosen_by == f"GPTQ over {8 * 32 * (1 + (effort == 'best'))} tokens of words.txt"
 
 
@@ -117,6 +118,7 @@ def test_each_target_has_sites_by_the_names_of_its_own_graph(portable: Path, tmp
         assert record.fields["chosen_by"] == {"round": "rounding"}.get(
             effort, "GPTQ over 256 tokens of llmc's own text"
         )
+        assert report.manifest.effort == effort
         contents.append((tmp_path / effort / DATA).read_bytes())
     assert len(contents[0]) == len(contents[1])
     changed = np.frombuffer(contents[0], np.uint8) != np.frombuffer(contents[1], np.uint8)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from llmc.compiler.artifact.manifest import Manifest
+from llmc.compiler.artifact.manifest import FileRecord, Manifest
 from llmc.compiler.base.errors import EngineError, VerificationError
+from llmc.compiler.base.options import ChosenEffort
 from llmc.compiler.driver import measured_artifact
 from llmc.compiler.driver.verification import ALONG_TEXT, KL, LOGIT_ERROR, TOP1, Measured
 
@@ -83,6 +84,20 @@ def test_what_counts_is_the_graph_and_the_text_that_lost_the_most(machine: Machi
     )
     assert result.passed, "it is what it was made to be"
     assert result.remedy == "--asymmetric, --block-size 32, --layout packed or --precision int5 loses less"
+
+
+@pytest.mark.parametrize(
+    ("effort", "named"),
+    [("round", "--effort normal, "), ("normal", "--effort best, "), ("best", ""), (None, "")],
+)
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_text_is_named_where_the_model_can_read_one(
+    machine: Machine, manifest: Manifest, effort: ChosenEffort | None, named: str, tokenizer: bool
+) -> None:
+    machine.measured = Measured(1.0, 0.1, 0.9)
+    files = {"tokenizer.json": FileRecord(1, 64 * "0")} if tokenizer else {}
+    made = replace(own_operators(manifest), effort=effort, files=files)
+    assert verified(machine, made).remedy.startswith((named if tokenizer else "") + "--asymmetric")
 
 
 def test_nobody_is_told_what_helps_where_little_is_lost(machine: Machine, manifest: Manifest) -> None:

@@ -11,8 +11,8 @@ from llmc.compiler.quantization.plan import make_plan
 from llmc.compiler.quantization.remedy import remedy
 
 
-def of(target: Any = "cpu", precision: Any = "int4", **options: Any) -> str:
-    return remedy(target, precision, make_plan(OptimizeOptions(target, precision, **options)))
+def of(target: Any = "cpu", precision: Any = "int4", effort: str | None = None, **options: Any) -> str:
+    return remedy(target, precision, make_plan(OptimizeOptions(target, precision, **options)), effort)
 
 
 def test_everything_that_is_wrong_is_named() -> None:
@@ -63,3 +63,21 @@ def test_the_next_precision(target: Any, precision: Any, expected: str) -> None:
 @pytest.mark.parametrize(("target", "precision"), [(None, "fp32"), ("cpu", "fp32"), ("cuda", "fp16")])
 def test_floats_have_no_remedy(target: str | None, precision: str) -> None:
     assert remedy(target, precision, {}).endswith("llmc optimize --verify names the pass that errs")
+
+
+NORMAL, BEST = "--effort normal", "--effort best"
+EFFORTS = [("round", NORMAL), ("fast", NORMAL), ("normal", BEST), ("best", ""), (None, "")]
+
+
+@pytest.mark.parametrize(("effort", "named"), EFFORTS)
+@pytest.mark.parametrize("target", ["cpu", "cuda", "openvino", "tensorrt"])
+def test_more_of_a_text_is_read_where_that_helps(target: Any, effort: str | None, named: str) -> None:
+    """It takes no bytes, so it comes first."""
+    said = of(target, effort=effort, symmetric=True)
+    assert said.startswith(f"{named}, --asymmetric" if named else "--asymmetric")
+    assert ("--effort" in said) == bool(named)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_small_floats_are_solved_for_no_text(precision: Any) -> None:
+    assert "--effort" not in of("tensorrt", precision, effort="round")

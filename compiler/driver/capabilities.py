@@ -9,7 +9,7 @@ A recorded release is the default, so that the same input gives the same graph o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.compiler.graph.operators.microsoft import DOMAIN, GROUP_QUERY_ATTENTION, QMOE
@@ -36,6 +36,10 @@ class Capabilities:
     expert_kernels: bool
     cuda_kernels: Mapping[str, frozenset[str]] = field(default_factory=dict)
     cuda_unknown: frozenset[str] = frozenset()
+
+    def here(self) -> Capabilities:
+        """Those that the installed runtime has, too: for a graph that runs where it is made."""
+        return replace(self, query_seqlens=self.query_seqlens and has_input(DOMAIN, ATTENTION, ROW_LENGTHS))
 
 
 def find_capabilities(*, installed: bool = False) -> Capabilities:

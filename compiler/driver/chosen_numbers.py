@@ -181,6 +181,6 @@ class _Case:
     def _floats(self) -> ir.Model:
         """The target's graph before its weights are quantized."""
         floats = self.model.clone()
-        passes = float_passes(self.portable.model, self.options, self.capabilities)
+        passes = float_passes(self.portable.model, self.options, self.capabilities.here())
         run_passes(floats, passes, progress=self.progress)
         return floats

@@ -15,11 +15,12 @@ from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.driver import capabilities as capabilities_module
 from llmc.compiler.driver import chosen_numbers as module
-from llmc.compiler.driver.capabilities import find_capabilities
+from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.chosen_numbers import Amount, chosen_numbers
 from llmc.compiler.driver.driver import compile_model, export, optimize
-from llmc.compiler.driver.target_passes import Numbers
+from llmc.compiler.driver.target_passes import Numbers, float_passes
 from llmc.compiler.quantization.solved_store import Stored
 
 from ...shared import Shared
@@ -71,6 +72,25 @@ def test_a_calibration_solves_the_layers(portable: Path, little_text: Path, effo
     assert len([name for name in sites if "layers.0" in name]) == 4
     assert chosen.effort == effort
     assert chosen.chosen_by == f"GPTQ over {8 * 32 * (1 + (effort == 'best'))} tokens of words.txt"
+
+
+def test_a_calibration_runs_on_the_runtime_that_is_installed(
+    portable: Path, little_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be older than the one that the graph is for."""
+    seen: list[bool] = []
+
+    def passes(geometry: Any, options: Any, capabilities: Capabilities) -> Any:
+        seen.append(capabilities.query_seqlens)
+        return float_passes(geometry, options, capabilities)
+
+    monkeypatch.setattr(module, "float_passes", passes)
+    names = set()
+    for has in (True, False):
+        monkeypatch.setattr(capabilities_module, "has_input", lambda *_, has=has: has)
+        names.add(frozenset(numbers(portable, calibration=little_text)[1]))
+    assert seen == [True, False]
+    assert len(names) == 1
 
 
 def test_floats_are_left_alone(portable: Path) -> None:

@@ -10,16 +10,16 @@ import torch
 
 BLOCK = 32
 """Input features that share a step, whatever shares a weight's scale."""
-LARGEST = {8: 127, 16: 32639}
-"""Largest integer, by bits: 16 bits are two planes of 8."""
+BITS, LARGEST = 8, 127
+"""Of an integer. Where products take 16 bits, steps are 256 times finer, and it is as if nothing were rounded."""
 
 
-def rounded_activations(rows: torch.Tensor, bits: int) -> torch.Tensor:
+def rounded_activations(rows: torch.Tensor) -> torch.Tensor:
     """[tokens, features] float32, of which the last block of a row may be shorter."""
     tokens, features = rows.shape
     count = -(-features // BLOCK)
     blocks = torch.nn.functional.pad(rows, (0, count * BLOCK - features)).reshape(tokens, count, BLOCK)
     largest = blocks.abs().amax(-1, keepdim=True)
-    step = largest / LARGEST[bits]
+    step = largest / LARGEST
     rounded = torch.where(step > 0, (blocks / torch.where(step > 0, step, 1)).round() * step, 0)
     return rounded.reshape(tokens, -1)[:, :features].contiguous()

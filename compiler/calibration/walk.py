@@ -28,7 +28,7 @@ import onnx_ir as ir
 import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.compiler.calibration.activations import rounded_activations
+from llmc.compiler.calibration.activations import BITS, rounded_activations
 from llmc.compiler.calibration.estimate import GPU_RATE, OVERHEAD, estimate_words, measured_rate, operations
 from llmc.compiler.calibration.fit import Fit
 from llmc.compiler.calibration.inputs import graph_inputs
@@ -73,6 +73,11 @@ class SitePlan:
     calibrated: bool
     activation_bits: int = 8
 
+    @property
+    def rounds(self) -> bool:
+        """Its product reads integers of few bits, and is solved for these: a packed one that takes no more."""
+        return self.scheme is not None and self.scheme.form == "packed" and self.activation_bits == BITS
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -81,12 +86,10 @@ class Recipe:
     Attributes:
         solver: Chooses their numbers.
         match_float: Solve for the float model's output instead of for the layer's own.
-        round_activations: Round what products read, by block, as llmc's CPU operators do.
     """
 
     solver: Gptq = field(default_factory=Gptq)
     match_float: bool = False
-    round_activations: bool = False
 
 
 class Walk:
@@ -174,7 +177,15 @@ class Walk:
         ]
         if not wanted:
             return
-        moments, cross = self._moments(group, self._plans[wanted[0][0].node], spools)
+        for rounds in (False, True):
+            if alike := [item for item in wanted if self._plans[item[0].node].rounds == rounds]:
+                self._solve_alike(group, alike, spools, rounds=rounds)
+
+    def _solve_alike(
+        self, group: Group, wanted: Sequence[tuple[Site, Scheme]], spools: Sequence[Spool], *, rounds: bool
+    ) -> None:
+        """Solve sites of a group that round what they read, or that do not."""
+        moments, cross = self._moments(group, spools, rounds=rounds)
         solver = self._recipe.solver
         correction = None if cross is None else solver.correction(moments, cross)
         del cross
@@ -190,7 +201,7 @@ class Walk:
             self._hold(site, scheme, moments, correction)
 
     def _moments(
-        self, group: Group, plan: SitePlan, spools: Sequence[Spool]
+        self, group: Group, spools: Sequence[Spool], *, rounds: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of what a group reads, and with what it reads in floats."""
         name, features = group.value.name or "", group.sites[0].weights[0][1].stored_shape[1]
@@ -198,19 +209,17 @@ class Walk:
         cross = Moments(features, self._device) if len(spools) > 1 else None
         for first in range(0, len(self._windows), TOGETHER):
             windows = range(first, min(first + TOGETHER, len(self._windows)))
-            x = torch.cat([self._rows(spools[0].read(name, window), plan) for window in windows])
+            x = torch.cat([self._rows(spools[0].read(name, window), rounds=rounds) for window in windows])
             own.add(x, self._pool)
             if cross is not None:
-                exact = torch.cat([self._rows(spools[1].read(name, window), None) for window in windows])
+                exact = torch.cat([self._rows(spools[1].read(name, window), rounds=False) for window in windows])
                 cross.add(x, self._pool, exact)
         return own.of_itself(), None if cross is None else cross.total
 
-    def _rows(self, activations: Array, plan: SitePlan | None) -> torch.Tensor:
-        """Activations as [tokens, features], as the product of a site sees them; None: as they are."""
+    def _rows(self, activations: Array, *, rounds: bool) -> torch.Tensor:
+        """Activations as [tokens, features], as they are or as a product that rounds them sees them."""
         rows = torch.from_numpy(activations.reshape(-1, activations.shape[-1])).to(self._device)
-        if plan is None or plan.scheme is None or not self._recipe.round_activations:
-            return rows
-        return rounded_activations(rows, plan.activation_bits)
+        return rounded_activations(rows) if rounds else rows
 
     def _pieces(self, site: Site, moments: FactoredMoments) -> Iterator[Solved]:
         weight = site.weights[0][1]
@@ -312,12 +321,16 @@ class Walk:
     ) -> dict[str, Array]:
         """What a group's sites make of one window."""
         results: dict[str, Array] = {}
+        seen = dict[bool, torch.Tensor]()
         for site, weight in zip(group.sites, weights, strict=True):
             name = site.node.outputs[0].name or ""
             if weight is None:
                 results[name] = self._look_up(site, x, exact=exact)
             else:
-                product = self._rows(x, None if exact else self._plans[site.node]) @ weight.T
+                rounds = self._plans[site.node].rounds and not exact
+                if rounds not in seen:
+                    seen[rounds] = self._rows(x, rounds=rounds)
+                product = seen[rounds] @ weight.T
                 results[name] = product.cpu().numpy().reshape(*x.shape[:-1], -1)
         return results
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.calibration import activations
 from llmc.compiler.calibration.activations import rounded_activations
 from llmc.compiler.calibration.calibrate import Request, calibrated
 from llmc.compiler.calibration.walk import Recipe, Walk
@@ -28,7 +29,7 @@ from llmc.compiler.quantization.solvers.round import RoundToNearest
 from .calibration_graphs import DOWN, LEFT, RIGHT, small_model, tokens
 
 SCHEME, HEAD, TABLE = "int4-offset@32", "int4@32", "embed"
-PLAN = {"linear": SCHEME, RIGHT: "q5@32", "head": HEAD, "embedding": HEAD}
+PLAN = {"linear": SCHEME, RIGHT: "q5@32:a16", "head": HEAD, "embedding": HEAD}
 WINDOWS = tokens(10, 24)
 
 
@@ -132,11 +133,29 @@ def test_the_float_models_output_is_matched_where_that_is_asked(tmp_path: Path) 
     require_near(found[DOWN], expected(behind, model, DOWN, floats))
 
 
-def test_activations_are_rounded_where_that_is_asked(tmp_path: Path) -> None:
-    model, found = small_model(), solved(tmp_path, recipe=Recipe(Gptq(clippings=3), round_activations=True))
-    hidden = torch.from_numpy(table(model)[WINDOWS.reshape(-1)].astype(np.float32))
-    seen = rounded_activations(hidden, 8).double().numpy()
-    require_near(found[LEFT], expected(seen, model, LEFT))
+def rounded(read: Array) -> Array:
+    """As the operator of a packed product sees it."""
+    return rounded_activations(torch.from_numpy(read.astype(np.float32))).double().numpy()
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_packed_products_are_solved_for_the_integers_that_they_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: bool
+) -> None:
+    """Beside a product that reads the same value in floats, and the model in floats, which rounds nothing."""
+    monkeypatch.setattr(activations, "LARGEST", 5)  # so that a little text shows it
+    recipe = Recipe(Gptq(clippings=3), match_float=match)
+    model, found = small_model(), solved(tmp_path, recipe=recipe, plan={**PLAN, RIGHT: "q5@32"})
+    hidden = table(model)[WINDOWS.reshape(-1)]
+    cross = hidden if match else None
+    require_near(found[LEFT], expected(hidden, model, LEFT, cross))
+    wanted = expected(rounded(hidden), model, RIGHT, cross)
+    require_near(found[RIGHT], wanted)
+    assert (np.abs(wanted - expected(hidden, model, RIGHT, cross)) > 1e-3).mean() > 0.02
+    # What comes of a product is what its operator makes of rounded inputs.
+    gate, floats = hidden @ found[LEFT].T, product_of(hidden, rows(model, LEFT), rows(model, RIGHT))
+    behind = (rounded(hidden) @ found[RIGHT].T) / (1 + np.exp(-gate))
+    require_near(found[DOWN], expected(behind, model, DOWN, floats if match else None))
 
 
 @pytest.mark.parametrize("match", [False, True])

@@ -1,13 +1,13 @@
 """How far keys and values reach on a text: what an 8-bit cache's scales are made of.
 
-In: a float graph of a target, whose cache grows; windows of tokens. Out: the largest magnitude of each channel of the
-cache, by layer. The graph is walked a layer at a time over all windows, with its own weights, so that one layer is in
-memory.
+In: a float graph of a target, whose cache grows; windows of tokens. Out: the least and the largest number and the
+mean of each channel of the cache, and what lies in its first slot, by layer. The graph is walked a layer at a time
+over all windows, with its own weights, so that one layer is in memory.
 
 A key lies in the cache as it was turned at its position, and the windows stand at the first positions: some thousand
 tokens on, a channel that is turned slowly holds what its partner holds here. So each key is looked at as it would be
 at positions all over the context. Where the tables of angles are not known, a channel gets the length of its pair,
-which is the most that it can hold anywhere.
+which is the most that it can hold anywhere. The first slot's key stays at its position.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from llmc.compiler.calibration.walk import Recipe, SitePlan, Walk
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION as ATTENTION
 from llmc.compiler.quantization.solvers.round import RoundToNearest
-from llmc.passes.quantization.quantize_cache import PAST_KEY, Ranges
+from llmc.passes.quantization.cache_numbers import Reach
+from llmc.passes.quantization.cache_offsets import table_of
+from llmc.passes.quantization.quantize_cache import PAST_KEY, Reaches
 from llmc.passes.quantization.rotary_pairs import RotaryPairs
 from llmc.passes.quantization.sites import find_sites
 
@@ -36,50 +38,65 @@ PLACES = 17
 them the slow pairs turn little; the fast ones have turned round within a window."""
 
 
-class _Reach:
-    """The largest magnitude of each channel of values that were seen."""
+class _Values:
+    """The least, the largest and the mean of each channel of values that were seen, and what lay in slot 0."""
 
     def __init__(self) -> None:
-        self.largest: Array = np.zeros(0, np.float32)
+        nothing = np.zeros(0, np.float32)
+        self._low = self._high = nothing
+        self._sum, self._count = np.zeros(1), 0
+        self._first, self._rows = np.zeros(1), 0
 
     def add(self, cache: Array) -> None:
-        """Look at [rows, heads, tokens, channels]."""
-        largest = self._magnitudes(cache).max(axis=(0, 2)).reshape(-1).astype(np.float32)
-        self.largest = np.maximum(self.largest, largest) if self.largest.size else largest
+        """Look at [rows, heads, tokens, channels] from slot 0 on."""
+        self._see(cache[:, :, :1])
+        self._first = self._first + cache[:, :, 0].sum(0, dtype=np.float64).reshape(-1)
+        self._rows += len(cache)
+        self._see_all(cache[:, :, 1:])
 
-    def _magnitudes(self, cache: Array) -> Array:
-        return np.abs(cache)
+    def reach(self) -> Reach:
+        """What was seen so far."""
+        if not self._rows:
+            return Reach(self._low, self._high, self._low, self._low)
+        mean, first = ((self._sum / self._count).astype(np.float32), (self._first / self._rows).astype(np.float32))
+        return Reach(self._low, self._high, mean, first)
+
+    def _see_all(self, cache: Array) -> None:
+        self._see(cache)
+
+    def _see(self, cache: Array) -> None:
+        low, high = (part(cache, axis=(0, 2)).reshape(-1).astype(np.float32) for part in (np.min, np.max))
+        self._low = np.minimum(self._low, low) if self._low.size else low
+        self._high = np.maximum(self._high, high) if self._high.size else high
+        self._sum = self._sum + cache.sum((0, 2), dtype=np.float64).reshape(-1)
+        self._count += cache.shape[0] * cache.shape[2]
 
 
-class _KeyReach(_Reach):
-    """The largest magnitude of each channel of keys anywhere in the context."""
+class _Keys(_Values):
+    """The same of keys, anywhere in the context; but that in slot 0 stays where it is."""
 
     def __init__(self, node: ir.Node, width: int, length: int) -> None:
         super().__init__()
         self._pairs = RotaryPairs.of(node, width)
-        cosines, sines = (_table(ATTENTION.get(node, name)) for name in ("cos_cache", "sin_cache"))
+        cosines, sines = (table_of(ATTENTION.get(node, name)) for name in ("cos_cache", "sin_cache"))
         self._tables: tuple[Array, Array] | None = None
         if cosines is not None and sines is not None:
             places = np.linspace(0, max(len(cosines) - length, 0), PLACES).astype(np.int64)
             self._tables = cosines[places].astype(np.float32), sines[places].astype(np.float32)
 
-    def _magnitudes(self, cache: Array) -> Array:
+    def _see_all(self, cache: Array) -> None:
         if self._tables is None:
-            return self._pairs.lengths(cache)
-        magnitudes = np.abs(cache)
+            lengths = self._pairs.lengths(cache)
+            self._see(lengths)
+            self._see(-lengths)
+            return
+        self._see(cache)
         for cosines, sines in zip(*self._tables, strict=True):
-            np.maximum(magnitudes, np.abs(self._pairs.turn(cache, cosines, sines)), out=magnitudes)
-        return magnitudes
+            self._see(self._pairs.turn(cache, cosines, sines))
 
 
-def _table(value: ir.Value | None) -> Array | None:
-    """[positions, angles], where it is a constant."""
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else np.asarray(tensor.numpy())
-
-
-def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, progress: Progress) -> Ranges | None:
-    """Ranges of the keys and values of every GroupQueryAttention that has a cache.
+def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, progress: Progress) -> Reaches | None:
+    """How far the keys and values of every GroupQueryAttention that has a cache go.
 
     Args:
         model: All logits, a cache that grows.
@@ -88,12 +105,13 @@ def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, 
         progress: Told how far it is.
 
     Returns:
-        None where no attention has a cache.
+        By layer of the cache, of keys and of values; None for a layer that has none, and where no attention has a
+        cache.
 
     Raises:
         EngineError, UnsupportedModelError: a part of the graph does not run here.
     """
-    reaches: dict[int, tuple[_Reach, _Reach]] = {}
+    reaches: dict[int, tuple[_Keys, _Values]] = {}
     watched: dict[ir.Value, Callable[[Array], None]] = {}
     for node in ATTENTION.calls(model.graph):
         past = ATTENTION.get(node, "past_key")
@@ -102,7 +120,7 @@ def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, 
         width = key.shape[-1] if key.shape is not None else None
         if layer is None or not isinstance(width, int):
             continue
-        pair = reaches[int(layer[1])] = (_KeyReach(node, width, windows.shape[1]), _Reach())
+        pair = reaches[int(layer[1])] = (_Keys(node, width, windows.shape[1]), _Values())
         watched |= {value: reach.add for value, reach in zip((key, value), pair, strict=True)}
     if not reaches:
         return None
@@ -121,6 +139,5 @@ def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, 
             watched=watched,
         )
         walk.run(progress)
-    nothing = _Reach(), _Reach()
-    layers = [reaches.get(layer, nothing) for layer in range(max(reaches) + 1)]
-    return [keys.largest for keys, _ in layers], [values.largest for _, values in layers]
+    seen = {layer: (keys.reach(), values.reach()) for layer, (keys, values) in reaches.items()}
+    return tuple(seen.get(layer) for layer in range(max(seen) + 1))

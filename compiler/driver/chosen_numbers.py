@@ -28,7 +28,7 @@ from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
 from llmc.compiler.quantization.plan import kept_zeros, make_plan
 from llmc.compiler.quantization.solvers.search import SearchedScales
-from llmc.passes.quantization.quantize_cache import Ranges
+from llmc.passes.quantization.quantize_cache import Reaches
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
 from llmc.runtimes.evaluation.texts import calibration_text, read_texts
@@ -124,7 +124,7 @@ class _Case:
             return "round"
         return "normal" if self._has_tokenizer() else "fast"
 
-    def cache_ranges(self) -> Ranges | None:
+    def cache_ranges(self) -> Reaches | None:
         """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
         if self.options.cache_precision == "auto" or not self._has_tokenizer():
             return None

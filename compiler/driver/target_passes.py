@@ -30,7 +30,7 @@ from llmc.passes.pipeline import (
     standard_passes,
     tensorrt_engine_passes,
 )
-from llmc.passes.quantization.quantize_cache import QuantizeCache, Ranges
+from llmc.passes.quantization.quantize_cache import QuantizeCache, Reaches
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
 KERNEL_PRECISIONS = ("int4", "int5", "int6", "int8")
@@ -46,14 +46,14 @@ class Numbers:
         solvers: … but those named here.
         chosen_by: In words, for the manifest.
         effort: How hard they were looked for; None: as hard as asked for, and nothing was found to be calibrated.
-        cache_ranges: How far keys and values reached on a text; None: it was not asked for, or there is none.
+        cache_ranges: How far keys and values went on a text; None: it was not asked for, or there is none.
     """
 
     solver: Solver = field(default_factory=RoundToNearest)
     solvers: Mapping[str, Solver] = field(default_factory=dict)
     chosen_by: str = "rounding"
     effort: ChosenEffort | None = "round"
-    cache_ranges: Ranges | None = None
+    cache_ranges: Reaches | None = None
 
 
 def target_passes(
@@ -131,7 +131,7 @@ def _quantized_cache(options: OptimizeOptions, golden: Golden | None, numbers: N
     if options.cache_precision == "auto":
         return None
     if numbers.cache_ranges is not None:
-        return QuantizeCache.from_ranges(options.cache_precision, numbers.cache_ranges, everywhere=True)
+        return QuantizeCache.from_reaches(options.cache_precision, numbers.cache_ranges)
     return QuantizeCache.from_ranges(options.cache_precision, None if golden is None else golden.cache_ranges)
 
 

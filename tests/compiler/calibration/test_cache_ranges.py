@@ -12,6 +12,8 @@ from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration.cache_ranges import cache_ranges
 from llmc.compiler.graph.lazy_weight import Array
+from llmc.passes.quantization.cache_numbers import Reach
+from llmc.passes.quantization.quantize_cache import Reaches
 
 VOCABULARY, WIDTH, LENGTH, WINDOWS, CONTEXT = 50, 32, 12, 3, 400
 LAYER = """
@@ -79,14 +81,59 @@ def first_layer(model: ir.Model, kind: str) -> Array:
     return weight(model, "embed.weight")[tokens().reshape(-1)] @ weight(model, f"{kind}0.weight")
 
 
+def both(ranges: Reaches | None) -> list[tuple[Reach, Reach]]:
+    """Of the layers that have any."""
+    assert ranges is not None
+    return [layer for layer in ranges if layer is not None]
+
+
+def bytes_of(ranges: Reaches | None) -> list[bytes]:
+    reaches = [reach for layer in both(ranges) for reach in layer]
+    return [part.tobytes() for reach in reaches for part in (reach.low, reach.high, reach.first)]
+
+
 def test_values_reach_as_far_as_in_the_loudest_window() -> None:
     model = make([0, 1])
     ranges = cache_ranges(model, tokens(), 2, NO_PROGRESS)
     assert ranges is not None
-    keys, values = (list(part) for part in ranges)
-    assert [part.shape for part in (*keys, *values)] == [(16,)] * 4
-    np.testing.assert_allclose(values[0], np.abs(first_layer(model, "v")).max(0), rtol=1e-4)
-    assert np.abs(values[1] - values[0]).max() > 0.1
+    (keys, values), (_, others) = both(ranges)
+    parts = [part for reach in (keys, values, others) for part in (reach.low, reach.high, reach.first)]
+    assert {(part.shape, part.dtype) for part in parts} == {((16,), np.dtype(np.float32))}
+    seen = first_layer(model, "v")
+    np.testing.assert_allclose(values.low, seen.min(0), rtol=1e-4)
+    np.testing.assert_allclose(values.high, seen.max(0), rtol=1e-4)
+    np.testing.assert_allclose(values.magnitudes, np.abs(seen).max(0), rtol=1e-4)
+    assert np.abs(others.high - values.high).max() > 0.1
+
+
+def test_means_and_first_slots() -> None:
+    """First slots of all windows; the mean of a key is that of the whole context, so fast pairs have none."""
+    model = make([0])
+    ((keys, values),) = both(cache_ranges(model, tokens(), 2, NO_PROGRESS))
+    for kind, reach in (("k", keys), ("v", values)):
+        first = first_layer(model, kind).reshape(WINDOWS, LENGTH, 16)[:, 0]
+        np.testing.assert_allclose(reach.first, first.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(values.mean, first_layer(model, "v").mean(0), rtol=1e-4, atol=1e-6)
+    key, cosines, sines = first_layer(model, "k").mean(0), weight(model, "cos"), weight(model, "sin")
+    turned = np.concatenate([key[:8] * cosines - key[8:] * sines, key[8:] * cosines + key[:8] * sines], -1)
+    np.testing.assert_allclose(keys.mean, turned.mean(0), atol=0.2 * np.abs(key).max())
+    assert np.abs(keys.mean - key).max() > 0.5 * np.abs(key).max()
+
+
+def test_the_first_slots_key_is_seen_where_it_stands() -> None:
+    """It is in no other slot, so a loud one is not turned."""
+    model = make([0])
+    table = np.array(weight(model, "embed.weight"), np.float32)
+    table[0] *= 50
+    model.graph.initializers["embed.weight"].const_value = ir.tensor(table, name="embed.weight")
+    windows = np.ones((WINDOWS, LENGTH), np.int64)
+    windows[:, 0] = 0
+    ((keys, _),) = both(cache_ranges(model, windows, 1, NO_PROGRESS))
+    loud, quiet = (table[row].astype(np.float64) @ weight(model, "k0.weight") for row in (0, 1))
+    length = np.tile(np.hypot(quiet[:8], quiet[8:]), 2)
+    assert (keys.magnitudes <= np.maximum(np.abs(loud), length) * 1.001).all()
+    assert (keys.magnitudes >= np.abs(loud) * 0.999).all()
+    assert (np.tile(np.hypot(loud[:8], loud[8:]), 2) > 2 * keys.magnitudes).any()
 
 
 def test_keys_reach_as_far_as_they_will_anywhere_in_the_context() -> None:
@@ -94,11 +141,12 @@ def test_keys_reach_as_far_as_they_will_anywhere_in_the_context() -> None:
     model = make([0])
     ranges = cache_ranges(model, tokens(), 1, NO_PROGRESS)
     assert ranges is not None
-    (keys,) = ranges[0]
+    keys = both(ranges)[0][0].magnitudes
     before = first_layer(model, "k")
     cosines, sines = weight(model, "cos"), weight(model, "sin")
     low, high = before[:, None, :8], before[:, None, 8:]
     turned = np.abs(np.concatenate([low * cosines - high * sines, high * cosines + low * sines], -1))
+    turned[::LENGTH] = np.abs(before[::LENGTH, None])
     anywhere, near = turned.max((0, 1)), turned[:, :LENGTH].max((0, 1))
     assert (near < 0.8 * anywhere).any()
     assert (keys <= anywhere * 1.0001).all()
@@ -109,25 +157,24 @@ def test_without_tables_a_channel_reaches_as_far_as_its_pair_is_long() -> None:
     model = make([0], rotates=False)
     ranges = cache_ranges(model, tokens(), 1, NO_PROGRESS)
     assert ranges is not None
-    (keys,) = ranges[0]
+    keys = both(ranges)[0][0].magnitudes
     before = first_layer(model, "k")
-    lengths = np.hypot(before[:, :8], before[:, 8:]).max(0)
-    np.testing.assert_allclose(keys, np.tile(lengths, 2), rtol=1e-4)
+    lengths = np.tile(np.hypot(before[:, :8], before[:, 8:]), 2)
+    lengths[::LENGTH] = np.abs(before[::LENGTH])
+    np.testing.assert_allclose(keys, lengths.max(0), rtol=1e-4)
 
 
 def test_layers_are_known_by_their_numbers() -> None:
     ranges = cache_ranges(make([1, 3]), tokens(), 1, NO_PROGRESS)
     assert ranges is not None
-    for part in ranges:
-        assert [len(layer) for layer in part] == [0, 16, 0, 16]
+    assert [layer is not None for layer in ranges] == [False, True, False, True]
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
     one, two = (cache_ranges(make([0, 1]), tokens(), threads, NO_PROGRESS) for threads in (1, 3))
     assert one is not None
     assert two is not None
-    for left, right in zip(one, two, strict=True):
-        assert [part.tobytes() for part in left] == [part.tobytes() for part in right]
+    assert bytes_of(one) == bytes_of(two)
 
 
 def test_a_graph_without_a_cache_has_no_ranges() -> None:

@@ -24,7 +24,8 @@ from llmc.compiler.driver.driver import build, compile_model, export, optimize, 
 from llmc.compiler.driver.verification import KL, LOGIT_ERROR, TOP1
 from llmc.compiler.quantization.plan import make_plan
 from llmc.passes.fusion.fuse_silu import FuseSilu
-from llmc.passes.quantization.quantize_cache import KEY_HEADROOM, LARGEST_INT8, VALUE_HEADROOM
+from llmc.passes.quantization.cache_numbers import LARGEST_INT8
+from llmc.passes.quantization.quantize_cache import KEY_HEADROOM, VALUE_HEADROOM
 from llmc.passes.quantization.quantize_weights import EMITTERS
 from llmc.runtimes.lint.tables.kernel_table import load_kernels
 from llmc.runtimes.onnxruntime import cuda_engine as onnxruntime_cuda_engine

@@ -34,6 +34,7 @@ from llmc.passes.pipeline import (
     standard_passes,
     tensorrt_engine_passes,
 )
+from llmc.passes.quantization.cache_numbers import Reach
 from llmc.passes.quantization.quantize_cache import QuantizeCache
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
@@ -239,7 +240,8 @@ def test_an_int8_cache_has_the_ranges_that_were_recorded(geometry: ModelGeometry
 
 def test_ranges_over_a_text_go_before_those_that_were_recorded(geometry: ModelGeometry) -> None:
     golden: Any = SimpleNamespace(cache_ranges=(np.full((3, 4), 12.7), np.full((3, 4), 25.4)))
-    numbers = Numbers(cache_ranges=([np.full(4, 127.0)], [np.full(4, 254.0)]))
+    reaches = [Reach(np.full(4, -x), np.full(4, x), np.zeros(4), np.zeros(4)) for x in (127.0, 254.0)]
+    numbers = Numbers(cache_ranges=((reaches[0], reaches[1]),))
     for options, golden_data in itertools.product(({"precision": "int4"}, {}), (golden, None)):
         asked = OptimizeOptions(target="cuda", cache_precision="int8", **options)
         cache = only(target_passes(geometry, asked, NEW, golden_data, numbers), QuantizeCache)

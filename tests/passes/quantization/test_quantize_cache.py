@@ -9,14 +9,8 @@ import pytest
 
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.lower_attention import LowerAttention
-from llmc.passes.quantization.quantize_cache import (
-    ATTENTION,
-    KEY_HEADROOM,
-    LARGEST_INT8,
-    SMALLEST_SHARE,
-    VALUE_HEADROOM,
-    QuantizeCache,
-)
+from llmc.passes.quantization.cache_numbers import LARGEST_INT8, SMALLEST_SHARE, Reach
+from llmc.passes.quantization.quantize_cache import ATTENTION, KEY_HEADROOM, VALUE_HEADROOM, QuantizeCache, Reaches
 
 from ..graphs import Array, apply, draw, draw_all, left_alone, node_of, open_session, parse
 
@@ -30,16 +24,18 @@ LAYER = """
         {norms}, sink)"""
 
 
-def make(norms: str = ", ") -> ir.Model:
+def make(norms: str = ", ", *, sink: bool = True) -> ir.Model:
     """Two layers of lowered attention, one after the other, over the same keys and values."""
     pasts = ", ".join(f'float[batch, 2, past, 16] "past_key_values.{name}"' for name in CACHE)
     presents = ", ".join(f'float[batch, 2, total, 16] "present.{name}"' for name in CACHE)
-    calls = LAYER.format(q="h", x="q", i=0, norms=norms) + LAYER.format(q="y", x="h", i=1, norms=norms)
+    layer = LAYER if sink else LAYER.replace(", sink)", ")")
+    calls = layer.format(q="h", x="q", i=0, norms=norms) + layer.format(q="y", x="h", i=1, norms=norms)
     text = f"""m (int64[batch, seq] input_ids, int64[batch, total] attention_mask, int64[batch, seq] position_ids,
         float[batch, seq, 64] q, float[batch, seq, 32] k, float[batch, seq, 32] v, {pasts}) => (y, {presents})
         <float[batch, seq, 64] h> {{ {calls} }}"""
     angles = draw(POSITIONS, DIM // 2, scale=2)
-    weights: dict[str, Array] = {"cos": np.cos(angles), "sin": np.sin(angles), "sink": draw(HEADS, seed=3)}
+    weights: dict[str, Array] = {"cos": np.cos(angles), "sin": np.sin(angles)}
+    weights |= {"sink": draw(HEADS, seed=3)} if sink else {}
     model = parse(text, weights | {"q_norm": draw(DIM, seed=4), "k_norm": draw(DIM, seed=5)})
     apply(LowerAttention(query_seqlens=False, qk_norm=True), model)
     for number, node in enumerate(model.graph):
@@ -58,9 +54,12 @@ def tokens(length: int) -> dict[str, Array]:
     return {"q": 0.4 * made["q"], "k": made["k"] * spread[::-1], "v": made["v"] * spread}
 
 
-def generate(model: ir.Model, chunks: Sequence[int], dtype: Any) -> tuple[Array, dict[str, Array]]:
+def generate(
+    model: ir.Model, chunks: Sequence[int], dtype: Any, data: Mapping[str, Array] | None = None
+) -> tuple[Array, dict[str, Array]]:
     """Outputs of all tokens, and the cache at last."""
-    session, data, outputs, done = open_session(model), tokens(sum(chunks)), [], 0
+    session, outputs, done = open_session(model), [], 0
+    data = data or tokens(sum(chunks))
     past = {f"past_key_values.{name}": np.zeros((1, KV_HEADS, 0, DIM), dtype) for name in CACHE}
     for length in chunks:
         feeds = {name: array[:, done : done + length] for name, array in data.items()} | past
@@ -79,6 +78,11 @@ def ranges(past: Mapping[str, Array]) -> tuple[Array, Array]:
     found = {name: np.abs(array).max(axis=(0, 2)).reshape(-1) for name, array in past.items()}
     keys, values = ([found[f"past_key_values.{i}.{kind}"] for i in range(LAYERS)] for kind in ("key", "value"))
     return np.stack(keys), np.stack(values)
+
+
+def symmetric(keys: Array, values: Array) -> Reaches:
+    """As far down as up."""
+    return tuple((Reach(-k, k, 0 * k, 0 * k), Reach(-v, v, 0 * v, 0 * v)) for k, v in zip(keys, values, strict=True))
 
 
 def test_int8_matches() -> None:
@@ -112,7 +116,7 @@ def test_int8_numbers_are_near_those_of_a_float_cache() -> None:
     exact, past = generate(make(), chunks, np.float32)
     keys, values = ranges(past)
     model = make()
-    apply(QuantizeCache.from_ranges("int8", (keys, values), everywhere=True), model)
+    apply(QuantizeCache.from_reaches("int8", symmetric(keys, values)), model)
     quantized, cache = generate(model, chunks, np.int8)
     assert {array.dtype for array in cache.values()} == {np.dtype(np.int8)}
     assert np.abs(quantized - exact).max() < 0.02 * np.abs(exact).max()
@@ -123,6 +127,102 @@ def test_int8_numbers_are_near_those_of_a_float_cache() -> None:
             off = np.abs(stored - past[f"past_key_values.{layer}.{kind}"])
             # The second layer's keys are the first's: both read the same.
             assert (off <= scale * 0.51).all(), (layer, kind)
+
+
+def far_from_zero(length: int) -> dict[str, Array]:
+    """Values all of which have a large constant, and keys which have one after the rotation."""
+    data = tokens(length)
+    constants = 40 * draw(2, CHANNELS, seed=9)
+    angles = np.tile(draw(POSITIONS, DIM // 2, scale=2)[:length], 2 * KV_HEADS)
+    half = np.roll(constants[0].reshape(KV_HEADS, DIM), DIM // 2, axis=-1) * np.repeat([1, -1], DIM // 2)
+    data["k"] = data["k"] + np.cos(angles) * constants[0] + np.sin(angles) * half.reshape(-1)
+    data["v"] = data["v"] + constants[1]
+    return {name: array.astype(np.float32) for name, array in data.items()}
+
+
+def reaches_of(past: Mapping[str, Array]) -> Reaches:
+    """What a text's walk sees."""
+    made: list[tuple[Reach, Reach]] = []
+    for layer in range(LAYERS):
+        parts = [past[f"past_key_values.{layer}.{kind}"] for kind in ("key", "value")]
+        seen = [
+            Reach(*(part.reshape(-1) for part in (x.min((0, 2)), x.max((0, 2)), x.mean((0, 2)), x[0, :, 0])))
+            for x in parts
+        ]
+        made.append((seen[0], seen[1]))
+    return tuple(made)
+
+
+def test_numbers_far_from_zero_lie_about_a_centre() -> None:
+    """Beside the same without; and the first slot, which lies on the grid, loses nothing."""
+    data, chunks = far_from_zero(14), [9, 5]
+    exact, past = generate(make(sink=False), chunks, np.float32, data)
+    reaches, errors = reaches_of(past), []
+    for numbers in (QuantizeCache.from_reaches("int8", reaches), QuantizeCache.from_ranges("int8", ranges(past))):
+        model = make(sink=False)
+        assert apply(numbers, model).fired == {"quantized_cache": LAYERS}
+        quantized, cache = generate(model, chunks, np.int8, data)
+        errors.append(np.abs(quantized - exact)[:, chunks[0] :].max())
+        for name, array in cache.items() if numbers.centred else ():
+            layer, kind = name.removeprefix("past_key_values.").split(".")
+            scale = scales_of(model, int(layer), kind[0]).reshape(KV_HEADS, 1, DIM)
+            centred = numbers.centred[int(layer)]
+            assert centred is not None
+            centre = np.asarray(centred[kind == "value"].centres).reshape(KV_HEADS, 1, DIM)
+            off = np.abs(array.astype(np.float32) * scale + centre - past[name])
+            assert (off <= scale * 0.52).all()
+            assert (off[:, :, :1] <= scale * 0.02).all()
+    assert errors[1] > 4 * errors[0]
+
+
+def scales_of(model: ir.Model, layer: int, kind: str) -> Array:
+    tensor = model.graph.initializers[f"cache.{layer}.{kind}_scale"].const_value
+    assert tensor is not None
+    return np.asarray(tensor.numpy()).reshape(-1)
+
+
+def test_fp8_about_a_centre_keeps_one_scale() -> None:
+    _, past = generate(make(sink=False), [9], np.float32, far_from_zero(9))
+    numbers, model = QuantizeCache.from_reaches("fp8", reaches_of(past)), make(sink=False)
+    apply(numbers, model)
+    for layer, centred in enumerate(numbers.centred):
+        assert centred is not None
+        for kind, part, plain in zip("kv", centred, numbers.scales[layer], strict=True):
+            assert scales_of(model, layer, kind).tolist() == list(part.scales)
+            assert part.scales < plain, "numbers are smaller"
+    assert [node.op_type for node in model.graph].count("MatMul") == LAYERS
+
+
+def test_attention_that_sees_a_centre_has_none() -> None:
+    """A sink's score stays where it is, so ranges are those about zero."""
+    _, past = generate(make(), [9], np.float32, far_from_zero(9))
+    reaches = reaches_of(past)
+    model = make()
+    apply(QuantizeCache.from_reaches("int8", reaches), model)
+    assert {node.op_type for node in model.graph} == {node.op_type for node in make().graph}
+    for layer, seen in enumerate(reaches):
+        assert seen is not None
+        for name, part, room in zip("kv", seen, (KEY_HEADROOM, VALUE_HEADROOM), strict=True):
+            wanted = np.maximum(part.magnitudes, SMALLEST_SHARE * part.magnitudes.max()) * room / LARGEST_INT8
+            np.testing.assert_allclose(scales_of(model, layer, name), wanted, rtol=1e-5)
+
+
+def test_values_alone_lie_about_a_centre_behind_norms() -> None:
+    _, past = generate(make(sink=False), [9], np.float32, far_from_zero(9))
+    reaches = reaches_of(past)
+    model = make(norms="q_norm, k_norm", sink=False)
+    numbers = QuantizeCache.from_reaches("int8", reaches)
+    apply(numbers, model)
+    for layer in range(LAYERS):
+        centred = numbers.centred[layer]
+        assert centred is not None
+        scales = [scales_of(model, layer, name) for name in "kv"]
+        np.testing.assert_allclose(scales[0], numbers.scales[layer][0], rtol=1e-6)
+        np.testing.assert_allclose(scales[1], centred[1].scales, rtol=1e-6)
+        assert np.abs(np.asarray(numbers.scales[layer][1]) / scales[1] - 1).max() > 1
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("MatMul") == 0
+    assert kinds.count("Add") == 2 * LAYERS
 
 
 def test_a_range_that_is_exceeded_is_cut_off() -> None:
@@ -140,7 +240,8 @@ def test_channels_that_are_turned_into_each_other_share_the_larger_range() -> No
     recorded = np.linspace(1, 2, LAYERS * CHANNELS).reshape(LAYERS, CHANNELS)
     for everywhere in (False, True):
         model = make()
-        apply(QuantizeCache.from_ranges("int8", (recorded, recorded), everywhere=everywhere), model)
+        from_text = QuantizeCache.from_reaches("int8", symmetric(recorded, recorded))
+        apply(from_text if everywhere else QuantizeCache.from_ranges("int8", (recorded, recorded)), model)
         for layer in range(LAYERS):
             keys, values = (
                 np.asarray(model.graph.initializers[f"cache.{layer}.{kind}_scale"].const_value).reshape(KV_HEADS, DIM)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,10 @@ PLACES = 17
 """Positions of a window, from the first to the last of the context, at which its keys are looked at. Between two of
 them the slow pairs turn little; the fast ones have turned round within a window."""
 
+STAYS = 1.0
+"""Radians. Measured on SmolLM2-135M in float8, about the means of all channels, of those that are turned less, and of
+none: KL 0.0203, 0.0072, 0.0089."""
+
 
 class _Values:
     """The least, the largest and the mean of each channel of values that were seen, and what lay in slot 0."""
@@ -58,7 +63,7 @@ class _Values:
         """What was seen so far."""
         if not self._rows:
             return Reach(self._low, self._high, self._low, self._low)
-        mean, first = ((self._sum / self._count).astype(np.float32), (self._first / self._rows).astype(np.float32))
+        mean, first = (part.astype(np.float32) for part in (self._sum / self._count, self._first / self._rows))
         return Reach(self._low, self._high, mean, first)
 
     def _see_all(self, cache: Array) -> None:
@@ -83,6 +88,20 @@ class _Keys(_Values):
         if cosines is not None and sines is not None:
             places = np.linspace(0, max(len(cosines) - length, 0), PLACES).astype(np.int64)
             self._tables = cosines[places].astype(np.float32), sines[places].astype(np.float32)
+
+    def reach(self) -> Reach:
+        """What was seen so far; a channel that is turned far has no mean that holds."""
+        seen = super().reach()
+        return replace(seen, mean=(seen.mean.reshape(-1, len(self._pairs.signs)) * self._stays()).reshape(-1))
+
+    def _stays(self) -> Array:
+        """Channels that are not turned, or by less than :data:`STAYS` over the whole context."""
+        stays: Array = self._pairs.signs == 0
+        if self._tables is not None:
+            cosines, sines = self._tables
+            nearest = (cosines / np.hypot(cosines, sines)).min(0)
+            stays = stays | (nearest[self._pairs.angles] > np.cos(STAYS))
+        return stays
 
     def _see_all(self, cache: Array) -> None:
         if self._tables is None:

@@ -37,7 +37,7 @@ class Reach:
     Attributes:
         low: The least number of each channel, at any position.
         high: The largest.
-        mean: Of all positions.
+        mean: Of all positions; 0 for a channel of keys that is turned far.
         first: What lay in slot 0, the mean of all windows.
     """
 

@@ -107,17 +107,29 @@ def test_values_reach_as_far_as_in_the_loudest_window() -> None:
 
 
 def test_means_and_first_slots() -> None:
-    """First slots of all windows; the mean of a key is that of the whole context, so fast pairs have none."""
+    """First slots of all windows; the mean of a key is that of the whole context, and fast pairs have none."""
     model = make([0])
     ((keys, values),) = both(cache_ranges(model, tokens(), 2, NO_PROGRESS))
     for kind, reach in (("k", keys), ("v", values)):
         first = first_layer(model, kind).reshape(WINDOWS, LENGTH, 16)[:, 0]
         np.testing.assert_allclose(reach.first, first.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(values.mean, first_layer(model, "v").mean(0), rtol=1e-4, atol=1e-6)
-    key, cosines, sines = first_layer(model, "k").mean(0), weight(model, "cos"), weight(model, "sin")
-    turned = np.concatenate([key[:8] * cosines - key[8:] * sines, key[8:] * cosines + key[:8] * sines], -1)
-    np.testing.assert_allclose(keys.mean, turned.mean(0), atol=0.2 * np.abs(key).max())
-    assert np.abs(keys.mean - key).max() > 0.5 * np.abs(key).max()
+    assert not keys.mean.any(), "in 400 positions the slowest pair turns seven radians"
+
+
+def test_the_mean_of_a_key_that_is_turned_little() -> None:
+    """Over the whole context, which is other than where the windows stand."""
+    model = make([0])
+    angles = np.outer(np.arange(CONTEXT), [0.9 / CONTEXT, 1.1 / CONTEXT, *[0.5] * 6]).astype(np.float32)
+    for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
+        model.graph.initializers[name].const_value = ir.tensor(table, name=name)
+    ((keys, _),) = both(cache_ranges(model, tokens(), 2, NO_PROGRESS))
+    assert np.flatnonzero(keys.mean).tolist() == [0, 8]
+    one, other = first_layer(model, "k").reshape(WINDOWS, LENGTH, 16)[:, 1:].mean((0, 1))[[0, 8]]
+    cosine, sine = np.cos(angles[:, 0]).mean(), np.sin(angles[:, 0]).mean()
+    np.testing.assert_allclose(
+        keys.mean[[0, 8]], [one * cosine - other * sine, other * cosine + one * sine], atol=0.02
+    )
 
 
 def test_the_first_slots_key_is_seen_where_it_stands() -> None:

@@ -95,9 +95,10 @@ _QUERY_KEY: Final = ("linear:query", "linear:key", "linear:query_key", "linear:q
 RECIPES: Mapping[str, Mapping[str, str]] = {
     "int4": {
         "linear": "q4@32",
-        "linear:down": "q5",
-        "linear:output": "q5",
-        "linear:value": "q6",
+        **dict.fromkeys(_QUERY_KEY, "q4@32:a16"),
+        "linear:value": "q6:a16",
+        "linear:output": "q5@32",
+        "linear:down": "q5@32",
         "head": "q6:a16",
     },
     "int5": {

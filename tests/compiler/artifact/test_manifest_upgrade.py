@@ -132,3 +132,11 @@ def test_what_was_not_measured_is_not_measured(manifest: Manifest) -> None:
 def test_what_only_says_that_it_is_version_2(manifest: Manifest, values: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match=r"^out/llmc\.json is no manifest of version 2 .*make the artifact again"):
         Manifest.from_json(version_2(manifest, **values), "out/llmc.json")
+
+
+def test_manifests_that_do_not_say_how_hard_numbers_were_looked_for(manifest: Manifest) -> None:
+    """The first of version 3, and all before."""
+    written = json.loads(replace(manifest, effort="fast").to_json())
+    assert Manifest.from_json(json.dumps(written)).effort == "fast"
+    del written["effort"]
+    assert Manifest.from_json(json.dumps(written)).effort is None

@@ -137,9 +137,9 @@ def cuda_passes(request: GraphRequest) -> list[GraphPass]:
         ConvertFloat(request.activations),
         *_cache_io(request.cache),
     ]
-    # After the weights: what it brings are products with constants, and none of the model's.
-    cache = [] if request.quantized_cache is None else [request.quantized_cache]
-    return [*passes, *_weights(request.quantization), *cache, request.check]
+    if request.quantized_cache is not None:
+        passes.append(request.quantized_cache)
+    return [*passes, *_weights(request.quantization), request.check]
 
 
 def standard_passes(request: GraphRequest) -> list[GraphPass]:

@@ -3,7 +3,7 @@
     softmax(q · (k - c)) = softmax(q · k): every slot's score changes by q · c, the same for all slots
     sum w (v - c) = sum w v - c, as the weights w of the slots add up to 1
 
-        q, k, v → GroupQueryAttention     →     q, k + R⁻¹(-c), v - c' → GroupQueryAttention → + c'
+        q, k, v → GroupQueryAttention → W     →     q, k + R⁻¹(-c), v - c' → GroupQueryAttention → W → + W c'
 
 Keys are cached as they were turned at their position, R k, so what they get before is the centre turned back. That is
 a product of the row of cosines and sines at the position with a small matrix: one for each layer. Positions, and the
@@ -21,14 +21,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.contract import SEQLENS
+from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION as ATTENTION
+from llmc.compiler.graph.operators.microsoft import SKIP_NORM
 from llmc.passes.graph.chunk_lengths import find_value
-from llmc.passes.graph.graph_query import copy_dtype, dims, take_place
+from llmc.passes.graph.graph_query import add_initializer, copy_dtype, dims, only_consumer, take_place
+from llmc.passes.graph.linear import product_weight
 from llmc.passes.graph.node_builder import NodeBuilder
 from llmc.passes.quantization.rotary_pairs import RotaryPairs
 
 Array = npt.NDArray[Any]
 POSITIONS = "cache_positions"
+OF_CENTRES = "llmc.cache_centres"
+"""Key of nodes' metadata."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def move(node: ir.Node, keys: Sequence[float], values: Sequence[float]) -> None:
         for name, matrix, made_of in (("key", key, rows), ("value", value, None)):
             if matrix.any():
                 _add(make, node, name, matrix, made_of)
-    graph.insert_before(node, make.nodes)
+    _insert(graph, node, make)
     if values:
         _add_back(node, np.asarray(values, np.float32).reshape(heads, width))
 
@@ -139,21 +144,56 @@ def _add(make: NodeBuilder, node: ir.Node, name: str, matrix: Array, rows: ir.Va
     node.replace_input_with(ATTENTION.inputs.index(name), moved)
 
 
+class _Through(LazyWeight):
+    """What a linear layer makes of one vector, [out] in the type of its weight."""
+
+    def __init__(self, weight: LazyWeight, vector: Array) -> None:
+        super().__init__(weight.stored_shape[:1], weight.dtype)
+        self._weight, self._vector = weight, vector
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Of some output features."""
+        made: Array = self._weight.rows(start, stop).astype(np.float32) @ self._vector
+        return made.astype(self.dtype.numpy())
+
+    def rows_at_once(self) -> int:
+        """As many as are read of the weight."""
+        return self._weight.rows_at_once()
+
+
 def _add_back(node: ir.Node, centres: Array) -> None:
-    """What attention makes has the centre of the values in it again, each head that of its group."""
+    """What attention makes has the centre of the values in it again, each head that of its group.
+
+    Where the product behind it goes to a norm with a residual, the norm adds what the product makes of the centre.
+    """
     graph, output, query = node.graph, node.outputs[0], ATTENTION.get(node, "query")
     assert graph is not None
     assert query is not None
     assert query.dtype is not None
     group = node.attributes.get_int("num_heads", 0) // len(centres)
+    whole = np.repeat(centres, group, axis=0).reshape(-1)
+    product = only_consumer(output)
+    norm = only_consumer(product.outputs[0]) if product is not None else None
+    if product is not None and norm is not None and SKIP_NORM.is_call(norm) and SKIP_NORM.get(norm, "bias") is None:
+        weight = product_weight(product) if product.op_type == "MatMul" else None
+        if weight is not None:
+            place = SKIP_NORM.inputs.index("bias")
+            norm.resize_inputs(place + 1)
+            name = f"{node.name}/centre_back.bias"
+            norm.replace_input_with(place, add_initializer(graph, name, _Through(weight[1], whole)))
+            return
     make = NodeBuilder(graph, f"{node.name}/centre_back")
-    whole = np.repeat(centres, group, axis=0).reshape(-1).astype(query.dtype.numpy())
-    total = make.op("Add", output, make.constant("values", whole))
+    total = make.op("Add", output, make.constant("values", whole.astype(query.dtype.numpy())))
     output.dtype = query.dtype
     take_place(output, total)
     make.nodes[0].replace_input_with(0, output)
     output.type, output.shape = total.type, total.shape
     graph.insert_after(node, make.nodes)
+
+
+def is_of_centres(node: ir.Node) -> bool:
+    """Whether a product or look-up is what :func:`move` brought, and none of the model's."""
+    return OF_CENTRES in node.metadata_props
 
 
 def _rows(graph: ir.Graph, node: ir.Node) -> ir.Value:
@@ -173,8 +213,14 @@ def _rows(graph: ir.Graph, node: ir.Node) -> ir.Value:
     shape = [*(dims(ATTENTION.get(node, "query")) or [None, None])[:2], 2 * table.shape[1] + 1]
     rows = make.op("Concat", *parts, axis=-1, shape=shape, dtype=cosines.dtype)
     rows.name = name
-    graph.insert_before(node, make.nodes)
+    _insert(graph, node, make)
     return rows
+
+
+def _insert(graph: ir.Graph, before: ir.Node, make: NodeBuilder) -> None:
+    for node in make.nodes:
+        node.metadata_props[OF_CENTRES] = "1"
+    graph.insert_before(before, make.nodes)
 
 
 def _positions(graph: ir.Graph, node: ir.Node, make: NodeBuilder) -> ir.Value:

@@ -22,6 +22,7 @@ from llmc.passes.graph.graph_query import is_weight
 from llmc.passes.graph.linear import product_weight, upright_weight
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.block_offsets import is_correction
+from llmc.passes.quantization.cache_offsets import is_of_centres
 from llmc.passes.quantization.site_roles import Role, find_roles
 
 Kind = Literal["linear", "head", "embedding", "experts"]
@@ -70,7 +71,7 @@ def _sites(model: ir.Model, head: ir.Node | None) -> Iterator[Site]:
         if MOE.is_call(node) or is_moe(node):
             stacks = [MOE.get(node, f"{fc}_experts_weights") for fc in ("fc1", "fc2") if MOE.is_call(node)]
             yield Site("experts", node, tuple(_named(value) for value in stacks if value is not None))
-        elif node.domain:
+        elif node.domain or is_of_centres(node):
             continue
         elif node.op_type == "MatMul" and (weight := product_weight(node)) is not None:
             # A router is a small part of a layer, and a score that is rounded sends a token to another expert.

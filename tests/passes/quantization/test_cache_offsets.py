@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from llmc.passes.quantization.cache_offsets import Movable, move
+from llmc.passes.quantization.sites import find_sites
 
-from ..graphs import Array, draw, open_session, operators, parse, require_order
+from ..graphs import Array, close, draw, open_session, operators, parse, require_order, run
 
 HEADS, KV_HEADS, DIM, POSITIONS = 4, 2, 16, 40
 CENTRES: list[list[float]] = (5 * draw(2, KV_HEADS * DIM, seed=11)).tolist()
@@ -110,6 +111,44 @@ def test_what_it_takes() -> None:
     model = make(angles=0)
     move(attention(model), *CENTRES)
     assert operators(model) == ["Add", "com.microsoft::GroupQueryAttention", "Add", "Relu"]
+
+
+def with_product(*, bias: bool = False, twice: bool = False) -> ir.Model:
+    """Attention, its output projection, and the norm that adds the residual."""
+    text = f"""m (float[batch, seq, 128] qkv, int32[batch] seqlens_k, int32 total, float[batch, seq, 48] x,
+        float[batch, 2, past, 16] "past_key_values.0.key", float[batch, 2, past, 16] "past_key_values.0.value")
+        => (z, s{", y" if twice else ""}) <float[batch, seq, 64] y, float[batch, seq, 48] o> {{
+        y, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>(qkv, , ,
+            "past_key_values.0.key", "past_key_values.0.value", seqlens_k, total, cos, sin)
+        o = MatMul(y, "o_proj.weight")
+        z, , , s = com.microsoft.SkipSimplifiedLayerNormalization(o, x, gamma{", bias" if bias else ""}) }}"""
+    table = np.outer(np.arange(POSITIONS), 2.0 ** -np.arange(8)).astype(np.float32)
+    weights: dict[str, Array] = {"cos": np.cos(table), "sin": np.sin(table), "gamma": draw(48, seed=8)}
+    weights |= {"o_proj.weight": draw(64, 48, seed=9)} | ({"bias": draw(48, seed=10)} if bias else {})
+    model = parse(text, weights)
+    attention(model).name = "layer/attention"
+    return model
+
+
+@pytest.mark.parametrize("form", [{}, {"bias": True}, {"twice": True}])
+def test_the_norm_adds_what_the_projection_makes_of_the_centre(form: dict[str, bool]) -> None:
+    """Where it has no bias of its own, and nobody else reads what attention makes."""
+    feeds: dict[str, Any] = {"qkv": draw(2, 9, 128), "x": draw(2, 9, 48, seed=2), "total": np.asarray(9, np.int32)}
+    feeds |= {"seqlens_k": np.full(2, 8, np.int32)}
+    feeds |= {f"past_key_values.0.{kind}": np.zeros((2, KV_HEADS, 0, DIM), np.float32) for kind in ("key", "value")}
+    exact, moved = with_product(**form), with_product(**form)
+    move(attention(moved), *CENTRES)
+    require_order(moved)
+    close(run(moved, feeds), run(exact, feeds), atol=2e-3, rtol=1e-4)
+    behind = operators(moved)[operators(moved).index("com.microsoft::GroupQueryAttention") + 1 :]
+    assert behind == [*(["Add"] if form else []), "MatMul", "com.microsoft::SkipSimplifiedLayerNormalization"]
+
+
+def test_what_it_brings_is_no_site_of_weights() -> None:
+    model = with_product()
+    before = [(site.kind, site.name) for site in find_sites(model)]
+    move(attention(model), *CENTRES)
+    assert [(site.kind, site.name) for site in find_sites(model)] == before == [("head", "o_proj")]
 
 
 def test_two_layers_share_positions_and_rows() -> None:

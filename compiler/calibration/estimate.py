@@ -20,6 +20,8 @@ OVERHEAD = 1.6
 """What a walk took, in units of its products alone: attention, norms, copies, files (SmolLM2-135M, two cores)."""
 GPU_RATE = 40e12
 """Operations a second of a data-centre GPU in float32 products: the data sheets of A100 and H100 say 19.5 and 67."""
+SEEN, SEEN_SECONDS, OFF = 0.05, 20.0, 1.5
+"""Share of the work, and seconds, after which its pace is known; the ratio from which a user is told."""
 _SIZE, _LEAST_SECONDS = 768, 0.15
 
 
@@ -62,6 +64,38 @@ def estimate_words(work: float, rate: float) -> str:
         f"about {here} here, reckoned from {rate / 1e9:.0f} GFLOP/s as just measured; with a GPU that torch can use "
         f"about {there}, by the {GPU_RATE / 1e12:.0f} TFLOP/s in float32 that data sheets promise"
     )
+
+
+class Pace:
+    """How long work takes, said once more where its first parts took much more or much less time than was said.
+
+    Attributes:
+        work: In any unit.
+        seconds: That were said.
+    """
+
+    def __init__(self, work: float, seconds: float) -> None:
+        """Nothing is done yet."""
+        self.work, self.seconds = work, seconds
+        self._restated = False
+
+    def restated(self, done: float, elapsed: float) -> float | None:
+        """Seconds that all of it takes, once.
+
+        Args:
+            done: Work that is done.
+            elapsed: Seconds that it took.
+
+        Returns:
+            None where that was said, or too little is done to tell.
+        """
+        if self._restated or done < SEEN * self.work or elapsed < SEEN_SECONDS:
+            return None
+        takes = elapsed / done * self.work
+        if max(takes / self.seconds, self.seconds / takes) <= OFF:
+            return None
+        self._restated = True
+        return takes
 
 
 def duration_words(seconds: float) -> str:

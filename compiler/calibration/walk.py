@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +30,15 @@ import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.calibration.activations import BITS, rounded_activations
-from llmc.compiler.calibration.estimate import GPU_RATE, OVERHEAD, estimate_words, measured_rate, operations
+from llmc.compiler.calibration.estimate import (
+    GPU_RATE,
+    OVERHEAD,
+    Pace,
+    duration_words,
+    estimate_words,
+    measured_rate,
+    operations,
+)
 from llmc.compiler.calibration.fit import Fit
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
@@ -127,16 +136,17 @@ class Walk:
         self._store = SolvedStore(journal.directory / "solved")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._reading = threading.Lock()
+        self._pace: Pace | None = None
 
     def run(self, progress: Progress = NO_PROGRESS) -> dict[str, Stored]:
         """Solve all calibrated sites; what an earlier run has solved is kept."""
         work = self._work()
         if sum(work[self._journal.done :]):
+            left = sum(work[self._journal.done :])
             rate = GPU_RATE if self._device.type == "cuda" else measured_rate(self._threads)
-            long = OVERHEAD * sum(work[self._journal.done :]) > LONG * rate
-            words = estimate_words(sum(work[self._journal.done :]), rate)
             hint = "; --effort fast needs none" if any(plan.calibrated for plan in self._plans.values()) else ""
-            log.log(logging.WARNING if long else logging.INFO, "calibration takes %s%s", words, hint)
+            self._say(OVERHEAD * left / rate, f"calibration takes {estimate_words(left, rate)}{hint}")
+            self._pace = Pace(left, OVERHEAD * left / rate)
         progress.start("Calibrating", total=round(sum(work) / 1e9), unit="GFLOP")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -153,6 +163,7 @@ class Walk:
 
     def _walk(self, work: Sequence[float], progress: Progress) -> None:
         spools = self._journal.open_spools(2 if self._recipe.match_float else 1)
+        first, begin = self._journal.done, time.perf_counter()
         for index in range(self._journal.done, len(self._steps)):
             step = self._steps[index]
             if step.group is not None:
@@ -162,6 +173,14 @@ class Walk:
                     self._advance(step, spool, exact=number > 0)
             self._journal.finish(index + 1, spools, [value.name or "" for value in step.frees])
             progress.advance(round(sum(work[: index + 1]) / 1e9))
+            elapsed = time.perf_counter() - begin
+            if self._pace and (takes := self._pace.restated(sum(work[first : index + 1]), elapsed)):
+                words = f"about {duration_words(takes)} in all here, by what the first layers took"
+                self._say(takes, f"calibration takes {words}, not {duration_words(self._pace.seconds)}")
+
+    def _say(self, seconds: float, words: str) -> None:
+        """Tell a user who asked, or who will wait for long."""
+        log.log(logging.WARNING if seconds > LONG else logging.INFO, "%s", words)
 
     def _work(self) -> list[float]:
         """Operations of each step."""

@@ -10,7 +10,7 @@ import pytest
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration import walk
 from llmc.compiler.calibration.calibrate import calibrated
-from llmc.compiler.calibration.estimate import SEARCH, duration_words, estimate_words, measured_rate, operations
+from llmc.compiler.calibration.estimate import SEARCH, Pace, duration_words, estimate_words, measured_rate, operations
 from llmc.compiler.calibration.steps import cut_steps
 from llmc.passes.quantization.sites import find_sites
 
@@ -66,3 +66,27 @@ def test_progress_counts_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with calibrated(request(), tmp_path, Told()):
         pass
     assert told == [("Calibrating", 12, "GFLOP"), 0, 3, 6, 9, 12]
+
+
+def test_a_pace_that_is_another_is_said_once() -> None:
+    pace = Pace(1000.0, 100.0)
+    assert pace.restated(40, 60) is None  # too little is done
+    assert pace.restated(60, 19) is None  # in too little time
+    assert pace.restated(300, 44) is None  # not far off
+    assert pace.restated(400, 61) == pytest.approx(152.5)
+    assert pace.restated(500, 500) is None
+    assert Pace(1000.0, 100.0).restated(400, 26) == pytest.approx(65)
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(100.0, logging.INFO), (1000.0, logging.WARNING)])
+def test_a_walk_says_again_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float, level: int
+) -> None:
+    """Where it will take long, unasked."""
+    monkeypatch.setattr(Pace, "restated", lambda self, done, elapsed: seconds if done == self.work / 2 else None)
+    monkeypatch.setattr(walk, "operations", lambda step, *_: 3e9 if step.group else 0)
+    with caplog.at_level(logging.INFO), calibrated(request(), tmp_path, NO_PROGRESS):
+        pass
+    (said,) = [record for record in caplog.records if "in all" in record.getMessage()]
+    assert said.levelno == level
+    assert f"calibration takes about {duration_words(seconds)} in all here, by what" in said.getMessage()

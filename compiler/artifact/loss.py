@@ -12,6 +12,8 @@ from typing import Any, Final
 
 LOGIT_ERROR, KL, TOP1 = "largest logit error", "mean KL divergence", "top-1 agreement"
 """Metrics by name, as a manifest has them."""
+WINDOWS = "windows of another length"
+"""How many there are, of those that the golden data's long text passes."""
 ALONG_TEXT = ", long text"
 """Behind a metric's name, where it is of the golden data's long text and not of the prompts."""
 CLASSES: Final = (("as the model", 0.002), ("hardly noticeable", 0.05), ("noticeable", 0.2), ("heavy", float("inf")))

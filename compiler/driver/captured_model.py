@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import FileRecord, Manifest, Source
-from llmc.compiler.base.contract import Contract
+from llmc.compiler.base.contract import PAST, Contract
 from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import ExportOptions
@@ -28,10 +29,11 @@ from llmc.compiler.checkpoint.conversion import convert_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError, LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
-from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
+from llmc.compiler.driver.golden_passage import LIMIT, Reading, longest_reading, plan_reading, switch_of
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, random_text, record_golden
 from llmc.compiler.driver.reference_model import fill_model
 from llmc.compiler.graph.census import read_bytes
+from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.pipeline import portable_passes
 from llmc.passes.runner import merge_contract, run_passes
 
@@ -88,6 +90,7 @@ def _capture(
         geometry = replace(geometry, max_position_embeddings=trace.max_positions)
     weights = model_weights(checkpoint)
     names = check_shapes(weights, trace.parameter_shapes, trace.tied)
+    geometry = replace(geometry, sliding_windows=captured_windows(trace.model, geometry.sliding_windows))
     bind_weights(trace, weights, names, dtype)
     outcomes = run_passes(trace.model, portable_passes(), progress=progress)
     progress.start("Hashing checkpoint")
@@ -110,6 +113,17 @@ def _capture(
         tools=tool_versions(),
     )
     return Captured(checkpoint, trace.model, manifest, weights, names)
+
+
+def captured_windows(model: ir.Model, stated: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Windows by layer: those that the captured masks have, and where attention was not captured those ``stated``."""
+    windows = list(stated)
+    for node in cached_attention.SIGNATURE.calls(model.graph):
+        past = cached_attention.get_input(node, "past_key")
+        match = re.fullmatch(rf"{re.escape(PAST)}(\d+)\.key", (past.name or "") if past is not None else "")
+        if match is not None and int(match[1]) < len(windows):
+            windows[int(match[1])] = node.attributes.get_int("window", 0) or None
+    return tuple(windows)
 
 
 def model_weights(checkpoint: Checkpoint) -> WeightSource:
@@ -175,6 +189,15 @@ def _reading(captured: Captured, memory: int) -> Reading | None:
     config, geometry = captured.checkpoint.config, captured.manifest.model
     wanted = plan_reading(config, geometry)
     reading = plan_reading(config, geometry, longest_reading(memory, geometry))
+    context = geometry.max_position_embeddings
+    if (switch := switch_of(config)) is not None and switch < min(LIMIT, context or LIMIT):
+        log.warning(
+            "beyond %d tokens the model rotates all of a text otherwise (longrope), also what is cached already: "
+            "golden data end there, and an engine keeps cached tokens as they are; compile with --context %d to stay "
+            "where both are alike",
+            switch,
+            switch,
+        )
     if wanted is not None and reading != wanted:
         length, passed = (reading.length, reading.passed) if reading is not None else (0, frozenset[int]())
         missed = ", ".join(map(str, sorted(wanted.passed - passed)))

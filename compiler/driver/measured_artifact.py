@@ -88,7 +88,7 @@ def measure_graphs(
         EngineError: none runs.
         VerificationError: the vocabulary is another one.
     """
-    found = []
+    found, windows = [], manifest.model.sliding_windows
     progress.start("Verifying")
     for run in get_engine(runtime_of(manifest)).open_each(directory, threads=threads):
         if run.session is None:
@@ -96,7 +96,7 @@ def measure_graphs(
             continue
         progress.start(f"Verifying {run.graph}")
         try:
-            found.append(MeasuredGraph(replace(run, session=None), measure(run.session, golden)))
+            found.append(MeasuredGraph(replace(run, session=None), measure(run.session, golden, windows)))
         finally:
             run.session.close()
     return found

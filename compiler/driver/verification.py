@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmc.compiler.artifact.golden import Golden, Passage
-from llmc.compiler.artifact.loss import ALONG_TEXT, KL, LOGIT_ERROR, TOP1
+from llmc.compiler.artifact.loss import ALONG_TEXT, KL, LOGIT_ERROR, TOP1, WINDOWS
 from llmc.compiler.artifact.reports import Check
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import log_sum_exp
+from llmc.compiler.driver.window_edges import wrong_windows
 from llmc.compiler.quantization.plan import largest_kl
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
@@ -43,23 +44,28 @@ class Measured:
         kl: Mean over positions of KL(reference || engine), nats.
         top1: Share of positions where both predict the same token.
         passage: The same along the long text; None where the golden data or the engine's context hold none.
+        windows: How many windows of attention are not as long as the model's; None where that cannot be seen.
     """
 
     logit_error: float
     kl: float
     top1: float
     passage: Measured | None = None
+    windows: int | None = None
 
     @classmethod
-    def of(cls, compared: Sequence[Comparison], passage: Measured | None = None) -> Measured:
+    def of(
+        cls, compared: Sequence[Comparison], passage: Measured | None = None, windows: int | None = None
+    ) -> Measured:
         """Of single positions."""
         errors, divergences, agreements = zip(*compared, strict=True)
-        return cls(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)), passage)
+        return cls(float(max(errors)), float(np.mean(divergences)), float(np.mean(agreements)), passage, windows)
 
     def to_mapping(self) -> dict[str, float]:
         """By metric name, for the manifest."""
         own = {LOGIT_ERROR: self.logit_error, KL: self.kl, TOP1: self.top1}
         further = {} if self.passage is None else self.passage.to_mapping()
+        own |= {} if self.windows is None else {WINDOWS: float(self.windows)}
         return {**own, **{name + ALONG_TEXT: value for name, value in further.items()}}
 
 
@@ -74,8 +80,13 @@ class _Said:
     vocab_size: int
 
 
-def measure(session: Session, golden: Golden) -> Measured:
+def measure(session: Session, golden: Golden, windows: Sequence[int | None] = ()) -> Measured:
     """Run the golden prompts and continuations, and the long text, through ``session``.
+
+    Args:
+        session: The engine's.
+        golden: What the reference said.
+        windows: Of each layer's attention; none: nobody looks where they end.
 
     Raises:
         VerificationError: the engine's vocabulary is not the reference's.
@@ -89,7 +100,10 @@ def measure(session: Session, golden: Golden) -> Measured:
     compared: list[Comparison] = []
     Batch.of(session, [_led(golden, row, compared) for row in range(len(golden.tokens))]).run()
     along = [] if golden.passage is None else _read(session, golden.passage, golden.vocab_size)
-    return Measured.of(compared, Measured.of(along) if along else None)
+    passage, wrong = golden.passage, None
+    if passage is not None:
+        wrong = wrong_windows(session, windows, passage.tokens, passage.chunk)
+    return Measured.of(compared, Measured.of(along) if along else None, wrong)
 
 
 def _led(golden: Golden, row: int, compared: list[Comparison]) -> Request:
@@ -149,6 +163,7 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
     """What ``verify`` will accept: fixed for float32; else a margin over what was measured, up to a fixed limit."""
     further = {} if measured.passage is None else tolerances(precision, measured.passage)
     along = {name + ALONG_TEXT: value for name, value in further.items()}
+    along |= {} if measured.windows is None else {WINDOWS: 0.0}
     if precision == "fp32":
         return {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0, **along}
     margin = 1.25
@@ -163,7 +178,7 @@ def tolerances(precision: str, measured: Measured) -> dict[str, float]:
 def limits(precision: str) -> dict[str, float]:
     """What ``verify`` accepts of a graph that did not run where the artifact was made."""
     names = {LOGIT_ERROR: EXACT_LOGIT_ERROR, TOP1: 1.0} if precision == "fp32" else {KL: largest_kl(precision)}
-    return {name + part: limit for part in ("", ALONG_TEXT) for name, limit in names.items()}
+    return {WINDOWS: 0.0, **{name + part: limit for part in ("", ALONG_TEXT) for name, limit in names.items()}}
 
 
 def checks(measured: Measured, accepted: Mapping[str, float]) -> tuple[Check, ...]:

@@ -6,16 +6,18 @@ In: the cache's buffers. Out: :class:`CacheRows`, the session's
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from llmc.runtimes.device.decoder import Decoder
 from llmc.runtimes.device.interface import Device
 from llmc.runtimes.device.session_buffers import SessionBuffers, part
-from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.capabilities import CacheSpoiler, RowEditor
 from llmc.runtimes.session.engine import Int64Array, require_prefix
 
 
-class CacheRows(RowEditor):
+class CacheRows(RowEditor, CacheSpoiler):
     """What a session, its recorder and its decode loops know of the cache in common.
 
     Attributes:
@@ -31,6 +33,7 @@ class CacheRows(RowEditor):
         self.capacity = 0
         self.turn = 0
         self.mixes_lengths = decoder.traits.ragged_chunks
+        self.layers = tuple(sorted({tensor.layer for tensor in decoder.cache if tensor.layer is not None}))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,3 +56,16 @@ class CacheRows(RowEditor):
             origin, target = (part(cache, index * size, size) for index in (source, row))
             nbytes = length * tensor.slot_bytes
             self._device.copy_pieces(origin, target, size // stride, nbytes, (stride, stride))
+
+    def spoil(self, position: int, layers: Collection[int], seed: int) -> None:
+        """Let keys and values be others, on the host; see :class:`CacheSpoiler`."""
+        draw = np.random.default_rng(seed)
+        self.take_turn()
+        for tensor in self._decoder.cache:
+            if tensor.layer in layers:
+                array = np.empty(tensor.shape(1, self.capacity), tensor.dtype)
+                self._device.download(self._memory.named[tensor.past], array)
+                self._device.wait()
+                tensor.spoil(array, position, draw)
+                self._device.upload(self._memory.named[tensor.past], array)
+                self._device.wait()

@@ -7,15 +7,19 @@ addresses, a run that is queued. ``graph_io.py`` has it for ONNX Runtime, ``llmc
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from llmc.compiler.base.contract import PAST, PRESENT
 from llmc.runtimes.device.interface import Buffer
 
+KEPT = re.compile(rf"{re.escape(PAST)}(\d+)\.(?:key|value)")
+"""A tensor of keys or values, and its layer."""
 Values = Mapping[str, tuple[Buffer, tuple[int, ...]]]
 """Name -> memory and shape."""
 
@@ -45,6 +49,24 @@ class CacheTensor:
     def axis(self) -> int | None:
         """The axis with a slot per token; None for a state."""
         return 1 + self.dims.index(None) if None in self.dims else None
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose keys or values these are; None: they are something else, or bits that are no numbers."""
+        match = KEPT.fullmatch(self.past)
+        return None if match is None or self.axis is None or self.dtype.kind == "u" else int(match[1])
+
+    def spoil(self, array: npt.NDArray[Any], position: int, draw: np.random.Generator) -> None:
+        """Let the first row's slot be as large as any of its, in all channels, with signs drawn at random.
+
+        Args:
+            array: Of :meth:`shape`; it is changed.
+            position: The slot.
+            draw: Of signs.
+        """
+        slot = np.moveaxis(array, self.axis or 0, 1)[0, position]
+        largest = np.abs(array[0].astype(np.float32)).max()
+        slot[...] = (draw.choice([-1, 1], slot.shape) * largest).astype(array.dtype)
 
     @property
     def slot_bytes(self) -> int:

@@ -35,7 +35,7 @@ from llmc.runtimes.device.logits import DeviceLogits
 from llmc.runtimes.device.sampler_cache import SamplerCache
 from llmc.runtimes.device.session_buffers import SessionBuffers, part
 from llmc.runtimes.device.step_recorder import StepRecorder
-from llmc.runtimes.session.capabilities import TokenChooser
+from llmc.runtimes.session.capabilities import CacheSpoiler, TokenChooser
 from llmc.runtimes.session.engine import EngineInfo, FloatArray, Int64Array, require_room, valid_tokens
 
 CAPACITY_STEP = 64
@@ -68,6 +68,7 @@ class DeviceSession:
         self._buffers = self._memory.named
         self.rows = CacheRows(device, decoder, self._memory)
         self.recorder = StepRecorder(device, decoder, self._memory, self.rows)
+        self.spoiler: CacheSpoiler | None = self.rows
         self.chooser: TokenChooser | None = None
         if samplers is not None and info.logits == "last":
             self.chooser = DeviceChooser(self.recorder, samplers)

@@ -17,6 +17,7 @@ zeros; each has two buffers, and what one step writes the next one reads.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from llmc.compiler.base.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, PAST,
 from llmc.compiler.base.errors import EngineError, first_line
 from llmc.runtimes.device.decoder import CacheTensor
 from llmc.runtimes.device.graph_io import ELEMENT_TYPES, cache_tensor
-from llmc.runtimes.session.capabilities import RowEditor
+from llmc.runtimes.session.capabilities import CacheSpoiler, RowEditor
 from llmc.runtimes.session.engine import (
     EngineInfo,
     Int64Array,
@@ -39,7 +40,7 @@ from llmc.runtimes.session.engine import (
 from llmc.runtimes.session.host_logits import HostLogits
 
 
-class OnnxRuntimeSession(Session, RowEditor):
+class OnnxRuntimeSession(Session, RowEditor, CacheSpoiler):
     """One graph and one cache; see :class:`llmc.runtimes.session.engine.Session`."""
 
     def __init__(self, inference: Any, info: EngineInfo, contract: Contract) -> None:
@@ -54,6 +55,7 @@ class OnnxRuntimeSession(Session, RowEditor):
         past = [cache_tensor(item) for name, item in inputs.items() if name.startswith(PAST)]
         self._growing = [tensor for tensor in past if tensor.axis is not None]
         self._states = [tensor for tensor in past if tensor.axis is None]
+        self.layers = tuple(sorted({tensor.layer for tensor in self._growing if tensor.layer is not None}))
         self._cache: list[Any] = []
         self._state_buffers: list[tuple[_Buffer, _Buffer]] = []
         self._logits_type = ELEMENT_TYPES[inference.get_outputs()[0].type][1]
@@ -72,6 +74,11 @@ class OnnxRuntimeSession(Session, RowEditor):
     def rows(self) -> RowEditor | None:
         """The session itself, unless its graph takes no chunk that a row could begin with beside others."""
         return self if self._contract.ragged_chunks or self._contract.cache == "shared" else None
+
+    @property
+    def spoiler(self) -> CacheSpoiler | None:
+        """The session itself, where its cache holds keys and values alone."""
+        return None if self._states or not self.layers else self
 
     def reset(self, batch: int, capacity: int) -> None:
         """Empty the cache; see :meth:`llmc.runtimes.session.engine.Session.reset`."""
@@ -256,6 +263,17 @@ class OnnxRuntimeSession(Session, RowEditor):
             begins[row], origins = begins[source], np.arange(len(before))
             origins[row] = source
             self._bind_cache(self._moved(self._cache, origins, begins))
+
+    def spoil(self, position: int, layers: Collection[int], seed: int) -> None:
+        """Let keys and values be others; see :class:`CacheSpoiler`. A row alone begins at slot 0."""
+        draw = np.random.default_rng(seed)
+        shared = self._contract.cache == "shared"
+        arrays = self._cache if shared else [value.numpy().copy() for value in self._cache]
+        for tensor, array in zip(self._growing, arrays, strict=True):
+            if tensor.layer in layers:
+                tensor.spoil(array, position, draw)
+        if not shared:
+            self._bind_cache([_ort_value(array) for array in arrays])
 
     def close(self) -> None:
         """Free the graph and the cache."""

@@ -10,7 +10,7 @@ or None where the runtime has no such thing: rows then stay until the session is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,19 @@ class RowEditor(Protocol):
         Raises:
             EngineError: the source holds fewer, or a recurrent state, which can only be kept whole or dropped, would
                 have to go back.
+        """
+
+
+class CacheSpoiler(Protocol):
+    """Changes what the cache keeps of a token, so that it shows who reads it."""
+
+    layers: tuple[int, ...]
+    """Those that keep keys and values."""
+
+    def spoil(self, position: int, layers: Collection[int], seed: int) -> None:
+        """Keep something else of the token at a position of a session's only row, in some layers.
+
+        Keys and values become as large as any in their tensor, in all channels, with signs drawn at random.
         """
 
 

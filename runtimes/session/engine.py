@@ -30,7 +30,7 @@ from llmc.compiler.base.contract import CacheKind, LogitsKind
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.runtimes.session.capabilities import RowEditor, TokenChooser
+from llmc.runtimes.session.capabilities import CacheSpoiler, RowEditor, TokenChooser
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -166,6 +166,11 @@ class Session(Protocol):
     @property
     def chooser(self) -> TokenChooser | None:
         """Chooses tokens on the session's device; None: the host does, from :meth:`forward`'s logits."""
+        return None
+
+    @property
+    def spoiler(self) -> CacheSpoiler | None:
+        """Changes what the cache keeps; None: nobody can."""
         return None
 
     def reset(self, batch: int, capacity: int) -> None:

@@ -21,7 +21,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import load_golden
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model, verify
-from llmc.compiler.driver.verification import ALONG_TEXT
+from llmc.compiler.driver.verification import ALONG_TEXT, WINDOWS
 from llmc.runtimes.kernels.library import KernelsUnavailable
 from llmc.runtimes.onnxruntime import cpu_engine
 
@@ -40,28 +40,41 @@ SCALED: dict[str, Any] = {
         "original_max_position_embeddings": ORIGINAL,
     },
 }
+SWITCHED: dict[str, Any] = {
+    "model_type": "phi3",
+    "max_position_embeddings": CONTEXT,
+    "original_max_position_embeddings": ORIGINAL,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": THETA,
+        "factor": 4.0,
+        "original_max_position_embeddings": ORIGINAL,
+        "short_factor": [1.0] * (DIM // 2),
+        "long_factor": [1.0 + index for index in range(DIM // 2)],
+    },
+}
 FACTOR = 0.1 * np.log(4.0) + 1.0
 """By which YaRN scales cosines and sines (Peng et al. 2023, section 3.4)."""
 GRAPHS = ("model.onnx", "engine.onnx")
 Change = Callable[[onnx.ModelProto, Path], None]
 
 
-def engine(shared: Shared, settings: dict[str, Any], precision: Any = "fp32") -> Path:
+def engine(shared: Shared, settings: dict[str, Any], precision: Any = "fp32", target: Any = "cpu") -> Path:
     """Verified when it was made."""
 
     def make(path: Path) -> None:
         source = save_model(path.with_name(path.name + ".source"), **settings)
-        options = CompileOptions(ExportOptions(verify="on"), OptimizeOptions(precision=precision), threads=1)
+        options = CompileOptions(ExportOptions(verify="on"), OptimizeOptions(target, precision), threads=1)
         compile_model(str(source), path, options)
         shutil.rmtree(source)
 
-    return shared.make(f"verified-{settings['model_type']}-{precision}", make, **settings)
+    return shared.make(f"verified-{settings['model_type']}-{target}-{precision}", make, **settings)
 
 
 def planted(sound: Path, folder: Path, change: Change) -> Path:
     """A copy with a fault in both graphs, whole as far as its hashes say."""
     shutil.copytree(sound, folder)
-    for name in GRAPHS:
+    for name in (name for name in GRAPHS if (folder / name).exists()):
         model = onnx.load(folder / name, load_external_data=False)
         change(model, folder)
         onnx.save(model, folder / name)
@@ -133,12 +146,28 @@ def test_a_sound_engine_passes(shared: Shared, settings: dict[str, Any]) -> None
     assert golden.lengths.max() + golden.tokens.shape[1] < ORIGINAL < golden.passage.prompt
 
 
+def test_a_model_whose_rotation_switches_is_compared_up_to_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it a text that is read in chunks is another than one that is read whole, in transformers, too."""
+    source = save_model(tmp_path / "source", **SWITCHED)
+    compile_model(str(source), tmp_path / "engine", CompileOptions(ExportOptions(verify="on"), OptimizeOptions()))
+    assert failed(tmp_path / "engine") == set()
+    golden = load_golden(tmp_path / "engine")
+    assert golden is not None
+    assert golden.passage is not None
+    assert len(golden.passage.tokens) == ORIGINAL
+    said = [record.getMessage() for record in caplog.records if "longrope" in record.getMessage()]
+    assert len(said) == 1
+    assert f"compile with --context {ORIGINAL}" in said[0]
+
+
 @pytest.mark.parametrize("count", [-1, 1])
 def test_a_window_that_is_one_token_off(shared: Shared, tmp_path: Path, count: int) -> None:
     """No prompt of the golden data is as long as the window: they pass."""
     found = failed(planted(engine(shared, WINDOWED), tmp_path / "off", window_off_by(count)))
-    assert found
-    assert all(name.endswith(ALONG_TEXT) for name in found)
+    assert len(found) > 1
+    assert all(name.endswith(ALONG_TEXT) for name in found - {WINDOWS})
 
 
 @pytest.mark.parametrize("position", [0, ORIGINAL])
@@ -150,7 +179,7 @@ def test_a_scaling_that_is_left_out(shared: Shared, tmp_path: Path, position: in
 
 def test_a_chunk_that_begins_in_the_wrong_slot(shared: Shared, tmp_path: Path) -> None:
     """Prompts are computed whole, and tokens one by one: only a text in chunks shows it."""
-    found = failed(planted(engine(shared, WINDOWED), tmp_path / "off", chunk_begins_early))
+    found = failed(planted(engine(shared, WINDOWED), tmp_path / "off", chunk_begins_early)) - {WINDOWS}
     assert found
     assert all(name.endswith(ALONG_TEXT) for name in found)
 
@@ -167,8 +196,26 @@ def test_a_window_that_is_off_shows_in_both_graphs_of_an_int8_engine(shared: Sha
     off = verify(planted(sound, tmp_path / "off", window_off_by(-1)), threads=1)
     for graph in off.graphs:
         found = {check.name for check in graph.checks if not check.passed}
-        assert found or not graph.checks, f"{graph.graph} does not run here or fails"
-        assert all(name.endswith(ALONG_TEXT) for name in found)
+        assert found - {WINDOWS} or not graph.checks, f"{graph.graph} does not run here or fails"
+        assert all(name.endswith(ALONG_TEXT) for name in found - {WINDOWS})
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("count", [-1, 1])
+def test_a_window_that_is_off_shows_where_rounding_hides_it(
+    shared: Shared, tmp_path: Path, target: Any, count: int
+) -> None:
+    """What a token may not see changes nothing at all; the last that it sees does, however weights were rounded."""
+    sound = engine(shared, WINDOWED, "int4", target)
+    report = verify(sound, threads=1)
+    assert report.passed
+    for graph in report.graphs:
+        (check,) = [check for check in graph.checks if check.name == WINDOWS]
+        assert (check.measured, check.tolerance) == (0, 0)
+    off = verify(planted(sound, tmp_path / "off", window_off_by(count)), threads=1)
+    for graph in off.graphs:
+        (check,) = [check for check in graph.checks if check.name == WINDOWS]
+        assert (check.measured, check.passed) == (1, False)
 
 
 def test_an_engine_is_verified_where_llmcs_operators_do_not_run(

@@ -23,9 +23,16 @@ from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weight
 from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, load_pretrained
 from llmc.compiler.checkpoint.weights import TensorInfo
 from llmc.compiler.driver import captured_model, reference_model
-from llmc.compiler.driver.captured_model import Captured, load_reference_model, model_weights, write_golden
+from llmc.compiler.driver.captured_model import (
+    Captured,
+    captured_windows,
+    load_reference_model,
+    model_weights,
+    write_golden,
+)
 from llmc.compiler.driver.driver import export
 from llmc.compiler.driver.golden_recording import PROMPTS
+from llmc.compiler.graph.operators import cached_attention
 from llmc.runtimes.evaluation.texts import evaluation_text
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.reference import session as reference
@@ -341,3 +348,19 @@ def test_the_context_is_as_long_as_the_graph_is_right(
     assert found.source.files["model.safetensors"].bytes == (llama / "model.safetensors").stat().st_size
     with checkpoint.content_hashes() as hashes:
         assert {name: record.sha256 for name, record in found.source.files.items()} == hashes.result()
+
+
+def test_windows_are_those_of_the_captured_masks() -> None:
+    """A configuration may say something else, and says it alone of layers whose attention was not captured."""
+    inputs = ["", "", "", "past_key_values.{0}.key"]
+    nodes = []
+    for layer, window in ((0, 7), (2, 0), (9, 5)):
+        names = [name.format(layer) for name in inputs]
+        values = [ir.val(name) if name else None for name in names]
+        nodes.append(
+            cached_attention.SIGNATURE.make(
+                dict(zip(cached_attention.INPUTS, values, strict=False)), {"window": window}
+            )
+        )
+    model = ir.Model(ir.Graph([], [], nodes=nodes), ir_version=10)
+    assert captured_windows(model, (8, 8, 8, None)) == (7, 8, None, None)

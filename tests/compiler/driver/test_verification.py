@@ -20,6 +20,7 @@ from llmc.compiler.driver.verification import (
     KL,
     LOGIT_ERROR,
     TOP1,
+    WINDOWS,
     Measured,
     checks,
     limits,
@@ -384,9 +385,10 @@ def test_limits_of_a_graph_that_nobody_measured() -> None:
         TOP1: 1.0,
         f"{LOGIT_ERROR}, long text": 1e-3,
         f"{TOP1}, long text": 1.0,
+        WINDOWS: 0.0,
     }
-    assert limits("int4") == {KL: 2.0, f"{KL}, long text": 2.0}
-    assert limits("fp16") == {KL: 0.1, f"{KL}, long text": 0.1}
+    assert limits("int4") == {KL: 2.0, f"{KL}, long text": 2.0, WINDOWS: 0.0}
+    assert limits("fp16") == {KL: 0.1, f"{KL}, long text": 0.1, WINDOWS: 0.0}
 
 
 def test_an_engine_whose_context_is_too_short_says_what_to_do(golden: Golden) -> None:

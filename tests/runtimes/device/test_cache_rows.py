@@ -48,6 +48,34 @@ def test_a_prefix_is_copied_head_by_head_and_nothing_else(source: int, target: i
     assert not rows.mixes_lengths
 
 
+def test_a_slot_is_spoiled_and_nothing_else() -> None:
+    device, capacity = HostDevice(), 9
+    traits = Traits("seqlens_k", np.dtype(np.int32), ends_with_chunk=True, ragged_chunks=False)
+    bits = CacheTensor("past_key_values.1.key", (2, None, 7), 17, np.dtype(np.uint8))
+    decoder: Any = SimpleNamespace(cache=[*CACHE, bits], traits=traits, logits_type=np.dtype(np.float16))
+    memory = SessionBuffers(device, decoder, 11)
+    memory.allocate_cache(memory.cache_sizes(1, capacity))
+    rows = CacheRows(device, decoder, memory)
+    rows.lengths, rows.capacity = np.array([5]), capacity
+    assert rows.layers == (0,)
+    random = np.random.default_rng(0)
+    before = {}
+    for tensor in decoder.cache:
+        before[tensor.past] = random.integers(1, 50, tensor.shape(1, capacity)).astype(tensor.dtype)
+        device.upload(memory.named[tensor.past], before[tensor.past])
+    rows.spoil(3, [0, 1], seed=1)
+    for tensor in decoder.cache:
+        after = np.empty(tensor.shape(1, capacity), tensor.dtype)
+        device.download(memory.named[tensor.past], after)
+        others = np.arange(capacity) != 3
+        assert np.array_equal(after[:, :, others], before[tensor.past][:, :, others])
+        slot = after[:, :, 3].astype(np.float32)
+        if tensor is bits:
+            assert np.array_equal(slot, before[tensor.past][:, :, 3])
+        else:
+            assert set(np.unique(slot)) == {-before[tensor.past].max(), before[tensor.past].max()}
+
+
 @pytest.mark.parametrize("check", [check_rows_come_and_go, check_rows_go_back, check_many_requests])
 def test_a_row_says_what_it_would_say_alone(check: Any) -> None:
     session, other = open_tiny(), open_tiny()

@@ -309,3 +309,27 @@ def test_refusals() -> None:
         session.forward(np.zeros((2, 5), np.int64))
     assert session.lengths.tolist() == [0, 0]
     assert feed(session, [[1, 2, 3, 1], [2]])[0] == slots_of([1, 2, 3, 1], 0)
+
+
+def test_a_token_that_the_cache_keeps_is_spoiled() -> None:
+    """In a cache that grows, and in a shared one; tokens after it are as they were."""
+    session = open_session(GROWING, fused=True)
+    assert (session.spoiler, session.layers) == (session, (0,))
+    session.reset(1, 16)
+    before = feed(session, [[3, 1, 2, 3]])[0]
+    session.spoil(1, [0], seed=1)
+    after = feed(session, [[1]])[0]
+    assert after[-5] == before[-4]
+    assert after[-4] != before[-3]
+    assert after[-3:-1] == before[-2:]
+    shared = open_session(SHARED, fused=True, cache="shared")
+    shared.reset(1, 16)
+    feed(shared, [[3, 1, 2]])
+    shared.spoil(1, [0], seed=1)
+    assert [abs(number) for number in feed(shared, [[1]])[0][:4]] == [3, 3, 2, 1]
+    shared.spoil(2, [1], seed=1)  # there is no such layer
+    assert [abs(number) for number in feed(shared, [[1]])[0][:4]] == [3, 3, 2, 1]
+
+
+def test_states_are_not_spoiled() -> None:
+    assert open_session(STATES, fused=True).spoiler is None

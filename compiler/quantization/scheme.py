@@ -19,8 +19,9 @@ from llmc.compiler.base.options import PACKED_MULTIPLE, Zero, require_block_size
 FLOAT = "float"
 """In place of a scheme's name: the weight keeps its floats."""
 PACKED_BITS = (2, 3, 4, 5, 6, 8)
-PACKED_BLOCK = 64
-"""Input features of a packed block unless its name says otherwise; 32 where rows are no multiple of them."""
+PACKED_BLOCK, WIDE_BLOCK = 64, 128
+"""Input features of a packed block unless its name says otherwise, the second of 8 bits; where rows are no multiple
+of them, half as many, or half of that."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Scheme:
         return 1 if self.block is None else -(-features // self.block)
 
 
+def _packed_block(bits: int) -> int:
+    """Steps of 8 bits are so fine that half of the scales do."""
+    return WIDE_BLOCK if bits == 8 else PACKED_BLOCK
+
+
 _INT4, _UINT4, _UINT8 = ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.UINT8
 _FLOAT8 = ir.DataType.FLOAT8E4M3FN
 SCHEMES: Mapping[str, Scheme] = {
@@ -87,8 +93,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "qdq-uint4-offset": Scheme("qdq", _UINT4, 32, "offset"),
     "qdq-uint4-zero": Scheme("qdq", _UINT4, 32, "integer"),
     "qdq-nvfp4": Scheme("qdq", ir.DataType.FLOAT4E2M1, 16),
-    **{f"q{bits}": Scheme("packed", _UINT8, PACKED_BLOCK, "fixed", bits) for bits in PACKED_BITS},
-    **{f"q{bits}-symmetric": Scheme("packed", _UINT8, PACKED_BLOCK, "none", bits) for bits in PACKED_BITS},
+    **{f"q{bits}": Scheme("packed", _UINT8, _packed_block(bits), "fixed", bits) for bits in PACKED_BITS},
+    **{f"q{bits}-symmetric": Scheme("packed", _UINT8, _packed_block(bits), "none", bits) for bits in PACKED_BITS},
 }
 
 
@@ -116,5 +122,9 @@ def scheme_of(name: str, features: int | None = None) -> Scheme | None:
     scheme = SCHEMES[row]
     if at:
         return replace(scheme, block=int(block))
-    divided = scheme.form == "packed" and features is not None and features % PACKED_BLOCK
-    return replace(scheme, block=PACKED_MULTIPLE) if divided else scheme
+    if scheme.form != "packed" or features is None:
+        return scheme
+    block = scheme.block or PACKED_MULTIPLE
+    while features % block and block > PACKED_MULTIPLE:
+        block //= 2
+    return replace(scheme, block=block)

@@ -79,7 +79,8 @@ def test_bits_are_those_of_the_storage_or_of_a_number_in_planes() -> None:
 @pytest.mark.parametrize(
     ("name", "features", "block"),
     [("q4", None, 64), ("q4", 576, 64), ("q4", 96, 32), ("q4", 100, 32), ("q4@64", 96, 64), ("q4@128", 576, 128),
-     ("q6-symmetric", 32, 32), ("int4-offset", 48, 32), ("fp8", 96, 128)],
+     ("q6-symmetric", 32, 32), ("int4-offset", 48, 32), ("fp8", 96, 128), ("q8", None, 128), ("q8", 640, 128),
+     ("q8-symmetric", 576, 64), ("q8", 96, 32), ("q8@64", 640, 64)],
 )  # fmt: skip
 def test_packed_blocks_suit_the_rows_unless_their_size_is_said(name: str, features: int | None, block: int) -> None:
     scheme = scheme_of(name, features)

@@ -59,6 +59,7 @@ class GraphRequest:
             graph for ONNX Runtime's CPU provider is float32.
         cache: How the KV cache goes in and out.
         logits: Of each row's last token, or of all.
+        moved_scales: On the CPU, moves scales from activations into weights that are then quantized.
         quantization: Weights' format; None keeps floats.
         quantized_cache: On CUDA, type of the KV cache's elements where it is not that of the activations.
         value_apart: On the CPU, query and key as one product and the value as another, whose weights are stored in
@@ -77,6 +78,7 @@ class GraphRequest:
     activations: FloatType = "fp32"
     cache: CacheKind = "shared"
     logits: LogitsKind = "last"
+    moved_scales: GraphPass | None = None
     quantization: GraphPass | None = None
     quantized_cache: QuantizeCache | None = None
     value_apart: bool = False
@@ -119,6 +121,7 @@ def cpu_passes(request: GraphRequest) -> list[GraphPass]:
         FuseSkipNorm(),
         *_lowering(request, qk_norm=False),
         *_cache_io(request.cache),
+        *([] if request.moved_scales is None else [request.moved_scales]),
         *_weights(request.quantization),
     ]
 

@@ -45,6 +45,7 @@ MADE_OF_SLOW = frozenset(
         "llmc.compiler.calibration.walk",
         "llmc.compiler.calibration.calibrate",
         "llmc.compiler.calibration.cache_ranges",
+        "llmc.compiler.calibration.channel_scales",
     }
 )
 

@@ -57,6 +57,7 @@ class Target:
         device: Where its engines compute.
         precisions: Types of weights; the first is what ``auto`` stands for.
         packed_precisions: Types of weights that can be packed for llmc's own operators.
+        rounds_activations: Products with weights in integers round what they read to integers, too.
         caches: How the KV cache may go in and out; the first is what ``auto`` stands for.
         requirement: What must be installed.
         asks_runtime: Its graphs differ by what the runtime's operators take.
@@ -84,6 +85,7 @@ class Target:
     runs_on_ort_cpu: bool = True
     cache_precisions: tuple[str, ...] = ()
     packed_precisions: tuple[WeightType, ...] = ()
+    rounds_activations: bool = False
     takes_sizes: bool = False
     builds_without_weights: bool = False
     arena_factor: int = 2
@@ -131,6 +133,7 @@ TARGETS = (
             ("onnxruntime",), ("onnxruntime",), provider="CPUExecutionProvider", builds_without_gpu=True
         ),
         packed_precisions=("int8", "int6", "int5", "int4"),
+        rounds_activations=True,
         asks_runtime=True,
         genai_providers=(),
     ),

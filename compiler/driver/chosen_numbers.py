@@ -6,6 +6,7 @@ In: a portable graph, options, the directory that holds the tokenizer. Out: :cla
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
 from llmc.compiler.quantization.plan import kept_zeros, make_plan
 from llmc.compiler.quantization.solvers.search import SearchedScales
+from llmc.passes.quantization.move_scales import MoveScales
 from llmc.passes.quantization.quantize_cache import Reaches
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
@@ -57,6 +59,8 @@ class Amount:
 
 CACHE = Amount(8, 512)
 """For the ranges of a KV cache."""
+CHANNELS = Amount(8, 512)
+"""For how loud the channels of activations are."""
 AMOUNTS: Mapping[ChosenEffort, Amount] = {"normal": Amount(32, 512), "best": Amount(64, 512)}
 SWEEPS: Mapping[ChosenEffort, int] = {"normal": 0, "best": 3}
 
@@ -150,6 +154,7 @@ class _Case:
         options = self.options
         windows, name = self._windows(AMOUNTS[effort])
         floats = self._floats()
+        moved = self._moved_scales(floats)
         on_gpu = get_target(options.target).device == "gpu"
         request = Request(
             model=floats,
@@ -159,12 +164,27 @@ class _Case:
             recipe=Recipe(Gptq(sweeps=SWEEPS[effort]), match_float=True),
             otherwise=NORMAL,
             dtype=_TYPES[options.activations] if on_gpu else np.dtype(np.float32),
-            identity=[encode(self.portable.source), self.portable.precision],
+            identity=[encode(self.portable.source), self.portable.precision, _digest(moved)],
             threads=physical_cores(),
         )
         with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", self.progress) as solvers:
             words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
-            yield Numbers(NORMAL, solvers, words, effort if solvers else None)
+            yield Numbers(NORMAL, solvers, words, effort if solvers else None, moved_scales=moved)
+
+    def _moved_scales(self, floats: ir.Model) -> MoveScales | None:
+        """What moves scales into weights, which it has done in ``floats``; None where no product gains by it."""
+        from llmc.compiler.calibration.channel_scales import channel_scales
+
+        if not get_target(self.options.target).rounds_activations:
+            return None
+        windows, name = self._windows(CHANNELS)
+        plan, kept = make_plan(self.options), kept_zeros(self.options)
+        scales = channel_scales(floats, plan, kept, windows, physical_cores(), self.progress)
+        if not scales:
+            return None
+        moving = MoveScales(f"root mean squares over {windows.size} tokens of {name}", scales)
+        run_passes(floats, [moving])
+        return moving
 
     def _has_tokenizer(self) -> bool:
         return (self.directory / "tokenizer.json").exists()
@@ -184,3 +204,9 @@ class _Case:
         passes = float_passes(self.portable.model, self.options, self.capabilities.here())
         run_passes(floats, passes, progress=self.progress)
         return floats
+
+
+def _digest(moved: MoveScales | None) -> str:
+    """Equal for equal scales."""
+    scales = {} if moved is None else moved.scales
+    return hashlib.sha256(b"".join(name.encode() + scales[name].tobytes() for name in sorted(scales))).hexdigest()

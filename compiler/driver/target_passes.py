@@ -30,6 +30,7 @@ from llmc.passes.pipeline import (
     standard_passes,
     tensorrt_engine_passes,
 )
+from llmc.passes.quantization.move_scales import MoveScales
 from llmc.passes.quantization.quantize_cache import QuantizeCache, Reaches
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 
@@ -47,6 +48,7 @@ class Numbers:
         chosen_by: In words, for the manifest.
         effort: How hard they were looked for; None: as hard as asked for, and nothing was found to be calibrated.
         cache_ranges: How far keys and values went on a text; None: it was not asked for, or there is none.
+        moved_scales: Moves scales into weights before they are quantized; None: none are moved.
     """
 
     solver: Solver = field(default_factory=RoundToNearest)
@@ -54,6 +56,7 @@ class Numbers:
     chosen_by: str = "rounding"
     effort: ChosenEffort | None = "round"
     cache_ranges: Reaches | None = None
+    moved_scales: MoveScales | None = None
 
 
 def target_passes(
@@ -106,6 +109,7 @@ def _request(
         activations=options.activations if row.device == "gpu" else "fp32",
         cache=options.cache_io,
         logits=options.logits,
+        moved_scales=numbers.moved_scales,
         quantization=_quantization(options, numbers),
         quantized_cache=_quantized_cache(options, golden, numbers),
         value_apart=value_stands_alone(make_plan(options)),

@@ -180,6 +180,29 @@ class MappedWeight(LazyWeight):
         return ("mapped", self.key, self.dtype, self.transposed, self.base.identity())
 
 
+class RowScaledWeight(LazyWeight):
+    """Rows of another weight, each times a number of its own."""
+
+    def __init__(self, base: LazyWeight, factors: Array) -> None:
+        """``factors``: [rows] float32."""
+        super().__init__(base.stored_shape, base.dtype, transposed=base.transposed)
+        self.base, self.factors = base, factors
+
+    def rows(self, start: int, stop: int) -> Array:
+        """The base's rows, scaled."""
+        rows = self.base.rows(start, stop)
+        scaled: Array = rows * self.factors[start:stop, None].astype(rows.dtype)
+        return scaled
+
+    def rows_at_once(self) -> int:
+        """As many as of the base."""
+        return self.base.rows_at_once()
+
+    def identity(self) -> tuple[Any, ...]:
+        """The base and the numbers."""
+        return ("row-scaled", self.factors.tobytes(), self.base.identity())
+
+
 def as_weight(tensor: ir.TensorProtocol) -> LazyWeight:
     """``tensor`` as a lazy weight; one that is none yet is seen as it is."""
     return tensor if isinstance(tensor, LazyWeight) else TensorWeight(tensor, tensor.dtype, transposed=False)

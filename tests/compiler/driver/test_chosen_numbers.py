@@ -21,7 +21,11 @@ from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.chosen_numbers import Amount, chosen_numbers
 from llmc.compiler.driver.driver import compile_model, export, optimize
 from llmc.compiler.driver.target_passes import Numbers, float_passes
+from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.plan import make_plan
 from llmc.compiler.quantization.solved_store import Stored
+from llmc.passes.quantization.sites import find_sites
+from llmc.passes.runner import run_passes
 
 from ...shared import Shared
 from ..tiny_text_model import WORDS, text_model
@@ -40,6 +44,7 @@ def portable() -> Path:
 def little_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A few short windows; interrupted walks are kept in the test's own folder."""
     monkeypatch.setattr(module, "AMOUNTS", {"normal": Amount(8, 32), "best": Amount(16, 32)})
+    monkeypatch.setattr(module, "CHANNELS", Amount(8, 32))
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     path = tmp_path / "words.txt"
     path.write_text(TEXT)
@@ -143,6 +148,56 @@ def test_each_target_has_sites_by_the_names_of_its_own_graph(portable: Path, tmp
     assert len(contents[0]) == len(contents[1])
     changed = np.frombuffer(contents[0], np.uint8) != np.frombuffer(contents[1], np.uint8)
     assert changed.mean() > 0.03
+
+
+def test_scales_move_into_weights_before_these_are_solved(portable: Path) -> None:
+    """What is solved is a weight with its columns scaled, and the pass that is handed on scales it so again."""
+    asked = OptimizeOptions(precision="int4", effort="normal")
+    model, manifest = ir.load(portable / GRAPH), open_artifact(portable).manifest
+    capabilities, plan = find_capabilities(installed=False), make_plan(asked)
+    with chosen_numbers(model, manifest, asked, capabilities, portable, NO_PROGRESS) as chosen:
+        moving = chosen.moved_scales
+        assert moving is not None
+        assert moving.chosen_by == "root mean squares over 256 tokens of llmc's own text"
+        run_passes(model, float_passes(manifest.model, asked, capabilities))
+        plain = {site.name: site.weights[0][1].rows(0, 8) for site in find_sites(model)}
+        assert moving(model).modified
+        for site in find_sites(model):
+            scheme, weight = site.placement(plan).scheme, site.weights[0][1]
+            if site.name not in moving.scales or scheme is None:
+                continue
+            assert set(np.log2(moving.scales[site.name])) > {0}
+            stored = chosen.solvers[site.name]
+            assert isinstance(stored, Stored)
+            solved = dequantize(stored.read(0, 8), scheme, weight.stored_shape[1])
+            scaled = weight.rows(0, 8)
+            np.testing.assert_array_equal(scaled, plain[site.name] * moving.scales[site.name])
+            assert np.abs(solved - scaled).mean() < 0.2 * np.abs(scaled).mean()
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("cuda", {"effort": "normal"}),
+        ("openvino", {"effort": "normal"}),
+        ("cpu", {"effort": "fast"}),
+        ("cpu", {"effort": "round"}),
+        ("cpu", {"effort": "normal", "precision": "int8"}),
+    ],
+)
+def test_scales_stay_where_nothing_rounds_activations_to_8_bits(
+    portable: Path, target: str, options: dict[str, str]
+) -> None:
+    settings = {"layout": "auto", "target": target, **options}
+    assert numbers(portable, **settings)[0].moved_scales is None
+
+
+def test_the_manifest_says_how_scales_were_found(portable: Path, tmp_path: Path) -> None:
+    report = optimize(portable, tmp_path / "target", OptimizeOptions(precision="int4", effort="normal"))
+    record = next(record for record in report.manifest.passes if record.name == "MoveScales")
+    assert record.fields == {"chosen_by": "root mean squares over 256 tokens of llmc's own text"}
+    # Two layers, of which each has a gate with its upper product, and what closes their block.
+    assert record.counts == record.expected == {"scaled": 4}
 
 
 def test_export_and_optimize_give_the_bytes_of_compile(portable: Path, tmp_path: Path, little_text: Path) -> None:

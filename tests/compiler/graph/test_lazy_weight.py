@@ -18,6 +18,7 @@ from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import (
     LazyWeight,
     MappedWeight,
+    RowScaledWeight,
     SourceWeight,
     StackedWeight,
     TensorWeight,
@@ -325,3 +326,22 @@ def test_a_mapped_chunk_is_bounded_by_what_is_read_for_it(monkeypatch: pytest.Mo
 def test_a_row_wider_than_a_chunk_still_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy_weight, "CHUNK_BYTES", 4)
     check(from_source(draw(3, 5)), draw(3, 5))
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT])
+def test_rows_have_numbers_of_their_own(dtype: ir.DataType) -> None:
+    """In the orientation of the base; nothing is read before rows are asked for, and no others are."""
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    source = ArraySource(w=rows.astype(numpy_dtype(dtype)))
+    factors = np.asarray([1, 2, 0.5, 4, 1, 0.25], np.float32)
+    scaled = RowScaledWeight(SourceWeight(source, "w", (6, 4), dtype, transposed=True), factors)
+    assert source.reads == []
+    np.testing.assert_array_equal(scaled.rows(2, 4).astype(np.float32), rows[2:4] * factors[2:4, None])
+    assert source.reads == [("w", 2, 4)]
+    assert scaled.rows(0, 6).dtype == numpy_dtype(dtype)
+    np.testing.assert_array_equal(scaled.numpy().astype(np.float32), (rows * factors[:, None]).T)
+    assert (scaled.transposed, scaled.stored_shape, scaled.dtype) == (True, (6, 4), dtype)
+    again, other = RowScaledWeight(scaled.base, factors), RowScaledWeight(scaled.base, 2 * factors)
+    assert scaled.identity() == again.identity() != other.identity()
+    turned = transposed_weight(scaled)
+    np.testing.assert_array_equal(turned.numpy().astype(np.float32), rows * factors[:, None])

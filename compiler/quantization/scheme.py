@@ -124,7 +124,7 @@ def scheme_of(name: str, features: int | None = None) -> Scheme | None:
         return replace(scheme, block=int(block))
     if scheme.form != "packed" or features is None:
         return scheme
-    block = scheme.block or PACKED_MULTIPLE
-    while features % block and block > PACKED_MULTIPLE:
-        block //= 2
-    return replace(scheme, block=block)
+    size = scheme.block or PACKED_MULTIPLE
+    while features % size and size > PACKED_MULTIPLE:
+        size //= 2
+    return replace(scheme, block=size)

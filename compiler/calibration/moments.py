@@ -28,17 +28,17 @@ class Pool(Protocol):
 
 
 class Moments:
-    """The sum of fᵀx; f is x where nothing else is said."""
+    """The sum of fᵀx, [height, features]; f is x where nothing else is said."""
 
-    def __init__(self, features: int, device: torch.device) -> None:
+    def __init__(self, features: int, device: torch.device, height: int | None = None) -> None:
         kind = torch.float64 if features <= WIDE else torch.float32
-        self.total = torch.zeros((features, features), dtype=kind, device=device)
+        self.total = torch.zeros((height or features, features), dtype=kind, device=device)
         step = max(1, min(WIDEST, -(-features // PIECES)))
         self._starts = list(range(0, features, step))
         self._step = step
 
     def add(self, x: Tensor, pool: Pool, other: Tensor | None = None) -> None:
-        """Add activations x [tokens, features] float32; ``other``: f, of the same shape."""
+        """Add activations x [tokens, features] float32; ``other``: f [tokens, height]."""
 
         def piece(start: int) -> None:
             stop = min(start + self._step, x.shape[1])

@@ -43,6 +43,7 @@ from llmc.compiler.calibration.fit import Fit
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
 from llmc.compiler.calibration.moments import Moments
+from llmc.compiler.calibration.residual import residual
 from llmc.compiler.calibration.segment import Segment
 from llmc.compiler.calibration.spool import Spool
 from llmc.compiler.calibration.steps import Group, Step
@@ -51,7 +52,7 @@ from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solved_store import SolvedStore, Stored
 from llmc.compiler.quantization.solver import Solved, Solver
-from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
+from llmc.compiler.quantization.solvers.gptq import Correction, FactoredMoments, Gptq
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.sites import Site
 
@@ -204,10 +205,10 @@ class Walk:
         self, group: Group, wanted: Sequence[tuple[Site, Scheme]], spools: Sequence[Spool], *, rounds: bool
     ) -> None:
         """Solve sites of a group that round what they read, or that do not."""
-        moments, cross = self._moments(group, spools, rounds=rounds)
+        moments, cross, missing = self._moments(group, spools, rounds=rounds)
         solver = self._recipe.solver
-        correction = None if cross is None else solver.correction(moments, cross)
-        del cross
+        correction = None if cross is None else solver.correction(moments, cross, missing)
+        del cross, missing
         factored = {
             scheme: solver.prepare(moments, scheme, correction) for scheme in {scheme: 0 for _, scheme in wanted}
         }
@@ -221,11 +222,13 @@ class Walk:
 
     def _moments(
         self, group: Group, spools: Sequence[Spool], *, rounds: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of what a group reads, and with what it reads in floats."""
-        name, features = group.value.name or "", group.sites[0].weights[0][1].stored_shape[1]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Of what a group reads; with what it reads in floats; with what the stream lacks that it is added to."""
+        height, features = group.sites[0].weights[0][1].stored_shape
+        name, stream = group.value.name or "", self._stream(group, spools)
         own = Moments(features, self._device)
         cross = Moments(features, self._device) if len(spools) > 1 else None
+        missing = Moments(features, self._device, height) if stream else None
         for first in range(0, len(self._windows), TOGETHER):
             windows = range(first, min(first + TOGETHER, len(self._windows)))
             x = torch.cat([self._rows(spools[0].read(name, window), rounds=rounds) for window in windows])
@@ -233,7 +236,18 @@ class Walk:
             if cross is not None:
                 exact = torch.cat([self._rows(spools[1].read(name, window), rounds=False) for window in windows])
                 cross.add(x, self._pool, exact)
-        return own.of_itself(), None if cross is None else cross.total
+            if missing is not None:
+                lacks = [spools[1].read(stream, window) - spools[0].read(stream, window) for window in windows]
+                missing.add(x, self._pool, torch.cat([self._rows(part, rounds=False) for part in lacks]))
+        return own.of_itself(), *(None if sums is None else sums.total for sums in (cross, missing))
+
+    def _stream(self, group: Group, spools: Sequence[Spool]) -> str:
+        """Name of the stream to which a group's one product is added, if it is known by now with floats, too."""
+        value = residual(group.sites[0].node) if len(group.sites) == 1 else None
+        name = (value.name or "") if value is not None else ""
+        height = group.sites[0].weights[0][1].stored_shape[0]
+        known = [spool.entries[name].shape[-1] == height for spool in spools if name in spool.entries]
+        return name if len(known) == 2 and all(known) else ""
 
     def _rows(self, activations: Array, *, rounds: bool) -> torch.Tensor:
         """Activations as [tokens, features], as they are or as a product that rounds them sees them."""
@@ -249,11 +263,11 @@ class Walk:
         def solve(start: int) -> Solved:
             with self._reading:
                 rows = weight.rows(start, min(start + count, height)).astype(np.float32)
-            return moments.solve(rows, self._dtype)
+            return moments.solve(rows, self._dtype, start)
 
         return iter(self._pool.map(solve, range(0, height, count)))
 
-    def _hold(self, site: Site, scheme: Scheme, moments: torch.Tensor, correction: torch.Tensor | None) -> None:
+    def _hold(self, site: Site, scheme: Scheme, moments: torch.Tensor, correction: Correction | None) -> None:
         """Look at what was stored; a site whose numbers are not what they were to be is rounded."""
         weight, stored = site.weights[0][1], self._store.solver(site.name)
         assert stored is not None
@@ -268,7 +282,7 @@ class Walk:
             stop = min(start + ROWS, height)
             with self._reading:
                 rows = torch.from_numpy(weight.rows(start, stop).astype(np.float32)).to(self._device)
-            wanted = rows if correction is None else torch.addmm(rows, rows, correction)
+            wanted = rows if correction is None else correction.of(rows, start)
             # The first rows speak for all; what rounding would cost is not worth more.
             solved = [stored.read(start, stop), *([rounded(start)] if start == 0 else [])]
             floats = [torch.from_numpy(dequantize(each, scheme, features)).to(self._device) for each in solved]

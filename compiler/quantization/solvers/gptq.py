@@ -69,20 +69,19 @@ class Gptq:
         moments = torch.from_numpy(np.asarray(seen.second_moments, np.float64))
         return self.prepare(moments, scheme).solve(rows)
 
-    def correction(self, moments: Tensor, cross: Tensor) -> Tensor:
+    def correction(self, moments: Tensor, cross: Tensor, missing: Tensor | None = None) -> Correction:
         """How weights are moved before they are rounded, for all layers that read the same input.
 
         Args:
             moments: [k, k], of the inputs x as the layer will see them.
             cross: [k, k], of the inputs f of the model in floats: sum of fᵀx. A layer w is then solved for something
                 between x w and the nearest to f w that x can give, w cross moments⁻¹. It is overwritten.
-
-        Returns:
-            [k, k] float32: rows times this are to be added to them.
+            missing: [n, k], of what the stream to which the one layer's n outputs are added lacks, m: sum of mᵀx. The
+                layer is then solved for f w + m in place of f w; None: for f w.
         """
-        return _correction(moments, cross, self.pull, self.pull_damping)
+        return _correction(moments, cross, missing, self.pull, self.pull_damping)
 
-    def prepare(self, moments: Tensor, scheme: Scheme, correction: Tensor | None = None) -> FactoredMoments:
+    def prepare(self, moments: Tensor, scheme: Scheme, correction: Correction | None = None) -> FactoredMoments:
         """Factor second moments, once for all layers that read the same input.
 
         Args:
@@ -108,6 +107,24 @@ class Gptq:
 
 
 @dataclass(frozen=True, eq=False)
+class Correction:
+    """How weights are moved before they are rounded.
+
+    Attributes:
+        turn: [k, k] float32: rows times this are added to them …
+        added: … and these, [n, k] float32, one for each row of the layer; None: nothing more is.
+    """
+
+    turn: Tensor
+    added: Tensor | None = None
+
+    def of(self, rows: Tensor, start: int = 0) -> Tensor:
+        """Rows [m, k] float32 of the layer, from ``start`` on, as they are to be; a new tensor."""
+        moved = torch.addmm(rows, rows, self.turn)
+        return moved if self.added is None else moved.add_(self.added[start : start + len(rows)])
+
+
+@dataclass(frozen=True, eq=False)
 class FactoredMoments:
     """Second moments of a layer's inputs, ready to solve rows.
 
@@ -119,7 +136,7 @@ class FactoredMoments:
         order: [k], features in that order.
         factor: [k, k] float32, upper triangular in that order.
         diagonal: [k] of the moments.
-        correction: [k, k] float32: rows times this are added to them before anything is rounded; None: nothing is.
+        correction: How rows are moved before anything is rounded; None: they are not.
         whole: [k, k] float32, the moments as they were factored; None: nobody asks.
     """
 
@@ -130,14 +147,20 @@ class FactoredMoments:
     order: Tensor
     factor: Tensor
     diagonal: Tensor
-    correction: Tensor | None = None
+    correction: Correction | None = None
     whole: Tensor | None = None
 
-    def solve(self, rows: Array, dtype: np.dtype[np.generic] | None = None) -> Solved:
-        """Numbers of rows [n, k], whose scales are stored in ``dtype`` or else in theirs; each row is for itself."""
+    def solve(self, rows: Array, dtype: np.dtype[np.generic] | None = None, start: int = 0) -> Solved:
+        """Numbers of rows, each of which is for itself.
+
+        Args:
+            rows: [n, k], those of the layer from ``start`` on.
+            dtype: In which scales are stored; None: in theirs.
+            start: Counts where a correction is not the same for all rows.
+        """
         weight = torch.from_numpy(np.array(rows, np.float32, order="C")).to(self.factor.device)
         if self.correction is not None:
-            weight = torch.addmm(weight, weight, self.correction)
+            weight = self.correction.of(weight, start)
         packed = range_scales(weight, self.scheme) * ROOM if self.scheme.form == "packed" else None
         clippings = self.solver.clippings
         grid = BlockGrid(self.scheme, dtype or rows.dtype, clippings, packed, clippings if weight.is_cuda else 1)
@@ -263,14 +286,18 @@ def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
     raise LlmcError("the second moments of a layer's inputs are no numbers: its activations overflow")
 
 
-def _correction(moments: Tensor, cross: Tensor, pull: float, damping: float) -> Tensor:
-    """``pull`` (cross - moments) (moments + damping)⁻¹, [k, k] float32.
+def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: float, damping: float) -> Correction:
+    """``pull`` (cross - moments) (moments + damping)⁻¹, and ``pull`` missing (moments + damping)⁻¹.
 
-    Both are damped, so that what hardly varies in the inputs moves nothing: (cross + d) (moments + d)⁻¹ - 1.
+    Of the first, both are damped, so that what hardly varies moves nothing: (cross + d) (moments + d)⁻¹ - 1.
     Source: Li et al. 2025 (GPTAQ), whose correction this is before any feature is rounded.
     """
     difference = cross.sub_(moments)
-    # Of R Rᵀ the halves are solved one after the other.
     factor = _factor(moments, torch.arange(len(moments), device=moments.device), damping)
-    half = torch.linalg.solve_triangular(factor.T, difference.float(), upper=False, left=False)
-    return torch.linalg.solve_triangular(factor, half, upper=True, left=False).mul_(pull)
+
+    def divided(sums: Tensor) -> Tensor:
+        # Of R Rᵀ the halves are solved one after the other.
+        half = torch.linalg.solve_triangular(factor.T, sums.float(), upper=False, left=False)
+        return torch.linalg.solve_triangular(factor, half, upper=True, left=False).mul_(pull)
+
+    return Correction(divided(difference), None if missing is None else divided(missing))

@@ -37,6 +37,15 @@ def test_with_another_input() -> None:
     np.testing.assert_allclose(moments.total.numpy(), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_with_another_input_of_another_width() -> None:
+    moments, parts, others = Moments(40, CPU, 12), inputs(40), inputs(12, 5)
+    with ThreadPoolExecutor(2) as pool:
+        for x, f in zip(parts, others, strict=True):
+            moments.add(x, pool, f)
+    wanted = torch.cat(others).double().numpy().T @ torch.cat(parts).double().numpy()
+    np.testing.assert_allclose(moments.total.numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_do_not_depend_on_the_number_of_threads() -> None:
     totals = []
     for threads in (1, 2, 5):

@@ -195,7 +195,7 @@ def test_weights_are_pulled_part_of_the_way(pull: float, damping: float) -> None
     added = damping * np.diagonal(moments).mean() * np.eye(FEATURES)
     wanted = pull * ((cross + added) @ np.linalg.inv(moments + added) - np.eye(FEATURES))
     correction = Gptq(pull=pull, pull_damping=damping).correction(torch.from_numpy(moments), torch.from_numpy(cross))
-    np.testing.assert_allclose(correction.numpy(), wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(correction.turn.numpy(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["none", "blocks", "features"])
@@ -224,3 +224,21 @@ def test_a_swept_level_is_the_best_for_the_others_as_they_are() -> None:
                 levels[row, feature] = np.clip(int(levels[row, feature]) + step, 0, 15)
                 other = Solved(levels, solved.scales, solved.zeros)
                 assert cost(other, scheme(), rows, damped) > least * (1 - 1e-5)
+
+
+def test_rows_are_moved_for_what_a_stream_lacks() -> None:
+    """The layer is solved for f w + m, part of the way; each row by its own m, wherever a solution begins."""
+    generator = np.random.default_rng(5)
+    rows, moments = rows_and_moments()
+    added = 0.1 * np.diagonal(moments).mean() * np.eye(FEATURES)
+    missing = generator.normal(size=(ROWS, FEATURES)) * np.diagonal(moments).mean()
+    solver, sums = Gptq(pull=0.4, pull_damping=0.1), torch.from_numpy(moments)
+    correction = solver.correction(sums, sums.clone(), torch.from_numpy(missing))
+    wanted = rows + 0.4 * missing @ np.linalg.inv(moments + added)
+    np.testing.assert_allclose(correction.of(torch.from_numpy(rows)).numpy(), wanted, rtol=1e-3, atol=1e-4)
+    part = correction.of(torch.from_numpy(rows[2:4]), 2)
+    np.testing.assert_allclose(part.numpy(), wanted[2:4], rtol=1e-3, atol=1e-4)
+    prepared = solver.prepare(sums, scheme(), correction)
+    whole, piece = prepared.solve(rows), prepared.solve(rows[3:], start=3)
+    assert np.array_equal(whole.levels[3:], piece.levels)
+    assert not np.array_equal(whole.levels, solver.solve(rows, Statistics(moments), scheme()).levels)

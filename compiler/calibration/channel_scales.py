@@ -35,7 +35,7 @@ from llmc.passes.quantization.sites import Site, find_sites
 ROUNDED = 8
 """Bits of activations that scales are for; those of 16 lose nothing that matters."""
 STRENGTHS: Mapping[int, float] = {2: 0.25, 3: 0.25, 4: 0.25, 5: 0.25, 6: 0.35, 8: 0.5}
-"""By the least bits of a group's weights; docs/quality.md has what was measured."""
+"""By the least bits of a group's weights; docs/quantization.md has what was measured."""
 FAR = 2.0**10
 """Scales are within this factor of 1, so that no number leaves the range of floats."""
 

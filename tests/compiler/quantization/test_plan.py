@@ -188,7 +188,13 @@ def test_what_is_there_packed_alone_is_packed(precision: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "features", "block", "bits"),
-    [("q8", 96, 32, 8), ("q8:a16", 128, 64, 16), ("q8@128:a8", 96, 128, 8), ("int4@16", 96, 16, 8)],
+    [
+        ("q8", 96, 32, 8),
+        ("q8:a16", 128, 128, 16),
+        ("q6:a16", 128, 64, 16),
+        ("q8@128:a8", 96, 128, 8),
+        ("int4@16", 96, 16, 8),
+    ],
 )
 def test_a_placement_is_a_scheme_and_bits_of_activations(text: str, features: int, block: int, bits: int) -> None:
     placement = placement_of(text, features)

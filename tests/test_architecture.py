@@ -43,6 +43,7 @@ MADE_OF_SLOW = frozenset(
         "llmc.compiler.calibration.activations",
         "llmc.compiler.calibration.moments",
         "llmc.compiler.calibration.walk",
+        "llmc.compiler.calibration.float_walk",
         "llmc.compiler.calibration.calibrate",
         "llmc.compiler.calibration.cache_ranges",
         "llmc.compiler.calibration.channel_scales",

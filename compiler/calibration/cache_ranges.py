@@ -12,22 +12,17 @@ which is the most that it can hold anywhere. The first slot's key stays at its p
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.progress import Progress
-from llmc.compiler.calibration.journal import Journal
-from llmc.compiler.calibration.steps import cut_steps
-from llmc.compiler.calibration.walk import Recipe, SitePlan, Walk
+from llmc.compiler.calibration.float_walk import watch_floats
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION as ATTENTION
-from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.cache_numbers import Reach
 from llmc.passes.quantization.cache_offsets import table_of
 from llmc.passes.quantization.quantize_cache import PAST_KEY, Reaches
@@ -143,20 +138,6 @@ def cache_ranges(model: ir.Model, windows: npt.NDArray[np.int64], threads: int, 
         watched |= {value: reach.add for value, reach in zip((key, value), pair, strict=True)}
     if not reaches:
         return None
-    sites = find_sites(model)
-    plans = {site.node: SitePlan(None, RoundToNearest(), calibrated=False) for site in sites}
-    with tempfile.TemporaryDirectory() as folder:
-        walk = Walk(
-            model,
-            cut_steps(model.graph, sites),
-            windows,
-            plans,
-            Recipe(),
-            Journal(Path(folder)),
-            dtype=np.dtype(np.float32),
-            threads=threads,
-            watched=watched,
-        )
-        walk.run(progress)
+    watch_floats(model, find_sites(model), windows, watched, threads, progress)
     seen = {layer: (keys.reach(), values.reach()) for layer, (keys, values) in reaches.items()}
     return tuple(seen.get(layer) for layer in range(max(seen) + 1))

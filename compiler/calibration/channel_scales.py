@@ -12,9 +12,7 @@ over all windows, with its own weights, so that one layer is in memory.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +20,14 @@ import onnx_ir as ir
 
 from llmc.compiler.base.options import Zero
 from llmc.compiler.base.progress import Progress
-from llmc.compiler.calibration.journal import Journal
-from llmc.compiler.calibration.steps import cut_steps
-from llmc.compiler.calibration.walk import Recipe, SitePlan, Walk
+from llmc.compiler.calibration.activations import BITS
+from llmc.compiler.calibration.float_walk import watch_floats
 from llmc.compiler.graph.lazy_weight import Array
-from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.graph_pass import NearMiss
 from llmc.passes.quantization.channel_groups import ChannelGroup, ChannelGroups
 from llmc.passes.quantization.kept_grids import kept_scheme
 from llmc.passes.quantization.sites import Site, find_sites
 
-ROUNDED = 8
-"""Bits of activations that scales are for; those of 16 lose nothing that matters."""
 STRENGTHS: Mapping[int, float] = {2: 0.25, 3: 0.25, 4: 0.25, 5: 0.25, 6: 0.35, 8: 0.5}
 """By the least bits of a group's weights; docs/quantization.md has what was measured."""
 FAR = 2.0**10
@@ -82,19 +76,8 @@ def channel_scales(
     if not groups:
         return {}
     powers = {group: _Power() for group in groups}
-    with tempfile.TemporaryDirectory() as folder:
-        walk = Walk(
-            model,
-            cut_steps(model.graph, sites),
-            windows,
-            {site.node: SitePlan(None, RoundToNearest(), calibrated=False) for site in sites},
-            Recipe(),
-            Journal(Path(folder)),
-            dtype=np.dtype(np.float32),
-            threads=threads,
-            watched={group.value: power.add for group, power in powers.items()},
-        )
-        walk.run(progress)
+    watched = {group.value: power.add for group, power in powers.items()}
+    watch_floats(model, sites, windows, watched, threads, progress)
     return {group.name: _scales(power.total(), group, groups[group]) for group, power in powers.items()}
 
 
@@ -120,7 +103,7 @@ def _strength(group: ChannelGroup, plan: Mapping[str, str], kept_zeros: tuple[Ze
         scheme = placement.scheme
         if scheme is None or scheme.form not in {"packed", "nbits"}:
             continue
-        bits += [scheme.bits] if placement.activation_bits == ROUNDED else []
+        bits += [scheme.bits] if placement.activation_bits == BITS else []
     return STRENGTHS[min(bits)] if bits else 0.0
 
 

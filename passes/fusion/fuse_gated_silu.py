@@ -17,11 +17,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph.operators.microsoft import GATED_NORM, QUICK_GELU
+from llmc.compiler.graph.operators.microsoft import GATED_NORM, GATED_SILU_EPSILON, QUICK_GELU
 from llmc.passes.graph.graph_query import both_ways, dims, only_consumer, producer, replace_node, small_initializer
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
-EPSILON, SCALE = 2.0**30, 2.0**15
+SCALE = GATED_SILU_EPSILON**0.5
 WIDTHS = (128, 64, 32)
 """Features over which the kernel takes its mean: the first of these that divides the layer's width."""
 
@@ -55,7 +55,7 @@ class FuseGatedSilu(FusionPass):
         if width is None:
             raise NearMiss(f"its width {shape[-1]} is no multiple of {WIDTHS[-1]}")
         scale = small_initializer(model.graph, f"gate_scale_{width}", np.full(width, SCALE, np.float32))
-        options: dict[str, float | str] = {"epsilon": EPSILON, "activation": "silu"}
+        options: dict[str, float | str] = {"epsilon": GATED_SILU_EPSILON, "activation": "silu"}
         new = GATED_NORM.make({"X": up, "scale": scale, "gate": gate}, options, name=node.name)
         replace_node(node, [new], new.outputs)
         model.graph.remove(silu, safe=True)

@@ -19,6 +19,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.graph.census import input_name
+from llmc.compiler.graph.operators.microsoft import is_gated_silu
 from llmc.compiler.graph.operators.token_wise import ELEMENTWISE
 
 Role = Literal["query_key_value", "query_key", "query", "key", "value", "output", "down", "gate_up"]
@@ -43,7 +44,7 @@ def find_roles(products: Iterable[ir.Node]) -> dict[ir.Node, Role]:
         behind = list(_made_of(node.inputs[0]))
         if any(maker.op_type in ATTENTION for maker in behind):
             roles[node] = "output"
-        elif any(maker.op_type in ACTIVATIONS for maker in behind):
+        elif any(maker.op_type in ACTIVATIONS or is_gated_silu(maker) for maker in behind):
             sources = [maker for maker in behind if _is_product(maker)]
             if sources:
                 roles[node] = "down"
@@ -79,7 +80,7 @@ def _made_of(value: ir.Value | None) -> Iterator[ir.Node]:
             continue
         seen.add(node)
         yield node
-        if node.op_type in _ELEMENTWISE:
+        if node.op_type in _ELEMENTWISE or is_gated_silu(node):
             pending += node.inputs
 
 

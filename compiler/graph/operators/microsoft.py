@@ -6,6 +6,8 @@ compares the names with the schemas of the installed ONNX Runtime.
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from llmc.compiler.graph.operators.signature import Signature
 
 DOMAIN = "com.microsoft"
@@ -44,6 +46,8 @@ SKIP_NORM = Signature(
 )
 QUICK_GELU = Signature(DOMAIN, "QuickGelu", ("X",), ("Y",))
 GATED_NORM = Signature(DOMAIN, "GatedRMSNorm", ("X", "scale", "gate"), ("Y",))
+GATED_SILU_EPSILON = 2.0**30
+"""Of a gated norm: the mean of squares vanishes beside it."""
 MOE = Signature(
     DOMAIN,
     "MoE",
@@ -66,3 +70,9 @@ SIGNATURES = (
     *(GROUP_QUERY_ATTENTION, MULTI_HEAD_ATTENTION, ROTARY_EMBEDDING, MATMUL_NBITS, MATMUL_FP8, DYNAMIC_MATMUL),
     *(FUSED_MATMUL, GATHER_QUANTIZED, DEQUANTIZE_LINEAR, SKIP_NORM, QUICK_GELU, GATED_NORM, MOE, QMOE),
 )
+
+
+def is_gated_silu(node: ir.Node) -> bool:
+    """Whether a gated norm's epsilon is so large that nothing is normalized: it is ``X * silu(gate)``."""
+    epsilon = node.attributes.get_float("epsilon", 0.0)
+    return GATED_NORM.is_call(node) and epsilon is not None and epsilon >= GATED_SILU_EPSILON

@@ -184,8 +184,6 @@ class _Work:
 
     def __init__(self, moments: FactoredMoments, grid: BlockGrid, weight: Tensor) -> None:
         self.moments, self.grid, self.weight = moments, grid, weight
-        # What feature i's error adds to what feature j is rounded from.
-        self.shares = moments.factor / moments.factor.diagonal()
         self.errors, self.levels = torch.zeros_like(weight), torch.empty_like(weight)
         self.grids: list[Steps] = []
         """Of the features that are rounded."""
@@ -230,11 +228,16 @@ class _Work:
         """[stop - start, n], what features are to be rounded from as far as errors are known before ``start``."""
         if start == 0:
             return self.weight[start:stop]
-        return torch.addmm(self.weight[start:stop], self.shares[:start, start:stop].T, self.errors[:start])
+        return torch.addmm(self.weight[start:stop], self._shares(0, start, start, stop).T, self.errors[:start])
+
+    def _shares(self, first: int, last: int, start: int, stop: int) -> Tensor:
+        """[last - first, stop - start], what errors of the former features add to what the latter are rounded to."""
+        factor = self.moments.factor
+        return factor[first:last, start:stop] / factor.diagonal()[start:stop]
 
     def _round(self, low: int, high: int, target: Tensor, steps: list[Steps]) -> None:
         """Features ``low`` to ``high`` one after the other; ``steps``: one grid for all, or one each."""
-        shares, errors = self.shares[low:high, low:high], self.errors[low:high]
+        shares, errors = self._shares(low, high, low, high), self.errors[low:high]
         self.grids += steps if len(steps) > 1 else steps * (high - low)
         for index in range(high - low):
             wanted, grid = target[index], steps[index if len(steps) > 1 else 0]

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.passes.fusion.fuse_gated_silu import EPSILON, SCALE, WIDTHS, FuseGatedSilu
+from llmc.compiler.graph.operators.microsoft import GATED_SILU_EPSILON
+from llmc.passes.fusion.fuse_gated_silu import SCALE, WIDTHS, FuseGatedSilu
 from llmc.passes.fusion.fuse_silu import FuseSilu
 from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.runtimes.onnxruntime.operator_support import has_input
@@ -38,7 +39,10 @@ def test_it_matches(order: str, width: int, group: int) -> None:
     assert node.name == "layers.0.mlp/Mul"
     scale = model.graph.initializers[f"gate_scale_{group}"]
     assert [value.name if value is not None else None for value in node.inputs] == ["up", scale.name, "gate"]
-    assert (node.attributes.get_float("epsilon"), node.attributes.get_string("activation")) == (EPSILON, "silu")
+    assert (node.attributes.get_float("epsilon"), node.attributes.get_string("activation")) == (
+        GATED_SILU_EPSILON,
+        "silu",
+    )
     assert scale.const_value is not None
     assert scale.const_value.numpy().tolist() == [SCALE] * group
     assert node.outputs[0].dtype == ir.DataType.FLOAT
@@ -84,7 +88,7 @@ def test_the_means_share_is_below_half_precision() -> None:
     """What the module's docstring says of magnitudes up to 700."""
     assert np.finfo(np.float16).eps / 4 > 700.0**2 / 2**31
     for mean in (1.0, 700.0**2):
-        assert abs(SCALE / np.sqrt(mean + EPSILON) - 1) == pytest.approx(mean / 2**31, rel=1e-3)
+        assert abs(SCALE / np.sqrt(mean + GATED_SILU_EPSILON) - 1) == pytest.approx(mean / 2**31, rel=1e-3)
 
 
 def product(gate: Array, up: Array) -> Array:

@@ -52,6 +52,7 @@ def test_all_three_in_one_or_the_value_beside(attention: str) -> None:
         "g = MatMul(h, e) u = MatMul(h, f) s = Sigmoid(g) a1 = Mul(g, s) m = Mul(a1, u)",
         "g = MatMul(h, e) u = MatMul(h, f) a1 = com.microsoft.QuickGelu(g) m = Mul(u, a1)",
         "g = MatMul(h, e) u = MatMul(h, f) m0 = Gelu(u) m1 = Mul(g, u) m = Mul(m0, m1)",
+        "g = MatMul(h, e) u = MatMul(h, f) m = com.microsoft.GatedRMSNorm<epsilon=1073741824.0>(u, half, g)",
     ],
 )
 def test_what_an_activation_makes_goes_down(block: str) -> None:
@@ -69,9 +70,10 @@ def test_halves_of_one_product_are_gate_and_up() -> None:
         "x0 = MatMul(h, a) n = RMSNormalization(x0, half) y = MatMul(n, d)",
         "x0 = MatMul(h, a) s = Add(x0, r) y = MatMul(s, d)",
         "x0 = Gelu(h) y = MatMul(x0, d)",
+        "g = MatMul(h, a) u = MatMul(h, d) n = com.microsoft.GatedRMSNorm<epsilon=1e-5>(u, half, g) y = MatMul(n, d)",
         "x0 = MatMul(h, a) y = Softmax(x0)",
     ],
-    ids=["a norm between", "no activation", "no product before", "no attention behind"],
+    ids=["a norm between", "no activation", "no product before", "a norm with a gate", "no attention behind"],
 )
 def test_others_have_none(body: str) -> None:
     assert set(roles(body).values()) == {None}

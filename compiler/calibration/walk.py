@@ -31,11 +31,12 @@ import torch
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.calibration.activations import BITS, rounded_activations
 from llmc.compiler.calibration.estimate import (
-    GPU_RATE,
+    GPU_ROWS,
     OVERHEAD,
     Pace,
     duration_words,
     estimate_words,
+    gpu_seconds,
     measured_rate,
     operations,
 )
@@ -59,8 +60,6 @@ from llmc.passes.quantization.sites import Site
 log = logging.getLogger(__name__)
 ROWS = 1024
 """Rows of a weight that are solved at once, by one thread."""
-GPU_ROWS = 32768
-"""The same on a GPU, where a few rows take as long as many."""
 LONG = 600
 """Seconds from which on a user is told without asking."""
 TOGETHER = 8
@@ -136,6 +135,7 @@ class Walk:
         self._threads, self._watched = threads, watched or {}
         self._store = SolvedStore(journal.directory / "solved")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._streams = 2 if recipe.match_float else 1
         self._reading = threading.Lock()
         self._pace: Pace | None = None
 
@@ -143,11 +143,12 @@ class Walk:
         """Solve all calibrated sites; what an earlier run has solved is kept."""
         work = self._work()
         if sum(work[self._journal.done :]):
-            left = sum(work[self._journal.done :])
-            rate = GPU_RATE if self._device.type == "cuda" else measured_rate(self._threads)
+            left, with_gpu = sum(work[self._journal.done :]), sum(self._with_gpu()[self._journal.done :])
+            rate = None if self._device.type == "cuda" else measured_rate(self._threads)
+            seconds = with_gpu if rate is None else OVERHEAD * left / rate
             hint = "; --effort fast needs none" if any(plan.calibrated for plan in self._plans.values()) else ""
-            self._say(OVERHEAD * left / rate, f"calibration takes {estimate_words(left, rate)}{hint}")
-            self._pace = Pace(left, OVERHEAD * left / rate)
+            self._say(seconds, f"calibration takes {estimate_words(seconds, rate, with_gpu)}{hint}")
+            self._pace = Pace(left, seconds)
         progress.start("Calibrating", total=round(sum(work) / 1e9), unit="GFLOP")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -163,7 +164,7 @@ class Walk:
         return {name: solver for name, solver in solvers.items() if solver is not None}
 
     def _walk(self, work: Sequence[float], progress: Progress) -> None:
-        spools = self._journal.open_spools(2 if self._recipe.match_float else 1)
+        spools = self._journal.open_spools(self._streams)
         first, begin = self._journal.done, time.perf_counter()
         for index in range(self._journal.done, len(self._steps)):
             step = self._steps[index]
@@ -185,9 +186,16 @@ class Walk:
 
     def _work(self) -> list[float]:
         """Operations of each step."""
-        streams = 2 if self._recipe.match_float else 1
-        plans, tokens = self._plans, self._windows.size
+        tokens, streams, plans = self._windows.size, self._streams, self._plans
         return [operations(step, tokens, streams, lambda site: plans[site.node].calibrated) for step in self._steps]
+
+    def _with_gpu(self) -> list[float]:
+        """Seconds of each step, were its products a GPU's."""
+        tokens, streams, plans, threads = self._windows.size, self._streams, self._plans, self._threads
+        return [
+            gpu_seconds(step, tokens, streams, lambda site: plans[site.node].calibrated, threads)
+            for step in self._steps
+        ]
 
     def _solve(self, group: Group, spools: Sequence[Spool]) -> None:
         wanted = [

@@ -10,7 +10,18 @@ import pytest
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration import walk
 from llmc.compiler.calibration.calibrate import calibrated
-from llmc.compiler.calibration.estimate import SEARCH, Pace, duration_words, estimate_words, measured_rate, operations
+from llmc.compiler.calibration.estimate import (
+    GPU_FEATURE,
+    GPU_NUMBER,
+    GPU_RATE,
+    SEARCH,
+    Pace,
+    duration_words,
+    estimate_words,
+    gpu_seconds,
+    measured_rate,
+    operations,
+)
 from llmc.compiler.calibration.steps import cut_steps
 from llmc.passes.quantization.sites import find_sites
 
@@ -42,9 +53,23 @@ def test_words() -> None:
     assert [duration_words(seconds) for seconds in (0.1, 40, 240, 5000, 7200)] == [
         "1 s", "40 s", "4 minutes", "83 minutes", "2.0 hours",
     ]  # fmt: skip
-    words = estimate_words(1e14, 1e11)
+    words = estimate_words(1600.0, 1e11, 100.0)
     assert "about 27 minutes here, reckoned from 100 GFLOP/s as just measured" in words
-    assert "about 4 s, by the 40 TFLOP/s in float32 that data sheets promise" in words
+    assert "about 2 minutes with a GPU that torch can use, by what an H200 took" in words
+    assert estimate_words(100.0, None, 100.0) == "about 2 minutes with this GPU, by what an H200 took"
+
+
+def test_a_gpu_is_kept_waiting_by_launches_and_by_the_processor() -> None:
+    model = small_model()
+    steps, tokens = cut_steps(model.graph, find_sites(model)), 100
+    took = [gpu_seconds(step, tokens, 2, lambda site: site.name != "right", 4) for step in steps]
+    assert took[:2] == [0, 0]
+    work = operations(steps[2], tokens, 2, lambda site: site.name != "right")
+    numbers = tokens * 2 * (32 + 2 * 64)
+    assert took[2] == pytest.approx(work / GPU_RATE + 32 * GPU_FEATURE + numbers * GPU_NUMBER / 4)
+    # What only walks solves nothing.
+    walks = gpu_seconds(steps[2], tokens, 2, lambda _: False, 1)
+    assert walks == pytest.approx(numbers * GPU_NUMBER, rel=1e-3)
 
 
 def test_said_before_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

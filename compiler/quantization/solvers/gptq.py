@@ -75,9 +75,9 @@ class Gptq:
         Args:
             moments: [k, k], of the inputs x as the layer will see them.
             cross: [k, k], of the inputs f of the model in floats: sum of fᵀx. A layer w is then solved for something
-                between x w and the nearest to f w that x can give, w cross moments⁻¹. It is overwritten.
+                between x w and the nearest to f w that x can give, w cross moments⁻¹. It is overwritten …
             missing: [n, k], of what the stream to which the one layer's n outputs are added lacks, m: sum of mᵀx. The
-                layer is then solved for f w + m in place of f w; None: for f w.
+                layer is then solved for f w + m in place of f w; None: for f w. … as it is.
         """
         return _correction(moments, cross, missing, self.pull, self.pull_damping)
 
@@ -285,7 +285,10 @@ def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
         added = wanted
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
+            # Of a wide layer each of these is a gigabyte.
+            del matrix, diagonal
             return factor.flip(0, 1).float().contiguous()
+        del factor
     raise LlmcError("the second moments of a layer's inputs are no numbers: its activations overflow")
 
 
@@ -299,8 +302,11 @@ def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: fl
     factor = _factor(moments, torch.arange(len(moments), device=moments.device), damping)
 
     def divided(sums: Tensor) -> Tensor:
-        # Of R Rᵀ the halves are solved one after the other.
-        half = torch.linalg.solve_triangular(factor.T, sums.float(), upper=False, left=False)
-        return torch.linalg.solve_triangular(factor, half, upper=True, left=False).mul_(pull)
+        # Of R Rᵀ the halves are solved one after the other, of a wide layer some rows at a time.
+        result = sums.float()
+        for rows in result.split(WIDE):
+            half = torch.linalg.solve_triangular(factor.T, rows, upper=False, left=False)
+            rows.copy_(torch.linalg.solve_triangular(factor, half, upper=True, left=False))
+        return result.mul_(pull)
 
     return Correction(divided(difference), None if missing is None else divided(missing))

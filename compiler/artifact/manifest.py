@@ -63,12 +63,17 @@ class Source:
         format: How the checkpoint stores its tensors.
         files: Each file that was read, by name relative to the checkpoint.
         licence: SPDX identifier or the licence's name; None where the checkpoint does not say.
+        revision: Branch, tag or commit of the Hugging Face hub that was asked for; None: its newest state, or what
+            lies elsewhere.
+        commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere, or where nobody knows.
     """
 
     name: str
     format: SourceFormat
     files: Mapping[str, FileRecord]
     licence: str | None
+    revision: str | None = None
+    commit: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown format, and names that tell where the checkpoint lay."""

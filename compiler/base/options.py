@@ -56,6 +56,11 @@ class ExportOptions:
         metavar="DIR",
         variable=MODEL_PATH_VARIABLE,
     )
+    revision: str | None = option(
+        None,
+        "Branch, tag or commit of a model on the Hugging Face hub, as MODEL@REVISION too. Default: its newest state.",
+        metavar="REVISION",
+    )
     weights: Weights = option(
         "model", "Leave the weights out (none), to measure a geometry with random ones elsewhere."
     )

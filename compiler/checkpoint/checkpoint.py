@@ -10,16 +10,17 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.base.errors import CheckpointError, UsageError
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
 from llmc.compiler.checkpoint.content_hashes import content_hashes
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
-from llmc.compiler.checkpoint.hub import fetch_snapshot, is_hub_id
+from llmc.compiler.checkpoint.hub import HubName, fetch_snapshot
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.tokenizer_assets import (
     ASSET_NAMES,
@@ -46,6 +47,8 @@ class Checkpoint:
         weights: Its tensors, read row by row (a :class:`~llmc.compiler.checkpoint.weights.WeightSource`).
         generation_config: Token ids and sampling settings that come with the model.
         licence: As the checkpoint states it, or None.
+        revision: Branch, tag or commit of the hub that was asked for; None: none was.
+        commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Checkpoint:
     weights: SafetensorsWeights | GgufWeights
     generation_config: GenerationConfig
     licence: str | None = None
+    revision: str | None = None
+    commit: str | None = None
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the compiled model depends on: weights, index, configuration, tokenizer."""
@@ -90,36 +95,64 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     allow_download: bool = True,
     cache_directory: Path | None = None,
+    revision: str | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Checkpoint:
     """Open the checkpoint that ``model`` names.
 
     Args:
-        model: An existing directory or ``.gguf`` file, else a built-in name, else a hub id.
+        model: An existing directory or ``.gguf`` file, else a built-in name, else a hub id, as ``owner/name`` or
+            ``owner/name@revision``.
         search_path: Directories with installed packages, where built-in models are looked for first.
         trust_remote_code: Run model code that the checkpoint brings.
         allow_download: Whether a hub id may be fetched.
         cache_directory: Where built-in models that come in pieces are joined; the platform's cache if None.
+        revision: Branch, tag or commit of a hub id; None: what stands behind its ``@``, else the newest state.
+        progress: Told how far a download is.
 
     Raises:
+        UsageError: a revision of what is not on the hub, or two of them.
         CheckpointError: nothing is there, or it is incomplete or damaged.
         UnsupportedModelError: a model that llmc cannot compile.
         MissingDependencyError: a built-in model or the ``gguf`` package is not installed.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
-        return _open_directory(path, path.resolve().name, trust_remote_code)
-    if path.is_file():
-        return _open_file(path, path.stem)
-    if model in BUILTIN_MODELS:
-        found = locate_builtin_model(model, search_path=search_path, cache_directory=cache_directory)
-        return _open_file(found, model, BUILTIN_MODELS[model].licence)
-    if path.suffix in (".gguf", ".safetensors") or not is_hub_id(model):
+    if path.exists() or model in BUILTIN_MODELS:
+        if revision is not None:
+            raise UsageError(
+                f"--revision {revision} is for models of the Hugging Face hub, and {model} is here already"
+            )
+        return _open_local(model, path, search_path, trust_remote_code, cache_directory)
+    name = HubName.parse(model)
+    if path.suffix in (".gguf", ".safetensors") or name is None:
         raise CheckpointError(
             f"{model} does not exist; name a directory, a .gguf file, a built-in model ({', '.join(BUILTIN_MODELS)}) "
             "or a Hugging Face id."
         )
-    directory = fetch_snapshot(model, allow_download=allow_download, with_code=trust_remote_code)
-    return _open_directory(directory, model, trust_remote_code)
+    if None not in (revision, name.revision) and revision != name.revision:
+        raise UsageError(f"{model} names another revision than --revision {revision}; give one of them")
+    revision = revision or name.revision
+    snapshot = fetch_snapshot(
+        name.repository,
+        revision=revision,
+        allow_download=allow_download,
+        with_code=trust_remote_code,
+        progress=progress,
+    )
+    checkpoint = _open_directory(snapshot.directory, name.repository, trust_remote_code)
+    return replace(checkpoint, revision=revision, commit=snapshot.commit)
+
+
+def _open_local(
+    model: str, path: Path, search_path: Sequence[Path], trust_remote_code: bool, cache_directory: Path | None
+) -> Checkpoint:
+    """Open what lies at ``path``, else the built-in ``model``."""
+    if path.is_dir():
+        return _open_directory(path, path.resolve().name, trust_remote_code)
+    if path.exists():
+        return _open_file(path, path.stem)
+    found = locate_builtin_model(model, search_path=search_path, cache_directory=cache_directory)
+    return _open_file(found, model, BUILTIN_MODELS[model].licence)
 
 
 def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoint:

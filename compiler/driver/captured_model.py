@@ -98,7 +98,14 @@ def _capture(
     files = {path.name: FileRecord(path.stat().st_size, sha256[path.name]) for path in checkpoint.files()}
     manifest = Manifest(
         kind="portable",
-        source=Source(checkpoint.name, checkpoint.format, files, checkpoint.licence),
+        source=Source(
+            checkpoint.name,
+            checkpoint.format,
+            files,
+            checkpoint.licence,
+            revision=checkpoint.revision,
+            commit=checkpoint.commit,
+        ),
         model=geometry,
         target=None,
         precision=options.dtype,

@@ -226,7 +226,13 @@ def verify(
 
 def _read_checkpoint(model: str, options: ExportOptions, progress: Progress) -> Checkpoint:
     progress.start("Reading checkpoint")
-    return open_checkpoint(model, search_path=options.search_path, trust_remote_code=options.trust_remote_code)
+    return open_checkpoint(
+        model,
+        search_path=options.search_path,
+        trust_remote_code=options.trust_remote_code,
+        revision=options.revision,
+        progress=progress,
+    )
 
 
 def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:

@@ -21,7 +21,7 @@ from llmc.compiler.artifact.manifest import MANIFEST_NAME
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import ExportOptions
-from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.driver.captured_model import model_weights
 from llmc.compiler.driver.reference_model import load_model
@@ -102,7 +102,7 @@ def evaluate(
     """
     texts = (evaluation_text(),) if options.text is None else read_texts(options.text)
     progress.start("Reading the reference")
-    reference = open_reference(model, reading, options.threads)
+    reference = open_reference(model, reading, options.threads, progress)
     windows = text_windows(reference.tokenizer, texts, options.window, tokens=options.tokens)
     for _, directory in engines:
         _require_tokenizer(directory, reference, texts)
@@ -134,7 +134,9 @@ def logits_peers(choices: Sequence[str]) -> list[LogitsPeer]:
     return [LogitsPeer.of(PeerChoice.parse(choice)) for choice in choices]
 
 
-def open_reference(model: str, reading: ExportOptions, threads: int | None) -> Reference:
+def open_reference(
+    model: str, reading: ExportOptions, threads: int | None, progress: Progress = NO_PROGRESS
+) -> Reference:
     """The reference that ``model`` names; its weights are not read yet, but for their hash.
 
     Raises:
@@ -142,8 +144,16 @@ def open_reference(model: str, reading: ExportOptions, threads: int | None) -> R
         LlmcError: as the checkpoint or the artifact cannot be read.
     """
     if (Path(model) / MANIFEST_NAME).is_file():
+        if reading.revision is not None:
+            raise UsageError(f"--revision {reading.revision} is for models of the hub, and {model} is an artifact")
         return _engine_reference(Path(model), threads)
-    checkpoint = open_checkpoint(model, search_path=reading.search_path, trust_remote_code=reading.trust_remote_code)
+    checkpoint = open_checkpoint(
+        model,
+        search_path=reading.search_path,
+        trust_remote_code=reading.trust_remote_code,
+        revision=reading.revision,
+        progress=progress,
+    )
     with checkpoint.content_hashes() as hashes, tempfile.TemporaryDirectory() as folder:
         checkpoint.write_assets(Path(folder))
         tokenizer = _tokenizer(Path(folder), model)

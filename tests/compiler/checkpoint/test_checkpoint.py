@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmc.compiler.base.errors import CheckpointError, MissingDependencyError
+from llmc.compiler.base.errors import CheckpointError, MissingDependencyError, UsageError
+from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.checkpoint import checkpoint as module
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
+from llmc.compiler.checkpoint.hub import Snapshot
 from llmc.compiler.checkpoint.validation import check_shapes
 
 from .conftest import GgufWriter, tiny_llama_tensors, tiny_metadata
@@ -159,13 +161,14 @@ def test_built_in_name_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
 def test_hub_id(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def fetch(repository: str, **options: object) -> Path:
+    def fetch(repository: str, **options: object) -> Snapshot:
         asked.append((repository, options))
-        return tiny_hf
+        return Snapshot(tiny_hf, "c0ffee")
 
     monkeypatch.setattr(module, "fetch_snapshot", fetch)
     assert open_checkpoint("org/tiny", allow_download=False).name == "org/tiny"
-    assert asked == [("org/tiny", {"allow_download": False, "with_code": False})]
+    rest = {"revision": None, "progress": NO_PROGRESS}
+    assert asked == [("org/tiny", {"allow_download": False, "with_code": False, **rest})]
     trusted: list[bool] = []
     original = module.read_hf_config
 
@@ -177,7 +180,34 @@ def test_hub_id(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for trust in (False, True):
         open_checkpoint("org/tiny", trust_remote_code=trust)
     assert trusted == [False, True]
-    assert asked[1:] == [("org/tiny", {"allow_download": True, "with_code": trust}) for trust in trusted]
+    assert asked[1:] == [("org/tiny", {"allow_download": True, "with_code": trust, **rest}) for trust in trusted]
+
+
+def test_revision_of_a_hub_id(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def fetch(repository: str, *, revision: str | None, **options: object) -> Snapshot:
+        asked.append((repository, revision))
+        return Snapshot(tiny_hf, "c0ffee")
+
+    monkeypatch.setattr(module, "fetch_snapshot", fetch)
+    for model, revision in (("org/tiny@v1", None), ("org/tiny", "v1"), ("org/tiny@v1", "v1")):
+        checkpoint = open_checkpoint(model, revision=revision)
+        assert (checkpoint.name, checkpoint.revision, checkpoint.commit) == ("org/tiny", "v1", "c0ffee")
+    assert asked == [("org/tiny", "v1")] * 3
+    assert open_checkpoint("org/tiny").revision is None
+    with pytest.raises(UsageError, match=r"org/tiny@v1 names another revision than --revision v2; give one of them"):
+        open_checkpoint("org/tiny@v1", revision="v2")
+
+
+@pytest.mark.parametrize("kind", ["directory", "built-in"])
+def test_revision_of_what_is_here(tiny_hf: Path, kind: str) -> None:
+    model = str(tiny_hf) if kind == "directory" else "smollm2-135m"
+    assert open_checkpoint(str(tiny_hf)).commit is None
+    with pytest.raises(
+        UsageError, match=r"--revision v1 is for models of the Hugging Face hub, and .* is here already"
+    ):
+        open_checkpoint(model, revision="v1")
 
 
 @pytest.mark.parametrize("model", ["./nothing", "/nothing/here", "nothing.gguf", "a/b/c"])

@@ -61,6 +61,13 @@ class ExportOptions:
         "Branch, tag or commit of a model on the Hugging Face hub, as MODEL@REVISION too. Default: its newest state.",
         metavar="REVISION",
     )
+    ignored: tuple[str, ...] = option(
+        (),
+        "Leave out tensors of the checkpoint of this name (* for any letters) for which the model has no place, and "
+        "which would be an error; repeatable.",
+        "--ignore-tensor",
+        metavar="NAME",
+    )
     weights: Weights = option(
         "model", "Leave the weights out (none), to measure a geometry with random ones elsewhere."
     )

@@ -22,6 +22,7 @@ from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
 from llmc.compiler.checkpoint.hub import HubName, fetch_snapshot
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SafetensorsWeights
+from llmc.compiler.checkpoint.side_files import check_other_weights, require_model
 from llmc.compiler.checkpoint.tokenizer_assets import (
     ASSET_NAMES,
     gguf_generation_config,
@@ -49,6 +50,7 @@ class Checkpoint:
         licence: As the checkpoint states it, or None.
         revision: Branch, tag or commit of the hub that was asked for; None: none was.
         commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere.
+        ignored: Names of tensors, or patterns with ``*``, that the user says are of no use.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Checkpoint:
     licence: str | None = None
     revision: str | None = None
     commit: str | None = None
+    ignored: tuple[str, ...] = ()
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the compiled model depends on: weights, index, configuration, tokenizer."""
@@ -159,13 +162,16 @@ def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoin
     gguf_files = sorted(path.glob("*.gguf"))
     if len(gguf_files) == 1 and not (path / "config.json").is_file():
         return _open_file(gguf_files[0], gguf_files[0].stem)
+    require_model(path)
     config = read_hf_config(path, trust_remote_code=trust_remote_code)
+    weights = SafetensorsWeights(path)
+    check_other_weights(path, weights)
     return Checkpoint(
         name=name,
         path=path,
         format="safetensors",
         config=config,
-        weights=SafetensorsWeights(path),
+        weights=weights,
         generation_config=read_hf_generation_config(path, config),
         licence=read_hf_licence(path),
     )

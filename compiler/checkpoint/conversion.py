@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.checkpoint.account import require_no_surplus, require_plain, surplus
 from llmc.compiler.checkpoint.conversion_loading import (
     Loaded,
+    LoadedWeights,
     act_out_loading,
     empty_model,
     initial_values,
+    load_with_surplus,
     tied_groups,
 )
 from llmc.compiler.checkpoint.conversion_views import Stored, View
@@ -71,44 +75,121 @@ class ConvertedWeights:
 
 
 def convert_weights(
-    weights: WeightSource, config: PreTrainedConfig, directory: Path | None = None
+    weights: WeightSource, config: PreTrainedConfig, directory: Path | None = None, *, ignored: Sequence[str] = ()
 ) -> ConvertedWeights:
     """The tensors of ``weights`` as transformers would load them into the causal LM of ``config``.
 
-    Tensors that the model does not take are left out. Parameters that the checkpoint lacks are left out, too, except
-    those whose value transformers knows: persistent buffers, and what the model's class says may be missing.
+    Every tensor is accounted for (:mod:`.account`). Parameters that the checkpoint lacks are left out, except those
+    whose value transformers knows: persistent buffers, and what the model's class says may be missing.
 
     Args:
         weights: The tensors as they are in the files.
         config: Of the causal language model.
         directory: Of the checkpoint. If its ``config.json`` is of a larger, multimodal model, and the text model
             alone does not find its tensors, they are taken out of the larger one.
+        ignored: Names of tensors, or patterns with ``*``, that the user says are of no use.
 
     Raises:
         LazyConversionError: a conversion needs values, not only places.
-        CheckpointError: the tensors cannot be converted because their number or shapes are wrong.
+        CheckpointError: the tensors cannot be converted because their number or shapes are wrong, a parameter is
+            made of codes, or a tensor has no place in the model.
     """
     model = empty_model(config)
     loaded = act_out_loading(model, weights)
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    whole, complete = loaded, _complete(loaded, buffers)
     nested = None
-    if directory is not None and (loaded.mismatched or not buffers.issuperset(loaded.absent)):
-        nested = _inside_larger_model(model, weights, directory)
+    if directory is not None and not complete:
+        inside = _inside_larger_model(model, weights, directory)
+        if inside is not None:
+            whole, nested = inside
+            complete = _complete(nested, buffers)
+    _require_values(model, nested or loaded, weights)
+    # A checkpoint that lacks tensors is refused for these, by who compares shapes.
+    if complete:
+        _require_whole(model, whole, weights, directory if nested is None else None, ignored)
     loaded = nested or loaded
     return ConvertedWeights(loaded, initial_values(model, loaded.absent), nested=nested is not None)
 
 
-def _inside_larger_model(model: PreTrainedModel, weights: WeightSource, directory: Path) -> Loaded | None:
-    """What ``model`` is made of if the checkpoint is of a model that contains it, else None."""
+def load_weights(
+    weights: WeightSource, config: PreTrainedConfig, directory: Path, *, ignored: Sequence[str] = ()
+) -> LoadedWeights:
+    """The model that transformers loads from ``directory``, whole, where a conversion needs values.
+
+    Args:
+        weights: The tensors as they are in the files, for the account.
+        config: Of the causal language model.
+        directory: Of the checkpoint.
+        ignored: Names of tensors, or patterns with ``*``, that the user says are of no use.
+
+    Raises:
+        CheckpointError: transformers cannot load it or does not find all parameters, a tensor holds codes, or has no
+            place in the model.
+    """
+    tensors = weights.tensors()
+    # Which tensor fills which parameter is not known here; only buffers are of whole numbers, and these are small.
+    require_plain([info for info in tensors.values() if len(info.shape) > 1], tensors)
+    model, unexpected = load_with_surplus(directory, config)
+    used = tensors.keys() - unexpected
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    require_no_surplus(surplus(tensors, used, config, patterns=patterns, ignored=ignored), config.model_type)
+    return LoadedWeights(model)
+
+
+def _complete(loaded: Loaded, buffers: Set[str]) -> bool:
+    return not loaded.mismatched and set(loaded.absent) <= buffers
+
+
+def _require_values(model: PreTrainedModel, loaded: Loaded, weights: WeightSource) -> None:
+    """Refuse float parameters that are made of tensors in a type of codes."""
+    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    made = [info for name, view in loaded.views.items() if name not in whole for info in view.stored()]
+    require_plain(made, weights.tensors())
+
+
+def _require_whole(
+    model: PreTrainedModel, loaded: Loaded, weights: WeightSource, directory: Path | None, ignored: Sequence[str]
+) -> None:
+    """Refuse tensors that neither ``model`` nor the larger one that ``directory`` may be of has a place for."""
+    tensors, used = weights.tensors(), _sources(loaded)
+    patterns = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    rest = surplus(tensors, used, model.config, patterns=patterns, ignored=ignored)
+    if rest and directory is not None and (larger := _larger_model(model, directory)) is not None:
+        patterns |= set(getattr(larger, "_keys_to_ignore_on_load_unexpected", None) or ())
+        try:
+            used |= _sources(act_out_loading(larger, weights))
+        except CheckpointError as error:
+            log.info("the larger model of %s does not explain its tensors: %s", directory, error)
+        rest = surplus(tensors, used, model.config, patterns=patterns, ignored=ignored)
+    require_no_surplus(rest, model.config.model_type)
+
+
+def _sources(loaded: Loaded) -> set[str]:
+    """Names of the tensors that parameters are made of."""
+    return {info.name for view in loaded.views.values() for info in view.stored()}
+
+
+def _larger_model(model: PreTrainedModel, directory: Path) -> PreTrainedModel | None:
+    """The model that ``config.json`` of ``directory`` is of, where that is another one than ``model``."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if type(config) is type(model.config):
             return None
-        larger = empty_model(config, _auto_class(config))
+        return empty_model(config, _auto_class(config))
     except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         log.info("the model of %s that contains the text model cannot be made: %s", directory, error)
+        return None
+
+
+def _inside_larger_model(
+    model: PreTrainedModel, weights: WeightSource, directory: Path
+) -> tuple[Loaded, Loaded] | None:
+    """What the model that contains ``model`` is made of, and its part; None if the checkpoint is of no such model."""
+    larger = _larger_model(model, directory)
+    if larger is None:
         return None
     base, inner = model.base_model_prefix, model.base_model
     places = {type(module): path for path, module in reversed(list(larger.named_modules()))}
@@ -122,7 +203,8 @@ def _inside_larger_model(model: PreTrainedModel, weights: WeightSource, director
         name: f"{start}.{name.removeprefix(replaced)}" if name.startswith(replaced) else name
         for name in model.state_dict()
     }
-    return _renamed(act_out_loading(larger, weights), names, tied_groups(model))
+    whole = act_out_loading(larger, weights)
+    return whole, _renamed(whole, names, tied_groups(model))
 
 
 def _renamed(whole: Loaded, names: Mapping[str, str], groups: Mapping[str, Sequence[str]]) -> Loaded:

@@ -142,6 +142,15 @@ def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedMode
     Raises:
         CheckpointError: transformers cannot load it, or does not find all parameters.
     """
+    return load_with_surplus(directory, config)[0]
+
+
+def load_with_surplus(directory: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    """As :func:`load_pretrained`, with the names of the tensors that transformers found no place for.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or does not find all parameters.
+    """
     import torch
 
     empty = empty_model(config)
@@ -169,7 +178,7 @@ def load_pretrained(directory: Path, config: PreTrainedConfig) -> PreTrainedMode
             "and the weights belong together."
         )
     loaded: PreTrainedModel = model.eval()
-    return loaded
+    return loaded, set(report["unexpected_keys"])
 
 
 class LoadedWeights(ArrayWeights):

@@ -94,6 +94,24 @@ class GgufWeights:
         """All tensors, sorted by name."""
         return self._infos
 
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """All tensors of the file, by the names that they have there."""
+        return {
+            tensor.name: TensorInfo(
+                tensor.name,
+                ir.DataType.UNDEFINED,
+                tensor.shape,
+                tensor.stored_bytes,
+                self.header.path.name,
+                tensor.type_name,
+            )
+            for tensor in self.header.tensors
+        }
+
+    def used(self) -> set[str]:
+        """Those of :meth:`stored` that tensors of the model are made of."""
+        return {source.name for recipe in self._recipes.values() for source in recipe.sources}
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         """Rows ``start:stop`` of the first axis, float32; see :class:`WeightSource`."""
         recipe = self._recipes[name]
@@ -115,15 +133,9 @@ class GgufWeights:
 
     def _find_recipes(self) -> dict[str, _Recipe]:
         sources: dict[str, list[GgufTensor]] = {}
-        unused = []
         for tensor in self.header.tensors:
-            targets = self._targets(tensor)
-            for target in targets:
+            for target in self._targets(tensor):
                 sources.setdefault(target, []).append(tensor)
-            if not targets:
-                unused.append(tensor.name)
-        if unused:
-            log.info("transformers' model has no place for %s of %s", ", ".join(unused), self.header.path.name)
         return {name: self._find_recipe(name, tuple(sources[name])) for name in sorted(sources)}
 
     def _targets(self, tensor: GgufTensor) -> list[str]:

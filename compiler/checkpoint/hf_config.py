@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.causal_class import causal_class
+from llmc.compiler.checkpoint.side_files import check_quantization_files
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -52,6 +53,7 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             f"transformers {transformers.__version__}; upgrade transformers if the model is newer than it."
         )
     _refuse_quantized(raw, directory)
+    check_quantization_files(directory, raw)
     use_remote = bool(remote) and trust_remote_code
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=use_remote)

@@ -32,6 +32,7 @@ SINGLE_NAME = "model.safetensors"
 
 # The format's own upper bound on the header; a larger length means that the file is not safetensors.
 _MAX_HEADER_BYTES = 100_000_000
+_COMPARED_BYTES = 8 << 20
 
 _PLAIN = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64")
 _DTYPES: Mapping[str, ir.DataType] = {
@@ -56,22 +57,24 @@ class SafetensorsWeights:
     """The tensors of a directory's safetensors files, under the names they have there.
 
     Args:
-        directory: Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards it names.
+        directory: Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards it names. Where
+            both are there the single file is read, as transformers does.
+        sharded: The shards are read also where there is a single file.
 
     Raises:
-        CheckpointError: no safetensors file, a missing or truncated shard, a broken header, an unknown dtype, or a
-            tensor that the index promises and its shard lacks.
+        CheckpointError: no safetensors file, a missing or truncated shard, a broken header, an unknown dtype, a
+            tensor that the index promises and its shard lacks, or one that two shards have otherwise.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, sharded: bool = False) -> None:
         self._stored: dict[str, _Stored] = {}
         self._files: list[Path] = []
         index = directory / INDEX_NAME
-        if index.is_file():
-            self._open_shards(directory, _read_index(index))
-        elif (directory / SINGLE_NAME).is_file():
+        if (directory / SINGLE_NAME).is_file() and not sharded:
             self._files = [directory / SINGLE_NAME]
             self._stored = _read_header(directory / SINGLE_NAME)
+        elif index.is_file():
+            self._open_shards(directory, _read_index(index))
         else:
             raise _no_weights(directory)
         self._stored = dict(sorted(self._stored.items()))
@@ -97,6 +100,15 @@ class SafetensorsWeights:
                     "the same revision."
                 )
             self._stored[name] = stored
+        # transformers reads whole shards, and of a name that several have the last one.
+        for header in headers.values():
+            for name, stored in header.items():
+                used = self._stored.setdefault(name, stored)
+                if used is not stored and not _same(used, stored):
+                    raise CheckpointError(
+                        f"{name} is in {used.path.name}, as {INDEX_NAME} says, and otherwise in {stored.path.name}: "
+                        f"{directory} has shards of two models; fetch the checkpoint again."
+                    )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -118,6 +130,18 @@ class SafetensorsWeights:
         return data.view(dtype).reshape((last - first, *shape[1:]) if shape else ())
 
 
+def _same(one: _Stored, other: _Stored) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    size, step = one.info.stored_bytes, _COMPARED_BYTES
+    if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
+        return False
+    return all(
+        bool((read_bytes(one.path, one.offset + at, part) == read_bytes(other.path, other.offset + at, part)).all())
+        for at in range(0, size, step)
+        for part in [min(step, size - at)]
+    )
+
+
 def _no_weights(directory: Path) -> CheckpointError:
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
     if pickled:
@@ -125,6 +149,11 @@ def _no_weights(directory: Path) -> CheckpointError:
             f"{directory} has its weights only in {pickled[0]}, a pickle, and loading a pickle runs the code inside "
             "it; convert the checkpoint to safetensors where you trust its source "
             "(transformers' save_pretrained writes them)."
+        )
+    if other := sorted(path.name for path in directory.glob("*.safetensors")):
+        return CheckpointError(
+            f"{directory} has neither {SINGLE_NAME} nor {INDEX_NAME}, and {other[0]} is no name that transformers "
+            "reads (consolidated files are of Mistral's own format); fetch the files that it does read."
         )
     return CheckpointError(
         f"{directory} has no weights: neither {SINGLE_NAME} nor {INDEX_NAME} is there; "

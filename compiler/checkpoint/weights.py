@@ -29,6 +29,7 @@ class TensorInfo:
         shape: Dimensions as transformers has them.
         stored_bytes: Bytes that it takes in the file.
         file: Name of the file that holds it, for messages.
+        stored_type: Type in the file, where that is none of ``dtype``'s (``Q4_K``); empty: ``dtype``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     stored_bytes: int
     file: str = ""
+    stored_type: str = ""
 
 
 class WeightSource(Protocol):

@@ -24,9 +24,11 @@ from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.capture.bind_weights import bind_weights
+from llmc.compiler.checkpoint.account import require_no_surplus, surplus
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
-from llmc.compiler.checkpoint.conversion import convert_weights
-from llmc.compiler.checkpoint.conversion_loading import LazyConversionError, LoadedWeights, load_pretrained
+from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
+from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
+from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 from llmc.compiler.driver.golden_passage import LIMIT, Reading, longest_reading, plan_reading, switch_of
@@ -137,14 +139,18 @@ def model_weights(checkpoint: Checkpoint) -> WeightSource:
     """The checkpoint's tensors as transformers' model has them: read on demand wherever that is possible.
 
     Raises:
-        CheckpointError: the tensors cannot be converted, or not in the memory that there is.
+        CheckpointError: the tensors cannot be converted, or not in the memory that there is; or one has no place in
+            the model.
     """
-    if checkpoint.format == "gguf":
-        return checkpoint.weights
+    weights, ignored = checkpoint.weights, checkpoint.ignored
+    if isinstance(weights, GgufWeights):
+        rest = surplus(weights.stored(), weights.used(), checkpoint.config, ignored=ignored)
+        require_no_surplus(rest, checkpoint.config.model_type)
+        return weights
     try:
-        return convert_weights(checkpoint.weights, checkpoint.config, checkpoint.path)
+        return convert_weights(weights, checkpoint.config, checkpoint.path, ignored=ignored)
     except LazyConversionError as error:
-        needed = REFERENCE_OVERHEAD * _float32_bytes(checkpoint.weights, checkpoint.weights.tensors())
+        needed = REFERENCE_OVERHEAD * _float32_bytes(weights, weights.tensors())
         available = _available_memory()
         if needed > available:
             raise CheckpointError(
@@ -153,7 +159,7 @@ def model_weights(checkpoint: Checkpoint) -> WeightSource:
                 "save_original_format=False, on a larger machine first."
             ) from error
         log.warning("%s; the whole model is loaded, about %.1f GiB", error, needed / 2**30)
-        return LoadedWeights(load_pretrained(checkpoint.path, checkpoint.config))
+        return load_weights(weights, checkpoint.config, checkpoint.path, ignored=ignored)
 
 
 def write_golden(captured: Captured, directory: Path, options: ExportOptions, progress: Progress) -> str | None:

@@ -33,13 +33,13 @@ from llmc.compiler.base.options import (
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
-from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
 from llmc.compiler.driver.chosen_numbers import chosen_numbers
 from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.kept_ledger import keeping_ledger
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_graphs, report
+from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.target_passes import Numbers, engine_passes, max_context, target_passes
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.write_model import write_model
@@ -63,7 +63,8 @@ def export(
         ArtifactError: ``output`` exists, or the disk is full.
         VerificationError: the graph does not compute what the model computes.
     """
-    checkpoint = _read_checkpoint(model, options, progress)
+    progress.start("Reading checkpoint")
+    checkpoint = open_model(model, options, progress)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, options, progress)
         _write(captured.model, staging, progress, weights=options.weights)
@@ -179,7 +180,8 @@ def compile_model(
     get_target(options.optimize.target).require_installed()
     make_plan(options.optimize)  # What the target has not is refused before anything is read.
     exporting = options.export
-    checkpoint = _read_checkpoint(model, exporting, progress)
+    progress.start("Reading checkpoint")
+    checkpoint = open_model(model, exporting, progress)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, exporting, progress)
         checkpoint.write_assets(staging)
@@ -222,17 +224,6 @@ def verify(
         raise UsageError(f"{directory} carries no golden data; compile it again with --verify on")
     found = measure_graphs(directory, artifact.manifest, golden, threads=threads, progress=progress)
     return report(artifact.manifest, found, artifact.manifest.tolerances, max_kl)
-
-
-def _read_checkpoint(model: str, options: ExportOptions, progress: Progress) -> Checkpoint:
-    progress.start("Reading checkpoint")
-    return open_checkpoint(
-        model,
-        search_path=options.search_path,
-        trust_remote_code=options.trust_remote_code,
-        revision=options.revision,
-        progress=progress,
-    )
 
 
 def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:

@@ -22,8 +22,9 @@ from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.driver.captured_model import model_weights
+from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.reference_model import load_model
 from llmc.runtimes.bench.workers.logits_peer import LogitsPeer
 from llmc.runtimes.bench.workers.peers import PeerChoice
@@ -147,13 +148,7 @@ def open_reference(
         if reading.revision is not None:
             raise UsageError(f"--revision {reading.revision} is for models of the hub, and {model} is an artifact")
         return _engine_reference(Path(model), threads)
-    checkpoint = open_checkpoint(
-        model,
-        search_path=reading.search_path,
-        trust_remote_code=reading.trust_remote_code,
-        revision=reading.revision,
-        progress=progress,
-    )
+    checkpoint = open_model(model, reading, progress)
     with checkpoint.content_hashes() as hashes, tempfile.TemporaryDirectory() as folder:
         checkpoint.write_assets(Path(folder))
         tokenizer = _tokenizer(Path(folder), model)

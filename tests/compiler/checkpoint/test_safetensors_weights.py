@@ -267,23 +267,44 @@ def test_tensor_that_is_in_another_shard_than_the_index_says(sharded: Path) -> N
 
 @pytest.mark.parametrize("shard", [0, 1])
 def test_of_a_tensor_that_both_shards_have_the_index_names_the_one(tmp_path: Path, shard: int) -> None:
-    """What the index does not name is not there."""
+    """What the index does not name is there, too, as for transformers, which reads whole shards."""
     for number, name in enumerate(SHARDS):
-        arrays = {"x": np.full(2, number, np.float32), f"only{number}": np.zeros(1), "surplus": np.zeros(1)}
+        arrays = {"x": np.full(2, 7, np.float32), f"only{number}": np.zeros(1), "surplus": np.zeros(1)}
         save_file(arrays, tmp_path / name)
     weight_map = {"x": SHARDS[shard], "only0": SHARDS[0], "only1": SHARDS[1]}
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
     weights = SafetensorsWeights(tmp_path)
-    assert weights.read("x").tolist() == [shard, shard]
+    assert weights.read("x").tolist() == [7, 7]
     assert weights.tensors()["x"].file == SHARDS[shard]
-    assert list(weights.tensors()) == ["only0", "only1", "x"]
+    assert list(weights.tensors()) == ["only0", "only1", "surplus", "x"]
 
 
-def test_an_index_goes_before_a_single_file(sharded: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [np.array([7, 8], np.float32), np.array([7, 7], np.float16), np.zeros(3, np.float32)]
+)
+def test_of_a_tensor_that_shards_have_otherwise_nobody_knows_which(
+    tmp_path: Path, other: np.ndarray[Any, Any]
+) -> None:
+    for name, array in zip(SHARDS, (np.full(2, 7, np.float32), other), strict=True):
+        save_file({"x": array, name: np.zeros(1)}, tmp_path / name)
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"x": SHARDS[0], SHARDS[1]: SHARDS[1]}}))
+    with pytest.raises(CheckpointError, match=rf"x is in {SHARDS[0]}, as .*, and otherwise in {SHARDS[1]}"):
+        SafetensorsWeights(tmp_path)
+
+
+def test_a_single_file_goes_before_an_index(sharded: Path) -> None:
+    """As for transformers; both can be read."""
     save_file({"other": np.zeros(3, np.float32)}, sharded / SINGLE_NAME)
     weights = SafetensorsWeights(sharded)
-    assert "other" not in weights.tensors()
-    assert [path.name for path in weights.files] == SHARDS
+    assert list(weights.tensors()) == ["other"]
+    assert [path.name for path in weights.files] == [SINGLE_NAME]
+    assert [path.name for path in SafetensorsWeights(sharded, sharded=True).files] == SHARDS
+
+
+def test_names_that_nobody_reads(tmp_path: Path) -> None:
+    save_file({"x": np.zeros(1)}, tmp_path / "consolidated.safetensors")
+    with pytest.raises(CheckpointError, match=r"consolidated.safetensors is no name that transformers reads"):
+        SafetensorsWeights(tmp_path)
 
 
 def test_each_missing_shard_is_seen(sharded: Path) -> None:

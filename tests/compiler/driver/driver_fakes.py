@@ -127,7 +127,7 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     monkeypatch.setattr(driver, "capture_model", capture_model)
     monkeypatch.setattr(driver, "write_golden", write_golden)
     monkeypatch.setattr(driver, "write_genai_config", lambda *_: "it has states")
-    monkeypatch.setattr(driver, "open_checkpoint", lambda *_, **__: SimpleNamespace(write_assets=write_assets))
+    monkeypatch.setattr(driver, "open_model", lambda *_, **__: SimpleNamespace(write_assets=write_assets))
     return made
 
 

@@ -69,7 +69,7 @@ def loss_of(measured: Mapping[str, Mapping[str, float]]) -> Loss | None:
         None where no divergence is known.
     """
     losses = [
-        Loss(min(metrics[KL + part], 1e30), metrics.get(TOP1 + part, 0.0), graph)
+        Loss(metrics[KL + part], metrics.get(TOP1 + part, 0.0), graph)
         for graph, metrics in measured.items()
         for part in ("", ALONG_TEXT)
         if KL + part in metrics

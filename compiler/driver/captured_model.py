@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import FileRecord, Manifest, Source
 from llmc.compiler.base.contract import PAST, Contract
-from llmc.compiler.base.errors import CheckpointError, UsageError
+from llmc.compiler.base.errors import CheckpointError, UsageError, VerificationError
 from llmc.compiler.base.geometry import ModelGeometry
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import Progress
@@ -28,6 +28,7 @@ from llmc.compiler.checkpoint.account import require_no_surplus, surplus
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
+from llmc.compiler.checkpoint.finite_weights import find_not_finite
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
@@ -170,6 +171,8 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
 
     Raises:
         UsageError: it was asked for, but the model does not fit into memory.
+        CheckpointError: its logits are not finite, since a tensor is not.
+        VerificationError: its logits are not finite, though all tensors are.
     """
     if options.verify == "off":
         return "--verify off"
@@ -191,6 +194,10 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
     reference = TransformersSession(load_reference_model(captured))
     try:
         golden = record_golden(reference, prompts, text, reading)
+    except VerificationError as error:
+        if (cause := find_not_finite(captured.weights, captured.names.values())) is not None:
+            raise CheckpointError(cause) from error
+        raise
     finally:
         reference.close()
     golden.save(directory)

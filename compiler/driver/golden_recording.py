@@ -116,10 +116,13 @@ def _continue(reference: Reference, prompt: list[int]) -> tuple[Any, ...]:
 
 
 def _largest(logits: npt.NDArray[np.float64], length: int) -> tuple[Any, ...]:
-    """Ids and values of the :data:`TOP` largest logits after ``length`` tokens, and the log-sum-exp of all."""
-    if np.isnan(logits).any():
+    """Ids and values of the :data:`TOP` largest logits after ``length`` tokens, and the log-sum-exp of all.
+
+    A logit of minus infinity is a token that the model never says; any other that is not finite is a fault.
+    """
+    if not np.isfinite(logits.max()):
         raise VerificationError(
-            f"the model's own logits after {length} tokens are not numbers (NaN), so nothing can be compared with "
+            f"the model's own logits after {length} tokens are not finite numbers, so nothing can be compared with "
             "them: look at the checkpoint's weights, or export with --verify off"
         )
     top = np.argsort(-logits, kind="stable")[:TOP]

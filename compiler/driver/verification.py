@@ -33,6 +33,8 @@ EXACT_LOGIT_ERROR = 1e-3
 """Largest error of a float32 engine's logits."""
 NEARLY_NOTHING = 1e-12
 """Probability below which rounding decides."""
+HIDDEN = 1e4
+"""Logits so far below the largest are alike: a token that a model hides has the lowest number of whichever type."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _led(golden: Golden, row: int, compared: list[Comparison]) -> Request:
         step = position + len(logits) - length
         if step >= 0:
             ids, kept, total = golden.top_ids[row, step], golden.top_logits[row, step], golden.log_sum_exp[row, step]
-            compared.append(_compare(logits[-1], _Said(tokens[step], ids, kept, float(total), golden.vocab_size)))
+            said = _Said(tokens[step], ids, kept, float(total), golden.vocab_size)
+            compared.append(_compare(logits[-1], said, f"step {step} of golden prompt {row + 1}"))
 
     return Request(golden.prompts[row, :length], len(tokens), id=row, forced=tokens, watch=watch)
 
@@ -132,7 +135,8 @@ def _read(session: Session, passage: Passage, vocab_size: int) -> list[Compariso
                 ids, kept, total = (
                     part[index] for part in (passage.top_ids, passage.top_logits, passage.log_sum_exp)
                 )
-                compared.append(_compare(values, _Said(int(ids[0]), ids, kept, float(total), vocab_size)))
+                said = _Said(int(ids[0]), ids, kept, float(total), vocab_size)
+                compared.append(_compare(values, said, f"token {place} of the golden data's long text"))
 
     following = passage.tokens[prompt:length].tolist()
     request = Request(passage.tokens[:prompt], len(following), forced=following, watch=watch)
@@ -140,11 +144,20 @@ def _read(session: Session, passage: Passage, vocab_size: int) -> list[Compariso
     return compared
 
 
-def _compare(values: FloatArray, said: _Said) -> Comparison:
-    ids, reference = said.ids, said.logits.astype(np.float64)
-    engine = values[ids].astype(np.float64)
-    if not np.isfinite(values).all():
-        return float("inf"), float("inf"), False
+def _compare(values: FloatArray, said: _Said, where: str) -> Comparison:
+    """The errors of one position.
+
+    Raises:
+        VerificationError: the engine's logits are not finite there.
+    """
+    if not np.isfinite(values.max()):
+        kind = "NaN" if np.isnan(values).any() else "infinite"
+        raise VerificationError(
+            f"the engine's logits at {where} are not finite ({kind}): an activation or a weight is beyond what its "
+            "type holds; compile at a higher precision"
+        )
+    ids, floor = said.ids, float(said.logits.max()) - HIDDEN
+    reference, engine = (np.maximum(part.astype(np.float64), floor) for part in (said.logits, values[ids]))
     log_p = reference - said.log_sum_exp
     log_q = engine - log_sum_exp(values)
     p = np.exp(log_p)
@@ -184,6 +197,6 @@ def limits(precision: str) -> dict[str, float]:
 def checks(measured: Measured, accepted: Mapping[str, float]) -> tuple[Check, ...]:
     """Measured values against tolerances; what has none is only reported."""
     return tuple(
-        Check(name, value if np.isfinite(value) else 1e30, accepted.get(name), at_most=not name.startswith(TOP1))
+        Check(name, value, accepted.get(name), at_most=not name.startswith(TOP1))
         for name, value in measured.to_mapping().items()
     )

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llmc.compiler.checkpoint.finite_weights import require_finite
 from llmc.compiler.checkpoint.weights import WeightSource
 
 Array = npt.NDArray[Any]
@@ -92,11 +93,16 @@ class SourceWeight(LazyWeight):
         self.source, self.tensor = source, tensor
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows of the checkpoint tensor."""
-        if not self.stored_shape:
-            return self.source.read(self.tensor).astype(numpy_dtype(self.dtype), copy=False).reshape(())
-        read = self.source.read(self.tensor, start, stop)
-        return read.reshape(-1, *self.stored_shape[1:]).astype(numpy_dtype(self.dtype), copy=False)
+        """Rows of the checkpoint tensor.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite, or beyond the tensor's type.
+        """
+        read = self.source.read(self.tensor, start, stop) if self.stored_shape else self.source.read(self.tensor)
+        with np.errstate(over="ignore"):
+            cast = read.astype(numpy_dtype(self.dtype), copy=False)
+        require_finite(self.tensor, read, cast)
+        return cast.reshape((-1, *self.stored_shape[1:]) if self.stored_shape else ())
 
     def identity(self) -> tuple[Any, ...]:
         """Source, tensor, type and orientation."""
@@ -116,7 +122,11 @@ class TensorWeight(LazyWeight):
         with self._opening:  # An external tensor maps its file when it is first asked, which two threads may not do.
             whole = self.tensor.numpy()
         part = whole[:, start:stop].T if self.transposed else (whole[start:stop] if whole.ndim else whole)
-        return np.asarray(part, numpy_dtype(self.dtype), order="C")
+        with np.errstate(over="ignore"):
+            cast = np.asarray(part, numpy_dtype(self.dtype), order="C")
+        if cast.dtype != part.dtype:
+            require_finite(self.tensor.name or "a weight", part, cast)
+        return cast
 
     def identity(self) -> tuple[Any, ...]:
         """The tensor object, type and orientation."""
@@ -231,6 +241,10 @@ def cast_weight(tensor: ir.TensorProtocol, dtype: ir.DataType) -> LazyWeight:
     weight = as_weight(tensor)
     if isinstance(weight, SourceWeight):
         return SourceWeight(weight.source, weight.tensor, weight.stored_shape, dtype, transposed=weight.transposed)
+    if isinstance(weight, TensorWeight) and weight.dtype == weight.tensor.dtype:
+        return TensorWeight(weight.tensor, dtype, transposed=weight.transposed)
+    if isinstance(weight, StackedWeight):  # by part: each says by its own name what does not fit
+        return StackedWeight([cast_weight(part, dtype) for part in weight.parts], transposed=weight.transposed)
     return MappedWeight(weight, weight.stored_shape, dtype, _same, ("same",), transposed=weight.transposed)
 
 

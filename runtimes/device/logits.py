@@ -27,5 +27,5 @@ class DeviceLogits:
     most_likely: Callable[[], Int64Array] | None
 
     def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64."""
+        """Most likely token after each row's last valid position, [batch] int64; -1 where its logit is not finite."""
         return HostLogits(self.host(), self.last).argmax() if self.most_likely is None else self.most_likely()

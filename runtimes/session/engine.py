@@ -141,7 +141,7 @@ class Logits(Protocol):
         """Float32 array in host memory, [batch, 1 or chunk, vocab_size]; a view where the runtime allows it."""
 
     def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64."""
+        """Most likely token after each row's last valid position, [batch] int64; -1 where its logit is not finite."""
 
 
 class Session(Protocol):

@@ -26,8 +26,10 @@ class HostLogits:
         return self.values
 
     def argmax(self) -> Int64Array:
-        """Most likely token after each row's last valid position, [batch] int64."""
-        if self.values.shape[1] == 1:
-            return np.asarray(self.values[:, 0].argmax(axis=-1), np.int64)
-        rows = zip(self.values, np.maximum(self.last, 0), strict=True)
-        return np.array([row[position].argmax() for row, position in rows], dtype=np.int64)
+        """Most likely token after each row's last valid position, [batch] int64; -1 where that is not finite."""
+        positions = np.maximum(self.last, 0) if self.values.shape[1] > 1 else np.zeros_like(self.last)
+        rows = [row[position] for row, position in zip(self.values, positions, strict=True)]
+        # Of a row with NaN that is NaN's place, and of one with infinity, infinity's.
+        best = [row.argmax() for row in rows]
+        chosen = [index if np.isfinite(row[index]) else -1 for row, index in zip(rows, best, strict=True)]
+        return np.array(chosen, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -70,10 +69,3 @@ def test_the_largest_divergence_of_any_graph_counts_with_its_own_agreement() -> 
 def test_nothing_is_known_of_what_was_not_measured() -> None:
     assert loss_of({}) is None
     assert loss_of({"model.onnx": {"largest logit error": 0.5}}) is None
-
-
-def test_an_endless_divergence_can_be_written() -> None:
-    loss = loss_of({"model.onnx": {"mean KL divergence": math.inf}})
-    assert loss is not None
-    assert (loss.word, loss.top1) == ("heavy", 0.0)
-    assert "Infinity" not in json.dumps(loss.to_json())

@@ -50,3 +50,18 @@ def test_every_row_has_a_last_position() -> None:
 
 def test_the_array_is_viewed() -> None:
     assert HostLogits(LOGITS, np.zeros(3, np.int64)).host() is LOGITS
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("positions", [1, 3])
+def test_a_row_that_is_not_finite_has_no_most_likely_token(broken: float, positions: int) -> None:
+    logits = LOGITS[:, :positions].copy()
+    logits[1, 0, 2] = broken
+    assert best(logits, 0, 0, 0) == [2, -1, 1]
+    if positions > 1:  # what is not finite elsewhere is not asked for
+        assert best(logits, 0, 1, 0) == [2, 2, 1]
+
+
+def test_a_token_that_is_never_said_is_no_fault_but_a_row_without_any_other_is() -> None:
+    logits = np.array([[[-np.inf, 1.0, 0.0]], [[-np.inf, -np.inf, -np.inf]]], np.float32)
+    assert best(logits, 0, 0) == [1, -1]

@@ -40,6 +40,7 @@ from llmc.passes.lowering.equal_head_widths import EqualHeadWidths
 from llmc.passes.lowering.last_token_logits import LastTokenLogits
 from llmc.passes.lowering.lower_attention import LowerAttention
 from llmc.passes.lowering.lower_moe import LowerMoE
+from llmc.passes.lowering.pad_heads import PadHeads
 from llmc.passes.lowering.pin_angle_width import PinAngleWidth
 from llmc.passes.lowering.set_cache_io import SetCacheIO
 from llmc.passes.lowering.use_standard_attention import UseStandardAttention
@@ -193,6 +194,7 @@ def _lowering(request: GraphRequest, *, qk_norm: bool) -> list[GraphPass]:
     return [
         *passes,
         EqualHeadWidths(),
+        PadHeads(),
         LowerAttention(request.query_seqlens, qk_norm=qk_norm, max_positions=request.max_positions),
         # After what rewrites the router's arithmetic, from which it reads that weights are not negative.
         LowerMoE(kernel=request.expert_kernels),

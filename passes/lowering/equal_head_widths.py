@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.operators import cached_attention
-from llmc.passes.graph.graph_query import copy_dtype, dims, insert_before, reshape, small_initializer
+from llmc.passes.attention.head_padding import cut_heads, pad_heads, widen_cache
+from llmc.passes.graph.graph_query import dims
 from llmc.passes.graph_pass import Fact, FusionPass, NearMiss, Order
 
 
@@ -47,17 +47,17 @@ class EqualHeadWidths(FusionPass):
         narrow = ("query", "key") if key < value else ("value",)
         inputs = cached_attention.SIGNATURE.arguments(node)
         for name in narrow:
-            inputs[name] = _pad(graph, node, inputs[name], heads[name], width)
+            inputs[name] = pad_heads(graph, node, inputs[name], heads[name], width)
         for name in set(narrow) - {"query"}:
             past = inputs[f"past_{name}"]
             assert past is not None
-            _widen(past, width)
+            widen_cache(past, width)
         output = node.outputs[0]
         new = cached_attention.replace_call(node, inputs, {})
         for name in set(narrow) - {"query"}:
-            _widen(cached_attention.SIGNATURE.result(new, f"present_{name}"), width)
+            widen_cache(cached_attention.SIGNATURE.result(new, f"present_{name}"), width)
         if "value" in narrow:
-            _cut(graph, new, heads["query"], width, value)
+            cut_heads(graph, new, heads["query"], width, value)
         else:
             new.outputs[0].shape = output.shape
 
@@ -76,45 +76,3 @@ def _own_width(node: ir.Node, name: str) -> int:
     if shape is None or not isinstance(shape[-1], int):
         raise NearMiss(f"the width of {value.name} is not known")
     return shape[-1] // node.attributes.get_int("num_heads" if name == "query" else "kv_num_heads", 1)
-
-
-def _widen(value: ir.Value, width: int) -> None:
-    """State the new width; where layers share a cache, another one may have been here before."""
-    if value.shape is not None:
-        value.shape = ir.Shape([*list(value.shape)[:-1], width])
-
-
-def _pad(graph: ir.Graph, node: ir.Node, value: ir.Value | None, heads: int, width: int) -> ir.Value:
-    """[batch, seq, heads x old] -> [batch, seq, heads x width], zeros at the end of each head."""
-    assert value is not None
-    assert value.shape is not None
-    merged_width = value.shape[-1]
-    assert isinstance(merged_width, int)
-    old = merged_width // heads
-    batch, seq = value.shape[0], value.shape[1]
-    amount = small_initializer(graph, f"pad_heads_{width - old}", np.asarray([0] * 7 + [width - old], np.int64))
-    split = reshape(graph, value, [0, 0, heads, old], [batch, seq, heads, old])
-    padded = ir.node("Pad", [split.outputs[0], amount])
-    copy_dtype(value, padded.outputs[0])
-    padded.outputs[0].shape = ir.Shape([batch, seq, heads, width])
-    merged = reshape(graph, padded.outputs[0], [0, 0, heads * width], [batch, seq, heads * width])
-    insert_before(node, [split, padded, merged])
-    return merged.outputs[0]
-
-
-def _cut(graph: ir.Graph, node: ir.Node, heads: int, width: int, kept: int) -> None:
-    """Drop the padding from the end of each head of the output."""
-    output = node.outputs[0]
-    assert output.shape is not None
-    batch, seq = output.shape[0], output.shape[1]
-    users = list(output.uses())
-    output.shape = ir.Shape([batch, seq, heads * width])
-    split = reshape(graph, output, [0, 0, heads, width], [batch, seq, heads, width])
-    bounds = [small_initializer(graph, f"cut_{x}", np.asarray([x], np.int64)) for x in (0, kept, 3)]
-    cut = ir.node("Slice", [split.outputs[0], *bounds])
-    copy_dtype(output, cut.outputs[0])
-    cut.outputs[0].shape = ir.Shape([batch, seq, heads, kept])
-    merged = reshape(graph, cut.outputs[0], [0, 0, heads * kept], [batch, seq, heads * kept])
-    graph.insert_after(node, [split, cut, merged])
-    for user, index in users:
-        user.replace_input_with(index, merged.outputs[0])

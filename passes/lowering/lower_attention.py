@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import ATTENTION_MASK, PAST, PRESENT, SEQLENS, TOTAL_LENGTH, ContractPart
 from llmc.compiler.graph.operators import cached_attention
-from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION
+from llmc.compiler.graph.operators.microsoft import GROUP_QUERY_ATTENTION, refused_head
 from llmc.passes.attention.attention_bias import alibi_bias, chunk_bias
 from llmc.passes.graph.chunk_lengths import chunk_lengths, find_value, total_lengths
 from llmc.passes.graph.graph_query import copy_dtype, dims, graph_input, replace_node, reshape, small_initializer
@@ -91,6 +91,8 @@ class LowerAttention(FusionPass):
         key, value = (dims(cached_attention.get_input(node, name)) for name in ("past_key", "past_value"))
         if key is not None and value is not None and key[3] != value[3]:
             raise NearMiss(f"its keys are {key[3]} wide and its values {value[3]}")
+        if key is not None and (reason := refused_head(key[3], rotary=variant.rotary)) is not None:
+            raise NearMiss(reason)
         if variant.qk_norm and not self.qk_norm:
             if variant.packed:
                 raise NearMiss("its query is packed, so its heads cannot be normalized one by one")

@@ -22,6 +22,9 @@ GROUP_QUERY_ATTENTION = Signature(
     ),
     ("output", "present_key", "present_value"),
 )
+HEAD_MULTIPLE, ROTATED_HEAD_MULTIPLE = 8, 16
+"""Heads of GroupQueryAttention are multiples of the one, and of the other where it rotates them itself, on every
+provider (``group_query_attention_helper.h``). Wider ones than 256 run, on CUDA by a slower kernel."""
 MULTI_HEAD_ATTENTION = Signature(
     DOMAIN,
     "MultiHeadAttention",
@@ -76,3 +79,17 @@ def is_gated_silu(node: ir.Node) -> bool:
     """Whether a gated norm's epsilon is so large that nothing is normalized: it is ``X * silu(gate)``."""
     epsilon = node.attributes.get_float("epsilon", 0.0)
     return GATED_NORM.is_call(node) and epsilon is not None and epsilon >= GATED_SILU_EPSILON
+
+
+def head_multiple(*, rotary: bool) -> int:
+    """What the width of a head of GroupQueryAttention is a multiple of."""
+    return ROTATED_HEAD_MULTIPLE if rotary else HEAD_MULTIPLE
+
+
+def refused_head(head: int | str | None, *, rotary: bool) -> str | None:
+    """Why GroupQueryAttention does not take heads of this width, or of one that is not known; None where it does."""
+    multiple = head_multiple(rotary=rotary)
+    if isinstance(head, int) and head > 0 and head % multiple == 0:
+        return None
+    where = " where it rotates them" if rotary else ""
+    return f"GroupQueryAttention takes heads whose width is a multiple of {multiple}{where}, not {head}"

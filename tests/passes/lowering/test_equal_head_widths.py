@@ -10,6 +10,7 @@ from llmc.compiler.graph.operators import cached_attention
 from llmc.passes.graph.graph_query import dims
 from llmc.passes.lowering.equal_head_widths import EqualHeadWidths
 from llmc.passes.lowering.lower_attention import LowerAttention
+from llmc.passes.lowering.pad_heads import PadHeads
 
 from ..graphs import Array, apply, close, draw, draw_all, left_alone, node_of, operators, parse, run
 
@@ -135,6 +136,7 @@ def test_the_kernel_then_takes_it() -> None:
     model = make(24, 16, ROTATED)
     assert left_alone(LowerAttention(query_seqlens=True), model) == ["its keys are 24 wide and its values 16"]
     EqualHeadWidths()(model)
+    PadHeads()(model)
     assert LowerAttention(query_seqlens=True)(model).modified
     assert "com.microsoft::GroupQueryAttention" in operators(model)
 

@@ -19,6 +19,7 @@ from llmc.compiler.artifact.reports import Check, GraphChecks, VerifyReport
 from llmc.compiler.base.errors import EngineError, VerificationError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.driver.first_run import run_once
 from llmc.compiler.driver.verification import Measured, checks, limits, measure, tolerances
 from llmc.compiler.quantization.remedy import remedy
 from llmc.runtimes.device.cuda import cuda_devices
@@ -41,7 +42,10 @@ def measure_and_record(
 ) -> tuple[Manifest, VerifyReport | None]:
     """Compare with golden data where there is some; what was measured and what is tolerated go into the manifest.
 
+    An engine without golden data runs once, and is compared with nothing.
+
     Raises:
+        EngineError: a graph does not run.
         VerificationError: a graph does not say what the model says, or more was lost than ``max_kl``, or there is
             such a limit and nothing to compare with.
     """
@@ -49,6 +53,8 @@ def measure_and_record(
     # A graph that only its own runtime runs is measured when it is built.
     if golden is None or (manifest.kind == "target" and not get_target(manifest.target).runs_on_ort_cpu):
         _require_no_limit(max_kl, "there are no golden data" if golden is None else "it is measured when it is built")
+        if manifest.kind == "engine":
+            _run_once(staging, manifest, progress)
         return manifest, None
     try:
         found = measure_graphs(staging, manifest, golden, progress=progress)
@@ -127,6 +133,15 @@ def report(
     effort = manifest.effort if readable else None
     cure = remedy(manifest.target, manifest.precision, manifest.plan, effort) if lost else ""
     return VerifyReport(tuple(graphs), loss, cure, most)
+
+
+def _run_once(staging: Path, manifest: Manifest, progress: Progress) -> None:
+    try:
+        run_once(staging, manifest, progress)
+    except EngineError as error:
+        if not _may_be_unmeasured(manifest):
+            raise
+        log.warning("the engine was not run: there is no GPU here, and the CPU does not run it (%s)", error)
 
 
 def _require_no_limit(max_kl: float | None, why: str) -> None:

@@ -23,6 +23,7 @@ from typing import NoReturn
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from llmc.compiler.artifact.staging import LOCK_NAME, Staging, remove_stale
 from llmc.compiler.base.errors import ArtifactError
+from llmc.compiler.base.lfs_pointer import require_content
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries in other languages tell it in words only.
@@ -158,6 +159,7 @@ def _require_file(path: Path, record: FileRecord) -> None:
         )
     size = path.stat().st_size
     if size != record.bytes:
+        require_content([path], ArtifactError)
         raise ArtifactError(
             f"{path} has {size} bytes, and {MANIFEST_NAME} records {record.bytes}; copy or make the artifact again"
         )

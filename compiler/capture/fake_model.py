@@ -11,7 +11,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.base.errors import CaptureError, UnsupportedModelError
+from llmc.compiler.base.errors import CaptureError, LlmcError, UnsupportedModelError
+from llmc.compiler.base.foreign_errors import quoted
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ def make_fake_model(config: PreTrainedConfig, dtype: torch.dtype, attn_implement
     try:
         with torch.device("meta"):
             model = make_causal_model(config, dtype=dtype, attn_implementation=attn_implementation)
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+    except LlmcError:
+        raise
+    except Exception as error:  # a configuration that nobody tried fails in any line of the model
         if error.args == (attn_implementation,):
             raise UnsupportedModelError(
                 f"{config.model_type} models have a fixed list of attention classes and do not go through "
                 "transformers' attention interface, where llmc captures attention"
             ) from error
-        reason = f"transformers cannot make a {config.model_type} model from this configuration: {error}"
+        reason = f"transformers cannot make a {config.model_type} model from this configuration: {quoted(error)}"
         raise CaptureError(reason) from error
     model.eval()
     model.requires_grad_(False)

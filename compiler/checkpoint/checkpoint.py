@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmc.compiler.base.errors import CheckpointError, UsageError
+from llmc.compiler.base.lfs_pointer import require_content
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
+from llmc.compiler.checkpoint.chat_templates import template_files
 from llmc.compiler.checkpoint.content_hashes import content_hashes
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
+from llmc.compiler.checkpoint.hf_tokenizer import VOCABULARY_NAMES
 from llmc.compiler.checkpoint.hub import HubName, fetch_snapshot
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.side_files import check_other_weights, require_model
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
 
 log = logging.getLogger(__name__)
+#: Of files that a model is read from; others beside them may be anything.
+_READ_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".model", ".tiktoken", ".txt", ".jinja"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Checkpoint:
         """Every file that the compiled model depends on: weights, index, configuration, tokenizer."""
         if self.format == "gguf":
             return self.weights.files
-        others = (self.path / name for name in (INDEX_NAME, *ASSET_NAMES, "tokenizer.model"))
+        names = (INDEX_NAME, *ASSET_NAMES, *VOCABULARY_NAMES, "merges.txt")
+        others = dict.fromkeys((*(self.path / name for name in names), *template_files(self.path)))
         return (*self.weights.files, *(path for path in others if path.is_file()))
 
     def content_hashes(self) -> AbstractContextManager[Future[dict[str, str]]]:
@@ -159,6 +165,8 @@ def _open_local(
 
 
 def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoint:
+    read = (item for item in sorted(path.iterdir()) if item.suffix in _READ_SUFFIXES)
+    require_content(read, CheckpointError)
     gguf_files = sorted(path.glob("*.gguf"))
     if len(gguf_files) == 1 and not (path / "config.json").is_file():
         return _open_file(gguf_files[0], gguf_files[0].stem)
@@ -178,6 +186,7 @@ def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoin
 
 
 def _open_file(path: Path, name: str, licence: str | None = None) -> Checkpoint:
+    require_content([path], CheckpointError)
     if path.suffix != ".gguf":
         raise CheckpointError(
             f"{path} is no .gguf file; name the directory of a Hugging Face checkpoint, or a .gguf file."

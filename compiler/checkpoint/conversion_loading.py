@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.compiler.base.errors import CheckpointError, first_line
+from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.conversion_views import View
+from llmc.compiler.checkpoint.readable_index import readable_index
 from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def empty_model(config: PreTrainedConfig, auto_class: Any = None) -> PreTrainedM
 
     # transformers writes the attention's name into the configuration, which the caller may use for another model.
     config = copy.deepcopy(config)
-    with torch.device("meta"):
+    what = f"transformers cannot make a {config.model_type} model of this config.json"
+    with told_as(CheckpointError, what, "correct it, or fetch it again"), torch.device("meta"):
         make = auto_class.from_config if auto_class is not None else make_causal_model
         model: PreTrainedModel = make(config, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
@@ -81,7 +84,8 @@ def act_out_loading(model: PreTrainedModel, weights: WeightSource) -> Loaded:
     groups = tied_groups(model)
     recording = Recording()
     stand_ins = {name: recording.stand_in(weights, info) for name, info in weights.tensors().items()}
-    with quiet_transformers():
+    what = f"transformers cannot take the checkpoint's tensors into its {model.config.model_type} model"
+    with told_as(CheckpointError, what, "check that config.json and the weights belong together"), quiet_transformers():
         report = _load(model, stand_ins)
     if recording.refused:
         operations = ", ".join(dict.fromkeys(recording.refused))
@@ -154,22 +158,17 @@ def load_with_surplus(directory: Path, config: PreTrainedConfig) -> tuple[PreTra
     import torch
 
     empty = empty_model(config)
-    try:
-        with quiet_transformers():
-            model, report = type(empty).from_pretrained(
-                directory,
-                config=empty.config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"transformers cannot load {directory}: {first_line(error)}; check that config.json and the "
-            "weights belong together."
-        ) from error
+    what, advice = f"transformers cannot load {directory}", "check that config.json and the weights belong together"
+    with readable_index(directory) as readable, told_as(CheckpointError, what, advice), quiet_transformers():
+        model, report = type(empty).from_pretrained(
+            readable,
+            config=empty.config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     # What transformers does not find it makes up, from random numbers.
     missing = sorted(set(report["missing_keys"]) - {name for name, _ in model.named_buffers()})
     if missing:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import causal_class
 from llmc.compiler.checkpoint.side_files import check_quantization_files
 
@@ -35,7 +35,6 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             weights that are quantized already.
     """
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
 
     raw = _read_json(directory / "config.json")
     model_type = raw.get("model_type")
@@ -55,16 +54,13 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     _refuse_quantized(raw, directory)
     check_quantization_files(directory, raw)
     use_remote = bool(remote) and trust_remote_code
-    try:
+    what = f"{directory / 'config.json'} is refused by transformers {transformers.__version__}"
+    with told_as(CheckpointError, what, "fetch it again"):
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=use_remote)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is refused by transformers {transformers.__version__} "
-            f"({_sentence(error)}); fetch it again."
-        ) from error
-    if use_remote and "AutoModelForCausalLM" in remote:
-        return config
-    return _causal_config(config, directory)
+        if not (use_remote and "AutoModelForCausalLM" in remote):
+            config = _causal_config(config, directory)
+    _require_padding_in_vocabulary(config, directory)
+    return config
 
 
 def read_hf_generation_config(directory: Path, config: PreTrainedConfig) -> GenerationConfig:
@@ -75,15 +71,15 @@ def read_hf_generation_config(directory: Path, config: PreTrainedConfig) -> Gene
     """
     from transformers import GenerationConfig
 
-    if not (directory / "generation_config.json").is_file():
-        return GenerationConfig.from_model_config(config)
-    try:
-        return GenerationConfig.from_pretrained(directory)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory / 'generation_config.json'} is refused by transformers ({_sentence(error)}); correct or "
-            "remove it."
-        ) from error
+    path = directory / "generation_config.json"
+    if path.is_file():
+        with told_as(CheckpointError, f"{path} is refused by transformers", "correct or remove it"):
+            settings = GenerationConfig.from_pretrained(directory)
+    else:
+        with told_as(CheckpointError, f"transformers cannot read {directory / 'config.json'}", "correct it"):
+            settings = GenerationConfig.from_model_config(config)
+    _warn_of_silent_ends(settings, config, path if path.is_file() else directory / "config.json")
+    return settings
 
 
 def read_hf_licence(directory: Path) -> str | None:
@@ -122,6 +118,30 @@ def _causal_config(config: PreTrainedConfig, directory: Path) -> PreTrainedConfi
     return text
 
 
+def _require_padding_in_vocabulary(config: PreTrainedConfig, directory: Path) -> None:
+    """A padding token is a row of the embedding; transformers cannot make a table without it."""
+    pad, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(vocabulary, int) and not -vocabulary <= pad < vocabulary:
+        raise CheckpointError(
+            f"pad_token_id is {pad} in {directory / 'config.json'}, beyond the vocabulary of {vocabulary} tokens; "
+            "set it to null, or to a token that there is."
+        )
+
+
+def _warn_of_silent_ends(settings: GenerationConfig, config: PreTrainedConfig, path: Path) -> None:
+    """A text ends at tokens that the model can say; a fine-tune may name one that its vocabulary never got."""
+    stated, vocabulary = settings.eos_token_id, getattr(config, "vocab_size", None)
+    ends = stated if isinstance(stated, list) else [stated]
+    beyond = [end for end in ends if isinstance(end, int) and isinstance(vocabulary, int) and not 0 <= end < vocabulary]
+    if beyond:
+        log.warning(
+            "eos_token_id is %s in %s, beyond the vocabulary of %s tokens: the model can never end a text by it",
+            ", ".join(map(str, beyond)),
+            path,
+            vocabulary,
+        )
+
+
 def _refuse_quantized(raw: dict[str, Any], directory: Path) -> None:
     quantization = raw.get("quantization_config")
     if quantization:
@@ -144,8 +164,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
     return content
-
-
-def _sentence(error: Exception) -> str:
-    """The error's message on one line, cut where it becomes an essay."""
-    return textwrap.shorten(str(error) or type(error).__name__, 240, placeholder=" …").rstrip(".")

@@ -3,8 +3,8 @@
 In: a Hugging Face directory, or a GGUF header with its config. Out: in a directory of the caller's,
 
     tokenizer.json          the ``tokenizers`` format: tokenizing needs neither torch nor transformers
-    tokenizer_config.json   special tokens, add_bos_token, add_eos_token
-    chat_template.jinja     only if the model has one
+    tokenizer_config.json   special tokens, add_bos_token, add_eos_token; chat templates where there are several
+    chat_template.jinja     the default one, only if the model has one
     generation_config.json  ``eos_token_id`` lists every token that ends a turn
     config.json
 """
@@ -18,20 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import ArtifactError, CheckpointError, first_line
+from llmc.compiler.checkpoint.chat_templates import read_chat_templates
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
 from llmc.compiler.checkpoint.gguf_tokenizer import build_gguf_tokenizer, read_token_facts
+from llmc.compiler.checkpoint.hf_tokenizer import TOKENIZER_NAME, VOCABULARY_NAMES, read_hf_tokenizer
+from llmc.compiler.checkpoint.json_file import read_json_object
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import GenerationConfig, PreTrainedConfig
 
 log = logging.getLogger(__name__)
 
-#: Files of a Hugging Face directory that are copied as they are.
+CONFIG_NAME = "tokenizer_config.json"
+#: Files of a Hugging Face directory that are copied as they are, where nothing is to be completed.
 ASSET_NAMES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
 )
-_SLOW_TOKENIZER_NAMES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def write_hf_assets(source: Path, directory: Path, generation_config: GenerationConfig | None = None) -> None:
@@ -43,18 +47,18 @@ def write_hf_assets(source: Path, directory: Path, generation_config: Generation
         generation_config: Written where ``source`` has no ``generation_config.json``.
 
     Raises:
-        CheckpointError: no tokenizer, or a slow one that cannot be converted.
+        CheckpointError: a damaged tokenizer, or one that cannot be converted.
+        MissingDependencyError: a package that reads the vocabulary's file is not installed.
         ArtifactError: ``directory`` cannot be written.
     """
     _make(directory)
-    if not (source / "tokenizer.json").is_file():
-        _convert_slow_tokenizer(source, directory)
     for name in ASSET_NAMES:
         if (source / name).is_file():
             _copy(source / name, directory / name)
+    _write_tokenizer(source, directory)
     if generation_config is not None and not (directory / "generation_config.json").is_file():
         _write_generation_config(directory, generation_config)
-    _write_template_file(directory)
+    _write_templates(source, directory)
 
 
 def write_gguf_assets(
@@ -108,49 +112,59 @@ def _write_generation_config(directory: Path, config: GenerationConfig) -> None:
     _write_json(directory / "generation_config.json", settings)
 
 
-def _convert_slow_tokenizer(source: Path, directory: Path) -> None:
-    if not any((source / name).is_file() for name in _SLOW_TOKENIZER_NAMES):
-        names = ", ".join(("tokenizer.json", *_SLOW_TOKENIZER_NAMES))
+def _write_tokenizer(source: Path, directory: Path) -> None:
+    """``tokenizer.json`` with all that stands beside it, and the roles of its special tokens."""
+    read = read_hf_tokenizer(source)
+    if read is None:
+        names = ", ".join((TOKENIZER_NAME, *VOCABULARY_NAMES))
         log.warning("%s has no tokenizer (%s): the artifact will take token ids only", source, names)
         return
-    from transformers import AutoTokenizer
+    target = directory / TOKENIZER_NAME
+    if read.converted is not None:
+        _write_text(target, read.tokenizer.to_str(pretty=False))
+    elif not _same_tokenizer(source / TOKENIZER_NAME, read.tokenizer):
+        log.info("%s is completed by the files beside it, as transformers reads them", source / TOKENIZER_NAME)
+        _write_text(target, read.tokenizer.to_str(pretty=False))
+    settings = _read_settings(directory / CONFIG_NAME)
+    stated = {name: token.get("content") if isinstance(token, dict) else token for name, token in settings.items()}
+    if not read.roles.items() <= stated.items():
+        _write_json(directory / CONFIG_NAME, settings | dict(read.roles))
 
-    log.info("converting the tokenizer of %s to tokenizer.json", source)
+
+def _same_tokenizer(path: Path, tokenizer: Tokenizer) -> bool:
+    """Whether the file alone makes this tokenizer."""
+    from tokenizers import Tokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        tokenizer.save_pretrained(directory)
-    except (OSError, ValueError, ImportError) as error:
+        alone = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing narrower
         raise CheckpointError(
-            f"{source} has a tokenizer without tokenizer.json, and converting it failed "
-            f"({first_line(error)}); add the model's tokenizer.json."
+            f"{path} is not a tokenizer that this version can read ({first_line(error)}); fetch it again."
         ) from error
-    if not (directory / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{source} has a tokenizer ({type(tokenizer).__name__}) that has no fast form; add a tokenizer.json."
-        )
+    return _meaning(alone) == _meaning(tokenizer)
 
 
-def _write_template_file(directory: Path) -> None:
-    """Older checkpoints keep the chat template inside a JSON file; give it the file that readers look for."""
-    target = directory / "chat_template.jinja"
-    if target.is_file():
-        return
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{name} of the checkpoint is not a JSON object ({error}); fetch it again."
-            ) from error
-        if isinstance(template, list):
-            # Named templates; the one named default is what a plain chat uses.
-            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-        if isinstance(template, str):
-            _write_text(target, template)
-            return
+def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer does to a text that is neither cut nor filled up."""
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    if not (content["post_processor"] or {}).get("special_tokens", True):
+        content["post_processor"] = None  # a template that adds nothing
+    return {name: value for name, value in content.items() if name not in ("truncation", "padding")}
+
+
+def _write_templates(source: Path, directory: Path) -> None:
+    """The chat template where readers look for it; all of several, by name, in the tokenizer's settings."""
+    templates = read_chat_templates(source)
+    if "default" in templates:
+        _write_text(directory / "chat_template.jinja", templates["default"])
+    if set(templates) - {"default"}:
+        named = [{"name": name, "template": template} for name, template in sorted(templates.items())]
+        _write_json(directory / CONFIG_NAME, {**_read_settings(directory / CONFIG_NAME), "chat_template": named})
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = read_json_object(path) if path.is_file() else {}
+    return settings
 
 
 def _make(directory: Path) -> None:

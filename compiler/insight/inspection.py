@@ -20,6 +20,7 @@ from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.lfs_pointer import require_content
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
 from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, linear_weights, weight_formats
@@ -186,6 +187,7 @@ def _locate(path: Path) -> tuple[Path, Manifest | None]:
 
 
 def _load(path: Path) -> ir.Model:
+    require_content([path], ArtifactError)
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx_ir and the file system have no common base

@@ -24,6 +24,7 @@ import numpy as np
 
 from llmc.compiler.base.contract import LogitsKind
 from llmc.compiler.base.errors import EngineError
+from llmc.compiler.base.foreign_errors import told_as
 from llmc.runtimes.session.capabilities import RowEditor
 from llmc.runtimes.session.engine import (
     EngineInfo,
@@ -198,7 +199,9 @@ class TransformersSession(Session, RowEditor):
             group.cache = DynamicCache(config=self._model.config)
         options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
         options[self._cache_argument] = group.cache
-        with torch.inference_mode():
+        what = f"transformers' own {self._model.config.model_type} model, the reference, does not run"
+        advice = "try another version of transformers, or --verify off"
+        with told_as(EngineError, what, advice), torch.inference_mode():
             ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
             output = self._model(input_ids=ids, use_cache=True, **options)
             values: FloatArray = output.logits.float().numpy()

@@ -107,6 +107,29 @@ def test_template_inside_the_tokenizer_config_gets_its_file(tiny_hf: Path, tmp_p
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "plain {{ x }}"
 
 
+TOOLS = [{"name": "tool_use", "template": "tool {{ x }}"}, {"name": "default", "template": "plain {{ x }}"}]
+
+
+def test_named_templates_of_the_settings_stay_beside_the_default_one(tiny_hf: Path, tmp_path: Path) -> None:
+    source = copy_without(tiny_hf, tmp_path / "in", "chat_template*")
+    kept = json.loads((source / "tokenizer_config.json").read_text()) | {"chat_template": TOOLS}
+    (source / "tokenizer_config.json").write_text(json.dumps(kept))
+    write_hf_assets(source, tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == TOOLS[::-1]
+
+
+def test_templates_in_a_folder_are_kept_by_name(tiny_hf: Path, tmp_path: Path) -> None:
+    source = copy_without(tiny_hf, tmp_path / "in", "chat_template*")
+    (source / "chat_templates").mkdir()
+    (source / "chat_templates" / "tool_use.jinja").write_text("tool {{ x }}")
+    (source / "chat_template.jinja").write_text("plain {{ x }}")
+    write_hf_assets(source, tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == TOOLS[::-1]
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "plain {{ x }}"
+
+
 def with_templates(source: Path, settings: str | None, older: str | None, own: str | None = None) -> Path:
     """The directory with a template in each place that is not None."""
     kept = json.loads((source / "tokenizer_config.json").read_text())
@@ -150,10 +173,17 @@ def test_a_broken_template_file_is_named(tiny_hf: Path, tmp_path: Path, content:
         write_hf_assets(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "chat_template.json"])
-def test_older_files_of_a_tokenizer_are_copied(tiny_hf: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("special_tokens_map.json", '{"mask_token": "\u2581"}'),
+        ("added_tokens.json", '{"\u2581x": 3}'),
+        ("chat_template.json", '{"x": "\u2581"}'),
+    ],
+)
+def test_older_files_of_a_tokenizer_are_copied(tiny_hf: Path, tmp_path: Path, name: str, content: str) -> None:
     source = copy_without(tiny_hf, tmp_path / "in")
-    (source / name).write_text('{"x": "\u2581"}')
+    (source / name).write_text(content, encoding="utf-8")
     write_hf_assets(source, tmp_path / "out")
     assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
 
@@ -164,48 +194,6 @@ def test_generation_settings_of_the_checkpoint_stay(tiny_hf: Path, tmp_path: Pat
     write_hf_assets(tiny_hf, tmp_path / "out", GenerationConfig(eos_token_id=[2, 5]))
     name = "generation_config.json"
     assert (tmp_path / "out" / name).read_bytes() == (tiny_hf / name).read_bytes()
-
-
-def test_a_tokenizer_that_has_no_fast_form_is_refused(
-    tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import AutoTokenizer
-
-    class SlowTokenizer:
-        def save_pretrained(self, directory: Path) -> None:
-            (directory / "vocab.txt").write_text("a")
-
-    source = copy_without(tiny_hf, tmp_path / "in", "tokenizer.json")
-    (source / "tokenizer.model").write_bytes(b"x")
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: SlowTokenizer())
-    with pytest.raises(CheckpointError, match=r"has a tokenizer \(SlowTokenizer\) that has no fast form"):
-        write_hf_assets(source, tmp_path / "out")
-
-    def fail(_: Path) -> None:
-        raise ValueError("no such vocabulary\nand more")
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
-    with pytest.raises(CheckpointError, match=r"converting it failed \(no such vocabulary\); add"):
-        write_hf_assets(source, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "name", ["tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"]
-)
-def test_each_slow_tokenizer_is_seen(
-    tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    from transformers import AutoTokenizer
-
-    class FastTokenizer:
-        def save_pretrained(self, directory: Path) -> None:
-            (directory / "tokenizer.json").write_text("made of it")
-
-    source = copy_without(tiny_hf, tmp_path / "in", "tokenizer.json")
-    (source / name).write_bytes(b"x")
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: FastTokenizer())
-    write_hf_assets(source, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "made of it"
 
 
 def test_what_a_gguf_file_says_of_its_tokens_is_written(tiny_llama_gguf: Path, tmp_path: Path) -> None:

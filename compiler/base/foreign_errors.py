@@ -1,7 +1,7 @@
 """What goes wrong in a library's code, in one sentence of ours.
 
-In: a block of calls into transformers, torch or a package that raises whatever it likes. Out: an error of our tree that
-names the model, quotes the first line of the library's own words and says what to do.
+In: a block of calls into transformers, torch or a package that raises whatever it likes. Out: an error of our tree
+that names the model, quotes the library's own words and says what to do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def told_as(kind: type[LlmcError], what: str, advice: str) -> Iterator[None]:
 
 
 def quoted(error: BaseException) -> str:
-    """The error's words on one line, cut where they become an essay; with its type where that alone says what it is."""
+    """The error's words on one line, cut where they become an essay; its type, too, where they say little alone."""
     words = textwrap.shorten(str(error), _LONGEST, placeholder=" …").rstrip(".: ")
     name = type(error).__name__
     # The words of these are a key, a condition or nothing.

@@ -85,7 +85,10 @@ def act_out_loading(model: PreTrainedModel, weights: WeightSource) -> Loaded:
     recording = Recording()
     stand_ins = {name: recording.stand_in(weights, info) for name, info in weights.tensors().items()}
     what = f"transformers cannot take the checkpoint's tensors into its {model.config.model_type} model"
-    with told_as(CheckpointError, what, "check that config.json and the weights belong together"), quiet_transformers():
+    with (
+        told_as(CheckpointError, what, "check that config.json and the weights belong together"),
+        quiet_transformers(),
+    ):
         report = _load(model, stand_ins)
     if recording.refused:
         operations = ", ".join(dict.fromkeys(recording.refused))

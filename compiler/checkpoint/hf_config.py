@@ -132,7 +132,9 @@ def _warn_of_silent_ends(settings: GenerationConfig, config: PreTrainedConfig, p
     """A text ends at tokens that the model can say; a fine-tune may name one that its vocabulary never got."""
     stated, vocabulary = settings.eos_token_id, getattr(config, "vocab_size", None)
     ends = stated if isinstance(stated, list) else [stated]
-    beyond = [end for end in ends if isinstance(end, int) and isinstance(vocabulary, int) and not 0 <= end < vocabulary]
+    beyond = [
+        end for end in ends if isinstance(end, int) and isinstance(vocabulary, int) and not 0 <= end < vocabulary
+    ]
     if beyond:
         log.warning(
             "eos_token_id is %s in %s, beyond the vocabulary of %s tokens: the model can never end a text by it",

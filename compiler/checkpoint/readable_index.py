@@ -1,7 +1,7 @@
 """A directory's shards for transformers, which reads an index only with the entry ``metadata``.
 
-In: a Hugging Face directory. Out: the same directory; or, where its index is complete but for that entry, one of links to
-its files with such an index, for the time of a context. The format asks for the table ``weight_map`` alone.
+In: a Hugging Face directory. Out: the same directory; or, where its index is complete but for that entry, one of
+links to its files with such an index, for the time of a context. The format asks for the table ``weight_map`` alone.
 """
 
 from __future__ import annotations

@@ -184,12 +184,14 @@ def _eos_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name: the configuration's one or list of named ones; ``chat_template.jinja`` is the default."""
+    """Chat templates by name: those of the configuration; ``chat_template.jinja`` is the default one."""
     path, value = directory / "chat_template.jinja", config.get("chat_template")
     entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
     try:
         templates = {str(entry["name"]): str(entry["template"]) for entry in entries}
         default = path.read_text(encoding="utf-8") if path.is_file() else None
     except (TypeError, KeyError, OSError, ValueError) as error:
-        raise ArtifactError(f"the chat templates of {directory} cannot be read ({error}); copy the model's") from error
+        raise ArtifactError(
+            f"the chat templates of {directory} cannot be read ({error}); copy the model's"
+        ) from error
     return templates if default is None else {**templates, "default": default}

@@ -127,6 +127,8 @@ def test_the_configuration_is_not_changed() -> None:
 def test_a_configuration_of_which_no_model_can_be_made_says_why() -> None:
     with pytest.raises(CaptureError, match=r"cannot make a llama model from this configuration: .*nonesuch"):
         fake(small_llama(hidden_act="nonesuch"))
+    with pytest.raises(CaptureError, match=r"from this configuration: AssertionError: Padding_idx"):
+        fake(small_llama(pad_token_id=1 << 20))
 
 
 def test_a_fixed_list_of_attention_classes_is_refused() -> None:

@@ -237,3 +237,31 @@ def test_importing_loads_neither_torch_nor_transformers() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 134\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer.model"])
+def test_pointers_of_git_lfs_are_named_before_anything_is_read(tiny_hf: Path, tmp_path: Path, name: str) -> None:
+    source = Path(shutil.copytree(tiny_hf, tmp_path / "in"))
+    (source / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"in/{name}: a git-lfs pointer"):
+        open_checkpoint(str(source))
+
+
+def test_a_gguf_file_that_is_a_pointer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_text(POINTER)
+    for model in (tmp_path, tmp_path / "a.gguf"):
+        with pytest.raises(CheckpointError, match=r"a\.gguf: a git-lfs pointer"):
+            open_checkpoint(str(model))
+
+
+def test_every_file_of_a_tokenizer_is_among_the_files(tiny_hf: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_hf, tmp_path / "in"))
+    (source / "chat_templates").mkdir()
+    for name in ("tiktoken.model", "merges.txt", "chat_templates/tool_use.jinja", "chat_template.jinja"):
+        (source / name).write_text("x")
+    files = open_checkpoint(str(source)).files()
+    assert len(files) == len(set(files))
+    assert {"tiktoken.model", "merges.txt", "tool_use.jinja", "chat_template.jinja"} <= {path.name for path in files}

@@ -171,3 +171,30 @@ def test_licence_of_the_card(tmp_path: Path, card: str | None, licence: str | No
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert read_hf_licence(tmp_path) == licence
+
+
+@pytest.mark.parametrize(("pad", "accepted"), [(31999, True), (-1, True), (32000, False), (-32001, False)])
+def test_a_padding_token_beyond_the_vocabulary_is_named(tmp_path: Path, pad: int, accepted: bool) -> None:
+    directory = directory_with(tmp_path, **(LLAMA | {"vocab_size": 32000}), pad_token_id=pad)
+    if accepted:
+        assert read_hf_config(directory).pad_token_id == pad
+        return
+    with pytest.raises(
+        CheckpointError, match=rf"pad_token_id is {pad} in .*config\.json, beyond the vocabulary of 320"
+    ):
+        read_hf_config(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_end_tokens_that_the_model_cannot_say_are_told(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_config = {"eos_token_id": [2, 32000]} if name == "config.json" else {}
+    directory = directory_with(tmp_path, **(LLAMA | {"vocab_size": 32000}), **in_config)
+    if name == "generation_config.json":
+        (directory / name).write_text('{"eos_token_id": [2, 32000]}')
+    read_hf_generation_config(directory, read_hf_config(directory))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"eos_token_id is 32000 in {directory / name}, beyond the vocabulary of 320"
+    )

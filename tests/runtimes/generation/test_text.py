@@ -178,3 +178,23 @@ def test_damaged_directories(
         path.write_text(content)
     with pytest.raises(ArtifactError, match=message):
         TextTokenizer.from_directory(path.parent)
+
+
+def test_named_templates_stay_beside_the_default_one(byte_level: Any, tokenizer_directory: Directory) -> None:
+    directory = tokenizer_directory(byte_level, **NAMES)
+    path = directory / "tokenizer_config.json"
+    named = [{"name": "default", "template": "old"}, {"name": "tool_use", "template": "tools {{ tools[0].name }}"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    (directory / "chat_template.jinja").write_text("plain")
+    tokenizer = TextTokenizer.from_directory(directory)
+    turn = [{"role": "user", "content": "?"}]
+    assert tokenizer.render_chat(turn) == "plain"
+    assert tokenizer.render_chat(turn, tools=[{"name": "f"}]) == "tools f"
+
+
+@pytest.mark.parametrize("value", [[{"name": "x"}], 3, ["x"]])
+def test_damaged_templates(byte_level: Any, tokenizer_directory: Directory, value: object) -> None:
+    directory = tokenizer_directory(byte_level, **NAMES)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(ArtifactError, match=r"chat templates of .* cannot be read"):
+        TextTokenizer.from_directory(directory)

@@ -187,7 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str | None) -> None:
         if (repository := self._repository(name)) and (commit := self._commit(repository, revision or "main")):
             siblings = [{"rfilename": path} for path in repository.commits[commit]]
-            self._send_json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []})
+            self._send_json(
+                {
+                    "id": name,
+                    "modelId": name,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": repository.private,
+                }
+            )
 
     def tree(self, name: str, revision: str) -> None:
         if (repository := self._repository(name)) and (commit := self._commit(repository, revision)):

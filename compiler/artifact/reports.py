@@ -196,3 +196,28 @@ class CompileReport(OptimizeReport):
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**super().to_json(), "skipped_verification": self.skipped}
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What ``push`` sent to the hub.
+
+    Attributes:
+        repository: ``owner/name``.
+        revision: Branch.
+        commit: Its new commit; None: a dry run.
+        address: Of the commit; None: a dry run.
+        files: Bytes of each file by its name, the card left out.
+        card: Text of the model card.
+    """
+
+    repository: str
+    revision: str
+    commit: str | None
+    address: str | None
+    files: Mapping[str, int]
+    card: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

@@ -13,7 +13,8 @@ Out: an exception that the command line prints as that one sentence and turns in
     ├── ArtifactError (7)
     ├── VerificationError (8)
     ├── EngineError (9)
-    └── MissingDependencyError (10)
+    ├── MissingDependencyError (10)
+    └── HubError (11)
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ class MissingDependencyError(LlmcError):
     """A package that this command needs is not installed."""
 
     exit_code = 10
+
+
+class HubError(LlmcError):
+    """The Hugging Face hub cannot be reached, or does not take what is sent to it."""
+
+    exit_code = 11
 
 
 def first_line(error: BaseException) -> str:

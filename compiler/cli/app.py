@@ -24,6 +24,7 @@ from llmc.compiler.cli.commands.generate_command import generate
 from llmc.compiler.cli.commands.inspect_command import inspect
 from llmc.compiler.cli.commands.lint_command import lint
 from llmc.compiler.cli.commands.optimize_command import optimize
+from llmc.compiler.cli.commands.push_command import push
 from llmc.compiler.cli.commands.verify_command import verify
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
 from llmc.compiler.cli.signature import flat
@@ -138,6 +139,14 @@ COMMANDS = (
             "llmc lint model.onnx --target openvino-2026",
             "llmc lint model.onnx --target tensorrt-rtx-1.7 --format sarif",
             "llmc lint out/portable/model.onnx --target ort-1.24 --format json",
+        ),
+    ),
+    Command(
+        "push",
+        push,
+        (
+            "llmc push out/engine me/my-model-int4 --dry-run",
+            "llmc push out/engine me/my-model-int4 --private --bench results.json",
         ),
     ),
     Command(

@@ -77,6 +77,14 @@ class Output:
             open_console(sys.stdout).print(renderable())
         sys.stdout.flush()
 
+    def show_text(self, text: str, value: Mapping[str, Any]) -> None:
+        """Print a result that is a file's text, line by line as it is, or ``value`` as JSON."""
+        if self.json:
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A line on stderr, unless the user wants silence."""
         if not self.quiet and not self.json:

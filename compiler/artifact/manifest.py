@@ -55,6 +55,30 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class MergedAdapter:
+    """An adapter whose updates are in the weights.
+
+    Attributes:
+        name: Hub id or name of its directory; never an absolute path.
+        scale: What its updates were multiplied with beside its own scaling.
+        base: The model that it says it was trained on; None: it does not say.
+        files: Each of its files that was read, by name.
+    """
+
+    name: str
+    scale: float
+    base: str | None
+    files: Mapping[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        """Refuse names that tell where it lay."""
+        if not self.name or _is_absolute(self.name):
+            raise ArtifactError(f"adapter name {self.name!r} must be a name, not an absolute path")
+        for name in self.files:
+            _require_relative(name)
+
+
+@dataclass(frozen=True)
 class Source:
     """The checkpoint that an artifact was made from.
 
@@ -66,6 +90,7 @@ class Source:
         revision: Branch, tag or commit of the Hugging Face hub that was asked for; None: its newest state, or what
             lies elsewhere.
         commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere, or where nobody knows.
+        adapters: What was merged into its weights, in order.
     """
 
     name: str
@@ -74,6 +99,7 @@ class Source:
     licence: str | None
     revision: str | None = None
     commit: str | None = None
+    adapters: tuple[MergedAdapter, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unknown format, and names that tell where the checkpoint lay."""

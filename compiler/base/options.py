@@ -61,6 +61,14 @@ class ExportOptions:
         "Branch, tag or commit of a model on the Hugging Face hub, as MODEL@REVISION too. Default: its newest state.",
         metavar="REVISION",
     )
+    adapters: tuple[str, ...] = option(
+        (),
+        "Merge an adapter of PEFT (LoRA, DoRA) into the weights: its directory or hub id, and how much of it; "
+        "repeatable, in order.",
+        "--adapter",
+        metavar="DIR[:SCALE]",
+    )
+    no_adapter: bool = option(False, "Leave an adapter out that lies in the model's own directory.")
     ignored: tuple[str, ...] = option(
         (),
         "Leave out tensors of the checkpoint of this name (* for any letters) for which the model has no place, and "
@@ -75,6 +83,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         """Refuse unknown values, and a comparison of a graph that has no weights."""
         require_accepted(self)
+        if self.adapters and self.no_adapter:
+            raise UsageError("--adapter and --no-adapter exclude each other; leave one of them out")
         if self.weights == "none" and self.verify != "off":
             raise UsageError("--weights none leaves nothing to compare with the model; give --verify off as well")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.lfs_pointer import require_content
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
+from llmc.compiler.checkpoint.adapter import Adapter
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
 from llmc.compiler.checkpoint.chat_templates import template_files
 from llmc.compiler.checkpoint.content_hashes import content_hashes
@@ -56,6 +57,7 @@ class Checkpoint:
         revision: Branch, tag or commit of the hub that was asked for; None: none was.
         commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere.
         ignored: Names of tensors, or patterns with ``*``, that the user says are of no use.
+        adapters: What is merged into it, in order.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Checkpoint:
     revision: str | None = None
     commit: str | None = None
     ignored: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the compiled model depends on: weights, index, configuration, tokenizer."""
@@ -78,11 +81,19 @@ class Checkpoint:
         return (*self.weights.files, *(path for path in others if path.is_file()))
 
     def content_hashes(self) -> AbstractContextManager[Future[dict[str, str]]]:
-        """SHA-256 of each of :meth:`files` in hexadecimal, by file name, sorted, made while the block runs.
+        """SHA-256 of :meth:`files` by file name, sorted, and of :meth:`adapter_files`, made while the block runs.
 
         The result raises CheckpointError where a file cannot be read.
         """
-        return content_hashes(self.files())
+        return content_hashes(self.files(), self.adapter_files())
+
+    def adapter_files(self) -> dict[str, Path]:
+        """The files of the adapters, by names that tell their order and scale."""
+        return {
+            f"adapters/{number}:{adapter.scale!r}/{path.name}": path
+            for number, adapter in enumerate(self.adapters)
+            for path in adapter.files()
+        }
 
     def write_assets(self, directory: Path) -> None:
         """Write tokenizer, chat template, generation settings and configuration; see :mod:`.tokenizer_assets`.

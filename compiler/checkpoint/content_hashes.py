@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,14 +41,17 @@ def file_sha256(path: Path, stop: threading.Event | None = None) -> str:
 
 
 @contextmanager
-def content_hashes(paths: Iterable[Path]) -> Iterator[Future[dict[str, str]]]:
-    """Hashes by file name, sorted; whoever asks for the result waits for it.
+def content_hashes(
+    paths: Iterable[Path], others: Mapping[str, Path] | None = None
+) -> Iterator[Future[dict[str, str]]]:
+    """Hashes by file name, sorted, and then of ``others`` by their keys; whoever asks for the result waits for it.
 
     The end of the block, also by an error or Ctrl-C, ends the thread.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="llmc-hashes") as executor:
         try:
-            yield executor.submit(lambda: {path.name: file_sha256(path, stop) for path in sorted(paths)})
+            named = {**{path.name: path for path in sorted(paths)}, **(others or {})}
+            yield executor.submit(lambda: {name: file_sha256(path, stop) for name, path in named.items()})
         finally:
             stop.set()

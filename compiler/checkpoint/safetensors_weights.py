@@ -60,19 +60,20 @@ class SafetensorsWeights:
         directory: Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards it names. Where
             both are there the single file is read, as transformers does.
         sharded: The shards are read also where there is a single file.
+        single: Name of the single file.
 
     Raises:
         CheckpointError: no safetensors file, a missing or truncated shard, a broken header, an unknown dtype, a
             tensor that the index promises and its shard lacks, or one that two shards have otherwise.
     """
 
-    def __init__(self, directory: Path, *, sharded: bool = False) -> None:
+    def __init__(self, directory: Path, *, sharded: bool = False, single: str = SINGLE_NAME) -> None:
         self._stored: dict[str, _Stored] = {}
         self._files: list[Path] = []
         index = directory / INDEX_NAME
-        if (directory / SINGLE_NAME).is_file() and not sharded:
-            self._files = [directory / SINGLE_NAME]
-            self._stored = _read_header(directory / SINGLE_NAME)
+        if (directory / single).is_file() and not sharded:
+            self._files = [directory / single]
+            self._stored = _read_header(directory / single)
         elif index.is_file():
             self._open_shards(directory, _read_index(index))
         else:

@@ -40,6 +40,19 @@ def require_model(directory: Path) -> None:
         )
 
 
+def require_no_adapter(directory: Path) -> None:
+    """Refuse an adapter beside a model: transformers would load it, and which is meant only the user knows.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if directory.is_dir() and is_adapter(directory):
+        raise CheckpointError(
+            f"an adapter lies beside the model in {directory} ({ADAPTER_CONFIG}): merge it with --adapter "
+            f"{directory}, or leave it out with --no-adapter."
+        )
+
+
 def is_adapter(directory: Path) -> bool:
     """Whether PEFT's files of an adapter lie there."""
     return (directory / ADAPTER_CONFIG).is_file() or any(directory.glob("adapter_model.*"))

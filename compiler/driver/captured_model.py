@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from llmc.compiler.artifact.manifest import FileRecord, Manifest, Source
+from llmc.compiler.artifact.manifest import FileRecord, Manifest, MergedAdapter, Source
 from llmc.compiler.base.contract import PAST, Contract
 from llmc.compiler.base.errors import CheckpointError, UsageError, VerificationError
 from llmc.compiler.base.geometry import ModelGeometry
@@ -25,13 +26,14 @@ from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.capture.bind_weights import bind_weights
 from llmc.compiler.checkpoint.account import require_no_surplus, surplus
+from llmc.compiler.checkpoint.adapter_merging import merge_adapters
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.finite_weights import find_not_finite
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.validation import check_shapes
-from llmc.compiler.checkpoint.weights import WeightSource
+from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
 from llmc.compiler.driver.golden_passage import LIMIT, Reading, longest_reading, plan_reading, switch_of
 from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, random_text, record_golden
 from llmc.compiler.driver.reference_model import fill_model
@@ -108,6 +110,7 @@ def _capture(
             checkpoint.licence,
             revision=checkpoint.revision,
             commit=checkpoint.commit,
+            adapters=_merged_adapters(checkpoint, sha256),
         ),
         model=geometry,
         target=None,
@@ -125,6 +128,20 @@ def _capture(
     return Captured(checkpoint, trace.model, manifest, weights, names)
 
 
+def _merged_adapters(checkpoint: Checkpoint, sha256: Mapping[str, str]) -> tuple[MergedAdapter, ...]:
+    """The record of each adapter; an absolute path to its model is one to this machine, of which the name is kept."""
+    files = {path: FileRecord(path.stat().st_size, sha256[key]) for key, path in checkpoint.adapter_files().items()}
+    return tuple(
+        MergedAdapter(
+            adapter.name,
+            adapter.scale,
+            Path(adapter.base).name if adapter.base and Path(adapter.base).is_absolute() else adapter.base,
+            {path.name: files[path] for path in adapter.files()},
+        )
+        for adapter in checkpoint.adapters
+    )
+
+
 def captured_windows(model: ir.Model, stated: Sequence[int | None]) -> tuple[int | None, ...]:
     """Windows by layer: those that the captured masks have, and where attention was not captured those ``stated``."""
     windows = list(stated)
@@ -137,13 +154,27 @@ def captured_windows(model: ir.Model, stated: Sequence[int | None]) -> tuple[int
 
 
 def model_weights(checkpoint: Checkpoint) -> WeightSource:
-    """The checkpoint's tensors as transformers' model has them: read on demand wherever that is possible.
+    """The checkpoint's tensors as transformers' model has them, with adapters: read on demand wherever possible.
 
     Raises:
         CheckpointError: the tensors cannot be converted, or not in the memory that there is; or one has no place in
-            the model.
+            the model; or an adapter is of another one.
     """
-    weights, ignored = checkpoint.weights, checkpoint.ignored
+    weights = _model_weights(checkpoint, checkpoint.weights)
+    if not checkpoint.adapters:
+        return weights
+    return merge_adapters(
+        checkpoint.adapters,
+        weights,
+        checkpoint.config,
+        ArrayWeights({}) if checkpoint.format == "gguf" else checkpoint.weights,
+        partial(_model_weights, checkpoint),
+    )
+
+
+def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> WeightSource:
+    """The tensors of a checkpoint's files as the model has them; see :func:`model_weights`."""
+    ignored = checkpoint.ignored
     if isinstance(weights, GgufWeights):
         rest = surplus(weights.stored(), weights.used(), checkpoint.config, ignored=ignored)
         require_no_surplus(rest, checkpoint.config.model_type)

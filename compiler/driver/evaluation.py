@@ -147,6 +147,8 @@ def open_reference(
     if (Path(model) / MANIFEST_NAME).is_file():
         if reading.revision is not None:
             raise UsageError(f"--revision {reading.revision} is for models of the hub, and {model} is an artifact")
+        if reading.adapters:
+            raise UsageError(f"--adapter is for models, and {model} is an artifact, whose weights are as they are")
         return _engine_reference(Path(model), threads)
     checkpoint = open_model(model, reading, progress)
     with checkpoint.content_hashes() as hashes, tempfile.TemporaryDirectory() as folder:

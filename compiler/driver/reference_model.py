@@ -12,6 +12,7 @@ from llmc.compiler.checkpoint.causal_class import make_causal_model
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights
 from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, empty_model, load_pretrained, tied_groups
+from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 
@@ -45,6 +46,8 @@ def fill_model(checkpoint: Checkpoint, weights: WeightSource, names: Mapping[str
 
     if isinstance(weights, LoadedWeights):
         return weights.model
+    if isinstance(weights, MergedWeights) and weights.over_base:
+        return _merged(fill_model(checkpoint, weights.base, names), weights, names)
     if isinstance(weights, ConvertedWeights) and not weights.nested:
         return load_pretrained(checkpoint.path, checkpoint.config)
     model = make_causal_model(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
@@ -56,3 +59,14 @@ def fill_model(checkpoint: Checkpoint, weights: WeightSource, names: Mapping[str
                 tensor.copy_(values.reshape(tensor.shape))
     model.tie_weights()
     return model.eval()
+
+
+def _merged(model: PreTrainedModel, weights: MergedWeights, names: Mapping[str, str]) -> PreTrainedModel:
+    """``model`` with the tensors that adapters change."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if names.get(name) in weights.edits:
+                tensor.copy_(torch.from_numpy(weights.read(names[name])).reshape(tensor.shape))
+    return model

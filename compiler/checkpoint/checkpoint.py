@@ -21,6 +21,7 @@ from llmc.compiler.checkpoint.adapter import Adapter
 from llmc.compiler.checkpoint.builtin_models import BUILTIN_MODELS, locate_builtin_model
 from llmc.compiler.checkpoint.chat_templates import template_files
 from llmc.compiler.checkpoint.content_hashes import content_hashes
+from llmc.compiler.checkpoint.gguf_files import find_gguf_model
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
 from llmc.compiler.checkpoint.hf_tokenizer import VOCABULARY_NAMES
@@ -178,9 +179,12 @@ def _open_local(
 def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoint:
     read = (item for item in sorted(path.iterdir()) if item.suffix in _READ_SUFFIXES)
     require_content(read, CheckpointError)
-    gguf_files = sorted(path.glob("*.gguf"))
-    if len(gguf_files) == 1 and not (path / "config.json").is_file():
-        return _open_file(gguf_files[0], gguf_files[0].stem)
+    # transformers reads a directory's GGUF file only where it is named; without other weights it is what is meant.
+    others = any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin"))
+    if not others or not (path / "config.json").is_file():
+        model = find_gguf_model(path)
+        if model is not None:
+            return _open_file(model, model.stem)
     require_model(path)
     config = read_hf_config(path, trust_remote_code=trust_remote_code)
     weights = SafetensorsWeights(path)

@@ -9,18 +9,18 @@ is handed a small file with the same metadata and tensor names and without the v
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
+from llmc.compiler.checkpoint.gguf_keys import GgufKeys
+from llmc.compiler.checkpoint.gguf_settings import apply_settings, checked_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-log = logging.getLogger(__name__)
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 # Stands for the vocabulary in the small file; no model has one of this size, so it is recognised in the config. More
@@ -36,12 +36,20 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
         CheckpointError: metadata that the architecture needs is missing.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    keys = GgufKeys(header)
+    header = dataclasses.replace(header, metadata=checked_settings(keys))
     with tempfile.TemporaryDirectory(prefix="llmc-gguf-") as directory:
         _write_skeleton(Path(directory) / "skeleton.gguf", header)
         try:
             config = transformers.AutoConfig.from_pretrained(directory, gguf_file="skeleton.gguf")
+        except (StrictDataclassError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(
+                f"the metadata of {header.path} make no configuration of {header.architecture} "
+                f"({first_line(error)}); convert the model to GGUF again."
+            ) from error
         except ValueError as error:
             raise UnsupportedModelError(
                 f"the GGUF architecture {header.architecture} of {header.path} is not read by the installed "
@@ -59,7 +67,7 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     config.architectures = [name] if isinstance(name, str) else None
     config.name_or_path = str(header.metadata.get("general.name", header.path.stem))
-    _warn_of_lost_rope(header)
+    apply_settings(config, keys)
     return config
 
 
@@ -94,15 +102,3 @@ def _widest_type(kinds: Any, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return kinds.UINT64 if value >= 0 else kinds.INT64
     return {bool: kinds.BOOL, float: kinds.FLOAT64, str: kinds.STRING, list: kinds.ARRAY}[type(value)]
-
-
-def _warn_of_lost_rope(header: GgufHeader) -> None:
-    """transformers drops these, and the model then differs from the file's at long positions."""
-    scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
-    if scaling != "none" or any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
-        log.warning(
-            "%s scales its rotary frequencies (%s), which transformers does not read from GGUF: positions beyond the "
-            "original context will differ; prefer the model's safetensors checkpoint",
-            header.path.name,
-            "rope_freqs.weight" if scaling == "none" else scaling,
-        )

@@ -11,7 +11,6 @@ which shows which row of the file each row of the result comes from.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.checkpoint.gguf_blocks import FloatArray
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
-from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, import_gguf, read_gguf_header
-from llmc.compiler.checkpoint.weights import TensorInfo, read_bytes, row_bounds
+from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from llmc.compiler.checkpoint.gguf_keys import GgufKeys
+from llmc.compiler.checkpoint.gguf_rope import check_rotation
+from llmc.compiler.checkpoint.gguf_rows import check_types, read_gguf_rows
+from llmc.compiler.checkpoint.gguf_settings import rotated_channels
+from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 log = logging.getLogger(__name__)
-
-FloatArray = npt.NDArray[np.float32]
-
-# Stored bytes that are dequantized at a time: bounds the working copies of gguf's numpy code.
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,20 @@ class GgufWeights:
 
     def __init__(self, path: Path, config: PreTrainedConfig | None = None) -> None:
         self.header = read_gguf_header(path)
-        _check_types(self.header)
+        check_types(self.header)
         self.config = read_gguf_config(self.header) if config is None else config
         self._processor = _processor(self.header, self.config)
         self._names = _name_map(self.header, self.config, self._processor)
         self._recipes = self._find_recipes()
         self._infos = {
-            name: TensorInfo(name, ir.DataType.FLOAT, recipe.shape, recipe.stored_bytes, path.name)
+            name: TensorInfo(name, ir.DataType.FLOAT, recipe.shape, recipe.stored_bytes, recipe.sources[0].path.name)
             for name, recipe in self._recipes.items()
         }
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file that holds the tensors."""
-        return (self.header.path,)
+        """The file that holds the tensors, or all its parts."""
+        return self.header.files
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors, sorted by name."""
@@ -102,7 +101,7 @@ class GgufWeights:
                 ir.DataType.UNDEFINED,
                 tensor.shape,
                 tensor.stored_bytes,
-                self.header.path.name,
+                tensor.path.name,
                 tensor.type_name,
             )
             for tensor in self.header.tensors
@@ -116,16 +115,15 @@ class GgufWeights:
         """Rows ``start:stop`` of the first axis, float32; see :class:`WeightSource`."""
         recipe = self._recipes[name]
         first, last = row_bounds(recipe.shape, start, stop)
-        path = self.header.path
         if recipe.rows is None:
-            whole = {source.name: read_gguf_rows(path, source) for source in recipe.sources}
+            whole = {source.name: read_gguf_rows(source) for source in recipe.sources}
             return np.array(self._process(name, whole)[first:last])
         wanted = recipe.rows[first:last]
         if not len(wanted):
             return np.empty((0, *recipe.shape[1:]), dtype=np.float32)
         # A permutation stays within one head, so the rows between are few.
         low, high = int(wanted.min()), int(wanted.max()) + 1
-        parts = {source.name: read_gguf_rows(path, source, low, high) for source in recipe.sources}
+        parts = {source.name: read_gguf_rows(source, low, high) for source in recipe.sources}
         if recipe.plain:
             (part,) = parts.values()
             return part if (np.diff(wanted) == 1).all() else part[wanted - low]
@@ -177,31 +175,6 @@ class GgufWeights:
         )
 
 
-def read_gguf_rows(path: Path, tensor: GgufTensor, start: int = 0, stop: int | None = None) -> FloatArray:
-    """Rows ``start:stop`` of a tensor as the file has it, dequantized to float32.
-
-    Source of the block formats: the ``gguf`` package's ``quants``.
-    """
-    gguf = import_gguf()
-    block_values, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
-    if len(tensor.shape) < 2 and block_values > 1:
-        # The rows of a vector are single values, and a block holds many of them.
-        data = read_bytes(path, tensor.offset, tensor.stored_bytes)
-        whole: FloatArray = gguf.quants.dequantize(data.reshape(-1, block_bytes), tensor.type).reshape(tensor.shape)
-        return whole[slice(*row_bounds(tensor.shape, start, stop))].copy()
-    first, last = row_bounds(tensor.shape, start, stop)
-    row_bytes = math.prod(tensor.shape[1:]) // block_values * block_bytes
-    line_bytes = tensor.shape[-1] // block_values * block_bytes if len(tensor.shape) > 1 else row_bytes
-    out = np.empty((last - first, *tensor.shape[1:]), dtype=np.float32)
-    step = max(1, _CHUNK_BYTES // max(1, row_bytes))
-    for row in range(first, last, step):
-        end = min(row + step, last)
-        data = read_bytes(path, tensor.offset + row * row_bytes, (end - row) * row_bytes)
-        values = gguf.quants.dequantize(data.reshape(-1, line_bytes), tensor.type)
-        out[row - first : end - first] = values.reshape((end - row, *tensor.shape[1:]))
-    return out
-
-
 def _row_numbers(shape: tuple[int, ...]) -> FloatArray:
     """An array like the tensor, with one column, that holds in each row the row's number.
 
@@ -219,19 +192,6 @@ def _source_rows(numbers: FloatArray, count: int) -> npt.NDArray[np.int64] | Non
     if len(rows) != count or not (flat == rows[:, None]).all() or not (np.sort(rows) == np.arange(count)).all():
         return None
     return rows.astype(np.int64)
-
-
-def _check_types(header: GgufHeader) -> None:
-    gguf = import_gguf()
-    for tensor in header.tensors:
-        _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
-        try:
-            gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), tensor.type)
-        except NotImplementedError:
-            raise CheckpointError(
-                f"{tensor.name} in {header.path} has the type {tensor.type_name}, which the installed gguf package "
-                "cannot dequantize; use another quantization of the model."
-            ) from None
 
 
 def _processor(header: GgufHeader, config: PreTrainedConfig) -> Any:
@@ -276,4 +236,7 @@ def _name_map(header: GgufHeader, config: PreTrainedConfig, processor: Any) -> d
             f"{header.path} is of the architecture {header.architecture}, for which transformers has no causal "
             "language model with GGUF names; use the model's safetensors checkpoint."
         ) from error
+    keys = GgufKeys(header)
+    if rotated := rotated_channels(config, keys):
+        check_rotation(model, keys, rotated)
     return names

@@ -22,7 +22,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """What producers write beside config.json, which should say the same under ``quantization_config``."""
 _PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "consolidated*.pt")
-_WEIGHTS = ("*.safetensors", *_PICKLES, "tf_model.h5", "*.msgpack")
+_WEIGHTS = ("*.safetensors", *_PICKLES, "*.gguf", "tf_model.h5", "*.msgpack")
 _COMPARED_BYTES = 8 << 20
 
 

@@ -282,6 +282,11 @@ def _texts(captured: Captured, directory: Path, length: int) -> tuple[list[list[
     tokens = tokenizer.encode(text[: 8 * length])[:length]
     if len(tokens) < length:
         tokens = tokenizer.encode(text)[:length]
+    if len(tokens) < length:
+        log.info(
+            "the tokenizer makes %d tokens of the golden text, %d are wanted: they are random", len(tokens), length
+        )
+        tokens = random_text(captured.manifest.model.vocab_size, length)
     return [list(tokenizer.encode(prompt)) for prompt in PROMPTS], tokens
 
 

@@ -96,18 +96,32 @@ def test_gguf_file_and_a_directory_with_one(tiny_llama_gguf: Path, tmp_path: Pat
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-def test_a_directory_with_a_configuration_is_no_gguf_file(
-    tiny_hf: Path, tiny_llama_gguf: Path, tmp_path: Path
+def test_of_safetensors_and_gguf_the_first_is_read_and_that_is_said(
+    tiny_hf: Path, tiny_llama_gguf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """As transformers does, which reads a GGUF file only where it is named."""
     source = Path(shutil.copytree(tiny_hf, tmp_path / "both"))
+    open_checkpoint(str(source))
+    assert not caplog.records
     shutil.copy(tiny_llama_gguf, source)
     assert open_checkpoint(str(source)).format == "safetensors"
+    assert "are read from model.safetensors, as transformers does, and not from tiny.gguf" in caplog.text
+
+
+def test_a_gguf_file_beside_a_configuration_is_what_is_meant(
+    tiny_hf: Path, tiny_llama_gguf: Path, tmp_path: Path
+) -> None:
+    """As many repositories on the hub are; the file has a configuration of its own."""
+    for source in (tiny_hf / "config.json", tiny_llama_gguf):
+        shutil.copy(source, tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert (checkpoint.format, checkpoint.path.name) == ("gguf", "tiny.gguf")
 
 
 def test_of_several_gguf_files_none_is_chosen(tiny_llama_gguf: Path, tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(tiny_llama_gguf, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"has no config\.json; name a directory .*, or a \.gguf file"):
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF models: a\.gguf, b\.gguf; name one of these files"):
         open_checkpoint(str(tmp_path))
 
 

@@ -263,6 +263,17 @@ def test_the_long_text_is_read_as_far_as_it_is_needed(
     assert evaluation_text() in read if letters == 20 else max(map(len, read)) < 2500
 
 
+def test_a_vocabulary_that_says_a_text_in_few_tokens(
+    hollow: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The long text has as many tokens as are wanted, also of a tokenizer that joins all that it does not know."""
+    monkeypatch.setattr(TextTokenizer, "from_directory", lambda _: SimpleNamespace(encode=lambda text: [0]))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    _, text = captured_model._texts(hollow, tmp_path, 300)
+    assert len(text) == 300
+    assert all(0 <= token < hollow.manifest.model.vocab_size for token in text)
+
+
 def test_a_text_for_which_the_reference_has_no_memory_is_shorter_and_said(
     hollow: Captured,
     recorded: list[str],

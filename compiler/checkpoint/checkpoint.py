@@ -23,14 +23,22 @@ from llmc.compiler.checkpoint.chat_templates import template_files
 from llmc.compiler.checkpoint.content_hashes import content_hashes
 from llmc.compiler.checkpoint.gguf_files import find_gguf_model
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
-from llmc.compiler.checkpoint.hf_config import read_hf_config, read_hf_generation_config, read_hf_licence
+from llmc.compiler.checkpoint.hf_config import (
+    read_hf_config,
+    read_hf_generation_config,
+    read_hf_licence,
+    stated_hf_quantization,
+)
 from llmc.compiler.checkpoint.hf_tokenizer import VOCABULARY_NAMES
 from llmc.compiler.checkpoint.hub import HubName, fetch_snapshot
+from llmc.compiler.checkpoint.quantized.open_quantized import open_quantized
+from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.side_files import check_other_weights, require_model
 from llmc.compiler.checkpoint.tokenizer_assets import (
     ASSET_NAMES,
     gguf_generation_config,
+    strip_quantization,
     write_gguf_assets,
     write_hf_assets,
 )
@@ -65,7 +73,7 @@ class Checkpoint:
     path: Path
     format: Literal["safetensors", "gguf"]
     config: PreTrainedConfig
-    weights: SafetensorsWeights | GgufWeights
+    weights: SafetensorsWeights | QuantizedWeights | GgufWeights
     generation_config: GenerationConfig
     licence: str | None = None
     revision: str | None = None
@@ -107,6 +115,8 @@ class Checkpoint:
             write_gguf_assets(self.weights.header, directory, self.config, self.generation_config)
         else:
             write_hf_assets(self.path, directory, self.generation_config)
+            if isinstance(self.weights, QuantizedWeights):
+                strip_quantization(directory)
 
 
 def open_checkpoint(
@@ -187,14 +197,14 @@ def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoin
             return _open_file(model, model.stem)
     require_model(path)
     config = read_hf_config(path, trust_remote_code=trust_remote_code)
-    weights = SafetensorsWeights(path)
+    weights, quantization = SafetensorsWeights(path), stated_hf_quantization(path)
     check_other_weights(path, weights)
     return Checkpoint(
         name=name,
         path=path,
         format="safetensors",
         config=config,
-        weights=weights,
+        weights=weights if quantization is None else open_quantized(quantization, weights),
         generation_config=read_hf_generation_config(path, config),
         licence=read_hf_licence(path),
     )

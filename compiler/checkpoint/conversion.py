@@ -239,4 +239,5 @@ def _auto_class(config: PreTrainedConfig) -> Any:
 def _info(name: str, view: View) -> TensorInfo:
     """What is known of a parameter; in the file of the first tensor that it is made of."""
     size = math.prod(view.shape) * view.dtype.numpy().itemsize
-    return TensorInfo(name, view.dtype, view.shape, size, next(view.stored()).file)
+    types = dict.fromkeys(info.stored_type for info in view.stored())
+    return TensorInfo(name, view.dtype, view.shape, size, next(view.stored()).file, "; ".join(filter(None, types)))

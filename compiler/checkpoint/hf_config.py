@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import causal_class
-from llmc.compiler.checkpoint.side_files import check_quantization_files
+from llmc.compiler.checkpoint.quantized.open_quantized import KEYS, Quantization, stated_quantization
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -32,7 +32,7 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         CheckpointError: ``config.json`` is missing or broken.
         UnsupportedModelError: an unknown ``model_type``, one that needs remote code, no causal language model, or
-            weights that are quantized already.
+            weights that are quantized in a format that llmc does not read.
     """
     import transformers
 
@@ -51,8 +51,7 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             f"the model_type {model_type!r} of {directory / 'config.json'} is not known to the installed "
             f"transformers {transformers.__version__}; upgrade transformers if the model is newer than it."
         )
-    _refuse_quantized(raw, directory)
-    check_quantization_files(directory, raw)
+    quantized = stated_quantization(directory, raw) is not None
     use_remote = bool(remote) and trust_remote_code
     what = f"{directory / 'config.json'} is refused by transformers {transformers.__version__}"
     with told_as(CheckpointError, what, "fetch it again"):
@@ -60,7 +59,28 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
         if not (use_remote and "AutoModelForCausalLM" in remote):
             config = _causal_config(config, directory)
     _require_padding_in_vocabulary(config, directory)
+    if quantized:
+        # What transformers is given from here on are floats.
+        forget_quantization(config)
     return config
+
+
+def stated_hf_quantization(directory: Path) -> Quantization | None:
+    """How the checkpoint in ``directory`` says that it is quantized; None where it says nothing.
+
+    Raises:
+        CheckpointError: ``config.json``, or the file that says so, is broken.
+        UnsupportedModelError: llmc does not read that format.
+    """
+    return stated_quantization(directory, _read_json(directory / "config.json"))
+
+
+def forget_quantization(config: PreTrainedConfig) -> None:
+    """Take what is said of quantization out of a configuration, and out of those inside it."""
+    for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]:
+        for key in KEYS:
+            if part is not None and key in vars(part):
+                delattr(part, key)
 
 
 def read_hf_generation_config(directory: Path, config: PreTrainedConfig) -> GenerationConfig:
@@ -141,16 +161,6 @@ def _warn_of_silent_ends(settings: GenerationConfig, config: PreTrainedConfig, p
             ", ".join(map(str, beyond)),
             path,
             vocabulary,
-        )
-
-
-def _refuse_quantized(raw: dict[str, Any], directory: Path) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise UnsupportedModelError(
-            f"the weights of {directory} are quantized already ({method}), and llmc quantizes from floating point; "
-            "name the original checkpoint."
         )
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
@@ -19,8 +18,6 @@ from llmc.compiler.checkpoint.weights import WeightSource, row_bounds
 log = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
-QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""What producers write beside config.json, which should say the same under ``quantization_config``."""
 _PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "consolidated*.pt")
 _WEIGHTS = ("*.safetensors", *_PICKLES, "*.gguf", "tf_model.h5", "*.msgpack")
 _COMPARED_BYTES = 8 << 20
@@ -85,24 +82,6 @@ def check_other_weights(directory: Path, weights: SafetensorsWeights) -> None:
             directory,
             _listed(sorted(chosen)),
             _listed(others),
-        )
-
-
-def check_quantization_files(directory: Path, config: Mapping[str, Any]) -> None:
-    """Say that a producer's file speaks of a quantization of which the configuration does not.
-
-    Args:
-        directory: Of the checkpoint.
-        config: What ``config.json`` holds.
-    """
-    if config.get("quantization_config") or config.get("compression_config"):
-        return
-    beside = [name for name in QUANTIZATION_FILES if (directory / name).is_file()]
-    if beside:
-        log.warning(
-            "%s speaks of quantized weights, and config.json has no quantization_config: the tensors are read as "
-            "the floats that they say they are",
-            directory / beside[0],
         )
 
 

@@ -23,6 +23,7 @@ from llmc.compiler.checkpoint.gguf_header import GgufHeader
 from llmc.compiler.checkpoint.gguf_tokenizer import build_gguf_tokenizer, read_token_facts
 from llmc.compiler.checkpoint.hf_tokenizer import TOKENIZER_NAME, VOCABULARY_NAMES, read_hf_tokenizer
 from llmc.compiler.checkpoint.json_file import read_json_object
+from llmc.compiler.checkpoint.quantized.open_quantized import KEYS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,6 +60,21 @@ def write_hf_assets(source: Path, directory: Path, generation_config: Generation
     if generation_config is not None and not (directory / "generation_config.json").is_file():
         _write_generation_config(directory, generation_config)
     _write_templates(source, directory)
+
+
+def strip_quantization(directory: Path) -> None:
+    """Take out of ``config.json`` in ``directory`` how a checkpoint's weights were quantized.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    path = directory / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for part in (content, content.get("text_config")):
+        if isinstance(part, dict):
+            for key in KEYS:
+                part.pop(key, None)
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_gguf_assets(

@@ -29,7 +29,7 @@ class TensorInfo:
         shape: Dimensions as transformers has them.
         stored_bytes: Bytes that it takes in the file.
         file: Name of the file that holds it, for messages.
-        stored_type: Type in the file, where that is none of ``dtype``'s (``Q4_K``); empty: ``dtype``.
+        stored_type: Type in the file, where that is none of ``dtype``'s (``Q4_K``, or in words); empty: ``dtype``.
     """
 
     name: str

@@ -32,6 +32,7 @@ from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.finite_weights import find_not_finite
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
+from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
 from llmc.compiler.driver.golden_passage import LIMIT, Reading, longest_reading, plan_reading, switch_of
@@ -182,6 +183,11 @@ def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> WeightSourc
     try:
         return convert_weights(weights, checkpoint.config, checkpoint.path, ignored=ignored)
     except LazyConversionError as error:
+        if isinstance(weights, QuantizedWeights):
+            raise CheckpointError(
+                f"{error}, which needs the whole model in floats, and its weights are quantized; save it dequantized "
+                "with its producer's library first."
+            ) from error
         needed = REFERENCE_OVERHEAD * _float32_bytes(weights, weights.tensors())
         available = _available_memory()
         if needed > available:

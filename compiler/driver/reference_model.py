@@ -13,6 +13,7 @@ from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights
 from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, empty_model, load_pretrained, tied_groups
 from llmc.compiler.checkpoint.merged_weights import MergedWeights
+from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import WeightSource
 
@@ -35,7 +36,8 @@ def load_model(checkpoint: Checkpoint, weights: WeightSource) -> PreTrainedModel
 def fill_model(checkpoint: Checkpoint, weights: WeightSource, names: Mapping[str, str]) -> PreTrainedModel:
     """The model with the checkpoint's weights.
 
-    transformers loads it wherever it can, so that the reference does not depend on how llmc reads the tensors.
+    transformers loads it wherever it can, so that the reference does not depend on how llmc reads the tensors. Of a
+    quantized checkpoint it is given the floats: its readers of quantized weights want packages, or a GPU, for most.
 
     Args:
         checkpoint: Its configuration, and its files.
@@ -48,7 +50,8 @@ def fill_model(checkpoint: Checkpoint, weights: WeightSource, names: Mapping[str
         return weights.model
     if isinstance(weights, MergedWeights) and weights.over_base:
         return _merged(fill_model(checkpoint, weights.base, names), weights, names)
-    if isinstance(weights, ConvertedWeights) and not weights.nested:
+    quantized = isinstance(checkpoint.weights, QuantizedWeights)
+    if isinstance(weights, ConvertedWeights) and not weights.nested and not quantized:
         return load_pretrained(checkpoint.path, checkpoint.config)
     model = make_causal_model(checkpoint.config, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():

@@ -112,12 +112,19 @@ def test_text_model_of_a_multimodal_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stated", "method"),
-    [({"quant_method": "gptq", "bits": 4}, "gptq"), ({"bits": 4}, "unknown"), ("awq", "unknown")],
+    [({"quant_method": "aqlm", "bits": 4}, "aqlm"), ({"bits": 4}, "unknown"), ("awq", "unknown")],
 )
-def test_quantized_weights_are_refused(tmp_path: Path, stated: Any, method: str) -> None:
+def test_formats_of_quantized_weights_that_are_not_read_are_refused(tmp_path: Path, stated: Any, method: str) -> None:
     """Also where the file does not say how."""
     with pytest.raises(UnsupportedModelError, match=rf"quantized already \({method}\)"):
         read_hf_config(directory_with(tmp_path, **LLAMA, quantization_config=stated))
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_a_format_that_is_read_is_not_in_the_configuration(tmp_path: Path, key: str) -> None:
+    """What the model is made of are floats; transformers would look for the format's package."""
+    config = read_hf_config(directory_with(tmp_path, **LLAMA, **{key: {"quant_method": "gptq", "bits": 4}}))
+    assert not hasattr(config, key)
 
 
 @pytest.mark.parametrize("stated", [None, {}])

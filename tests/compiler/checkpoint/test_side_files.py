@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.side_files import (
     check_other_weights,
-    check_quantization_files,
     is_adapter,
     require_model,
     same_values,
@@ -107,20 +105,6 @@ def test_values_are_compared_to_the_end() -> None:
     scalar = ArrayWeights({"x": np.float32(1).reshape(()), "y": np.float32(2).reshape(())})
     assert same_values(scalar, "x", scalar, "x")
     assert not same_values(scalar, "x", scalar, "y")
-
-
-@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-def test_a_quantization_beside_a_configuration_without_one_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    (tmp_path / name).write_text("{}")
-    for stated in ({"quantization_config": {"bits": 4}}, {"compression_config": {"bits": 4}}):
-        check_quantization_files(tmp_path, stated)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        check_quantization_files(tmp_path, {})
-    assert name in caplog.text
-    assert "no quantization_config" in caplog.text
 
 
 def test_an_adapter_alone_names_its_model(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
+from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_config
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
 from llmc.compiler.checkpoint.gguf_keys import GgufKeys
 from llmc.compiler.checkpoint.gguf_settings import apply_settings, checked_settings
@@ -32,19 +33,37 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     """Config of the model in ``header``'s file; token ids and vocabulary size included.
 
     Raises:
-        UnsupportedModelError: transformers does not read this architecture from GGUF.
+        UnsupportedModelError: neither llmc nor transformers reads this architecture from GGUF, or not this variant.
         CheckpointError: metadata that the architecture needs is missing.
     """
-    import transformers
-    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     keys = GgufKeys(header)
-    header = dataclasses.replace(header, metadata=checked_settings(keys))
+    architecture = find_architecture(header)
+    tokens = len(header.metadata.get(_TOKENS_KEY, ()))
+    if architecture is None:
+        config = _transformers_config(dataclasses.replace(header, metadata=checked_settings(keys)))
+        if config.vocab_size == len(_PLACEHOLDER_TOKENS):
+            config.vocab_size = tokens
+    else:
+        config = make_config(keys, architecture, tokens)
+    # transformers leaves it out; readers of config.json choose a model class by it.
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    config.architectures = [name] if isinstance(name, str) else None
+    config.name_or_path = str(header.metadata.get("general.name", header.path.stem))
+    apply_settings(config, keys, {} if architecture is None else architecture.renamed)
+    return config
+
+
+def _transformers_config(header: GgufHeader) -> PreTrainedConfig:
+    """As transformers makes it of the file."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
     with tempfile.TemporaryDirectory(prefix="llmc-gguf-") as directory:
         _write_skeleton(Path(directory) / "skeleton.gguf", header)
         try:
-            config = transformers.AutoConfig.from_pretrained(directory, gguf_file="skeleton.gguf")
+            return transformers.AutoConfig.from_pretrained(directory, gguf_file="skeleton.gguf")
         except (StrictDataclassError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(
                 f"the metadata of {header.path} make no configuration of {header.architecture} "
@@ -61,14 +80,6 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
                 f"{header.path} lacks the metadata {error}, which its architecture {header.architecture} needs; "
                 "convert the model to GGUF again."
             ) from error
-    if config.vocab_size == len(_PLACEHOLDER_TOKENS):
-        config.vocab_size = len(header.metadata.get(_TOKENS_KEY, ()))
-    # transformers leaves it out; readers of config.json choose a model class by it.
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    config.architectures = [name] if isinstance(name, str) else None
-    config.name_or_path = str(header.metadata.get("general.name", header.path.stem))
-    apply_settings(config, keys)
-    return config
 
 
 def _write_skeleton(path: Path, header: GgufHeader) -> None:

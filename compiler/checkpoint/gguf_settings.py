@@ -35,7 +35,7 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "expert_count": ("num_local_experts", "num_experts"),
     "expert_used_count": ("num_experts_per_tok",),
-    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_feed_forward_length": ("moe_intermediate_size", "intermediate_size"),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
 }
 _REALS: Mapping[str, tuple[str, ...]] = {
@@ -207,6 +207,8 @@ def _apply_heads(config: PreTrainedConfig, keys: GgufKeys) -> None:
         )
     if hasattr(config, "head_dim") or width * heads != config.hidden_size:
         config.head_dim = width
+    if hasattr(config, "attention_multiplier") and not keys.real("attention.scale", 0.0):
+        config.attention_multiplier = width**-0.5
     if hasattr(config, "query_pre_attn_scalar"):
         by_model = _SCALED_BY_MODEL.get(config.model_type) == config.num_hidden_layers
         config.query_pre_attn_scalar = config.hidden_size // heads if by_model else width
@@ -217,10 +219,12 @@ def _apply_heads(config: PreTrainedConfig, keys: GgufKeys) -> None:
 
 
 def _apply_tensors(config: PreTrainedConfig, keys: GgufKeys) -> None:
-    """What a file says by the tensors that it has: biases, and how many positions are learnt."""
+    """What a file says by the tensors that it has: biases, norms of heads, how many positions are learnt."""
     for attribute, tensor in (("attention_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_up.bias")):
         if isinstance(getattr(config, attribute, None), bool):
             setattr(config, attribute, keys.header.tensor(tensor) is not None)
+    if hasattr(config, "use_qk_norm"):
+        config.use_qk_norm = keys.header.tensor("blk.0.attn_q_norm.weight") is not None
     positions = keys.header.tensor("position_embd.weight")
     if positions is not None and hasattr(config, "max_position_embeddings"):
         config.max_position_embeddings = positions.shape[0]

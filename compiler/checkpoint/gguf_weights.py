@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_processor
 from llmc.compiler.checkpoint.gguf_blocks import FloatArray
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -197,6 +198,9 @@ def _source_rows(numbers: FloatArray, count: int) -> npt.NDArray[np.int64] | Non
 def _processor(header: GgufHeader, config: PreTrainedConfig) -> Any:
     from transformers import modeling_gguf_pytorch_utils as loader
 
+    row = find_architecture(header)
+    if row is not None:
+        return make_processor(row, config.to_dict())
     architecture = header.architecture
     known = loader.GGUF_TO_TRANSFORMERS_MAPPING["config"]
     if architecture not in known and config.model_type not in known and architecture not in loader.TENSOR_PROCESSORS:
@@ -230,7 +234,9 @@ def _name_map(header: GgufHeader, config: PreTrainedConfig, processor: Any) -> d
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        names: dict[str, str] = get_gguf_hf_weights_map(_two_levels(model), processor)
+        # Where llmc made the configuration, transformers does not know llama.cpp's name of the type.
+        known = None if find_architecture(header) is None else header.architecture
+        names: dict[str, str] = get_gguf_hf_weights_map(_two_levels(model), processor, known)
     except (NotImplementedError, ValueError) as error:
         raise UnsupportedModelError(
             f"{header.path} is of the architecture {header.architecture}, for which transformers has no causal "

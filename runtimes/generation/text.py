@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import read_object
 from llmc.runtimes.generation.chat import Message, render_chat
+from llmc.runtimes.generation.literal_markers import LiteralMarkers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,6 +57,8 @@ class TextTokenizer:
             token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
         )
         self.eos_ids = self._all_eos_ids(eos_ids)
+        ends = frozenset(self.eos_ids) & tokenizer.get_added_tokens_decoder().keys()
+        self._markers = LiteralMarkers(tokenizer, self._special_ids | ends)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> TextTokenizer:
@@ -93,15 +96,19 @@ class TextTokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
         Args:
-            text: Any text; special tokens written out in it are recognised.
+            text: Any text.
             add_special_tokens: Add what a text begins and ends with, such as ``bos``, by the rule in
                 ``tokenizer.json``. (Like transformers 5, this does not read ``add_bos_token`` of
                 ``tokenizer_config.json`` where there is a ``tokenizer.json``.)
+            parse_special: Special tokens that the text spells out are what they stand for, as in transformers; else
+                they are text.
         """
+        if not parse_special and self._markers.within(text):
+            return self._markers.encode(text, add_special_tokens=add_special_tokens)
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -125,16 +132,25 @@ class TextTokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
         **variables: Any,
     ) -> str:
         """Write a conversation as the model's prompt (see :func:`llmc.runtimes.generation.chat.render_chat`).
 
+        Args:
+            messages: The conversation.
+            add_generation_prompt: End with the header of the assistant's turn.
+            tools: JSON schemas of functions, for templates that list them.
+            template: Name of one of the model's templates; None: ``tool_use`` for tools where there is one, else
+                ``default``.
+            variables: What the template may name besides.
+
         Raises:
-            UsageError: the model has no chat template, or the template refuses the messages.
+            UsageError: the model has no such chat template, or the template refuses the messages.
         """
-        name = "tool_use" if tools and "tool_use" in self._chat_templates else "default"
+        name = template or ("tool_use" if tools and "tool_use" in self._chat_templates else "default")
         if name not in self._chat_templates:
-            raise UsageError("this model has no chat template: give it a plain prompt")
+            raise self._no_template(name)
         return render_chat(
             self._chat_templates[name],
             messages,
@@ -143,9 +159,26 @@ class TextTokenizer:
             tools=tools,
         )
 
-    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of :meth:`render_chat`'s text, with the same options and errors."""
-        return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
+    def _no_template(self, name: str) -> UsageError:
+        if not self._chat_templates:
+            return UsageError("this model has no chat template: give it a plain prompt")
+        names = ", ".join(sorted(self._chat_templates))
+        return UsageError(f"this model has no chat template {name!r}: name one of {names} with --chat-template")
+
+    def encode_chat(self, messages: Sequence[Message], *, parse_special: bool = False, **options: Any) -> list[int]:
+        """Token ids of :meth:`render_chat`'s text, with the same options and errors.
+
+        Special tokens that a message spells out stay text, so that nobody ends a turn by writing how it ends; with
+        ``parse_special`` they are what they stand for, as in transformers.
+        """
+        if parse_special or not self._markers.within(list(messages)):
+            return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
+        bracket, shielded = self._markers.aside(messages)
+        return self._markers.encode_rendered(self.render_chat(shielded, **options), bracket)
+
+    def special_within(self, text: str) -> tuple[str, ...]:
+        """The special tokens that a text spells out; each once."""
+        return self._markers.within(text)
 
     def _all_eos_ids(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
         """The model's end tokens and the one that ends an assistant's turn, ascending; else the tokenizer's."""

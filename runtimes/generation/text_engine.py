@@ -133,13 +133,15 @@ class TextEngine:
         """Free the engine."""
         self.session.close()
 
-    def encode(self, prompt: str) -> list[int]:
-        """Tokens of a plain prompt."""
-        return self.tokenizer.encode(prompt)
+    def encode(self, prompt: str, *, parse_special: bool = True) -> list[int]:
+        """Tokens of a plain prompt; see :meth:`.TextTokenizer.encode`."""
+        return self.tokenizer.encode(prompt, parse_special=parse_special)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation that the model is to go on with."""
-        return self.tokenizer.encode_chat(messages)
+    def encode_chat(
+        self, messages: Sequence[Message], *, parse_special: bool = False, template: str | None = None
+    ) -> list[int]:
+        """Tokens of a conversation that the model is to go on with; see :meth:`.TextTokenizer.encode_chat`."""
+        return self.tokenizer.encode_chat(messages, parse_special=parse_special, template=template)
 
     def reply(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, stop: Sequence[str], max_tokens: int | None
@@ -198,6 +200,7 @@ class Conversation:
         engine: Encodes what is said.
         begin: Begins a generation from token ids.
         system: System message, or None.
+        encode: Makes token ids of messages; None: as the engine does.
         messages: Everything said, the system message first.
     """
 
@@ -205,6 +208,7 @@ class Conversation:
     begin: Callable[[list[list[int]]], Reply]
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    encode: Callable[[list[Message]], list[int]] | None = None
 
     def __post_init__(self) -> None:
         self.reset()
@@ -220,7 +224,7 @@ class Conversation:
             UsageError: the model has no chat template, or the conversation fills the context.
         """
         turn: Message = {"role": "user", "content": text}
-        return self.begin([self.engine.encode_chat([*self.messages, turn])])
+        return self.begin([(self.encode or self.engine.encode_chat)([*self.messages, turn])])
 
     def remember(self, text: str, answer: str) -> None:
         """Keep a turn and its answer."""

@@ -20,6 +20,7 @@ from llmc.runtimes.session.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from llmc.runtimes.generation.chat import Message
     from llmc.runtimes.generation.text_engine import Reply, TextEngine
 
 
@@ -34,6 +35,12 @@ class Question:
     system: str | None = option(None, "System message of a chat.", metavar="TEXT")
     max_tokens: int | None = option(None, "New tokens at most. Default: 256, or what fits.")
     stop: tuple[str, ...] = option((), "End the text where this comes; repeatable.", metavar="TEXT")
+    chat_template: str | None = option(
+        None, "Which of the model's chat templates. Default: the one named default.", metavar="NAME"
+    )
+    parse_special: bool = option(
+        False, "Take special tokens that a prompt spells out for what they stand for; else they are text."
+    )
     json: bool = option(False, "Print JSON at the end instead of text as it comes.")
 
     def prompts(self) -> list[str]:
@@ -72,7 +79,7 @@ def generate(
     with contextlib.closing(engine):
         writer = Writer(engine, asked, sampling, shown)
         if not prompts:
-            converse(Conversation(engine, writer.begin, asked.system), shown)
+            converse(Conversation(engine, writer.begin, asked.system, encode=writer.encode_chat), shown)
         else:
             writer.write(prompts)
 
@@ -93,9 +100,21 @@ class Writer:
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, or of the only turn of a chat."""
         if not self.asked.chat and self.asked.system is None:
-            return self.engine.encode(text)
+            return self._encode_plain(text)
         first = [{"role": "system", "content": self.asked.system}] if self.asked.system else []
-        return self.engine.encode_chat([*first, {"role": "user", "content": text}])
+        return self.encode_chat([*first, {"role": "user", "content": text}])
+
+    def encode_chat(self, messages: list[Message]) -> list[int]:
+        """Tokens of a chat."""
+        return self.engine.encode_chat(
+            messages, parse_special=self.asked.parse_special, template=self.asked.chat_template
+        )
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Tokens of a plain prompt; says where it may have been meant as a chat that is written out."""
+        if not self.asked.parse_special and (spelled := self.engine.tokenizer.special_within(text)):
+            self.output.note(f"{', '.join(spelled)} in the prompt is text; --parse-special makes tokens of it")
+        return self.engine.encode(text, parse_special=self.asked.parse_special)
 
     def write(self, prompts: list[str]) -> None:
         """Generate and show: one prompt as its text comes, several when all have ended, or JSON.

@@ -296,3 +296,47 @@ def test_the_longest_prompt_of_a_batch_has_to_fit(llmc: Run, session: CountingSe
     result = llmc("generate", "dir", "-p", "w4", "-p", " ".join(["w4"] * 12))
     assert result.exit_code == 2
     assert "the prompt has 12 tokens" in result.stderr
+
+
+@pytest.fixture
+def marked(session: CountingSession, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> CountingSession:
+    """The end token is one that the tokenizer finds in texts; there is a second template."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    backend.add_special_tokens(["<end>"])
+    templates = {"default": TEMPLATE, "short": "assistant {{ messages[-1].content }}"}
+    ours = TextTokenizer(backend, chat_templates=templates, eos_ids=[0])
+    monkeypatch.setattr(TextEngine, "open", lambda *_: TextEngine(session, ours))
+    return session
+
+
+def test_a_typed_end_of_turn_is_text(llmc: Run, marked: CountingSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    spy = TextTokenizer.encode_chat
+    monkeypatch.setattr(TextTokenizer, "encode_chat", lambda self, *a, **k: (seen.append(k), spy(self, *a, **k))[1])
+    llmc("generate", "dir", "--chat", "-p", "w4 <end> w5", "--max-tokens", 1)
+    llmc("generate", "dir", "--chat", "-p", "w4 <end> w5", "--max-tokens", 1, "--parse-special")
+    assert [options["parse_special"] for options in seen] == [False, True]
+
+
+def test_a_plain_prompt_that_spells_special_tokens_says_how_they_were_read(
+    llmc: Run, marked: CountingSession
+) -> None:
+    said = "<end> in the prompt is text; --parse-special makes tokens of it"
+    assert said in llmc("generate", "dir", "-p", "w4 <end> w5", "--max-tokens", 1).stderr
+    assert said not in llmc("generate", "dir", "-p", "w4 <end> w5", "--max-tokens", 1, "--parse-special").stderr
+    assert said not in llmc("generate", "dir", "-p", "w4 w5", "--max-tokens", 1).stderr
+
+
+def test_a_chat_template_is_taken_by_name(llmc: Run, marked: CountingSession) -> None:
+    llmc("generate", "dir", "--chat", "-p", "w4", "--max-tokens", 1, "--chat-template", "short")
+    assert marked.prompts[0] == [[3, 4]]
+    refused = llmc("generate", "dir", "--chat", "-p", "w4", "--chat-template", "long")
+    assert refused.exit_code == 2
+    assert "no chat template 'long': name one of default, short" in refused.stderr
+
+
+def test_a_conversation_takes_the_template_and_the_reading(llmc: Run, marked: CountingSession) -> None:
+    llmc("generate", "dir", "--chat", "--max-tokens", 1, "--chat-template", "short", input="w4\nw9\n")
+    assert [prompts[0] for prompts in marked.prompts if len(prompts[0]) > 1] == [[3, 4], [3, 9]]

@@ -77,8 +77,14 @@ KINDS: tuple[Kind, ...] = (
     Kind("rotary factors, which the configuration has", re.compile(r"^rope_(freqs|factors_\w+)\.weight$")),
     Kind(
         "rotary frequencies",
-        re.compile(r"(^|\.)(\w*inv_freq|rotary\w*\.(cos_cached|sin_cached)|freqs_cis)$|(^|\.)attn_rot_embd\.weight$"),
+        re.compile(
+            r"(^|\.)(\w*inv_freq|rotary\w*\.(cos_cached|sin_cached|cos_sin_cache)|freqs_cis)$|(^|\.)attn_rot_embd\.weight$"
+        ),
     ),
+    Kind(
+        "tables of positions", re.compile(r"(^|\.)embed_positions(\.weights|\._float_tensor)$|attn\.embed_positions$")
+    ),
+    Kind("version numbers", re.compile(r"(^|\.)(encoder|decoder)\.version$"), _single),
     Kind(
         "causal masks",
         re.compile(r"(^|\.)\w*(attn|attention)\.(bias|masked_bias|causal_mask|attn_mask)$"),
@@ -87,7 +93,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("position numbers", re.compile(r"(^|\.)position_ids$"), _whole_numbers),
     Kind("scales of a cache in small numbers", re.compile(r"(^|\.)(k|v|q|kv|prob)_scale$"), _single),
     Kind("counters", re.compile(r"(^|\.)(num_batches_tracked|total_ops|total_params)$"), _single),
-    Kind("draft layers", re.compile(r"(^|\.)(mtp|mtp_layers|nextn|medusa_heads?|draft_model|eagle_module)(\.|$)")),
+    Kind("draft layers", re.compile(r"(^|\.)(mtp\w*|nextn|medusa_heads?|draft_model|eagle_module)(\.|$)")),
     Kind("towers for images and sound", re.compile(rf"^(model\.)?({_TOWERS})(\.|$)")),
     Kind("towers for images and sound", re.compile(r"^(v|a|mm)\.")),
     Kind(
@@ -108,10 +114,12 @@ class _Advice:
     Attributes:
         pattern: Found in their names.
         text: What they show, and what to do.
+        cause: They show why other tensors are missing, too.
     """
 
     pattern: re.Pattern[str]
     text: str
+    cause: bool = True
 
 
 _ADVICE = (
@@ -131,6 +139,7 @@ _ADVICE = (
     _Advice(
         re.compile(r"(^|\.|_)bias$"),
         "config.json says that these layers have no bias (attention_bias, mlp_bias or the like): correct it",
+        cause=False,
     ),
 )
 _GENERAL = "check that config.json and the weights belong together"
@@ -189,6 +198,16 @@ def require_no_surplus(rest: Sequence[TensorInfo], model_type: str) -> None:
         f"configuration has no place for {'them' if len(rest) > 1 else 'it'}; {advice}. Where they are known to be "
         "of no use, name them with --ignore-tensor."
     )
+
+
+def require_no_cause(rest: Sequence[TensorInfo], model_type: str) -> None:
+    """Refuse tensors that nothing explains and that say why others are missing: of adapters, of small numbers.
+
+    Raises:
+        CheckpointError: there are any.
+    """
+    if any(advice.cause and advice.pattern.search(info.name) for advice in _ADVICE for info in rest):
+        require_no_surplus(rest, model_type)
 
 
 def require_plain(weights: Sequence[TensorInfo], tensors: Mapping[str, TensorInfo]) -> None:

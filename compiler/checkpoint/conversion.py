@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.base.errors import CheckpointError
-from llmc.compiler.checkpoint.account import require_no_surplus, require_plain, surplus
+from llmc.compiler.checkpoint.account import require_no_cause, require_no_surplus, require_plain, surplus
 from llmc.compiler.checkpoint.conversion_loading import (
     Loaded,
     LoadedWeights,
@@ -105,9 +105,9 @@ def convert_weights(
             whole, nested = inside
             complete = _complete(nested, buffers)
     _require_values(model, nested or loaded, weights)
-    # A checkpoint that lacks tensors is refused for these, by who compares shapes.
-    if complete:
-        _require_whole(model, whole, weights, directory if nested is None else None, ignored)
+    # A checkpoint that lacks tensors is refused for these, by who compares shapes, unless others show the cause.
+    require = require_no_surplus if complete else require_no_cause
+    require(_surplus(model, whole, weights, directory if nested is None else None, ignored), config.model_type)
     loaded = nested or loaded
     return ConvertedWeights(loaded, initial_values(model, loaded.absent), nested=nested is not None)
 
@@ -148,10 +148,10 @@ def _require_values(model: PreTrainedModel, loaded: Loaded, weights: WeightSourc
     require_plain(made, weights.tensors())
 
 
-def _require_whole(
+def _surplus(
     model: PreTrainedModel, loaded: Loaded, weights: WeightSource, directory: Path | None, ignored: Sequence[str]
-) -> None:
-    """Refuse tensors that neither ``model`` nor the larger one that ``directory`` may be of has a place for."""
+) -> tuple[TensorInfo, ...]:
+    """Tensors that neither ``model`` nor the larger one that ``directory`` may be of has a place for."""
     tensors, used = weights.tensors(), _sources(loaded)
     patterns = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     rest = surplus(tensors, used, model.config, patterns=patterns, ignored=ignored)
@@ -162,7 +162,7 @@ def _require_whole(
         except CheckpointError as error:
             log.info("the larger model of %s does not explain its tensors: %s", directory, error)
         rest = surplus(tensors, used, model.config, patterns=patterns, ignored=ignored)
-    require_no_surplus(rest, model.config.model_type)
+    return rest
 
 
 def _sources(loaded: Loaded) -> set[str]:

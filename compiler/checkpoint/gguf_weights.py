@@ -30,6 +30,7 @@ from llmc.compiler.checkpoint.gguf_keys import GgufKeys
 from llmc.compiler.checkpoint.gguf_rope import check_rotation
 from llmc.compiler.checkpoint.gguf_rows import check_types, read_gguf_rows
 from llmc.compiler.checkpoint.gguf_settings import rotated_channels
+from llmc.compiler.checkpoint.side_files import require_gguf_model
 from llmc.compiler.checkpoint.weights import TensorInfo, row_bounds
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class GgufWeights:
 
     def __init__(self, path: Path, config: PreTrainedConfig | None = None) -> None:
         self.header = read_gguf_header(path)
+        require_gguf_model(path, self.header.metadata)
         check_types(self.header)
         self.config = read_gguf_config(self.header) if config is None else config
         self._processor = _processor(self.header, self.config)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
@@ -48,6 +49,26 @@ def require_no_adapter(directory: Path) -> None:
             f"an adapter lies beside the model in {directory} ({ADAPTER_CONFIG}): merge it with --adapter "
             f"{directory}, or leave it out with --no-adapter."
         )
+
+
+def require_gguf_model(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a GGUF file that goes with a model and is none.
+
+    Args:
+        path: Of the file.
+        metadata: Of its header.
+
+    Raises:
+        CheckpointError: ``general.type`` says that it is an adapter, a projector or statistics of activations.
+    """
+    kind = metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise CheckpointError(
+            f"{path} is no model but an adapter for llama.cpp: merge it there (llama-export-lora), or name the model "
+            "with --adapter and the directory that PEFT wrote."
+        )
+    if kind != "model":
+        raise CheckpointError(f"{path} is no model but goes with one (general.type {kind}); name the model's file.")
 
 
 def is_adapter(directory: Path) -> bool:

@@ -32,6 +32,7 @@ from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.finite_weights import find_not_finite
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
+from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
@@ -183,6 +184,11 @@ def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> WeightSourc
     try:
         return convert_weights(weights, checkpoint.config, checkpoint.path, ignored=ignored)
     except LazyConversionError as error:
+        if isinstance(weights, MergedWeights):
+            raise CheckpointError(
+                f"{error}, and the adapter names tensors as the files do, which transformers then does not see; merge "
+                "it with PEFT (merge_and_unload) first."
+            ) from error
         if isinstance(weights, QuantizedWeights):
             raise CheckpointError(
                 f"{error}, which needs the whole model in floats, and its weights are quantized; save it dequantized "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,9 @@ def left(*infos: TensorInfo, config: Any = CONFIG, **options: Any) -> list[str]:
         info("embeddings.position_ids", (1, 16), "INT64"),
         info("model.layers.0.self_attn.k_scale", (1,)),
         info("mtp.fc.weight", (8, 16)),
+        info("model.mtp_block.0.input_layernorm.weight"),
+        info("model.embed_positions.weights", (64, 8)),
+        info("decoder.version", (1,)),
         info("model.mtp.layers.0.mlp.up_proj.weight", (16, 8)),
         info("model.vision_tower.encoder.layers.0.mlp.fc1.bias"),
         info("multi_modal_projector.linear_1.weight", (8, 8)),
@@ -72,6 +76,7 @@ def test_harmless_kinds(harmless: TensorInfo) -> None:
         info("model.layers.0.attn.bias"),
         info("model.layers.0.attention.bias", (16, 16)),
         info("model.layers.0.self_attn.q_norm.weight"),
+        info("model.embed_positions.weight", (64, 8)),
         info("embeddings.position_ids", (1, 16)),
         info("model.layers.0.self_attn.k_scale", (8,)),
         info("model.layers.0.self_attn.k_proj.weight_scale", (1,)),
@@ -208,13 +213,16 @@ def test_a_checkpoint_that_is_loaded_whole(tiny: tuple[Path, Any, Arrays], tmp_p
 
 
 def test_a_gguf_file_knows_what_it_uses(write_gguf: GgufWriter, tmp_path: Path) -> None:
-    surplus_tensors = {"blk.0.attn_q.bias": np.zeros(32, np.float32), "rope_freqs.weight": np.ones(4, np.float32)}
+    surplus_tensors = {
+        "blk.0.attn_q_norm.weight": np.zeros(8, np.float32),
+        "rope_freqs.weight": np.ones(4, np.float32),
+    }
     path = write_gguf(tmp_path / "a.gguf", "llama", tiny_metadata("llama"), tiny_llama_tensors() | surplus_tensors)
     weights = GgufWeights(path)
     assert weights.stored().keys() - weights.used() == set(surplus_tensors)
     assert weights.used() <= weights.stored().keys()
     rest = surplus(weights.stored(), weights.used(), weights.config)
-    assert [described(item) for item in rest] == ["blk.0.attn_q.bias (F32 [32] in a.gguf)"]
+    assert [described(item) for item in rest] == ["blk.0.attn_q_norm.weight (F32 [8] in a.gguf)"]
 
 
 def test_what_a_larger_model_uses_is_left_out(
@@ -236,3 +244,21 @@ def test_what_a_larger_model_uses_is_left_out(
     # A larger model that cannot be made of the tensors explains nothing.
     del biases["model.layers.0.mlp.up_proj.bias"]
     convert_weights(ArrayWeights(arrays | biases), config, directory)
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        (
+            lambda name: f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}",
+            r"^base_model.*an adapter",
+        ),
+        (lambda name: name.replace("q_proj.weight", "q_proj.qweight"), r"q_proj.qweight .*no quantization_config"),
+    ],
+)
+def test_what_shows_why_others_are_missing_is_said_first(
+    tiny: tuple[Path, Any, Arrays], rename: Callable[[str], str], said: str
+) -> None:
+    directory, config, arrays = tiny
+    with pytest.raises(CheckpointError, match=said):
+        convert_weights(ArrayWeights({rename(name): array for name, array in arrays.items()}), config, directory)

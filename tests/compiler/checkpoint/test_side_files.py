@@ -15,6 +15,7 @@ from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME
 from llmc.compiler.checkpoint.side_files import (
     check_other_weights,
     is_adapter,
+    require_gguf_model,
     require_model,
     same_values,
 )
@@ -130,3 +131,13 @@ def test_an_adapter_is_known_by_either_file(tmp_path: Path) -> None:
         require_model(tmp_path)
     write_single(tmp_path)
     require_model(tmp_path)
+
+
+def test_gguf_files_that_are_no_models(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    require_gguf_model(path, {})
+    require_gguf_model(path, {"general.type": "model"})
+    with pytest.raises(CheckpointError, match=r"a.gguf is no model but an adapter .*--adapter"):
+        require_gguf_model(path, {"general.type": "adapter"})
+    with pytest.raises(CheckpointError, match=r"goes with one \(general.type mmproj\)"):
+        require_gguf_model(path, {"general.type": "mmproj"})

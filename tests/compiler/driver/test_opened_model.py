@@ -11,13 +11,18 @@ import pytest
 
 from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
+from llmc.compiler.checkpoint.merged_weights import MergedWeights
+from llmc.compiler.driver import captured_model
 from llmc.compiler.driver.captured_model import model_weights
 from llmc.compiler.driver.driver import export
+from llmc.compiler.driver.evaluation import open_reference
 from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.reference_model import load_model
 
 from ...adapters import low_rank, write_adapter
 
+EXPERT = "model.layers.0.block_sparse_moe.experts.1.w2"
 Q = "model.layers.0.self_attn.q_proj"
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -101,7 +106,7 @@ def test_an_artifact_of_a_merged_model(llama: Path, tmp_path: Path) -> None:
     ("model_type", "config", "module", "shape"),
     [
         ("llama", {}, Q, (32, 32)),
-        ("mixtral", {"num_local_experts": 2}, "model.layers.0.block_sparse_moe.experts.1.w2", (32, 48)),
+        ("mixtral", {"num_local_experts": 2}, EXPERT, (32, 48)),
     ],
 )
 def test_the_reference_is_the_merged_model(
@@ -127,3 +132,27 @@ def test_the_scale_is_part_of_what_a_reference_is_known_by(llama: Path, tmp_path
             found.append(hashes.result())
     assert len({json.dumps(item) for item in found}) == len(found)
     assert all(item.items() >= found[0].items() for item in found)
+
+
+def test_adapters_are_for_models(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "llmc.json").write_text("{}")
+    adapter = write_adapter(tmp_path / "mine", low_rank(Q, 32, 32))
+    with pytest.raises(UsageError, match=r"--adapter is for models, and .* is an artifact"):
+        open_reference(str(tmp_path), ExportOptions(adapters=(str(adapter),)), None)
+
+
+def test_updates_of_stored_tensors_are_not_lost_where_a_model_is_loaded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "model", "mixtral", num_local_experts=2)
+    adapter = write_adapter(tmp_path / "adapter", low_rank(EXPERT, 32, 48))
+    convert = captured_model.convert_weights
+
+    def refuse_merged(weights: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(weights, MergedWeights):
+            raise LazyConversionError("values decide")
+        return convert(weights, *arguments, **options)
+
+    monkeypatch.setattr(captured_model, "convert_weights", refuse_merged)
+    with pytest.raises(CheckpointError, match=r"values decide, and the adapter names tensors as the files do"):
+        model_weights(open_model(str(path), ExportOptions(adapters=(str(adapter),))))

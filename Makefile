@@ -107,6 +107,10 @@ test: setup ## everything CI runs: format, lint, types, tests, packaging
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m 'slow and not gpu'
 
+.PHONY: survey
+survey: setup ## heads of every width in every form, compiled for the CPU and compared with transformers
+	$(BIN)/pytest tests/end_to_end/test_head_widths.py
+
 .PHONY: test-gpu
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu tests

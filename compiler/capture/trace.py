@@ -29,6 +29,7 @@ from llmc.compiler.capture.fake_model import FakeModel, make_fake_model
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.capture.positions import shifted_positions
 from llmc.compiler.capture.recurrence import RecurrenceCapture
+from llmc.compiler.capture.rotation_switch import switch_length, text_values
 from llmc.compiler.capture.seams import (
     ATTENTION,
     attention_interface,
@@ -65,7 +66,7 @@ class Trace:
         attentions: Attention calls captured as one node each.
         model_class: Name of transformers' class.
         arithmetic: Why attention is traced as arithmetic; None where it is captured as an operator.
-        max_positions: Longest text for which the graph is right, where that is less than the model was made for.
+        max_positions: Longest text for which the graph is right, where another rotation begins behind it.
     """
 
     model: ir.Model
@@ -90,30 +91,32 @@ def trace_model(config: PreTrainedConfig, dtype: ir.DataType) -> Trace:
     import torch
 
     torch_dtype = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}.get(dtype, torch.bfloat16)
+    length = switch_length(config)
+    trace = _trace(config, torch_dtype, short=length is not None)
+    if length is None:
+        return trace
+    longest = text_values(config).get("max_position_embeddings")
+    if longest is None or longest > length:
+        log.warning(
+            "beyond %d tokens the model rotates all of a text otherwise (longrope), also what is cached already: "
+            "the context ends there",
+            length,
+        )
+    return replace(trace, max_positions=length)
+
+
+def _trace(config: PreTrainedConfig, dtype: torch.dtype, *, short: bool) -> Trace:
+    """With attention as an operator, else as arithmetic; ``short``: with the frequencies of short texts."""
     try:
-        return _Tracing(config, torch_dtype, ATTENTION).run()
+        return _Tracing(config, dtype, ATTENTION, short=short).run()
     except (UnsupportedModelError, CaptureError) as first:
         reason = str(first)
         log.info("attention of %s is not captured: %s", config.model_type, reason)
-    if (length := _original_length(config)) is not None:
-        try:
-            trace = _Tracing(config, torch_dtype, ATTENTION, short=True).run()
-            log.warning("rotary frequencies change at %d positions: the context ends there", length)
-            return replace(trace, max_positions=length)
-        except (UnsupportedModelError, CaptureError) as again:
-            log.info("nor with the frequencies of short texts: %s", again)
     try:
-        return _Tracing(config, torch_dtype, ARITHMETIC, reason).run()
+        return _Tracing(config, dtype, ARITHMETIC, reason, short=short).run()
     except (UnsupportedModelError, CaptureError) as second:
         log.info("and it cannot be traced as arithmetic: %s", second)
         raise
-
-
-def _original_length(config: PreTrainedConfig) -> int | None:
-    """The length at which rotary frequencies change, where a configuration has one."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    length = parameters.get("original_max_position_embeddings") if "longrope" in parameters.values() else None
-    return int(length) if length else None
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
-from llmc.compiler.driver.golden_passage import LIMIT, Reading, longest_reading, plan_reading, switch_of
-from llmc.compiler.driver.golden_recording import PROMPTS, random_prompts, random_text, record_golden
+from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
+from llmc.compiler.driver.golden_recording import PROMPTS, fit_prompts, random_prompts, random_text, record_golden
 from llmc.compiler.driver.reference_model import fill_model
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.operators import cached_attention
@@ -94,7 +94,8 @@ def _capture(
     # After the trace, which knows better what a configuration lacks.
     geometry = ModelGeometry.from_config(checkpoint.config)
     if trace.max_positions is not None:
-        geometry = replace(geometry, max_position_embeddings=trace.max_positions)
+        context = min(trace.max_positions, geometry.max_position_embeddings or trace.max_positions)
+        geometry = replace(geometry, max_position_embeddings=context)
     weights = model_weights(checkpoint)
     names = check_shapes(weights, trace.parameter_shapes, trace.tied)
     geometry = replace(geometry, sliding_windows=captured_windows(trace.model, geometry.sliding_windows))
@@ -229,14 +230,17 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
         if options.verify == "on":
             raise UsageError(f"{reason}; use --verify off")
         return reason
-    reading = _reading(captured, available - int(needed))
+    reading, context = _reading(captured, available - int(needed)), captured.manifest.model.max_position_embeddings
     progress.start("Running the reference" + (f" on a text of {reading.length:,} tokens" if reading else ""))
     from llmc.runtimes.reference.session import TransformersSession
 
-    prompts, text = _texts(captured, directory, reading.length if reading else 0)
+    texts, text = _texts(captured, directory, reading.length if reading else 0)
+    prompts, steps = fit_prompts(texts, context)
+    if not prompts:
+        return f"a context of {context} holds no prompt and a token behind it"
     reference = TransformersSession(load_reference_model(captured))
     try:
-        golden = record_golden(reference, prompts, text, reading)
+        golden = record_golden(reference, prompts, text, reading, steps)
     except VerificationError as error:
         if (cause := find_not_finite(captured.weights, captured.names.values())) is not None:
             raise CheckpointError(cause) from error
@@ -252,15 +256,6 @@ def _reading(captured: Captured, memory: int) -> Reading | None:
     config, geometry = captured.checkpoint.config, captured.manifest.model
     wanted = plan_reading(config, geometry)
     reading = plan_reading(config, geometry, longest_reading(memory, geometry))
-    context = geometry.max_position_embeddings
-    if (switch := switch_of(config)) is not None and switch < min(LIMIT, context or LIMIT):
-        log.warning(
-            "beyond %d tokens the model rotates all of a text otherwise (longrope), also what is cached already: "
-            "golden data end there, and an engine keeps cached tokens as they are; compile with --context %d to stay "
-            "where both are alike",
-            switch,
-            switch,
-        )
     if wanted is not None and reading != wanted:
         length, passed = (reading.length, reading.passed) if reading is not None else (0, frozenset[int]())
         missed = ", ".join(map(str, sorted(wanted.passed - passed)))

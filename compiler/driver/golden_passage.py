@@ -20,6 +20,7 @@ import numpy as np
 
 from llmc.compiler.artifact.golden import IntArray
 from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.capture.rotation_switch import text_values
 
 LIMIT: Final = 4096
 """Lengths from here on are not passed: the reference's attention over such a text takes gigabytes a layer."""
@@ -98,41 +99,16 @@ def plan_reading(config: Any, geometry: ModelGeometry, longest: int | None = Non
     """
     begins = tuple(sorted({*_beginnings(config), *(window for window in geometry.sliding_windows if window)}))
     wanted = max([SHORTEST, *(length + BEYOND for length in begins if length < LIMIT)])
-    context, switch = geometry.max_position_embeddings, switch_of(config)
+    context = geometry.max_position_embeddings
     limits = [wanted, *([] if context is None else [context - SPARE]), *([] if longest is None else [longest])]
-    # What was cached before the switch keeps its rotation, so that beyond it a text in chunks is another than whole.
-    length = min([*limits, *([] if switch is None else [switch])])
+    length = min(limits)
     prompt = length - min(STEPS, length // 4)
     chunk = min(CHUNK, prompt // 3)
     return Reading(length, prompt, chunk, begins) if chunk > 1 else None
 
 
-def switch_of(config: Any) -> int | None:
-    """The length beyond which a model rotates all of a text otherwise (longrope); None: there is none.
-
-    Args:
-        config: transformers' configuration.
-    """
-    values = _text_values(config)
-    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    layers = [parameters, *(item for item in parameters.values() if isinstance(item, Mapping))]
-    lengths = [
-        layer.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
-        for layer in layers
-        if "longrope" in (layer.get("rope_type"), layer.get("type"))
-    ]
-    return min((length for length in lengths if isinstance(length, int)), default=None)
-
-
 def _beginnings(config: Any) -> Iterator[int]:
-    yield from _numbers(_text_values(config))
-
-
-def _text_values(config: Any) -> Mapping[str, Any]:
-    """The configuration of the text model."""
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    values: Mapping[str, Any] = text.to_dict() if hasattr(text, "to_dict") else vars(text)
-    return values
+    yield from _numbers(text_values(config))
 
 
 def _numbers(value: object) -> Iterator[int]:

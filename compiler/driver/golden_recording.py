@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llmc.compiler.artifact.golden import FloatArray, Golden, IntArray, Passage
 from llmc.compiler.base.errors import VerificationError
-from llmc.compiler.driver.golden_passage import Reading
+from llmc.compiler.driver.golden_passage import SPARE, Reading
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import Session
@@ -49,8 +49,29 @@ def random_text(vocab_size: int, length: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(1).integers(0, vocab_size, length)]
 
 
+def fit_prompts(prompts: Sequence[Sequence[int]], context: int | None) -> tuple[list[list[int]], int]:
+    """Prompts, cut to what a context holds beside their continuations, and the tokens of these.
+
+    Args:
+        prompts: Token ids of each.
+        context: Most tokens of a text; None: any number.
+
+    Returns:
+        No prompt where the context holds no token beside another.
+    """
+    if context is None:
+        return [list(prompt) for prompt in prompts], STEPS
+    room = max(context - SPARE, min(context, 2))
+    steps = min(STEPS, room // 2)
+    return [list(prompt[: room - steps]) for prompt in prompts if steps], steps
+
+
 def record_golden(
-    reference: Reference, prompts: Sequence[Sequence[int]], text: Sequence[int] = (), reading: Reading | None = None
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    text: Sequence[int] = (),
+    reading: Reading | None = None,
+    steps: int = STEPS,
 ) -> Golden:
     """Let the reference continue ``prompts`` greedily and read ``text``, and keep what it said.
 
@@ -59,6 +80,7 @@ def record_golden(
         prompts: Token ids of each.
         text: Token ids, as many as ``reading`` says.
         reading: Where what it says of the text is kept; None: there is no text.
+        steps: Tokens of each continuation.
 
     Raises:
         VerificationError: its logits are not numbers.
@@ -67,7 +89,7 @@ def record_golden(
     cache_ranges: Callable[[], tuple[FloatArray, FloatArray] | None] | None
     cache_ranges = getattr(reference, "cache_ranges", None)  # what the cache reached, where it can tell
     for prompt in prompts:
-        rows.append(_continue(reference, list(prompt)))
+        rows.append(_continue(reference, list(prompt), steps))
         ranges.append(None if cache_ranges is None else cache_ranges())
     passage = None
     if reading is not None:
@@ -94,7 +116,7 @@ def _read(reference: Reference, text: IntArray, reading: Reading) -> Passage:
     return Passage(text, reading.prompt, reading.chunk, places, ids.astype(np.int32), logits, sums)
 
 
-def _continue(reference: Reference, prompt: list[int]) -> tuple[Any, ...]:
+def _continue(reference: Reference, prompt: list[int], steps: int) -> tuple[Any, ...]:
     """The reference's own continuation; every token from one forward over all before it.
 
     Not from its cache: some models of transformers compute a token otherwise when they go on from a cache, and what a
@@ -108,7 +130,7 @@ def _continue(reference: Reference, prompt: list[int]) -> tuple[Any, ...]:
         if length == len(prompt) + len(tokens):
             kept.append(_largest(logits[-1].astype(np.float64), length))
 
-    for _ in range(STEPS):
+    for _ in range(steps):
         request = Request([*prompt, *tokens], 1, watch=watch)
         Batch.of(reference, [request]).run()
         tokens += request.tokens

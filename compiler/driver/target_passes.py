@@ -157,9 +157,7 @@ def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
     if options.context is None:
         return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     if limit is not None and options.context > limit:
-        raise UsageError(
-            f"--context {options.context} is more than the {limit} positions that the model was made for"
-        )
+        raise UsageError(f"--context {options.context} is more than the {limit} positions of the model's context")
     return options.context
 
 

@@ -98,9 +98,12 @@ def measure(session: Session, golden: Golden, windows: Sequence[int | None] = ()
         raise VerificationError(
             f"the engine has a vocabulary of {session.info.vocab_size}, the golden data of {golden.vocab_size}"
         )
-    require_room(session.info, 1, int(golden.lengths.max()) + golden.tokens.shape[1])
-    compared: list[Comparison] = []
-    Batch.of(session, [_led(golden, row, compared) for row in range(len(golden.tokens))]).run()
+    # Of a context that is shorter than the model's, what it holds.
+    context, compared = session.info.max_context, list[Comparison]()
+    rows = [row for row, length in enumerate(golden.lengths.tolist()) if length < context]
+    if not rows:
+        require_room(session.info, 1, int(golden.lengths.min()) + 1)
+    Batch.of(session, [_led(golden, row, compared, context) for row in rows]).run()
     along = [] if golden.passage is None else _read(session, golden.passage, golden.vocab_size)
     passage, wrong = golden.passage, None
     if passage is not None:
@@ -108,9 +111,10 @@ def measure(session: Session, golden: Golden, windows: Sequence[int | None] = ()
     return Measured.of(compared, Measured.of(along) if along else None, wrong)
 
 
-def _led(golden: Golden, row: int, compared: list[Comparison]) -> Request:
+def _led(golden: Golden, row: int, compared: list[Comparison], context: int) -> Request:
     """A request that is led along the reference's continuation; adds the errors of each of its steps."""
-    length, tokens = int(golden.lengths[row]), golden.tokens[row].tolist()
+    length = int(golden.lengths[row])
+    tokens = golden.tokens[row, : context - length].tolist()
 
     def watch(position: int, logits: FloatArray) -> None:
         step = position + len(logits) - length

@@ -21,6 +21,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.artifact.golden import load_golden
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model, verify
+from llmc.compiler.driver.golden_passage import SPARE
 from llmc.compiler.driver.verification import ALONG_TEXT, WINDOWS
 from llmc.runtimes.kernels.library import KernelsUnavailable
 from llmc.runtimes.onnxruntime import cpu_engine
@@ -149,17 +150,18 @@ def test_a_sound_engine_passes(shared: Shared, settings: dict[str, Any]) -> None
 def test_a_model_whose_rotation_switches_is_compared_up_to_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Beyond it a text that is read in chunks is another than one that is read whole, in transformers, too."""
+    """Beyond it a text that is read in chunks is another than one that is read whole: the context ends there."""
     source = save_model(tmp_path / "source", **SWITCHED)
     compile_model(str(source), tmp_path / "engine", CompileOptions(ExportOptions(verify="on"), OptimizeOptions()))
     assert failed(tmp_path / "engine") == set()
     golden = load_golden(tmp_path / "engine")
     assert golden is not None
     assert golden.passage is not None
-    assert len(golden.passage.tokens) == ORIGINAL
+    assert open_artifact(tmp_path / "engine").manifest.max_context == ORIGINAL
+    assert len(golden.passage.tokens) == ORIGINAL - SPARE
     said = [record.getMessage() for record in caplog.records if "longrope" in record.getMessage()]
     assert len(said) == 1
-    assert f"compile with --context {ORIGINAL}" in said[0]
+    assert said[0].startswith(f"beyond {ORIGINAL} tokens")
 
 
 @pytest.mark.parametrize("count", [-1, 1])

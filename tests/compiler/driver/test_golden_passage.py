@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmc.compiler.base.geometry import ModelGeometry
-from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading, switch_of
+from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
 
 
 def plan(geometry: ModelGeometry, *windows: int | None, context: int | None = 8192, **config: Any) -> Reading:
@@ -58,30 +58,6 @@ ORIGINAL = {"original_max_position_embeddings": 2048, "factor": 4.0}
 )
 def test_what_begins_at_a_length(geometry: ModelGeometry, config: dict[str, Any]) -> None:
     assert plan(geometry, **config).length == 2048 + 40
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"rope_parameters": {"rope_type": "longrope", **ORIGINAL}},
-        {"rope_parameters": {"full": {"rope_type": "longrope", **ORIGINAL}, "sliding": {"rope_type": "default"}}},
-        {"original_max_position_embeddings": 2048, "rope_scaling": {"type": "longrope"}},
-    ],
-)
-def test_a_text_ends_where_all_of_it_would_be_rotated_otherwise(
-    geometry: ModelGeometry, config: dict[str, Any]
-) -> None:
-    assert switch_of(SimpleNamespace(**config)) == 2048
-    reading = plan(geometry, **config)
-    assert reading.length == 2048
-    assert not reading.passed
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {"rope_parameters": {"rope_type": "yarn", **ORIGINAL}}, {"rope_parameters": None}]
-)
-def test_other_rotations_have_no_such_length(config: dict[str, Any]) -> None:
-    assert switch_of(SimpleNamespace(**config)) is None
 
 
 @pytest.mark.parametrize("config", [{"sliding_window": 2048}, {"chunk": 2048}, {"index_topk": 0}])

@@ -12,6 +12,7 @@ from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.driver.golden_recording import (
     STEPS,
     TOP,
+    fit_prompts,
     log_sum_exp,
     random_prompts,
     random_text,
@@ -172,3 +173,31 @@ def test_a_random_text_is_the_same_each_time() -> None:
     assert text == random_text(50, 500)
     assert set(text) == set(range(50))
     assert text[:6] != random_prompts(50)[0]
+
+
+@pytest.mark.parametrize(
+    ("context", "lengths", "steps"),
+    [
+        (None, [3, 1, 5], 16),
+        (64, [3, 1, 5], 16),
+        (23, [3, 1, 5], 10),
+        (9, [3, 1, 4], 3),
+        (4, [1, 1, 1], 1),
+        (3, [1, 1, 1], 1),
+        (2, [1, 1, 1], 1),
+        (1, [], 0),
+    ],
+)
+def test_prompts_and_their_continuations_fit_any_context(context: int | None, lengths: list[int], steps: int) -> None:
+    prompts, count = fit_prompts(PROMPTS, context)
+    assert ([len(prompt) for prompt in prompts], count) == (lengths, steps)
+    assert all(prompt == whole[: len(prompt)] for prompt, whole in zip(prompts, PROMPTS, strict=False))
+    assert context is None or all(len(prompt) + count <= context for prompt in prompts)
+
+
+def test_a_continuation_is_as_long_as_asked_for() -> None:
+    reference: Any = Reference()
+    golden = record_golden(reference, PROMPTS, steps=3)
+    whole, _ = record()
+    assert golden.tokens.tolist() == whole.tokens[:, :3].tolist()
+    assert golden.top_ids.shape[:2] == (3, 3)

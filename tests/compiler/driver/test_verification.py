@@ -379,8 +379,21 @@ def test_limits_of_a_graph_that_nobody_measured() -> None:
     assert limits("fp16") == {KL: 0.1, f"{KL}, long text": 0.1, WINDOWS: 0.0}
 
 
+@pytest.mark.parametrize(
+    ("context", "steps"), [(5 + STEPS, 3 * STEPS), (4 + STEPS, 3 * STEPS - 1), (5, 2 + 4), (2, 1)]
+)
+def test_an_engine_is_compared_as_far_as_its_context_goes(golden: Golden, context: int, steps: int) -> None:
+    """Prompts of 3, 1 and 5 tokens: of each what fits, and a token behind it."""
+    engine = Engine(by_chance)
+    engine.info = replace(engine.info, max_context=context)
+    assert measured(engine, golden).top1 == 1.0
+    assert sum(len(text) for text in engine.texts) - sum(
+        n for n in golden.lengths.tolist() if n < context
+    ) == steps - len(engine.texts)
+
+
 def test_an_engine_whose_context_is_too_short_says_what_to_do(golden: Golden) -> None:
     engine = Engine(by_chance)
-    engine.info = replace(engine.info, max_context=5 + STEPS - 1)
-    with pytest.raises(EngineError, match=f"{5 + STEPS} tokens are more than this engine's context of {4 + STEPS}; "):
+    engine.info = replace(engine.info, max_context=1)
+    with pytest.raises(EngineError, match="2 tokens are more than this engine's context of 1; "):
         measured(engine, golden)

@@ -14,14 +14,14 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.errors import CheckpointError, UsageError
+from llmc.compiler.base.errors import CheckpointError, UsageError, VerificationError
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import NoProgress
 from llmc.compiler.capture.layout import CacheLayout
 from llmc.compiler.checkpoint.checkpoint import open_checkpoint
 from llmc.compiler.checkpoint.conversion import ConvertedWeights, convert_weights
 from llmc.compiler.checkpoint.conversion_loading import LoadedWeights, load_pretrained
-from llmc.compiler.checkpoint.weights import TensorInfo
+from llmc.compiler.checkpoint.weights import ArrayWeights, TensorInfo
 from llmc.compiler.driver import captured_model, reference_model
 from llmc.compiler.driver.captured_model import (
     Captured,
@@ -160,8 +160,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     golden = SimpleNamespace(save=lambda directory: done.append(f"saved in {directory.name}"))
 
-    def record(reference: Any, prompts: Any, text: list[int], reading: Any) -> Any:
+    def record(reference: Any, prompts: Any, text: list[int], reading: Any, steps: int) -> Any:
         assert len(text) == (reading.length if reading else 0)
+        assert ([len(prompt) for prompt in prompts], steps) == ([6, 23, 14], 16)
         done.append("recorded" if reading is None else f"recorded with {reading.length} tokens")
         return golden
 
@@ -221,6 +222,37 @@ def test_a_session_ends_when_recording_fails(
     with pytest.raises(ValueError, match="within"):
         write_golden(hollow, tmp_path, ExportOptions(verify="on"), NoProgress())
     assert recorded == ["loaded", "closed"]
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_tensor_that_makes_the_reference_say_nothing_is_named(
+    hollow: Captured, recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: bool
+) -> None:
+    """Where all tensors are numbers, it is the reference itself."""
+
+    def fail(*_: Any) -> None:
+        raise VerificationError("not finite numbers")
+
+    values = {"embed": np.ones((20, 20), np.float32), "other": np.ones(600, np.float32)}
+    values["other"][7] = np.nan if broken else 1.0
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED)
+    monkeypatch.setattr(captured_model, "record_golden", fail)
+    captured = replace(hollow, weights=ArrayWeights(values))
+    with pytest.raises(
+        CheckpointError if broken else VerificationError, match="^other holds NaN" if broken else "not"
+    ):
+        write_golden(captured, tmp_path, ExportOptions(verify="on"), NoProgress())
+    assert recorded == ["loaded", "closed"]
+
+
+def test_a_context_of_one_token_has_no_golden_data(
+    hollow: Captured, recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(captured_model, "_available_memory", lambda: NEEDED)
+    short = replace(hollow.manifest, model=replace(hollow.manifest.model, max_position_embeddings=1))
+    reason = write_golden(replace(hollow, manifest=short), tmp_path, ExportOptions(verify="auto"), NoProgress())
+    assert reason == "a context of 1 holds no prompt and a token behind it"
+    assert not recorded
 
 
 def test_types_of_a_graph() -> None:

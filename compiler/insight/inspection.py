@@ -21,6 +21,7 @@ from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.lfs_pointer import require_content
+from llmc.compiler.graph.model_file import load_model
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
 from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, linear_weights, weight_formats
@@ -189,7 +190,9 @@ def _locate(path: Path) -> tuple[Path, Manifest | None]:
 def _load(path: Path) -> ir.Model:
     require_content([path], ArtifactError)
     try:
-        model = ir.load(path)
+        model = load_model(path)
+    except ArtifactError:
+        raise
     except Exception as error:  # protobuf, onnx_ir and the file system have no common base
         raise ArtifactError(
             f"{path} cannot be read as an ONNX model ({type(error).__name__}); give an .onnx file"

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.graph.census import place
+from llmc.compiler.graph.model_file import DataFileTensor, load_model
 from llmc.compiler.graph.write_model import INLINE_BYTES, write_model
 from llmc.passes.cleanup.attach_bodies import AttachBodies
 
@@ -69,7 +70,7 @@ class WeightFiles:
             values = [ir.val(name, const_value=tensor) for name, tensor in lazy.items()]
             graph = ir.Graph([], [], nodes=[], initializers=values, name="weights")
             write_model(ir.Model(graph, ir_version=10), folder)
-            for name, value in ir.load(folder / GRAPH).graph.initializers.items():
+            for name, value in load_model(folder / GRAPH).graph.initializers.items():
                 assert isinstance(value.const_value, ir.ExternalTensor)
                 stored[name] = value.const_value
         self._known |= {place(tensors[name]): (tensors[name], tensor) for name, tensor in stored.items()}
@@ -91,6 +92,7 @@ def _seen_as(tensor: ir.TensorProtocol, stored: ir.ExternalTensor) -> ir.Externa
     """The bytes of a file in a tensor's type and shape: one place may be seen in two."""
     location = Path(stored.path).resolve().relative_to(ROOT)
     shape = ir.Shape([int(dim) for dim in tensor.shape.numpy()])
-    return ir.ExternalTensor(
-        location, stored.offset, stored.length, tensor.dtype, shape=shape, name=tensor.name or "", base_dir=ROOT
+    seen = ir.ExternalTensor(
+        location, stored.offset, stored.length, tensor.dtype, shape=shape, name=tensor.name or ""
     )
+    return DataFileTensor(seen, ROOT)

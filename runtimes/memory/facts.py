@@ -19,6 +19,7 @@ from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, Cach
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.targets import TargetName
 from llmc.compiler.graph.census import constants
+from llmc.compiler.graph.model_file import load_model
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
 _GRAPHS = (ENGINE_GRAPH, GRAPH)
@@ -92,7 +93,9 @@ def read_facts(path: Path) -> MemoryFacts:
     manifest = open_artifact(path).manifest if path.is_dir() and (path / MANIFEST_NAME).is_file() else None
     graph_file = _graph_file(path, manifest)
     try:
-        graph = ir.load(graph_file).graph
+        graph = load_model(graph_file).graph
+    except ArtifactError:
+        raise
     except Exception as error:  # protobuf, onnx_ir and the file system have no common base
         raise ArtifactError(f"{graph_file} cannot be read as an ONNX model ({type(error).__name__})") from error
     contract = Contract() if manifest is None else manifest.contract

@@ -6,13 +6,14 @@ results in the order of the items, whatever the number of threads.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+from llmc.compiler.base.processors import most_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,9 +22,8 @@ MOST_THREADS = 16
 
 
 def usable_threads() -> int:
-    """Processors that this process may run on, at most :data:`MOST_THREADS`."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it.
-    return min(MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    """Processors that this process may use, its quota respected, at most :data:`MOST_THREADS`."""
+    return min(MOST_THREADS, most_threads())
 
 
 def ordered_map(

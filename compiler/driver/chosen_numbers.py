@@ -22,6 +22,7 @@ from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError, UnsupportedModelError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.options import ChosenEffort, OptimizeOptions, Weights
+from llmc.compiler.base.processors import physical_cores
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.targets import get_target
 from llmc.compiler.calibration.windows import text_windows
@@ -34,7 +35,6 @@ from llmc.passes.quantization.quantize_cache import Reaches
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
 from llmc.runtimes.evaluation.texts import calibration_text, read_texts
-from llmc.runtimes.machine.fingerprint import physical_cores
 
 log = logging.getLogger(__name__)
 FEW_WEIGHTS = 600_000_000

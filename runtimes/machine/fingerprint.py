@@ -7,7 +7,6 @@ Out: :class:`MachineFingerprint`, which goes into every benchmark file so that t
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -19,10 +18,18 @@ from typing import Any
 
 import psutil
 
+from llmc.compiler.base.processors import (
+    CGROUP_ROOT,
+    CPU_DEVICES,
+    PROCESS_CGROUPS,
+    cgroup_directories,
+    physical_cores,
+    read_lines,
+    read_words,
+    usable_cpus,
+)
+
 CPUINFO = Path("/proc/cpuinfo")
-CPU_DEVICES = Path("/sys/devices/system/cpu")
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-PROCESS_CGROUPS = Path("/proc/self/cgroup")
 
 # Instruction sets that LLM kernels choose their code path by: the kernel's flag -> the name that is reported.
 X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
@@ -154,62 +161,11 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def usable_cpus() -> frozenset[int]:
-    """Numbers of the logical CPUs in this process's affinity mask (all of them where there is no mask)."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def physical_cores(cpus: Iterable[int] | None = None, devices: Path = CPU_DEVICES) -> int:
-    """Physical cores behind ``cpus`` (default: this process's), at least 1, at most the control group's quota."""
-    chosen = usable_cpus() if cpus is None else frozenset(cpus)
-    cores = {_core_of(cpu, devices) for cpu in chosen}
-    quota = cgroup_cpu_quota()
-    count = len(cores) if quota is None else min(len(cores), int(quota))
-    return max(1, count)
-
-
-def _core_of(cpu: int, devices: Path) -> str:
-    """A text that is the same for all hardware threads of one core."""
-    siblings = devices / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-    try:
-        return siblings.read_text().strip()
-    except OSError:
-        return str(cpu)
-
-
-def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUPS) -> float | None:
-    """CPUs' worth of time that this process's control groups (version 2 or 1) allow, or None without a limit."""
-    quotas = []
-    for directory in _cgroup_directories("cpu", root, membership):
-        unified = _read_words(directory / "cpu.max")
-        if len(unified) == 2 and unified[0] != "max":
-            quotas.append(int(unified[0]) / int(unified[1]))
-        quota, period = _read_words(directory / "cpu.cfs_quota_us"), _read_words(directory / "cpu.cfs_period_us")
-        if quota and period and int(quota[0]) > 0:
-            quotas.append(int(quota[0]) / int(period[0]))
-    return min(quotas, default=None)
-
-
 def _cgroup_memory_limit(root: Path = CGROUP_ROOT, membership: Path = PROCESS_CGROUPS) -> int | None:
     names = ("memory.max", "memory.limit_in_bytes")
-    groups = _cgroup_directories("memory", root, membership)
-    limits = [_read_words(directory / name) for directory in groups for name in names]
+    groups = cgroup_directories("memory", root, membership)
+    limits = [read_words(directory / name) for directory in groups for name in names]
     return min((int(words[0]) for words in limits if words and words[0] != "max"), default=None)
-
-
-def _cgroup_directories(controller: str, root: Path, membership: Path) -> list[Path]:
-    """Directories of this process's groups for ``controller``, from its own up to the root."""
-    found: list[Path] = []
-    for line in _read_lines(membership):
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        group = base / path.lstrip("/")
-        found += [directory for directory in (group, *group.parents) if directory.is_relative_to(base)]
-    return found
 
 
 def last_level_cache_bytes(cpu: int = 0, devices: Path = CPU_DEVICES) -> int:
@@ -217,7 +173,7 @@ def last_level_cache_bytes(cpu: int = 0, devices: Path = CPU_DEVICES) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = [0]
     for entry in (devices / f"cpu{cpu}" / "cache").glob("index*/size"):
-        text = "".join(_read_words(entry))
+        text = "".join(read_words(entry))
         if text and text[-1] in units:
             sizes.append(int(text[:-1]) * units[text[-1]])
     return max(sizes)
@@ -226,7 +182,7 @@ def last_level_cache_bytes(cpu: int = 0, devices: Path = CPU_DEVICES) -> int:
 def read_cpuinfo(path: Path = CPUINFO) -> dict[str, str]:
     """Fields of the first processor in ``/proc/cpuinfo``; empty on systems without it."""
     fields: dict[str, str] = {}
-    for line in _read_lines(path):
+    for line in read_lines(path):
         name, separator, value = line.partition(":")
         if separator:
             fields.setdefault(name.strip(), value.strip())
@@ -247,14 +203,3 @@ def isa_features(info: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the :data:`ISA_FLAGS` that :func:`read_cpuinfo` reports."""
     flags = cpu_flags(info)
     return tuple(name for flag, name in ISA_FLAGS.items() if flag in flags)
-
-
-def _read_words(path: Path) -> list[str]:
-    return " ".join(_read_lines(path)).split()
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

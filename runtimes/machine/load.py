@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import psutil
 
-from llmc.runtimes.machine.fingerprint import usable_cpus
+from llmc.compiler.base.processors import usable_cpus
 
 BUSY_FIELDS = ("user", "nice", "system", "irq", "softirq", "steal")
 

@@ -21,10 +21,10 @@ from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, Contract
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, first_line
+from llmc.compiler.base.processors import engine_threads, physical_cores
 from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.runtimes.device.graph_io import cache_tensor
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
-from llmc.runtimes.machine.fingerprint import physical_cores
 from llmc.runtimes.onnxruntime.all_logits import all_logits
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import (
@@ -105,7 +105,7 @@ class OnnxRuntimeCpu(Engine):
         Raises:
             _GraphUnavailable: it is an engine's own, and this machine does not run it.
         """
-        count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
+        count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
         options = _session_options(count)
         operators = _prepare_engine(manifest, options) if graph == ENGINE_GRAPH else ORT_OPERATORS
         inference = _make_inference(directory / graph, options)
@@ -115,7 +115,7 @@ class OnnxRuntimeCpu(Engine):
     def open_for_evaluation(self, directory: Path, *, threads: int | None = None) -> tuple[Session, str]:
         """The engine or graph as it is, but for the cut before the head: every position's logits."""
         manifest = open_artifact(directory).manifest
-        count = threads or (manifest.engine.threads if manifest.engine else None) or physical_cores()
+        count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
         options = _session_options(count)
         graph = GRAPH
         if _has_engine_graph(manifest):
@@ -171,7 +171,7 @@ def open_graph(directory: Path, *, threads: int | None = None, every: bool = Fal
     manifest = open_artifact(directory).manifest
     # An engine that is told lengths was built of a graph that sums a mask.
     contract = replace(manifest.contract, lengths="mask")
-    count = threads or physical_cores()
+    count = engine_threads(threads, None)
     if every:
         return _open_every(directory, manifest, contract, directory / GRAPH, _session_options(count))
     inference = _make_inference(directory / GRAPH, _session_options(count))

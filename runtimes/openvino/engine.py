@@ -19,7 +19,7 @@ from llmc.compiler.artifact.artifact import open_artifact
 from llmc.compiler.artifact.manifest import Manifest, engine_details
 from llmc.compiler.base.contract import LOGITS
 from llmc.compiler.base.errors import EngineError
-from llmc.runtimes.machine.fingerprint import physical_cores
+from llmc.compiler.base.processors import engine_threads
 from llmc.runtimes.openvino.library import (
     DEVICE,
     KV_CACHE_PRECISION,
@@ -58,7 +58,7 @@ class OpenVino(Engine):
             )
         openvino = load_openvino()
         require_reads(openvino, manifest.engine.details.get("openvino"))
-        count = threads or manifest.engine.threads or physical_cores()
+        count = engine_threads(threads, manifest.engine.threads)
         core = openvino.Core()
         options = plugin_options(core, manifest.precision, count)
         try:

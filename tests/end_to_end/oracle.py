@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from llmc.runtimes.machine.fingerprint import physical_cores
+from llmc.compiler.base.processors import physical_cores
 from llmc.runtimes.session.engine import Session
 
 Array = npt.NDArray[Any]

@@ -58,9 +58,9 @@ def bench(
     """
     shown = replace(shown, json=asked.file == "-")
     with shown.working() as progress:
+        from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.report import render_report, write_json
-        from llmc.runtimes.machine.fingerprint import physical_cores
 
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all

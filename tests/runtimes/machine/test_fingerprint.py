@@ -60,54 +60,12 @@ def test_cpuinfo(tmp_path, text, model, isa):
     assert model is None or machine.cpu_model(info) == model
 
 
-def test_physical_cores_count_hardware_threads_once(tmp_path):
-    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
-        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
-    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == min(2, machine.physical_cores([0, 1], tmp_path))
-    assert machine.physical_cores([0, 2], tmp_path) == 1
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [(None, 4), (9.0, 4), (4.0, 4), (3.0, 3), (2.9, 2), (1.5, 1), (0.5, 1)]
-)
-def test_physical_cores_respect_the_quota(tmp_path, monkeypatch, quota, expected):
-    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: quota)
-    assert machine.physical_cores([0, 1, 2, 3], tmp_path) == expected
-
-
-def test_hardware_threads_of_a_core_count_once_whatever_the_quota(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "cgroup_cpu_quota", lambda: None)
-    for cpu, siblings in enumerate(["0,3", "1,4", "2,5", "0,3", "1,4", "2,5"]):
-        write(tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list", siblings + "\n")
-    assert machine.physical_cores(range(6), tmp_path) == 3
-    assert machine.physical_cores([0, 3, 4], tmp_path) == 2
-
-
-def test_cgroup_quota_of_a_parent_binds_version_2(tmp_path):
-    write(tmp_path / "cgroup", "0::/parent/child\n")
-    write(tmp_path / "root" / "parent" / "child" / "cpu.max", "max 100000\n")
-    write(tmp_path / "root" / "parent" / "cpu.max", "250000 100000\n")
-    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 2.5
-
-
-def test_cgroup_quota_version_1(tmp_path):
-    write(tmp_path / "cgroup", "3:memory:/other\n2:cpu,cpuacct:/job\n")
-    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_quota_us", "300000\n")
-    write(tmp_path / "root" / "cpu,cpuacct" / "job" / "cpu.cfs_period_us", "100000\n")
-    write(tmp_path / "root" / "cpu,cpuacct" / "cpu.cfs_quota_us", "-1\n")
-    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
-
-
-def test_the_narrowest_of_a_group_and_its_parents_binds(tmp_path):
+def test_the_narrowest_memory_limit_of_a_group_and_its_parents_binds(tmp_path):
     write(tmp_path / "cgroup", "0::/a/b\n")
     for folder, cpus in (("a/b", 4), ("a", 3), ("", 6)):
-        write(tmp_path / "root" / folder / "cpu.max", f"{cpus}00000 100000\n")
         write(tmp_path / "root" / folder / "memory.max", f"{cpus}000\n")
-    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 3.0
     assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 3000
-    write(tmp_path / "root" / "cpu.max", "150000 100000\n")
     write(tmp_path / "root" / "memory.max", "1500\n")
-    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") == 1.5
     assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 1500
 
 
@@ -121,23 +79,11 @@ def test_memory_limits_of_both_versions(tmp_path):
     assert machine._cgroup_memory_limit(tmp_path / "root", tmp_path / "cgroup") == 123456
 
 
-def test_another_controller_whose_name_begins_alike_is_not_asked(tmp_path):
-    write(tmp_path / "cgroup", "3:cpuset:/job\n2:cpuacct:/job\n")
-    for name in ("cpuset", "cpuacct"):
-        write(tmp_path / "root" / name / "job" / "cpu.cfs_quota_us", "100000\n")
-        write(tmp_path / "root" / name / "job" / "cpu.cfs_period_us", "100000\n")
-    assert machine.cgroup_cpu_quota(tmp_path / "root", tmp_path / "cgroup") is None
-
-
 def test_the_fingerprint_keeps_to_the_control_group_s_memory(monkeypatch):
     total = machine.machine_fingerprint().memory_bytes
     for limit, expected in ((total // 3, total // 3), (None, None), (1 << 60, None)):
         monkeypatch.setattr(machine, "_cgroup_memory_limit", lambda limit=limit: limit)
         assert machine.machine_fingerprint().memory_bytes == (expected or machine.psutil.virtual_memory().total)
-
-
-def test_no_cgroup_means_no_quota(tmp_path):
-    assert machine.cgroup_cpu_quota(tmp_path, tmp_path / "none") is None
 
 
 def test_last_level_cache(tmp_path):

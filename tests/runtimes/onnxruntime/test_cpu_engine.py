@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from llmc.compiler.base import processors
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.kernels.library import KernelsUnavailable
@@ -197,12 +198,16 @@ def test_only_one_graph_is_open_at_a_time(each: Any, inferences: list[tuple[Path
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("asked", "recorded", "expected"), [(5, 3, 5), (None, 3, 3), (None, None, 7), (5, None, 5)])
+@pytest.mark.parametrize(
+    ("asked", "recorded", "expected"),
+    [(5, 3, 5), (None, 3, 3), (None, None, 7), (5, None, 5), (None, 9, 8), (9, 3, 9)],
+)
 def test_threads(
     opened: Any, monkeypatch: pytest.MonkeyPatch, asked: int | None, recorded: int | None, expected: int
 ) -> None:
-    """Those that are asked for, else the manifest's, else one per core."""
-    monkeypatch.setattr(onnxruntime_engine, "physical_cores", lambda: 7)
+    """Those that are asked for, else the manifest's where as many can run, else one per core."""
+    monkeypatch.setattr(processors, "physical_cores", lambda: 7)
+    monkeypatch.setattr(processors, "most_threads", lambda: 8)
     _, options, session = opened(details={}, threads=recorded, asked=asked)
     assert options.intra_op_num_threads == session.info.threads == expected
     assert options.inter_op_num_threads == 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.compiler.base import processors
 from llmc.compiler.base.contract import Contract
 from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.openvino import engine as engine_module
@@ -93,15 +94,16 @@ def test_a_cache_of_smaller_numbers_takes_less(built: tuple[Path, dict[str, Any]
     assert info.details["cache_precision"] == "u8"
 
 
-@pytest.mark.parametrize(("asked", "recorded", "expected"), [(2, 3, 2), (None, 3, 3), (None, None, 1)])
+@pytest.mark.parametrize(("asked", "recorded", "expected"), [(2, 3, 2), (None, 3, 3), (None, None, 1), (None, 9, 8)])
 def test_threads(
     artifact: Any, monkeypatch: pytest.MonkeyPatch, asked: int | None, recorded: int | None, expected: int
 ) -> None:
-    """Those that are asked for, else the manifest's, else one per core."""
+    """Those that are asked for, else the manifest's where as many can run, else one per core."""
     given: list[int] = []
     options = engine_module.plugin_options
     monkeypatch.setattr(engine_module, "plugin_options", lambda *which: given.append(which[2]) or options(*which))
-    monkeypatch.setattr(engine_module, "physical_cores", lambda: 1)
+    monkeypatch.setattr(processors, "physical_cores", lambda: 1)
+    monkeypatch.setattr(processors, "most_threads", lambda: 8)
     artifact.engine.threads = recorded
     assert OpenVino().open(Path("engine"), threads=asked).info.threads == expected
     assert given == [expected]

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.processors import physical_cores
 from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
@@ -19,7 +20,7 @@ from llmc.runtimes.bench.results import BenchCase, BenchReport, Subject
 from llmc.runtimes.bench.workers import peers
 from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
 from llmc.runtimes.machine.bandwidth import Bandwidth
-from llmc.runtimes.machine.fingerprint import machine_fingerprint, physical_cores
+from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.machine.summary import Summary
 
 Run = Callable[..., Result]

@@ -14,7 +14,9 @@ Out: an exception that the command line prints as that one sentence and turns in
     ├── VerificationError (8)
     ├── EngineError (9)
     ├── MissingDependencyError (10)
-    └── HubError (11)
+    ├── HubError (11)
+    ├── MachineError (71)
+    └── OutputError (74)
 """
 
 from __future__ import annotations
@@ -91,6 +93,18 @@ class HubError(LlmcError):
     """The Hugging Face hub cannot be reached, or does not take what is sent to it."""
 
     exit_code = 11
+
+
+class MachineError(LlmcError):
+    """The machine refused something: memory, files or threads beyond a limit, a folder that cannot be written."""
+
+    exit_code = 71
+
+
+class OutputError(LlmcError):
+    """stdout cannot be written: its disk is full, or its device failed."""
+
+    exit_code = 74
 
 
 def first_line(error: BaseException) -> str:

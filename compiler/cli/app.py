@@ -28,6 +28,7 @@ from llmc.compiler.cli.commands.push_command import push
 from llmc.compiler.cli.commands.verify_command import verify
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
 from llmc.compiler.cli.signature import flat
+from llmc.compiler.cli.streams import settle_process
 
 LICENCE_NOTE = (
     "Licence: the built-in model gemma3-270m comes under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
@@ -173,6 +174,7 @@ class Group(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(arguments, *rest, **extra)
+            sys.stdout.flush()
         except Exception as error:  # noqa: BLE001  (the one place where every error ends)
             code = report(error, as_json=wants_json(arguments))
         sys.exit(code if isinstance(code, int) else 0)
@@ -213,4 +215,5 @@ app = make_app()
 
 def main() -> None:
     """The console script."""
+    settle_process()
     app()

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.cli.streams import argument_text, read_line
 
 if TYPE_CHECKING:
     from llmc.compiler.cli.output import Output
@@ -68,8 +69,8 @@ def _read_line() -> str | None:
     """The next line without its end; None where the input ends or Ctrl-C is pressed."""
     try:
         if sys.stdin.isatty():
-            return input("> ").strip()
-        line = sys.stdin.readline()
+            return argument_text(input("> "), "the line").strip()
+        line = read_line()
         return line.strip() if line else None
     except (EOFError, KeyboardInterrupt):
         sys.stdout.write("\n")

@@ -5,6 +5,7 @@ In: whatever was raised. Out: :class:`Failure`, shown on stderr, or as JSON on s
     LlmcError             its sentence                                      its exit code
     a wrong command line  what is wrong with it                             2
     Ctrl-C                "interrupted; nothing was left behind"            130
+    a limit of the machine  which, and what to do                           71 (EX_OSERR)
     anything else         its type, and how to see where it came from       70 (EX_SOFTWARE of sysexits.h)
 """
 
@@ -12,14 +13,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.compiler.base.errors import LlmcError
+from llmc.compiler.base.errors import LlmcError, OutputError
+from llmc.compiler.cli.machine_limits import machine_error
 
+log = logging.getLogger(__name__)
 DEBUG_VARIABLE = "LLMC_DEBUG"
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 
@@ -51,6 +55,8 @@ class Failure:
             return cls("Interrupted", "interrupted; nothing was left behind", INTERRUPTED)
         if is_usage_error(error):
             return cls("UsageError", _usage_sentence(error), USAGE)
+        if (refusal := machine_error(error)) is not None:
+            return cls.of(refusal)
         name = type(error).__name__
         detail = " ".join(str(error).split())
         cause = f"{name}: {detail}" if detail else name
@@ -66,12 +72,15 @@ def report(error: BaseException, *, as_json: bool) -> int:
     failure = Failure.of(error)
     if os.environ.get(DEBUG_VARIABLE, "0") not in {"", "0"}:
         traceback.print_exception(error, file=sys.stderr)
-    if as_json:
-        sys.stdout.write(json.dumps(failure.to_json(), indent=2) + "\n")
-        sys.stdout.flush()
-    else:
-        prefix = "" if failure.exit_code == INTERRUPTED else "error: "
-        sys.stderr.write(f"llmc: {prefix}{failure.message}\n")
+    if as_json and not isinstance(error, OutputError):
+        try:
+            sys.stdout.write(json.dumps(failure.to_json(), indent=2) + "\n")
+            sys.stdout.flush()
+            return failure.exit_code
+        except OutputError as second:
+            log.debug("%s", second)  # then as without --json
+    prefix = "" if failure.exit_code == INTERRUPTED else "error: "
+    sys.stderr.write(f"llmc: {prefix}{failure.message}\n")
     return failure.exit_code
 
 

@@ -151,7 +151,7 @@ def _bars(console: Console) -> RichProgress:
             return Text(remaining(task.elapsed, task.completed, task.total), style="progress.remaining")
 
     return RichProgress(
-        SpinnerColumn(finished_text="[green]✓"),
+        SpinnerColumn("line" if console.options.ascii_only else "dots", finished_text="[green]✓"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         AmountColumn(Column(no_wrap=True)),

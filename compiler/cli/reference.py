@@ -7,6 +7,7 @@ it, and a test compares the two.
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 import textwrap
 import typing
@@ -103,11 +104,17 @@ def _environment() -> str:
 
 
 def _exit_codes() -> str:
-    rows = [f"| {kind.exit_code} | `{kind.__name__}` | {_first_line(kind)} |" for kind in _error_classes()]
-    head = ["## Exit codes", "", "| code | error | meaning |", "|---|---|---|", "| 0 | | Success. |"]
-    unexpected = f"| {SOFTWARE} | | An error that llmc did not foresee: please report it. |"
-    interrupted = f"| {INTERRUPTED} | | Interrupted; nothing was left behind. |"
-    return "\n".join([*head, *rows, unexpected, interrupted, ""])
+    rows = [(kind.exit_code, f"`{kind.__name__}` ", _first_line(kind)) for kind in _error_classes()]
+    rows += [
+        (0, "", "Success."),
+        (SOFTWARE, "", "An error that llmc did not foresee: please report it."),
+        (INTERRUPTED, "", "Interrupted; nothing was left behind."),
+        (128 + signal.SIGPIPE, "", "Whoever read stdout has gone, as `head` does."),
+        (128 + signal.SIGTERM, "", "Ended by SIGTERM (SIGHUP: 129); nothing was left behind."),
+    ]
+    rows.sort(key=lambda row: row[0])
+    head = ["## Exit codes", "", "| code | error | meaning |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {code} | {name}| {meaning} |" for code, name, meaning in rows), ""])
 
 
 def _error_classes() -> Iterator[type[LlmcError]]:

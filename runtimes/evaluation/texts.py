@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llmc.compiler.base.decoded_text import decode_text
 from llmc.compiler.base.errors import UsageError
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -56,9 +57,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, is not UTF-8 or holds no text, or a line is no such object.
     """
     try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 at byte {error.start}; convert it, or name another text") from error
+        content = decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); name a text file") from error
     if path.suffix in JSON_LINES:

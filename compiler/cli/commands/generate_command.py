@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,6 +14,7 @@ from llmc.compiler.cli.conversation import converse, follow
 from llmc.compiler.cli.failures import INTERRUPTED
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.parameters import Directory, Threads
+from llmc.compiler.cli.streams import argument_text, read_stdin
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Question:
         """The prompts, with stdin's text in place of ``-``; none: a conversation.
 
         Raises:
-            UsageError: no prompt and no chat, stdin asked for twice, or a conversation as JSON.
+            UsageError: no prompt and no chat, stdin asked for twice or no text, or a conversation as JSON.
         """
         if not self.prompt and not self.chat and self.system is None:
             raise UsageError("nothing to write from; give a prompt with -p TEXT, or --chat for a conversation")
@@ -55,7 +55,16 @@ class Question:
             raise UsageError("--json is for prompts; give one with -p TEXT, or leave --json away to chat")
         if self.prompt.count("-") > 1:
             raise UsageError("stdin can be read once; give -p - one time")
-        return [sys.stdin.read() if prompt == "-" else prompt for prompt in self.prompt]
+        return [read_stdin() if prompt == "-" else argument_text(prompt, "-p") for prompt in self.prompt]
+
+    def decoded(self) -> Question:
+        """With its other texts decoded.
+
+        Raises:
+            UsageError: one is no text.
+        """
+        system = None if self.system is None else argument_text(self.system, "--system")
+        return replace(self, system=system, stop=tuple(argument_text(stop, "--stop") for stop in self.stop))
 
 
 def generate(
@@ -70,7 +79,7 @@ def generate(
 
     Without --temperature it is greedy: the most likely token, every time.
     """
-    prompts = asked.prompts()
+    prompts, asked = asked.prompts(), asked.decoded()
     with shown.working() as progress:
         from llmc.runtimes.generation.text_engine import Conversation, TextEngine
 

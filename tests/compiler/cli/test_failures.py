@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,9 @@ EXIT_CODES = {
     "VerificationError": 8,
     "EngineError": 9,
     "MissingDependencyError": 10,
+    "HubError": 11,
+    "MachineError": 71,
+    "OutputError": 74,
 }
 
 
@@ -64,8 +68,8 @@ def test_a_fusion_that_falls_short_is_a_failed_pass() -> None:
             ),
         ),
         (
-            MemoryError(),
-            Failure("MemoryError", "unexpected MemoryError (set LLMC_DEBUG=1 to see the traceback)", 70),
+            KeyError(),
+            Failure("KeyError", "unexpected KeyError (set LLMC_DEBUG=1 to see the traceback)", 70),
         ),
         (
             WrongCommandLineError("No such\n option: --nope."),
@@ -98,6 +102,20 @@ def test_a_failure_in_words_is_no_result(
     monkeypatch.delenv("LLMC_DEBUG", raising=False)
     assert report(error, as_json=False) == Failure.of(error).exit_code
     assert capsys.readouterr() == ("", sentence)
+
+
+def test_a_failure_of_stdout_is_said_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise errors.OutputError("stdout cannot be written")
+
+    assert report(errors.OutputError("stdout is full"), as_json=True) == 74
+    assert capsys.readouterr() == ("", "llmc: error: stdout is full\n")
+    monkeypatch.setattr("sys.stdout", Full())
+    assert report(ARTIFACT, as_json=True) == 7
+    assert capsys.readouterr().err == "llmc: error: out exists already\n"
 
 
 def test_a_failure_in_json_is_the_result(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

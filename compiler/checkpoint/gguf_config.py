@@ -47,6 +47,9 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
             config.vocab_size = tokens
     else:
         config = make_config(keys, architecture, tokens)
+    padding = getattr(config, "pad_token_id", None)
+    if isinstance(padding, int) and padding >= config.vocab_size:
+        config.pad_token_id = None  # the type's usual one, which this vocabulary has not
     # transformers leaves it out; readers of config.json choose a model class by it.
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     config.architectures = [name] if isinstance(name, str) else None

@@ -60,6 +60,7 @@ _NOTHING: Mapping[str, tuple[float, ...]] = {
     **dict.fromkeys(("attention.sliding_window", "attention.shared_kv_layers", "feed_forward_length"), (0,)),
     "attention.temperature_length": (0,),
     **dict.fromkeys(("swin_norm", "expert_weights_norm"), (False,)),
+    **dict.fromkeys(("attention.head_count", "ssm.dt_b_c_rms"), (0,)),
     "attention.causal": (True,),
 }
 # What does not change a token's logits.
@@ -153,6 +154,8 @@ def _apply(config: PreTrainedConfig, keys: GgufKeys, name: str, renamed: Mapping
         if getattr(config, attribute) != value:
             setattr(config, attribute, value)
         return
+    if name == "feed_forward_length" and value == 4 * getattr(config, "hidden_size", 0):
+        return  # what a type without a setting has
     if value in _NOTHING.get(name, ()) or name in _HARMLESS or name in _ROTATION or _is_read(keys, name):
         return
     known = name in _NOTHING or name in names

@@ -1,4 +1,4 @@
-"""Architectures beyond transformers' own: a model, written as llama.cpp's converter does, is read back."""
+"""Architectures: a model of transformers, written as llama.cpp's converter does, is read back."""
 
 from __future__ import annotations
 
@@ -66,7 +66,58 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "seed_oss": ("seed_oss", {"attention_bias": True, "attention_out_bias": False}, {}),
     "smollm3": ("smollm3", {}, {}),
 }
+EPSILON = {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None}
+# What transformers reads itself, with the settings that it passes over.
+MODELS_OF_TRANSFORMERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma2": (
+        "gemma2",
+        {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 5.0},
+        {"attention.sliding_window": 4, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"query_pre_attn_scalar": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {
+            "rope_parameters": {
+                name: dict(SIZES["rope_parameters"]) for name in ("sliding_attention", "full_attention")
+            }
+        },
+        {"attention.sliding_window": 4, "attention.sliding_window_pattern": 2},
+    ),
+    "nemotron": (
+        "nemotron",
+        {"norm_eps": 1e-5, "rope_parameters": SIZES["rope_parameters"] | {"partial_rotary_factor": 0.5}},
+        {"rope.dimension_count": 4, **EPSILON},
+    ),
+    "phi3": (
+        "phi3",
+        {"rope_parameters": SIZES["rope_parameters"] | {"partial_rotary_factor": 0.75}, "sliding_window": 5},
+        {"rope.dimension_count": 6, "attention.sliding_window": 5},
+    ),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen2moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+        },
+        {"expert_count": 4, "expert_used_count": 2}
+        | {"expert_feed_forward_length": 24, "expert_shared_feed_forward_length": 40},
+    ),
+    "qwen3": ("qwen3", {}, {}),
+    "stablelm": (
+        "stablelm",
+        {"layer_norm_eps": 1e-5, "use_qkv_bias": True}
+        | {"rope_parameters": SIZES["rope_parameters"] | {"partial_rotary_factor": 0.25}},
+        {"rope.dimension_count": 2, "use_parallel_residual": False, **EPSILON},
+    ),
+    "starcoder2": ("starcoder2", {"norm_epsilon": 1e-5}, EPSILON),
+}
+ALL = MODELS | MODELS_OF_TRANSFORMERS
 # Where llama.cpp rotates neighbours and transformers halves.
+SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron")
 PERMUTED = ("arcee", "granite", "llama", "olmo", "smollm3")
 
 
@@ -75,7 +126,7 @@ def made(architecture: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, extra, _ = MODELS[architecture]
+    model_type, extra, _ = ALL[architecture]
     config = AutoConfig.for_model(model_type, **{**copy.deepcopy(SIZES), "rms_norm_eps": 1e-6, **extra})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -111,8 +162,10 @@ def written(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]:
         if architecture in PERMUTED and stem.endswith(("q_proj", "k_proj")):
             heads = SIZES["num_attention_heads" if stem.endswith("q_proj") else "num_key_value_heads"]
             values = permuted(values, heads)
-        if architecture == "gemma" and name.endswith("norm.weight"):
+        if architecture in SHIFTED and "norm.weight" in name:
             values = values + 1
+        if name.endswith("shared_expert_gate.weight"):
+            values = values[0]
         target = names.get_name(stem)
         assert target is not None, name
         out[f"{target}.{suffix}"] = values
@@ -121,7 +174,7 @@ def written(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]:
 
 def file_of(architecture: str, model: Any, write: GgufWriter, path: Path, **other: Any) -> Path:
     sizes = {"block_count": 4, "feed_forward_length": 48, "vocab_size": 32}
-    stated = {**sizes, **MODELS[architecture][2], **other}
+    stated = {**sizes, **ALL[architecture][2], **other}
     metadata = tiny_metadata(architecture, **{key: value for key, value in stated.items() if value is not None})
     return write(path, architecture, metadata, written(model, architecture))
 
@@ -130,20 +183,20 @@ def test_all_are_tried() -> None:
     assert set(MODELS) == {*ARCHITECTURES, "llama"}
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", ALL)
 def test_a_model_comes_back_as_it_was(write_gguf: GgufWriter, tmp_path: Path, architecture: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = made(architecture)
     weights = GgufWeights(file_of(architecture, model, write_gguf, tmp_path / "x.gguf"))
-    assert weights.config.model_type == MODELS[architecture][0]
+    assert weights.config.model_type == ALL[architecture][0]
     state = model.state_dict()
     again = AutoModelForCausalLM.from_config(weights.config, dtype=torch.float32).eval()
     for name, info in weights.tensors().items():
         assert info.shape == tuple(state[name].shape)
         # Norms that were one larger come back as floats do.
-        tolerance = 1e-6 if architecture == "gemma" else 0
+        tolerance = 1e-6 if architecture in SHIFTED else 0
         np.testing.assert_allclose(weights.read(name), state[name].numpy(), rtol=0, atol=tolerance, err_msg=name)
         np.testing.assert_array_equal(weights.read(name, 1, 3), weights.read(name)[1:3])
         again.state_dict()[name].copy_(torch.from_numpy(weights.read(name)))

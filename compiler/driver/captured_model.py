@@ -187,8 +187,8 @@ def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> WeightSourc
     except LazyConversionError as error:
         if isinstance(weights, MergedWeights):
             raise CheckpointError(
-                f"{error}, and the adapter names tensors as the files do, which transformers then does not see; merge "
-                "it with PEFT (merge_and_unload) first."
+                f"{error}, and the adapter names tensors as the files do, which transformers then does not see; "
+                "merge it with PEFT (merge_and_unload) first."
             ) from error
         if isinstance(weights, QuantizedWeights):
             raise CheckpointError(

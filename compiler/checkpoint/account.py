@@ -124,9 +124,9 @@ class _Advice:
 
 _ADVICE = (
     _Advice(
-        re.compile(r"(^|\.)lora_|\.base_layer\.|(^|\.)modules_to_save\."),
-        "these are of an adapter that is not merged: merge it with PEFT (merge_and_unload), or keep base and adapter "
-        "in directories of their own and name the adapter with --adapter",
+        re.compile(r"^base_model\.model\.|(^|\.)lora_|\.base_layer\.|(^|\.)modules_to_save\."),
+        "PEFT gives such names, and an adapter that is not merged has them: merge it (merge_and_unload) and save "
+        "what comes out, or keep base and adapter in directories of their own and name the adapter with --adapter",
     ),
     _Advice(
         re.compile(

@@ -249,6 +249,7 @@ def test_what_a_larger_model_uses_is_left_out(
 @pytest.mark.parametrize(
     ("rename", "said"),
     [
+        (lambda name: f"base_model.model.{name}", r"^base_model.model.lm_head.weight .* PEFT gives such names"),
         (
             lambda name: f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}",
             r"^base_model.*an adapter",

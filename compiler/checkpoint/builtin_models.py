@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmc.compiler.base.errors import ArtifactError, CheckpointError, MissingDependencyError, UsageError
+from llmc.compiler.base.user_cache import home_cache, user_cache
 from llmc.compiler.checkpoint.content_hashes import file_sha256
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType({m.name: m for m i
 
 def default_cache_directory() -> Path:
     """Where joined files are kept: the platform's cache folder, e.g. ``~/.cache/llmc``."""
+    if home_cache() is None:
+        return user_cache()
     home = Path.home()
     places = {"darwin": home / "Library" / "Caches" / "llmc", "win32": home / "AppData" / "Local" / "llmc" / "cache"}
     return places.get(sys.platform, home / ".cache" / "llmc")

@@ -25,6 +25,7 @@ from llmc.compiler.base.options import ChosenEffort, OptimizeOptions, Weights
 from llmc.compiler.base.processors import physical_cores
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.targets import get_target
+from llmc.compiler.base.user_cache import user_cache
 from llmc.compiler.calibration.windows import text_windows
 from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
@@ -167,7 +168,7 @@ class _Case:
             identity=[encode(self.portable.source), self.portable.precision, _digest(moved)],
             threads=physical_cores(),
         )
-        with calibrated(request, Path.home() / ".cache" / "llmc" / "calibration", self.progress) as solvers:
+        with calibrated(request, user_cache("calibration"), self.progress) as solvers:
             words = f"GPTQ over {windows.size} tokens of {name}" if solvers else SEARCHED
             yield Numbers(NORMAL, solvers, words, effort if solvers else None, moved_scales=moved)
 

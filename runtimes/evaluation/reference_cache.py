@@ -27,6 +27,7 @@ import numpy as np
 
 from llmc.compiler.base.errors import ArtifactError, first_line
 from llmc.compiler.base.progress import Progress
+from llmc.compiler.base.user_cache import user_cache
 from llmc.runtimes.evaluation.perplexity import Tokens
 from llmc.runtimes.evaluation.reference_rows import LARGEST, ReferenceRows
 from llmc.runtimes.evaluation.scored_rows import ROWS_AT_A_TIME, greedy_continuations, session_source
@@ -40,7 +41,7 @@ ABOUT, GREEDY = "about.json", "greedy.npy"
 
 def default_cache() -> Path:
     """The user's cache."""
-    return Path.home() / ".cache" / "llmc" / "reference-logits"
+    return user_cache("reference-logits")
 
 
 class ReferenceCache:

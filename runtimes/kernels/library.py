@@ -24,6 +24,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.compiler.base.user_cache import home_cache, user_cache
 from llmc.runtimes.machine.fingerprint import cpu_flags, read_cpuinfo
 
 log = logging.getLogger(__name__)
@@ -121,8 +122,11 @@ def kernel_library(cache: Path | None = None, variant: Variant | None = None) ->
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise KernelsUnavailable(f"no C compiler is installed ({', '.join(COMPILERS)})")
-    directory = cache or Path.home() / ".cache" / "llmc" / "kernels"
-    library = directory / f"llmc-cpu-{variant.name}-{_fingerprint(compiler, variant)}.so"
+    name = f"llmc-cpu-{variant.name}-{_fingerprint(compiler, variant)}.so"
+    kept = cache or home_cache("kernels")
+    if kept is not None and (kept / name).exists():  # a cache that cannot be written can be read
+        return kept / name
+    library = (cache or user_cache("kernels")) / name
     if not library.exists():
         _compile(compiler, variant, library)
     return library

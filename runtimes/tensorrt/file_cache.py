@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.base.user_cache import home_cache, user_cache
+
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +26,7 @@ class FileCache:
     @classmethod
     def in_home(cls, runtime: str, name: str) -> FileCache:
         """A file of the user's cache."""
-        return cls(Path.home() / ".cache" / "llmc" / runtime / name)
+        return cls((home_cache(runtime) or user_cache(runtime)) / name)
 
     def read(self) -> bytes:
         """What is there; empty where there is nothing."""

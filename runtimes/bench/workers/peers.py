@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.user_cache import user_cache
 from llmc.runtimes.bench.results import Subject
 from llmc.runtimes.bench.workers.gguf_header import FILE_TYPES
 from llmc.runtimes.bench.workers.remote import WorkerProcess, peer_command
@@ -68,9 +69,6 @@ PEERS: Mapping[str, Peer] = {
 }
 """Peer's name on the command line -> how it is run."""
 
-DEFAULT_CACHE = Path.home() / ".cache" / "llmc" / "peers"
-"""Where peers keep the models that they make."""
-
 
 @dataclass(frozen=True)
 class PeerChoice:
@@ -121,10 +119,11 @@ class PeerChoice:
         return cls(name, Path(python), Path(source), variant if slash else None)
 
 
-def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subject]:
-    """Have a peer make its model in ``cache``, where it makes one, and return its variants as subjects.
+def peer_subjects(choice: PeerChoice, cache: Path | None = None) -> list[Subject]:
+    """Have a peer make its model where it makes one, and return its variants as subjects.
 
-    A label has the peer's name, the type of the file where the peer names one, and the variant.
+    Models are kept in ``cache``; None: the user's. A label has the peer's name, the type of the file where the peer
+    names one, and the variant.
 
     Raises:
         UsageError: a file that is not there.
@@ -134,10 +133,11 @@ def peer_subjects(choice: PeerChoice, cache: Path = DEFAULT_CACHE) -> list[Subje
     for path in (choice.python, choice.source):
         if not path.exists():
             raise UsageError(f"peer {name}: {path} does not exist")
+    kept = cache or user_cache("peers")
     interpreter = choice.python.absolute()  # not resolved: a venv's python is a link
     made = () if choice.quantize is None else ("auto", choice.quantize)
     with WorkerProcess(name, peer_command(interpreter, peer.module, *made)) as worker:
-        prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(cache.resolve()))
+        prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(kept.resolve()))
     label = f"{name} {prepared['details'].get('ftype', '')}".strip()
     fitting = prepared["details"].get("variants", peer.variants) if choice.variant is None else (choice.variant,)
     return [

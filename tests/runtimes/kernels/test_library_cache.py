@@ -220,3 +220,19 @@ def test_a_compiler_that_does_not_run_is_a_reason(sources: Path, compiler: Any, 
     (tmp_path / "bin" / "cc").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(KernelsUnavailable, match="cc does not run: "):
         library(tmp_path / "cache")
+
+
+def test_a_home_that_can_only_be_read_gives_what_it_has(
+    tmp_path: Path, sources: Path, compiler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler()
+    home, other = tmp_path / "home", tmp_path / "other"
+    monkeypatch.setattr(cpu_kernels, "home_cache", lambda name: home / name)
+    monkeypatch.setattr(cpu_kernels, "user_cache", lambda name: other / name)
+    elsewhere = kernel_library()
+    assert elsewhere.parent == other / "kernels"
+    (home / "kernels").mkdir(parents=True)
+    shutil.copy(elsewhere, home / "kernels")
+    assert kernel_library() == home / "kernels" / elsewhere.name
+    monkeypatch.setattr(cpu_kernels, "home_cache", lambda name: None)
+    assert kernel_library() == elsewhere

@@ -58,8 +58,16 @@ class Output:
     verbosity: int = option(0, "Log what is done; -vv for everything.", "--verbose", "-v", counts=True)
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[Display]:
-        """Show progress and log on stderr; what a library prints goes there too, so that stdout holds the result."""
+    def working(self, *, measures: bool = False) -> Iterator[Display]:
+        """Show progress and log on stderr; what a library prints goes there too, so that stdout holds the result.
+
+        Args:
+            measures: It measures how fast programs are, which get this process's environment.
+        """
+        if not measures:
+            # Read when torch is loaded. Its threads else spin between operators, also while others need the
+            # processor: beside busy processes that is half of all the time, to no use.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         console = open_console(sys.stderr)
         with _logging_to(console, self._level), contextlib.redirect_stdout(sys.stderr):
             if self.quiet or self.json or not console.is_terminal:

@@ -74,10 +74,11 @@ class OnnxRuntimeCpu(Engine):
         """Load an engine or a graph; see :meth:`llmc.runtimes.session.engine.Engine.open`."""
         manifest = open_artifact(directory).manifest
         try:
-            return self._open(directory, manifest, threads, ENGINE_GRAPH if _has_engine_graph(manifest) else GRAPH)[0]
+            graph = ENGINE_GRAPH if _has_engine_graph(manifest) else GRAPH
+            return self._open(directory, manifest, threads, graph, spinning=True)[0]
         except _GraphUnavailable as reason:
             log.warning("%s", reason)
-        return self._open(directory, manifest, threads, GRAPH)[0]
+        return self._open(directory, manifest, threads, GRAPH, spinning=True)[0]
 
     def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
         """The engine's graph and the one that needs nothing but ONNX Runtime; of no engine the latter alone."""
@@ -99,14 +100,16 @@ class OnnxRuntimeCpu(Engine):
         else:
             yield GraphRun(GRAPH, operators, session)
 
-    def _open(self, directory: Path, manifest: Manifest, threads: int | None, graph: str) -> tuple[Session, str]:
+    def _open(
+        self, directory: Path, manifest: Manifest, threads: int | None, graph: str, *, spinning: bool = False
+    ) -> tuple[Session, str]:
         """One of an artifact's graphs, and whose operators compute it.
 
         Raises:
             _GraphUnavailable: it is an engine's own, and this machine does not run it.
         """
         count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
-        options = _session_options(count)
+        options = _session_options(count, spinning=spinning)
         operators = _prepare_engine(manifest, options) if graph == ENGINE_GRAPH else ORT_OPERATORS
         inference = _make_inference(directory / graph, options)
         info = engine_info(manifest, self.name, count, inference)
@@ -210,7 +213,15 @@ def engine_info(
     )
 
 
-def _session_options(threads: int | None) -> Any:
+def _session_options(threads: int | None, *, spinning: bool = False) -> Any:
+    """What all sessions have in common.
+
+    Args:
+        threads: None: one per physical core.
+        spinning: Idle threads look for work for a while before they sleep. A decode step is many short products, and
+            none of them should wait until a thread is awake. What checks or measures numbers can: a thread that spins
+            beside other busy processes takes the time that those with work would have, the session's own included.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -219,6 +230,8 @@ def _session_options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
     # Else products with dequantized weights round their activations to 8 bits, which the graph does not ask for.

@@ -57,7 +57,7 @@ def bench(
     energy are measured where NVML (the package nvidia-ml-py) is installed.
     """
     shown = replace(shown, json=asked.file == "-")
-    with shown.working() as progress:
+    with shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.report import render_report, write_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -55,6 +56,18 @@ def test_a_failure_after_the_result_has_a_sentence_and_an_exit_code(
         output.fail(VerificationError("out does not say what its model says"))
     assert raised.value.exit_code == 8
     assert capsys.readouterr() == ("", "llmc: error: out does not say what its model says\n")
+
+
+def test_threads_of_torch_sleep_while_they_wait_unless_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    with Output(quiet=True).working(measures=True):
+        assert "OMP_WAIT_POLICY" not in os.environ
+    with Output(quiet=True).working():
+        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with Output(quiet=True).working():
+        assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 @pytest.mark.parametrize(

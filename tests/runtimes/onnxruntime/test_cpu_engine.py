@@ -90,8 +90,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class Options:
         """ONNX Runtime's own, which would load the library."""
 
-        def __init__(self, threads: int | None) -> None:
-            self.inner = make(threads)
+        def __init__(self, threads: int | None, *, spinning: bool = False) -> None:
+            self.inner = make(threads, spinning=spinning)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.inner, name)
@@ -211,6 +211,32 @@ def test_threads(
     _, options, session = opened(details={}, threads=recorded, asked=asked)
     assert options.intra_op_num_threads == session.info.threads == expected
     assert options.inter_op_num_threads == 1
+
+
+@pytest.mark.parametrize("details", [None, {}, {"onnxruntime": onnxruntime.__version__}])
+def test_threads_spin_for_who_waits_for_tokens_alone(
+    inferences: list[tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, details: dict[str, Any] | None
+) -> None:
+    made = manifest(details=details)
+    monkeypatch.setattr(onnxruntime_engine, "open_artifact", lambda directory: SimpleNamespace(manifest=made))
+
+    def may_spin() -> bool:
+        return entry(inferences[-1][1], "session.intra_op.allow_spinning") != "0"
+
+    OnnxRuntimeCpu().open(Path("engine"))
+    assert may_spin()
+    for _ in OnnxRuntimeCpu().open_each(Path("engine")):
+        assert not may_spin()
+    onnxruntime_engine.open_graph(Path("engine"))
+    assert not may_spin()
+
+
+def entry(options: Any, key: str) -> str:
+    """What is set; empty where nothing is."""
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return ""
 
 
 def test_activations_are_not_rounded(opened: Any) -> None:

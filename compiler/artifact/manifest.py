@@ -91,6 +91,8 @@ class Source:
             lies elsewhere.
         commit: Of the hub's repository, 40 hexadecimal digits; None for what lies elsewhere, or where nobody knows.
         adapters: What was merged into its weights, in order.
+        stored_as: In what numbers it has its weights, with the quantization that its producer states; None where
+            nobody knows.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Source:
     revision: str | None = None
     commit: str | None = None
     adapters: tuple[MergedAdapter, ...] = ()
+    stored_as: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown format, and names that tell where the checkpoint lay."""

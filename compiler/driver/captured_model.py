@@ -34,6 +34,7 @@ from llmc.compiler.checkpoint.finite_weights import find_not_finite
 from llmc.compiler.checkpoint.gguf_weights import GgufWeights
 from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
+from llmc.compiler.checkpoint.stored_as import stored_as
 from llmc.compiler.checkpoint.validation import check_shapes
 from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
 from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
@@ -114,6 +115,7 @@ def _capture(
             revision=checkpoint.revision,
             commit=checkpoint.commit,
             adapters=_merged_adapters(checkpoint, sha256),
+            stored_as=stored_as(checkpoint.path),
         ),
         model=geometry,
         target=None,

@@ -1,4 +1,4 @@
-"""``llmc inspect``: what is in an artifact or an ONNX file."""
+"""``llmc inspect``: what is in an artifact, a checkpoint or an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from llmc.compiler.base.option_field import number_list, option
 from llmc.compiler.cli.output import Output
-from llmc.compiler.cli.tables.inspection_tables import diff_tables, inspection_tables
+from llmc.compiler.cli.tables.inspection_tables import diff_tables, inspection_json, inspection_tables
+from llmc.compiler.cli.tables.model_facts_table import facts_table
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Question:
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="DIR|FILE.onnx", help="Artifact or any ONNX file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE", help="Artifact, any ONNX file, or a checkpoint: DIR or FILE.gguf.", show_default=False
+        ),
     ],
     *,
     asked: Question,
@@ -35,8 +39,9 @@ def inspect(
 ) -> None:
     """Show operators, bytes by kind of weight, cache bytes and FLOPs per token, and what each pass did.
 
-    With --batch, show also the memory that the engine will need. Works on any ONNX file. Weights are not read, so it
-    takes no longer for a large model.
+    Of the model show the rotation's parameters, end tokens, window, and how its source stored the weights; of a
+    checkpoint, these alone. With --batch, show also the memory that the engine will need. Works on any ONNX file.
+    Weights are not read, so it takes no longer for a large model.
     """
     if asked.diff is not None:
         with shown.working():
@@ -46,7 +51,16 @@ def inspect(
         shown.show(lambda: diff_tables(difference), difference.to_json())
         return
     with shown.working():
+        from llmc.compiler.driver.model_facts import artifact_facts, checkpoint_facts, find_checkpoint
+
+        checkpoint = find_checkpoint(path)
+        source = None if checkpoint is None else checkpoint_facts(checkpoint)
+    if source is not None:
+        shown.show(lambda: facts_table(source), {"schema_version": 1, "model": source.to_json()})
+        return
+    with shown.working():
         from llmc.compiler.insight.inspection import inspect_path
 
         inspection = inspect_path(path, context=asked.context, batches=asked.batches, chunk=asked.chunk)
-    shown.show(lambda: inspection_tables(inspection), inspection.to_json())
+        facts = None if inspection.manifest is None else artifact_facts(path)
+    shown.show(lambda: inspection_tables(inspection, facts), inspection_json(inspection, facts))

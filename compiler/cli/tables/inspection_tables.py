@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from llmc.compiler.cli.tables.artifact_table import artifact_table
+from llmc.compiler.cli.tables.model_facts_table import facts_table
 from llmc.compiler.cli.tables.pass_tables import record_table
 from llmc.compiler.cli.tables.rows import fill, numbers, pairs, size
 
 if TYPE_CHECKING:
     from llmc.compiler.artifact.manifest import Manifest
+    from llmc.compiler.driver.model_facts import ModelFacts
     from llmc.compiler.insight.inspection import Inspection, Port
     from llmc.compiler.insight.inspection_diff import Change, InspectionDiff
     from llmc.compiler.insight.weight_census import WeightCensus, WeightGroup
@@ -39,8 +41,13 @@ _BYTE_SECTIONS = frozenset({"weights", "dtypes"})
 _LONGEST_VALUE = 60
 
 
-def inspection_tables(inspection: Inspection) -> Group:
-    """Everything about one graph; the manifest's part where there is one."""
+def inspection_json(inspection: Inspection, facts: ModelFacts | None = None) -> dict[str, Any]:
+    """Plain values for ``json.dump``; ``model`` is what is known of the model beside its graph."""
+    return {**inspection.to_json(), "model": None if facts is None else facts.to_json()}
+
+
+def inspection_tables(inspection: Inspection, facts: ModelFacts | None = None) -> Group:
+    """Everything about one graph; the manifest's part, and the model's, where there is one."""
     census, operators = inspection.weights, inspection.operators
     parts: list[RenderableType] = [
         pairs(str(inspection.graph), _graph_rows(inspection)),
@@ -57,6 +64,8 @@ def inspection_tables(inspection: Inspection) -> Group:
         parts.append(_memory_table(inspection.memory))
     if inspection.manifest is not None:
         parts.append(artifact_table(inspection.path, inspection.manifest))
+        if facts is not None:
+            parts.append(facts_table(facts))
         if inspection.manifest.passes:
             parts.append(record_table(inspection.manifest.passes))
         if inspection.manifest.measured:

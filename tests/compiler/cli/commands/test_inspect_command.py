@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import Result
 
 from llmc.compiler.cli.tables.inspection_tables import _collapse
@@ -124,3 +125,32 @@ def test_layers_share_a_row() -> None:
         ("past.{0..2, 4}.key", "FLOAT[1, t]"),
         ("past.3.key", "FLOAT[2]"),
     ]
+
+
+def test_a_checkpoint_shows_what_its_files_state(llmc: Run, tmp_path: Path) -> None:
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    config = {
+        "model_type": "mistral",
+        "vocab_size": 1000,
+        "max_position_embeddings": 4096,
+        "num_hidden_layers": 3,
+        "sliding_window": 1024,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0},
+        "eos_token_id": [2, 7],
+        "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = llmc("inspect", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    for words in ("mistral", "1,000 tokens", "4,096 tokens", "1,024 tokens in 3 layers", "yarn, factor 4.0", "2, 7"):
+        assert words in shown
+    assert "awq, 4 bits, group 64; 1 FLOAT tensors" in shown
+    value = json.loads(llmc("inspect", tmp_path, "--json").stdout)
+    assert value["model"]["rope"] == {"rope_parameters": config["rope_parameters"]}
+    assert value["model"]["window"] == 1024
+    assert [token["id"] for token in value["model"]["end_tokens"]] == [2, 7]
+
+
+def test_an_onnx_file_says_nothing_of_a_model(llmc: Run, model_file: Path) -> None:
+    assert json.loads(llmc("inspect", model_file, "--json").stdout)["model"] is None

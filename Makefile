@@ -120,6 +120,11 @@ test-gpu: setup ## the tests that need a CUDA device
 mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and mutmut's mutants (15 minutes; MUTANTS="sampling" for some)
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
+# FUZZ has options of tests/fuzz/run.py: FUZZ="--count 200 --seed 7", FUZZ="--only 17", FUZZ=--write-docs.
+.PHONY: fuzz
+fuzz: setup ## changed checkpoints, tokenizers, graphs and manifests: a sentence or a result (an hour at most; FUZZ="--count 100")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(FUZZ)
+
 # In a folder of its own, so that what it brings along takes the place of nothing in the environment.
 $(VENV)/.stamp-mutmut: $(STAMP)
 	$(PIP) install -qq -c constraints-dev.txt --upgrade --target $(VENV)/mutmut $(MUTMUT)

@@ -52,7 +52,7 @@ def from_text(text: str, where: str) -> JsonValue:
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON ({error}); make the artifact again") from error
     return cast("JsonValue", value)
 
@@ -67,7 +67,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds a {type(content).__name__} where a JSON object is expected")

@@ -141,7 +141,7 @@ def open_adapter(directory: Path, scale: float = 1.0) -> Adapter:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); fetch it again.") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} is not a JSON object; fetch it again.")

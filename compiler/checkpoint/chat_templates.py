@@ -3,7 +3,7 @@
 In: a directory. Out: Jinja sources; ``default`` is the one of a plain chat, ``tool_use`` and others have uses of
 their own. Of several places the first that has any counts, as in transformers:
 
-    chat_template.jinja, chat_templates/NAME.jinja
+    chat_template.jinja, additional_chat_templates/NAME.jinja
     chat_template.json         an older place
     tokenizer_config.json      chat_template: a source, or a list of {"name": …, "template": …}
 """
@@ -16,7 +16,7 @@ from llmc.compiler.base.errors import CheckpointError, first_line
 from llmc.compiler.checkpoint.json_file import read_json_object
 
 TEMPLATE_NAME = "chat_template.jinja"
-FOLDER = "chat_templates"
+FOLDER = "additional_chat_templates"
 _KEY = "chat_template"
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llmc.compiler.base.errors import UnsupportedModelError
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.base.foreign_errors import quoted
 from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_processor
 from llmc.compiler.checkpoint.gguf_blocks import FloatArray
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
@@ -243,6 +244,11 @@ def _name_map(header: GgufHeader, config: PreTrainedConfig, processor: Any) -> d
         raise UnsupportedModelError(
             f"{header.path} is of the architecture {header.architecture}, for which transformers has no causal "
             "language model with GGUF names; use the model's safetensors checkpoint."
+        ) from error
+    except ArithmeticError as error:
+        raise CheckpointError(
+            f"transformers cannot make a {config.model_type} model of what {header.path} says ({quoted(error)}); "
+            "convert the model to GGUF again."
         ) from error
     keys = GgufKeys(header)
     if rotated := rotated_channels(config, keys):

@@ -165,7 +165,7 @@ def _no_weights(directory: Path) -> CheckpointError:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error}); fetch it again.") from error
     if (
         not isinstance(weight_map, dict)
@@ -193,11 +193,8 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     try:
         header = json.loads(read_bytes(path, 8, length).tobytes())
         header.pop("__metadata__", None)
-        entries = {
-            name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: _entry(entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a broken safetensors header ({error}); fetch it again.") from error
     tensors = {name: _stored(path, 8 + length, name, *entry) for name, entry in entries.items()}
     expected = max((t.offset + t.info.stored_bytes for t in tensors.values()), default=8 + length)
@@ -206,6 +203,21 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     if size > expected:
         log.warning("%s has %d bytes after its last tensor", path, size - expected)
     return tensors
+
+
+def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """Dtype, shape and offsets of a tensor, as the format has them: no text stands for a number.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are something else.
+    """
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise TypeError(f"dtype {code!r}, shape {shape!r}, data_offsets {offsets!r}")
+    begin, end = offsets
+    if not all(type(number) is int for number in (*shape, begin, end)):
+        raise TypeError(f"shape {shape} and data_offsets {offsets} are not whole numbers")
+    return code, tuple(shape), begin, end
 
 
 def _stored(

@@ -81,7 +81,7 @@ def adapter_base(directory: Path) -> str | None:
     path = directory / ADAPTER_CONFIG
     try:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({first_line(error)}); fetch it again.") from error
     base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
     return base if isinstance(base, str) and base else None

@@ -42,7 +42,7 @@ from llmc.compiler.driver.measured_artifact import measure_and_record, measure_g
 from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.target_passes import Numbers, engine_passes, max_context, target_passes
 from llmc.compiler.graph.census import read_bytes
-from llmc.compiler.graph.model_file import load_model
+from llmc.compiler.graph.read_model import read_model
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.ledger.ledger import Ledger
 from llmc.compiler.quantization.plan import make_plan
@@ -116,7 +116,7 @@ def optimize(
     """
     portable = _open_input(directory, "portable", "optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
-        model = load_model(directory / GRAPH)
+        model = read_model(directory / GRAPH)
         capabilities = find_capabilities(installed=options.installed_runtime)
         with chosen_numbers(model, portable, options, capabilities, directory, progress) as numbers:
             with keeping_ledger(staging, output, portable, load_golden(directory), wanted=verify) as ledger:
@@ -286,7 +286,7 @@ def _build(
     options.require_target(target.target)
     engine, rewritten = get_engine(get_target(target.target).runtime), None
     if passes := engine_passes(target):
-        model = load_model(staging / GRAPH)
+        model = read_model(staging / GRAPH)
         outcomes = run_passes(model, passes)
         target = replace(
             target,

@@ -28,7 +28,7 @@ from llmc.compiler.base.contract import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.json_record import JsonValue, read_object, to_text
 from llmc.compiler.base.targets import get_target
-from llmc.compiler.graph.model_file import load_model
+from llmc.compiler.graph.read_model import read_model
 from llmc.runtimes.generation.text import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def write_genai_config(directory: Path, manifest: Manifest) -> str | None:
     Raises:
         ArtifactError: a configuration file is damaged.
     """
-    graph = load_model(directory / GRAPH).graph
+    graph = read_model(directory / GRAPH).graph
     if (reason := refusal(graph, manifest)) is not None:
         log.info("no %s: ONNX Runtime GenAI cannot run this graph, because %s", GENAI_CONFIG, reason)
     else:

@@ -20,8 +20,7 @@ from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
-from llmc.compiler.base.lfs_pointer import require_content
-from llmc.compiler.graph.model_file import load_model
+from llmc.compiler.graph.read_model import read_model
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
 from llmc.compiler.insight.weight_formats import WeightFormat, all_weights, linear_weights, weight_formats
@@ -144,7 +143,7 @@ def inspect_path(
     if context < 1:
         raise UsageError(f"--context {context} leaves no token to attend to; give at least 1")
     graph, manifest = _locate(path)
-    model = _load(graph)
+    model = read_model(graph)
     facts = read_facts(path if manifest is not None else graph) if batches else None
     counts = Counter((node.domain, node.op_type) for node in model.graph.all_nodes())
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
@@ -185,21 +184,6 @@ def _locate(path: Path) -> tuple[Path, Manifest | None]:
         names = ", ".join(file.name for file in found) or "none"
         raise ArtifactError(f"{path} should hold {GRAPH} or one other .onnx file, found {names}; name the file")
     return found[0], manifest
-
-
-def _load(path: Path) -> ir.Model:
-    require_content([path], ArtifactError)
-    try:
-        model = load_model(path)
-    except ArtifactError:
-        raise
-    except Exception as error:  # protobuf, onnx_ir and the file system have no common base
-        raise ArtifactError(
-            f"{path} cannot be read as an ONNX model ({type(error).__name__}); give an .onnx file"
-        ) from error
-    if not model.opset_imports and not len(model.graph):
-        raise ArtifactError(f"{path} is not an ONNX model: it has neither operators nor operator versions")
-    return model
 
 
 def _ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:

@@ -19,7 +19,7 @@ from llmc.compiler.base.contract import ENGINE_GRAPH, GRAPH, PAST, PRESENT, Cach
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.targets import TargetName
 from llmc.compiler.graph.census import constants
-from llmc.compiler.graph.model_file import load_model
+from llmc.compiler.graph.read_model import read_model
 from llmc.runtimes.memory.capacity_plan import CapacityPlan
 
 _GRAPHS = (ENGINE_GRAPH, GRAPH)
@@ -92,12 +92,7 @@ def read_facts(path: Path) -> MemoryFacts:
     """
     manifest = open_artifact(path).manifest if path.is_dir() and (path / MANIFEST_NAME).is_file() else None
     graph_file = _graph_file(path, manifest)
-    try:
-        graph = load_model(graph_file).graph
-    except ArtifactError:
-        raise
-    except Exception as error:  # protobuf, onnx_ir and the file system have no common base
-        raise ArtifactError(f"{graph_file} cannot be read as an ONNX model ({type(error).__name__})") from error
+    graph = read_model(graph_file).graph
     contract = Contract() if manifest is None else manifest.contract
     engines = _engines(manifest)
     longest = manifest.max_context if manifest is not None else None

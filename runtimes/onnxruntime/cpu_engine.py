@@ -196,11 +196,20 @@ def _open_every(directory: Path, manifest: Manifest, contract: Contract, graph: 
 def engine_info(
     manifest: Manifest, runtime: str, threads: int, inference: Any, *, device: str | None = None
 ) -> EngineInfo:
-    """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host."""
+    """What a session of this manifest can do; ``device`` as ``cuda:0 NVIDIA H100``, for one that is not the host.
+
+    Raises:
+        EngineError: the graph gives no logits first, so it is none that llmc made.
+    """
+    logits = next(iter(inference.get_outputs()), None)
+    if logits is None or len(logits.shape) != 3:
+        raise EngineError(
+            "the graph gives no logits [batch, sequence, vocabulary] as its first output; compile it again"
+        )
     past = [cache_tensor(item) for item in inference.get_inputs() if item.name.startswith(PAST)]
     return EngineInfo(
         runtime=runtime,
-        vocab_size=inference.get_outputs()[0].shape[2],
+        vocab_size=logits.shape[2],
         num_layers=sum(tensor.past.endswith(".key") for tensor in past),
         max_context=manifest.max_context or UNLIMITED,
         logits=manifest.contract.logits,

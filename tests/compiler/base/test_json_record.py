@@ -285,3 +285,12 @@ def test_a_field_may_be_left_out() -> None:
     assert set(described["properties"]) == set(described["required"]) == {"kind"}
     with pytest.raises(ArtifactError, match="unknown key 'scales'"):
         decode(Partly, {"kind": "int8", "scales": [0.5]}, "here")
+
+
+def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
+    text = "[" * 100_000
+    with pytest.raises(ArtifactError, match=r"x\.json is not valid JSON"):
+        from_text(text, "x.json")
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ArtifactError, match="cannot be read as JSON"):
+        read_object(tmp_path / "x.json")

@@ -273,8 +273,8 @@ def test_a_gguf_file_that_is_a_pointer_is_named(tmp_path: Path) -> None:
 
 def test_every_file_of_a_tokenizer_is_among_the_files(tiny_hf: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_hf, tmp_path / "in"))
-    (source / "chat_templates").mkdir()
-    for name in ("tiktoken.model", "merges.txt", "chat_templates/tool_use.jinja", "chat_template.jinja"):
+    (source / "additional_chat_templates").mkdir()
+    for name in ("tiktoken.model", "merges.txt", "additional_chat_templates/tool_use.jinja", "chat_template.jinja"):
         (source / name).write_text("x")
     files = open_checkpoint(str(source)).files()
     assert len(files) == len(set(files))

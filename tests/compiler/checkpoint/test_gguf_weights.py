@@ -174,3 +174,10 @@ def test_resident_memory_does_not_grow_with_the_file(smollm2_gguf: Path) -> None
     grown = process.memory_info().rss - before
     # The file has 98 MB and its float32 values 540 MB.
     assert grown < 48 << 20
+
+
+def test_sizes_that_make_no_model(write_gguf, tmp_path: Path) -> None:
+    metadata = tiny_metadata("llama", **{"attention.head_count_kv": 0})
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tiny_llama_tensors())
+    with pytest.raises(CheckpointError, match=r"cannot make a llama model .*; convert the model to GGUF again"):
+        GgufWeights(path)

@@ -206,6 +206,36 @@ def test_broken_header(tmp_path: Path, header: str) -> None:
         SafetensorsWeights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": {"x": 1}},
+        {"dtype": None},
+        {"shape": ["1"]},
+        {"shape": [1.0]},
+        {"shape": [True]},
+        {"shape": "1"},
+        {"data_offsets": [0]},
+        {"data_offsets": [0, 4, 4]},
+        {"data_offsets": [0, None]},
+    ],
+    ids=str,
+)
+def test_values_of_other_types_in_a_header(tmp_path: Path, entry: dict[str, object]) -> None:
+    header = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}
+    write_raw(tmp_path / SINGLE_NAME, header, bytes(4))
+    with pytest.raises(CheckpointError, match="broken safetensors header"):
+        SafetensorsWeights(tmp_path)
+
+
+@pytest.mark.parametrize("name", [SINGLE_NAME, INDEX_NAME])
+def test_json_that_is_nested_too_deep(tmp_path: Path, name: str) -> None:
+    text = b"[" * 100_000
+    (tmp_path / name).write_bytes(struct.pack("<Q", len(text)) + text if name == SINGLE_NAME else text)
+    with pytest.raises(CheckpointError, match=r"broken safetensors header|is not a safetensors index"):
+        SafetensorsWeights(tmp_path)
+
+
 def test_offsets_that_disagree_with_the_shape(tmp_path: Path) -> None:
     header = {"x": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}}
     write_raw(tmp_path / SINGLE_NAME, header, bytes(12))

@@ -121,8 +121,8 @@ def test_named_templates_of_the_settings_stay_beside_the_default_one(tiny_hf: Pa
 
 def test_templates_in_a_folder_are_kept_by_name(tiny_hf: Path, tmp_path: Path) -> None:
     source = copy_without(tiny_hf, tmp_path / "in", "chat_template*")
-    (source / "chat_templates").mkdir()
-    (source / "chat_templates" / "tool_use.jinja").write_text("tool {{ x }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("tool {{ x }}")
     (source / "chat_template.jinja").write_text("plain {{ x }}")
     write_hf_assets(source, tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())

@@ -306,3 +306,10 @@ def test_what_is_said_of_an_engine() -> None:
     assert info.details == {"onnxruntime": "1"}
     on_gpu = engine_info(manifest(), "x", 0, load(GROWING), device="cuda:0 H")  # type: ignore[arg-type]
     assert (on_gpu.max_context, on_gpu.details["device"]) == (1 << 30, "cuda:0 H")
+
+
+@pytest.mark.parametrize("outputs", [[], [SimpleNamespace(shape=[1, "sequence"])]])
+def test_a_graph_without_logits_is_none_of_ours(outputs: list[SimpleNamespace]) -> None:
+    damaged = SimpleNamespace(get_outputs=lambda: outputs, get_inputs=list)
+    with pytest.raises(EngineError, match=r"gives no logits .*; compile it again"):
+        engine_info(manifest(), "x", 1, damaged)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
 from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_config
-from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
+from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf, is_utf8
 from llmc.compiler.checkpoint.gguf_keys import GgufKeys
 from llmc.compiler.checkpoint.gguf_settings import apply_settings, checked_settings
 
@@ -93,6 +93,8 @@ def _write_skeleton(path: Path, header: GgufHeader) -> None:
     for key, value in header.metadata.items():
         if key == _TOKENS_KEY:
             writer.add_array(key, _PLACEHOLDER_TOKENS)
+        elif isinstance(value, str) and not is_utf8(value):
+            continue  # A title or a licence in another encoding says nothing of the model's form.
         elif key != "general.architecture" and value not in ("", []) and not _is_vocabulary(key, value):
             writer.add_key_value(key, value, _widest_type(gguf.GGUFValueType, value))
     vocabulary_key = f"{header.architecture}.vocab_size"

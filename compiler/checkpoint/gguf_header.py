@@ -180,7 +180,16 @@ def _checked(header: GgufHeader) -> GgufHeader:
         )
     if len({tensor.name for tensor in header.tensors}) < len(header.tensors):
         raise CheckpointError(f"{header.path} names a tensor twice; convert the model to GGUF again.")
+    if not all(map(is_utf8, (architecture, *header.metadata, *(tensor.name for tensor in header.tensors)))):
+        raise CheckpointError(
+            f"{header.path} is damaged: a key or a tensor's name in it is no UTF-8; fetch it again."
+        )
     return header
+
+
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` was UTF-8 in the file: other bytes are read as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_size(path: Path, tensors: tuple[GgufTensor, ...], size: int, alignment: int) -> None:

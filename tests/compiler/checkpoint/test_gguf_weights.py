@@ -181,3 +181,15 @@ def test_sizes_that_make_no_model(write_gguf, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tiny_llama_tensors())
     with pytest.raises(CheckpointError, match=r"cannot make a llama model .*; convert the model to GGUF again"):
         GgufWeights(path)
+
+
+def test_names_and_titles_that_are_no_utf8(write_gguf, tmp_path: Path) -> None:
+    metadata = {**tiny_metadata("llama"), "general.author": "abcdef"}
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tiny_llama_tensors())
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"abcdef", b"abc\xecef"))
+    assert GgufWeights(path).config.model_type == "llama"
+    for name in (b"general.author", b"output_norm.weight"):
+        path.write_bytes(data.replace(name, b"\xec" + name[1:]))
+        with pytest.raises(CheckpointError, match=r"a key or a tensor's name in it is no UTF-8"):
+            GgufWeights(path)

@@ -197,7 +197,7 @@ def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoin
             return _open_file(model, model.stem)
     require_model(path)
     config = read_hf_config(path, trust_remote_code=trust_remote_code)
-    weights, quantization = SafetensorsWeights(path), stated_hf_quantization(path)
+    weights, quantization = _stored_weights(path, config), stated_hf_quantization(path)
     check_other_weights(path, weights)
     return Checkpoint(
         name=name,
@@ -208,6 +208,20 @@ def _open_directory(path: Path, name: str, trust_remote_code: bool) -> Checkpoin
         generation_config=read_hf_generation_config(path, config),
         licence=read_hf_licence(path),
     )
+
+
+def _stored_weights(path: Path, config: PreTrainedConfig) -> SafetensorsWeights:
+    """The directory's tensors: of the file that the configuration names, else of those of the usual names."""
+    named = getattr(config, "transformers_weights", None)
+    if named is None:
+        return SafetensorsWeights(path)
+    plain = isinstance(named, str) and named == Path(named).name and named.endswith(".safetensors")
+    if not plain or not (path / named).is_file():
+        raise CheckpointError(
+            f"config.json of {path} says that the weights are in {named} (transformers_weights), which is no "
+            "safetensors file there; correct it."
+        )
+    return SafetensorsWeights(path, single=named)
 
 
 def _open_file(path: Path, name: str, licence: str | None = None) -> Checkpoint:

@@ -279,3 +279,16 @@ def test_every_file_of_a_tokenizer_is_among_the_files(tiny_hf: Path, tmp_path: P
     files = open_checkpoint(str(source)).files()
     assert len(files) == len(set(files))
     assert {"tiktoken.model", "merges.txt", "tool_use.jinja", "chat_template.jinja"} <= {path.name for path in files}
+
+
+def test_the_file_that_the_configuration_names_is_read(tiny_hf: Path, tmp_path: Path) -> None:
+    """As by transformers, also beside a file of the usual name."""
+    directory = shutil.copytree(tiny_hf, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    shutil.copy(directory / "model.safetensors", directory / "mine.safetensors")
+    (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": "mine.safetensors"}))
+    assert [path.name for path in open_checkpoint(str(directory)).weights.files] == ["mine.safetensors"]
+    for name in ("other.safetensors", "model.bin", 3):
+        (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
+        with pytest.raises(CheckpointError, match=rf"weights are in {name} \(transformers_weights\)"):
+            open_checkpoint(str(directory))

@@ -41,8 +41,9 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     keys = GgufKeys(header)
     architecture = find_architecture(header)
     tokens = len(header.metadata.get(_TOKENS_KEY, ()))
+    settings = checked_settings(keys)
     if architecture is None:
-        config = _transformers_config(dataclasses.replace(header, metadata=checked_settings(keys)))
+        config = _transformers_config(dataclasses.replace(header, metadata=settings))
         if config.vocab_size == len(_PLACEHOLDER_TOKENS):
             config.vocab_size = tokens
     else:

@@ -71,7 +71,7 @@ class GgufParser:
             )
         metadata: dict[str, Any] = {}
         for _ in range(metadata_count):
-            key = self._string()
+            key = self._name()
             if key in metadata:
                 raise CheckpointError(f"{self._path} states {key} twice; convert the model to GGUF again.")
             metadata[key] = self._value(self._unpack("I")[0])
@@ -88,7 +88,7 @@ class GgufParser:
         raise CheckpointError(f"{self._path} is not a GGUF file (it does not start with GGUF).")
 
     def _row(self) -> TableRow:
-        name = self._string()
+        name = self._name()
         (count,) = self._unpack("I")
         if count > _MAX_DIMENSIONS:
             raise CheckpointError(
@@ -104,22 +104,34 @@ class GgufParser:
         if kind in _SCALARS:
             return self._unpack(_SCALARS[kind])[0]
         if kind == _STRING:
-            return self._string()
+            return self._bytes().decode("utf-8", errors="replace")
         if kind == _ARRAY:
             element, count = self._unpack("IQ")
             if element in _SCALARS:
                 return list(self._unpack(f"{count}{_SCALARS[element]}"))
             if element == _STRING:
-                return [self._string() for _ in range(count)]
+                return [self._piece() for _ in range(count)]
             kind = element
         raise CheckpointError(
             f"{self._path} has metadata of the unknown type {kind}: it is damaged or newer than this llmc; fetch it "
             "again."
         )
 
-    def _string(self) -> str:
+    def _name(self) -> str:
+        """Of a key or a tensor."""
+        try:
+            return self._bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(
+                f"{self._path} has a name that is no UTF-8: it is damaged, or a count in it is wrong; fetch it again."
+            ) from None
+
+    def _piece(self) -> str:
         # Vocabularies of byte-level models may hold pieces that are not UTF-8 on their own.
-        return self._take(self._unpack("Q")[0]).decode("utf-8", errors="surrogateescape")
+        return self._bytes().decode("utf-8", errors="surrogateescape")
+
+    def _bytes(self) -> bytes:
+        return self._take(self._unpack("Q")[0])
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
         layout = "<" + layout

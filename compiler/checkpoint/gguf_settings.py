@@ -76,6 +76,13 @@ _ROTATION = frozenset(
     | {"rope.freq_base", "rope.freq_base_swa", "rope.dimension_count"}
     | {"attention.key_length", "attention.value_length", "attention.sliding_window_pattern"}
 )
+# Beyond these a number is damaged.
+_LARGEST: Mapping[str, int] = {
+    "block_count": 4096,
+    "attention.head_count": 1 << 16,
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), 1 << 16),
+    **dict.fromkeys(("embedding_length", "feed_forward_length"), 1 << 24),
+}
 # Of these transformers reads keys with a number for each layer, and files state widths for two kinds of layers.
 _BY_LAYER = frozenset({"lfm2", "gemma4", "deci"})
 # Layers of the models that scale attention by the width of the model, where others of the type do by that of a head.
@@ -91,6 +98,13 @@ def checked_settings(keys: GgufKeys) -> dict[str, Any]:
     Raises:
         CheckpointError: a number is something else.
     """
+    for name, largest in _LARGEST.items():
+        # A damaged number would have transformers build layers, or a table of frequencies, without an end.
+        if keys.header.architecture not in _BY_LAYER and (stated := keys.count(name, 0)) > largest:
+            raise CheckpointError(
+                f"{keys.header.path} states {keys.header.architecture}.{name} = {stated}, more than any model has; "
+                "fetch it again."
+            )
     metadata = dict(keys.header.metadata)
     for name in keys.names():
         whole = f"{keys.header.architecture}.{name}"

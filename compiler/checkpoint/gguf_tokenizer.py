@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ def _byte_level(header: GgufHeader, facts: GgufTokenFacts) -> Tokenizer:
         merges = [tuple(merge.split(" ")) for merge in header.metadata["tokenizer.ggml.merges"]]
         bpe = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
     except Exception as error:
-        reason = f"the merges of {header.path} do not fit its vocabulary ({error}); convert the model to GGUF again."
-        raise CheckpointError(reason) from error
+        reason = f"the merges of {header.path} do not fit its vocabulary ({first_line(error)})"
+        raise CheckpointError(f"{reason}; convert the model to GGUF again.") from error
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = _split(header)
     tokenizer.decoder = decoders.ByteLevel()
@@ -202,10 +202,10 @@ def _converted(header: GgufHeader) -> Tokenizer:
     try:
         tokenizer: Tokenizer
         tokenizer, _ = convert_gguf_tokenizer(header.architecture, values)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise UnsupportedModelError(
             f"the tokenizer of {header.path} ({kind}) cannot be converted by the installed "
-            f"transformers {transformers.__version__} ({error}); use the model's safetensors checkpoint."
+            f"transformers {transformers.__version__} ({first_line(error)}); use the model's safetensors checkpoint."
         ) from error
     return tokenizer
 

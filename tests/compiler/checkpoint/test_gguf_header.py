@@ -244,6 +244,14 @@ def test_places_and_shapes_that_cannot_be(tmp_path: Path) -> None:
         read_gguf_header(raw_file(tmp_path / "x.gguf", row("a", (4, 1, 1, 1, 1), F32, 0)))
 
 
+def test_names_are_text_and_values_are_made_text(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has a name that is no UTF-8: it is damaged"):
+        read_gguf_header(raw_file(tmp_path / "x.gguf", extra=(text(b"a\xff") + struct.pack("<IB", 0, 1),)))
+    stated = text("general.name") + struct.pack("<I", 8) + text(b"a\xff")
+    path = raw_file(tmp_path / "x.gguf", row("a", (4,), F32, 0), data=16, extra=(stated,))
+    assert read_gguf_header(path).metadata["general.name"] == "a\N{REPLACEMENT CHARACTER}"
+
+
 @pytest.mark.parametrize(
     ("architecture", "kind", "said"),
     [

@@ -16,7 +16,7 @@ from llmc.compiler.base.errors import MachineError
 
 _NO_MEMORY = (
     *("bad_alloc", "can't allocate memory", "cannot allocate memory"),
-    *("failed to allocate memory", "bad allocation"),
+    *("failed to allocate memory", "bad allocation", "failed to map segment", "cannot map zero-fill"),
 )
 _NO_THREAD = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
 _NO_FILES = ("too many open files",)

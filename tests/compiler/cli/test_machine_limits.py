@@ -25,6 +25,7 @@ def os_error(number: int, path: str | None = None) -> OSError:
         (os_error(errno.ENOMEM), "there is not enough memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "enough memory"),
         (RuntimeError("std::bad_alloc"), "there is not enough memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), "there is not enough memory"),
         (os_error(errno.EMFILE, "/x"), "too many files are open"),
         (RuntimeError("open failed: Too many open files"), "too many files are open"),
         (RuntimeError("can't start new thread"), "no more threads can be started"),

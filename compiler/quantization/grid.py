@@ -38,7 +38,7 @@ LARGEST_ERROR = 0.25
 ZEROS: tuple[Zero, ...] = ("none", "integer", "offset")
 """What blocks have beside a step, the least first."""
 _WHOLE = ZEROS[:2]
-_FIRST_BLOCKS = 8
+_FIRST_BLOCKS, _FIRST_WEIGHTS = 8, 8
 _BATCH = 1 << 16
 """Weights times steps that are tried at a time."""
 
@@ -185,12 +185,33 @@ def block_grids(rows: Array, block: int, width: int) -> BlockGrids:
         step[left[found]] = steps[found, chosen[found]]
         known[left[found]] = True
         left = left[~found]
+    _coarsen(blocks, low, step, known, slack)
     span = np.where(step == 0, 0, np.rint(reach / step))
     error = np.where(step == 0, 0, slack / step)
     known &= np.isfinite(step)
     rounded = roundings > ROUNDING[-1][1]
     known, step, low, span, error = (part.reshape(shape) for part in (known, step, low, span, error))
     return BlockGrids(known, step, low, span, error, rounded)
+
+
+def _coarsen(blocks: Array, low: Array, step: Array, known: Array, slack: Array) -> None:
+    """Make each step the largest one of which all levels are multiples, and zero's if it is one; in place.
+
+    Steps are looked for from fine ones on, so of a block that uses few levels a fraction may be found, which no
+    division of floats gives exactly. Most blocks show by their first weights that theirs is none.
+    """
+    held = np.flatnonzero(known & (step != 0))
+    common = np.ones(0, np.int32)
+    for count in (_FIRST_WEIGHTS, blocks.shape[1]):
+        levels = np.rint((blocks[held, :count] - low[held, None]) / step[held, None]).astype(np.int32)
+        common = np.gcd.reduce(levels, axis=1)
+        zero = -low[held] / step[held]
+        near = np.abs(zero - np.rint(zero)) <= slack[held] / step[held]
+        common = np.where(near, np.gcd(common, np.rint(np.where(near, zero, 0)).astype(np.int32)), common)
+        held, common = held[common != 1], common[common != 1]
+    if len(held):
+        reach = blocks[held].max(axis=1) - low[held]
+        step[held] = reach / (np.rint(reach / step[held]) / common).astype(np.float32)
 
 
 def _fit(blocks: Array, starts: Array, steps: Array, error: Array) -> Array:

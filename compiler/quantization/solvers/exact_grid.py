@@ -67,7 +67,32 @@ def _with_zero_points(blocks: Array, grids: BlockGrids, scheme: Scheme) -> tuple
     signs = np.where(mirrored, np.float32(-1), np.float32(1))
     multiples = _levels(blocks, grids) - grids.zero_levels[..., None]
     steps = _slopes(multiples, blocks, grids) if grids.rounded.any() else grids.step
+    steps = _exact(multiples.astype(np.float32), blocks, steps.astype(np.float32), grids.rounded)
     return points[..., None] + signs[..., None] * multiples, steps * signs, points
+
+
+def _exact(multiples: Array, blocks: Array, steps: Array, rounded: Array) -> Array:
+    """Steps [n, blocks], or floats beside them, with which multiples are the weights to the bit, if there are such.
+
+    A scale in float32 is in the weights only as far as each product was rounded; rows that came rounded to a type of
+    16 bits, ``rounded`` [n], are no such products.
+    """
+    found = steps.copy()
+    left = np.flatnonzero(~(_hold(multiples, blocks, steps) | rounded[:, None]).reshape(-1))
+    flat, wanted = (part.reshape(-1, part.shape[-1]) for part in (multiples, blocks))
+    unit = np.spacing(steps.reshape(-1))
+    for away in (1, -1, 2, -2, 3, -3):
+        near = steps.reshape(-1)[left] + away * unit[left]
+        hits = _hold(flat[left], wanted[left], near)
+        found.reshape(-1)[left[hits]] = near[hits]
+        left = left[~hits]
+    return found
+
+
+def _hold(multiples: Array, blocks: Array, steps: Array) -> Array:
+    """Whether multiples [..., block] of steps [...] are the weights."""
+    equal: Array = (multiples * steps[..., None] == blocks).all(axis=-1)
+    return equal
 
 
 def _slopes(multiples: Array, blocks: Array, grids: BlockGrids) -> Array:

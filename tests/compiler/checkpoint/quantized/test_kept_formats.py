@@ -1,0 +1,112 @@
+"""Which formats' numbers are found again in the floats that they stand for, and that they come back to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llmc.compiler.checkpoint.quantized.awq import awq_layers
+from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_layers
+from llmc.compiler.checkpoint.quantized.fp4 import PackedFloat4
+from llmc.compiler.checkpoint.quantized.gptq import gptq_layers
+from llmc.compiler.checkpoint.quantized.layer import Parts
+from llmc.compiler.checkpoint.weights import ArrayWeights
+from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.grid import Grid, find_grid
+from llmc.compiler.quantization.scheme import SCHEMES, Scheme
+from llmc.compiler.quantization.solvers.exact_grid import ExactGrid
+
+from .packing import Array, awq, draw, gptq, pack, under
+
+OUT, FEATURES = 24, 512
+
+
+def parts(tensors: dict[str, Array]) -> Parts:
+    return Parts(ArrayWeights(under("q", tensors)))
+
+
+def of_gptq(bits: int, groups: int, *, symmetric: bool = False, index: Array | None = None) -> Array:
+    numbers = draw(OUT, FEATURES, groups, bits, symmetric=symmetric)
+    [layer] = gptq_layers({"bits": bits}, parts(gptq(*numbers, bits, index)))
+    return layer.rows(0, OUT)
+
+
+def of_awq(groups: int) -> Array:
+    [layer] = awq_layers({}, parts(awq(*draw(OUT, FEATURES, groups, 4))))
+    return layer.rows(0, OUT)
+
+
+def of_packed(bits: int, groups: int, dtype: type = np.float16) -> Array:
+    levels, _, scales = draw(OUT, FEATURES, groups, bits, symmetric=True)
+    tensors = {
+        "weight_packed": pack(levels, bits),
+        "weight_scale": scales.astype(dtype),
+        "weight_shape": np.array(levels.shape, np.int64),
+    }
+    [layer] = compressed_layers({"config_groups": {"0": {"weights": {"num_bits": bits}}}}, parts(tensors))
+    return layer.rows(0, OUT)
+
+
+def of_int8_rows() -> Array:
+    draws = np.random.default_rng(0)
+    tensors = {
+        "weight": draws.normal(0, 40, (OUT, FEATURES)).clip(-127, 127).astype(np.int8),
+        "weight_scale": draws.uniform(0.001, 0.002, (OUT, 1)).astype(np.float32),
+    }
+    [layer] = compressed_layers({}, parts(tensors))
+    return layer.rows(0, OUT)
+
+
+def of_float4(group: int) -> Array:
+    draws = np.random.default_rng(0)
+    scales = draws.uniform(1, 300, (OUT, FEATURES // group)).astype(ml_dtypes.float8_e4m3fn)
+    tensors = {"p": draws.integers(0, 256, (OUT, FEATURES // 2)).astype(np.uint8), "s": scales}
+    arrays = ArrayWeights({**tensors, "o": np.array([0.01], np.float32)})
+    layer = PackedFloat4(Parts(arrays), "w", "p", "s", "", overall=("o", "times"))
+    return layer.rows(0, OUT)
+
+
+@pytest.mark.parametrize(
+    ("make", "bits", "block"),
+    [
+        (lambda: of_gptq(4, 4), 4, 128),
+        (lambda: of_gptq(4, 16), 4, 32),
+        (lambda: of_gptq(4, 1), 4, 128),
+        (lambda: of_gptq(4, 4, symmetric=True), 4, 128),
+        (lambda: of_gptq(3, 4), 4, 128),
+        (lambda: of_gptq(2, 4), 4, 128),
+        (lambda: of_gptq(8, 4), 8, 128),
+        (lambda: of_gptq(8, 4, symmetric=True), 8, 128),
+        (lambda: of_awq(4), 4, 128),
+        (lambda: of_awq(8), 4, 64),
+        (lambda: of_packed(4, 4), 4, 128),
+        (lambda: of_packed(4, 4, ml_dtypes.bfloat16), 4, 128),
+        (lambda: of_packed(4, 1), 4, 128),
+        (lambda: of_packed(8, 4), 8, 128),
+        (of_int8_rows, 8, 128),
+        (lambda: of_float4(16), 8, 16),
+        (lambda: of_float4(32), 8, 32),
+    ],
+)
+def test_numbers_come_back(make: Callable[[], Array], bits: int, block: int) -> None:
+    rows = make()
+    grid = find_grid(rows, 8)
+    assert grid is not None
+    assert (grid.bits, grid.block) == (bits, block)
+    # Zero is a level of all of these, so operators without offsets hold them, too.
+    assert grid.zero != "offset"
+    scheme = scheme_of(grid)
+    assert np.array_equal(dequantize(ExactGrid().solve(rows, None, scheme), scheme, FEATURES), rows)
+
+
+def scheme_of(grid: Grid) -> Scheme:
+    row = next(s for s in SCHEMES.values() if (s.form, s.bits, s.zero) == ("nbits", grid.bits, grid.zero))
+    return Scheme(row.form, row.storage, grid.block, row.zero)
+
+
+def test_groups_in_the_order_of_activations_are_no_blocks() -> None:
+    index = np.random.default_rng(1).permutation(np.arange(FEATURES) // 128)
+    assert find_grid(of_gptq(4, 4, index=index), 8) is None

@@ -140,6 +140,10 @@ class OptimizeOptions:
         "that nothing is lost. Default: yes, unless blocks, zero points or layout are asked for.",
         "--keep-grid/--no-keep-grid",
     )
+    keep_quantization: bool = option(
+        False,
+        "Fail where weights that the checkpoint holds in small numbers are not stored as the same numbers.",
+    )
     effort: Effort = option(
         "auto",
         "How long to choose quantized weights: rounded to nearest (round), each block on the grid that errs least "
@@ -170,6 +174,11 @@ class OptimizeOptions:
         if self.keep_grid is None:
             free = self.symmetric is None and self.block_size is None
             object.__setattr__(self, "keep_grid", free and self.zero_points == self.layout == "auto")
+        if self.keep_quantization and not self.keep_grid:
+            raise UsageError(
+                "--keep-quantization stores numbers as a checkpoint has them, which --no-keep-grid, and blocks, zero "
+                "points or a layout that are asked for, do not; give one of them"
+            )
         if self.context is not None and self.context < 1:
             raise UsageError(f"--context {self.context} leaves no room for a token")
         require_divergence(self.max_kl)

@@ -45,7 +45,7 @@ from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.read_model import read_model
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.ledger.ledger import Ledger
-from llmc.compiler.quantization.plan import make_plan
+from llmc.compiler.quantization.plan import make_plan, require_keeping
 from llmc.passes.runner import merge_contract, run_passes
 from llmc.runtimes.engines import get_engine
 from llmc.runtimes.session.engine import BuildRequest
@@ -114,6 +114,10 @@ def optimize(
         VerificationError: the result computes something else.
         LedgerError: with ``verify``, a pass cost more than it says. A folder beside ``output`` then has the place.
     """
+    if options.keep_quantization:
+        raise UsageError(
+            "a portable graph does not say how its checkpoint was quantized; --keep-quantization is for llmc compile"
+        )
     portable = _open_input(directory, "portable", "optimize takes what export made")
     with new_artifact(output, overwrite=overwrite) as staging:
         model = read_model(directory / GRAPH)
@@ -180,6 +184,7 @@ def compile_model(
     """
     get_target(options.optimize.target).require_installed()
     make_plan(options.optimize)  # What the target has not is refused before anything is read.
+    require_keeping(options.optimize)
     exporting = options.export
     progress.start("Reading checkpoint")
     checkpoint = open_model(model, exporting, progress)

@@ -144,7 +144,9 @@ def _quantization(options: OptimizeOptions, numbers: Numbers) -> QuantizeWeights
         return None
     accuracy_level = 4 if get_target(options.target).family == "ort-cpu" else 0
     kept = kept_zeros(options)
-    return QuantizeWeights(plan, accuracy_level, kept, numbers.chosen_by, numbers.solver, numbers.solvers)
+    return QuantizeWeights(
+        plan, accuracy_level, kept, numbers.chosen_by, numbers.solver, numbers.solvers, options.keep_quantization
+    )
 
 
 def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:

@@ -50,6 +50,10 @@ class LazyWeight(ir.LazyTensor):
     def rows(self, start: int, stop: int) -> Array:
         """Rows ``start:stop`` in the stored orientation, in the tensor's dtype."""
 
+    def stored_types(self) -> frozenset[str]:
+        """In what small numbers a checkpoint holds what it is made of, in words; none: as floats, or nobody knows."""
+        return frozenset()
+
     def identity(self) -> tuple[Any, ...]:
         """Equal for two tensors that have the same bytes; the writer then stores them once."""
         return ("object", id(self))
@@ -104,6 +108,11 @@ class SourceWeight(LazyWeight):
         require_finite(self.tensor, read, cast)
         return cast.reshape((-1, *self.stored_shape[1:]) if self.stored_shape else ())
 
+    def stored_types(self) -> frozenset[str]:
+        """As the source says."""
+        stored = self.source.tensors()[self.tensor].stored_type
+        return frozenset([stored] if stored else [])
+
     def identity(self) -> tuple[Any, ...]:
         """Source, tensor, type and orientation."""
         return ("source", id(self.source), self.tensor, self.dtype, self.transposed)
@@ -127,6 +136,10 @@ class TensorWeight(LazyWeight):
         if cast.dtype != part.dtype:
             require_finite(self.tensor.name or "a weight", part, cast)
         return cast
+
+    def stored_types(self) -> frozenset[str]:
+        """Of the tensor, if that is a weight."""
+        return self.tensor.stored_types() if isinstance(self.tensor, LazyWeight) else frozenset()
 
     def identity(self) -> tuple[Any, ...]:
         """The tensor object, type and orientation."""
@@ -153,6 +166,10 @@ class StackedWeight(LazyWeight):
                 pieces.append(part.rows(low, high))
             base += part.stored_shape[0]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def stored_types(self) -> frozenset[str]:
+        """Of all parts."""
+        return frozenset[str]().union(*(part.stored_types() for part in self.parts))
 
     def identity(self) -> tuple[Any, ...]:
         """The parts' identities."""
@@ -185,6 +202,10 @@ class MappedWeight(LazyWeight):
         """Few: what the function makes on the way then stays in the processor's cache."""
         return max(1, MAPPED_CHUNK_BYTES // max(1, math.prod(self.base.stored_shape[1:]) * 4))
 
+    def stored_types(self) -> frozenset[str]:
+        """Of the base."""
+        return self.base.stored_types()
+
     def identity(self) -> tuple[Any, ...]:
         """The base and the function's key (not the shape: one set of bytes may be seen in two shapes)."""
         return ("mapped", self.key, self.dtype, self.transposed, self.base.identity())
@@ -207,6 +228,10 @@ class RowScaledWeight(LazyWeight):
     def rows_at_once(self) -> int:
         """As many as of the base."""
         return self.base.rows_at_once()
+
+    def stored_types(self) -> frozenset[str]:
+        """Of the base."""
+        return self.base.stored_types()
 
     def identity(self) -> tuple[Any, ...]:
         """The base and the numbers."""

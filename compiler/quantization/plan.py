@@ -188,6 +188,19 @@ def kept_zeros(options: OptimizeOptions) -> tuple[Zero, ...]:
     return tuple(zero for zero in ZEROS if any((row.form, row.zero) == ("nbits", zero) for row in schemes))
 
 
+def require_keeping(options: OptimizeOptions) -> None:
+    """Refuse ``--keep-quantization`` where no numbers of a checkpoint can be kept.
+
+    Raises:
+        UsageError: the target, or the precision on it, has no operators for them.
+    """
+    if options.keep_quantization and not kept_zeros(options):
+        raise UsageError(
+            f"--target {options.target} --precision {options.precision} keeps no numbers of a quantized checkpoint; "
+            "give --target cpu or cuda and --precision int4 or int8, or leave --keep-quantization out"
+        )
+
+
 def value_stands_alone(plan: Plan) -> bool:
     """Whether a packed product of query, key and value would be stored as its values are not to be."""
     linear = plan.get("linear")

@@ -14,9 +14,11 @@ the runtime's own operators, whose scales are floats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.base.options import Zero
 from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.weight_grid import weight_grid
@@ -24,6 +26,7 @@ from llmc.compiler.quantization.grid import WIDTHS, ZEROS, Grid
 from llmc.compiler.quantization.scheme import SCHEMES, Scheme
 from llmc.passes.quantization.sites import Site
 
+_SHOWN = 3
 GridOf = Callable[[LazyWeight, int], Grid | None]
 
 
@@ -59,6 +62,26 @@ def _scheme(grids: Sequence[Grid], possible: Sequence[Zero]) -> Scheme | None:
     schemes = (scheme for scheme in SCHEMES.values() if scheme.form == "nbits")
     row = next((scheme for scheme in schemes if (scheme.bits, scheme.zero) == (bits, zero)), None)
     return None if row is None else replace(row, block=block)
+
+
+def require_stored(converted: Iterable[Site]) -> None:
+    """Refuse sites that are not kept though a checkpoint holds their weights in small numbers.
+
+    Raises:
+        UnsupportedModelError: there are any; it names the kinds of tensors and how they are stored.
+    """
+    kinds: dict[str, set[str]] = {}
+    for site in converted:
+        for name, weight in site.weights:
+            if types := weight.stored_types():
+                kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), set()).update(types)
+    if kinds:
+        listed = "; ".join(f"{kind} ({', '.join(sorted(types))})" for kind, types in list(kinds.items())[:_SHOWN])
+        more = f" and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
+        raise UnsupportedModelError(
+            f"--keep-quantization: the target's operators do not hold the numbers of {listed}{more} in as many bits "
+            "as were asked for; give another --precision, or leave the option out to convert them through floats."
+        )
 
 
 def kept_notes(kept: Mapping[Scheme, int], count: int) -> list[str]:

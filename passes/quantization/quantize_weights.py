@@ -34,8 +34,8 @@ from llmc.passes.quantization.emit_fp8_product import emit_fp8_product
 from llmc.passes.quantization.emit_matmul_nbits import emit_gather_block_quantized, emit_matmul_nbits
 from llmc.passes.quantization.emit_packed import emit_packed_product, emit_packed_table
 from llmc.passes.quantization.emit_qmoe import emit_qmoe
-from llmc.passes.quantization.kept_grids import kept_notes, kept_scheme
-from llmc.passes.quantization.sites import find_sites
+from llmc.passes.quantization.kept_grids import kept_notes, kept_scheme, require_stored
+from llmc.passes.quantization.sites import Site, find_sites
 
 _PRODUCTS: Mapping[str, Emitter] = {
     "nbits": emit_matmul_nbits, "packed": emit_packed_product, "fp8": emit_fp8_product,
@@ -64,6 +64,7 @@ class QuantizeWeights(GraphPass):
         chosen_by: How the numbers are chosen, in words.
         solver: Chooses the numbers of all sites …
         solvers: … but those that are named here, whose numbers are known.
+        keep_stored: Refuse weights that a checkpoint holds in small numbers and that are not kept on their grid.
     """
 
     plan: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class QuantizeWeights(GraphPass):
     chosen_by: str = "rounding"
     solver: Solver = field(default_factory=RoundToNearest, metadata=LEFT_OUT)
     solvers: Mapping[str, Solver] = field(default_factory=dict, metadata=LEFT_OUT)
+    keep_stored: bool = field(default=False, metadata=LEFT_OUT)
 
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
     order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
@@ -95,7 +97,7 @@ class QuantizeWeights(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
         emission = Emission(model.graph, self.plan, self.accuracy_level, self.solver, self.solvers)
-        kept = dict[Scheme, int]()
+        kept, converted = dict[Scheme, int](), list[Site]()
 
         def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
             # Of a table that is the head, too, once.
@@ -104,12 +106,15 @@ class QuantizeWeights(GraphPass):
         for site in find_sites(model, head="head" in self.plan):
             scheme = site.placement(self.plan).scheme
             if scheme is None:
+                converted.append(site)
                 continue
             tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
             try:
                 if site.kind == "embedding" and site.node.attributes.get_int("axis", 0) != 0:
                     raise NearMiss("it does not look up rows")
                 exact = kept_scheme(site, scheme, self.kept_zeros, grid_of)
+                if exact is None:
+                    converted.append(site)
                 emit = _emitter(site.kind, exact or scheme)
                 emit(replace(emission, solver=ExactGrid(), solvers={}) if exact else emission, site, exact or scheme)
                 tally.count(site.kind)
@@ -117,6 +122,8 @@ class QuantizeWeights(GraphPass):
                     kept[exact] = kept.get(exact, 0) + 1
             except NearMiss as miss:
                 tally.reject(site.node, str(miss))
+        if self.keep_stored:
+            require_stored(converted)
         if kept:
             tally.notes += kept_notes(kept, sum(tally.fired.values()))
             tally.count("kept exactly", sum(kept.values()))

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model
 from llmc.runtimes.engines import open_session
@@ -132,7 +133,7 @@ def rows_in(graph: Path) -> set[bytes]:
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 def test_kept_numbers_are_the_checkpoints_and_so_are_the_tokens(name: str, source: Path, tmp_path: Path) -> None:
     checkpoint, floats = quantize(source, tmp_path / "quantized", name)
-    engine = compiled(checkpoint, tmp_path / "engine", precision="int4", logits="last")
+    engine = compiled(checkpoint, tmp_path / "engine", precision="int4", logits="last", keep_quantization=True)
     kept = rows_in(engine / "model.onnx")
     for parameter, values in floats.items():
         if values.ndim > 1 and "embed" not in parameter:
@@ -145,3 +146,7 @@ def test_groups_in_the_order_of_activations_are_read_in_floats(source: Path, tmp
     """They are no blocks of consecutive features, which an operator could hold; in floats nothing is lost."""
     checkpoint, floats = quantize(source, tmp_path / "quantized", "gptq by activation")
     assert tokens(compiled(checkpoint, tmp_path / "floats")) == oracle(source, floats)
+    asked = r"do not hold the numbers of model\.layers\.\*\..* \(GPTQ int4, \d+ groups in the order of activations\)"
+    with pytest.raises(UnsupportedModelError, match=asked):
+        compiled(checkpoint, tmp_path / "four", precision="int4", effort="round", keep_quantization=True)
+    assert not (tmp_path / "four").exists()

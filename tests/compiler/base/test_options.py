@@ -335,3 +335,11 @@ def test_a_limit_needs_a_comparison() -> None:
         CompileOptions(ExportOptions(verify="off"), OptimizeOptions(max_kl=0.1))
     CompileOptions(ExportOptions(verify="off"))
     CompileOptions(ExportOptions(verify="auto"), OptimizeOptions(max_kl=0.0))
+
+
+@pytest.mark.parametrize(
+    "other", [{"keep_grid": False}, {"symmetric": True}, {"block_size": 64}, {"layout": "nbits"}]
+)
+def test_numbers_of_a_checkpoint_are_kept_or_chosen_anew(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--keep-quantization stores numbers as a checkpoint has them"):
+        OptimizeOptions(precision="int4", keep_quantization=True, **other)

@@ -17,6 +17,7 @@ from llmc.compiler.quantization.plan import (
     largest_kl,
     make_plan,
     placement_of,
+    require_keeping,
     value_stands_alone,
 )
 from llmc.compiler.quantization.scheme import SCHEMES, scheme_of
@@ -244,3 +245,23 @@ def test_a_value_of_other_bits_stands_alone(plan: dict[str, str], alone: bool) -
 )
 def test_grids_are_kept_in_blocks_that_the_target_reads(options: dict[str, Any], zeros: tuple[str, ...]) -> None:
     assert kept_zeros(OptimizeOptions(**{"precision": "int4"} | options)) == zeros
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "keeps"),
+    [
+        ("cpu", "int4", True),
+        ("cuda", "int8", True),
+        ("cpu", "fp32", False),
+        ("cuda", "fp8", False),
+        ("openvino", "int4", False),
+    ],
+)
+def test_where_numbers_of_a_checkpoint_can_be_kept(target: Any, precision: Any, keeps: bool) -> None:
+    require_keeping(OptimizeOptions(target=target, precision=precision))
+    asked = OptimizeOptions(target=target, precision=precision, keep_quantization=True)
+    if keeps:
+        require_keeping(asked)
+    else:
+        with pytest.raises(UsageError, match=f"--target {target} --precision {precision} keeps no numbers"):
+            require_keeping(asked)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.base.options import Zero
+from llmc.compiler.checkpoint.weights import ArrayWeights, TensorInfo
+from llmc.compiler.graph.lazy_weight import LazyWeight, RowScaledWeight, SourceWeight, StackedWeight, TensorWeight
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
-from llmc.passes.quantization.kept_grids import kept_scheme
+from llmc.passes.quantization.kept_grids import kept_scheme, require_stored
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.quantization.sites import Site, find_sites
 
@@ -137,3 +143,39 @@ def test_what_is_kept_is_said() -> None:
 def test_without_weights_on_a_grid_nothing_is_said() -> None:
     tally = apply(QuantizeWeights({"linear": "q4"}, kept_zeros=ALL), linear(draw(96, 64)))
     assert (tally.fired, tally.notes) == ({"linear": 1}, [])
+
+
+class Stored(ArrayWeights):
+    """Tensors of which a checkpoint holds those called ``q`` in small numbers."""
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        infos = super().tensors()
+        return {name: replace(info, stored_type="some int4" if "q" in name else "") for name, info in infos.items()}
+
+
+def stored_weight(name: str) -> LazyWeight:
+    return SourceWeight(Stored({name: draw(96, 64)}), name, (96, 64), ir.DataType.FLOAT)
+
+
+def a_site(name: str, weight: LazyWeight) -> Site:
+    return Site("linear", find_sites(linear(draw(96, 64)), head=False)[0].node, ((name, weight),))
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        lambda weight: weight,
+        lambda weight: StackedWeight([stored_weight("k"), weight], transposed=False),
+        lambda weight: TensorWeight(weight, weight.dtype, transposed=False),
+        lambda weight: RowScaledWeight(weight, np.ones(96, np.float32)),
+    ],
+)
+def test_stored_numbers_that_are_not_kept_are_named_by_kind(made_of: Callable[[LazyWeight], LazyWeight]) -> None:
+    sites = [a_site(f"layers.{layer}.up.{layer}", made_of(stored_weight("q"))) for layer in (3, 12)]
+    with pytest.raises(UnsupportedModelError, match=r"the numbers of layers\.\*\.up\.3 \(some int4\); .*up\.12"):
+        require_stored(sites)
+
+
+def test_floats_of_a_checkpoint_may_be_converted() -> None:
+    plain = TensorWeight(ir.tensor(draw(96, 64)), ir.DataType.FLOAT, transposed=False)
+    require_stored([a_site("layers.3.k_proj", stored_weight("k")), a_site("layers.3.v_proj", plain)])

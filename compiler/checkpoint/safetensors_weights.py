@@ -116,6 +116,20 @@ class SafetensorsWeights:
         """The files that hold the tensors."""
         return tuple(self._files)
 
+    def metadata(self) -> dict[str, str]:
+        """What the files say beside their tensors, as strings by name.
+
+        Raises:
+            CheckpointError: a file changed or cannot be read.
+        """
+        found: dict[str, str] = {}
+        for path in self._files:
+            length = int.from_bytes(read_bytes(path, 0, 8).tobytes(), "little")
+            stated = json.loads(read_bytes(path, 8, length).tobytes()).get("__metadata__")
+            if isinstance(stated, dict):
+                found.update((name, text) for name, text in stated.items() if isinstance(text, str))
+        return found
+
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors, sorted by name."""
         return self._infos

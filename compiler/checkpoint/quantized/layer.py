@@ -34,10 +34,11 @@ class Parts:
 
     Args:
         source: The tensors as they are in the files.
+        metadata: What the files say beside their tensors.
     """
 
-    def __init__(self, source: WeightSource) -> None:
-        self.source, self.infos = source, source.tensors()
+    def __init__(self, source: WeightSource, metadata: Mapping[str, str] | None = None) -> None:
+        self.source, self.infos, self.metadata = source, source.tensors(), metadata or {}
         self._slabs: OrderedDict[tuple[str, int], Array] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.quantized.awq import awq_layers
+from llmc.compiler.checkpoint.quantized.bitsandbytes import bitsandbytes_layers
 from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_layers
 from llmc.compiler.checkpoint.quantized.fp4 import mxfp4_layers
 from llmc.compiler.checkpoint.quantized.fp8 import fine_grained_layers
@@ -26,6 +27,7 @@ from llmc.compiler.checkpoint.quantized.gptq import gptq_layers
 from llmc.compiler.checkpoint.quantized.layer import Parts, QuantizedLayer
 from llmc.compiler.checkpoint.quantized.modelopt import modelopt_layers
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
+from llmc.compiler.checkpoint.quantized.torchao import torchao_layers
 from llmc.compiler.checkpoint.safetensors_weights import SafetensorsWeights
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ METHODS: Mapping[str, Layers] = {
     "fp8": fine_grained_layers,
     "modelopt": modelopt_layers,
     "mxfp4": mxfp4_layers,
+    "bitsandbytes": bitsandbytes_layers,
+    "torchao": torchao_layers,
 }
 """By what ``quant_method`` says."""
 KEYS = ("quantization_config", "compression_config")
@@ -98,7 +102,7 @@ def open_quantized(stated: Quantization, stored: SafetensorsWeights) -> Safetens
         UnsupportedModelError: a variant of the format that llmc does not read.
         CheckpointError: parts are missing or do not belong together.
     """
-    layers = METHODS[stated.method](stated.settings, Parts(stored))
+    layers = METHODS[stated.method](stated.settings, Parts(stored, stored.metadata()))
     beside = stated.file.name in SIDE_FILES
     if not layers and beside:
         log.warning(

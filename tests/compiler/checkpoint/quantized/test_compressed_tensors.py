@@ -149,7 +149,9 @@ def test_values_are_those_of_the_package(kind: str) -> None:
     tensors = {name: _array(torch, values) for name, values in stored.items()}
     config = {"config_groups": {"group_0": {"weights": _arguments(kind)}}}
     (found,) = compressed_layers(config, Parts(ArrayWeights(under("q", tensors))))
-    assert np.array_equal(found.rows(0, OUT), theirs.float().numpy())
+    # The package expands nvfp4 in bfloat16 alone, its scales included.
+    rounding = 2.0**-7 if theirs.dtype == torch.bfloat16 and kind == "nvfp4" else 0
+    np.testing.assert_allclose(found.rows(0, OUT), theirs.float().numpy(), rtol=rounding, atol=0)
 
 
 def _array(torch: Any, values: Any) -> Array:

@@ -60,6 +60,10 @@ def write_model(
                 _write(groups.pop(_group(tensor), {}), starts, file)
             if progress is not None and name in starts:
                 progress(done, total)
+    for name, tensor in tensors.items():
+        # What stays in the graph is read here, where its errors are said as they are.
+        if name not in starts and isinstance(tensor, LazyWeight):
+            tensor.tobytes()
     onnx.save_model(referring_proto(model, starts, DATA), directory / GRAPH)
     return size
 

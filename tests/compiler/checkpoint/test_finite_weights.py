@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from llmc.compiler.checkpoint import finite_weights
 from llmc.compiler.checkpoint.finite_weights import all_finite, find_not_finite, require_finite
 from llmc.compiler.checkpoint.weights import ArrayWeights
 from llmc.compiler.graph.lazy_weight import SourceWeight, StackedWeight, TensorWeight, cast_weight
+from llmc.compiler.graph.write_model import write_model
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -78,3 +80,15 @@ def test_a_search_goes_on_from_block_to_block(monkeypatch: pytest.MonkeyPatch) -
 
 def test_numbers_are_let_through() -> None:
     require_finite("w", np.array([1.0, 65504], np.float32), np.array([1.0, 65504], np.float16))
+
+
+@pytest.mark.parametrize("size", [4, 4096])
+def test_a_written_graph_says_it_whether_the_tensor_stays_in_it_or_not(tmp_path: Path, size: int) -> None:
+    values = np.ones(size, np.float32)
+    values[2] = np.nan
+    weight = SourceWeight(ArrayWeights({"w": values}), "w", (size,), ir.DataType.FLOAT)
+    kind, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([size])
+    value = ir.Value(name="w", type=kind, shape=shape, const_value=weight)
+    graph = ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 24})
+    with pytest.raises(CheckpointError, match="^w holds NaN at"):
+        write_model(ir.Model(graph, ir_version=10), tmp_path)

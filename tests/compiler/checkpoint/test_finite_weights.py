@@ -90,5 +90,5 @@ def test_a_written_graph_says_it_whether_the_tensor_stays_in_it_or_not(tmp_path:
     kind, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([size])
     value = ir.Value(name="w", type=kind, shape=shape, const_value=weight)
     graph = ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 24})
-    with pytest.raises(CheckpointError, match="^w holds NaN at"):
+    with pytest.raises(CheckpointError, match=r"^w holds NaN at"):
         write_model(ir.Model(graph, ir_version=10), tmp_path)

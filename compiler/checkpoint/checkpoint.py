@@ -155,6 +155,12 @@ def open_checkpoint(
             )
         return _open_local(model, path, search_path, trust_remote_code, cache_directory)
     name = HubName.parse(model)
+    repository, colon, quantization = model.rpartition(":")
+    if colon and HubName.parse(repository) is not None and path.suffix not in (".gguf", ".safetensors"):
+        raise CheckpointError(
+            f"{model} asks for the quantization {quantization} of {repository}, as llama.cpp writes it: fetch that "
+            f".gguf file (hf download {repository} --include '*{quantization}*'), and name it."
+        )
     if path.suffix in (".gguf", ".safetensors") or name is None:
         raise CheckpointError(
             f"{model} does not exist; name a directory, a .gguf file, a built-in model ({', '.join(BUILTIN_MODELS)}) "

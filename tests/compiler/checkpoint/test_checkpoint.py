@@ -292,3 +292,13 @@ def test_the_file_that_the_configuration_names_is_read(tiny_hf: Path, tmp_path: 
         (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
         with pytest.raises(CheckpointError, match=rf"weights are in {name} \(transformers_weights\)"):
             open_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("model", ["owner/Qwen2.5-GGUF:Q4_K_M", "name:IQ4_XS", "owner/name:latest"])
+def test_a_quantization_behind_a_colon_is_told_how_it_is_had(model: str) -> None:
+    repository, _, quantization = model.partition(":")
+    said = (
+        rf"asks for the quantization {quantization} of {repository}, .* --include '\*{quantization}\*'\), and name it"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        open_checkpoint(model, allow_download=False)

@@ -180,10 +180,6 @@ def _checked(header: GgufHeader) -> GgufHeader:
         )
     if len({tensor.name for tensor in header.tensors}) < len(header.tensors):
         raise CheckpointError(f"{header.path} names a tensor twice; convert the model to GGUF again.")
-    if not all(map(is_utf8, (architecture, *header.metadata, *(tensor.name for tensor in header.tensors)))):
-        raise CheckpointError(
-            f"{header.path} is damaged: a key or a tensor's name in it is no UTF-8; fetch it again."
-        )
     return header
 
 

@@ -18,6 +18,11 @@ MARKS = (
 )
 
 
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` was UTF-8 where it was read: other bytes are lone surrogates in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def decode_text(content: bytes, name: str, otherwise: str = "utf-8") -> str:
     """The text: in what its byte order mark says, else UTF-8; the mark is no part of it.
 

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.base.decoded_text import is_utf8
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, first_line
 from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_config
-from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf, is_utf8
+from llmc.compiler.checkpoint.gguf_header import GgufHeader, import_gguf
 from llmc.compiler.checkpoint.gguf_keys import GgufKeys
 from llmc.compiler.checkpoint.gguf_settings import apply_settings, checked_settings
 

@@ -183,11 +183,6 @@ def _checked(header: GgufHeader) -> GgufHeader:
     return header
 
 
-def is_utf8(text: str) -> bool:
-    """Whether ``text`` was UTF-8 in the file: other bytes are read as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _check_size(path: Path, tensors: tuple[GgufTensor, ...], size: int, alignment: int) -> None:
     ends = [tensor.offset + tensor.stored_bytes for tensor in tensors]
     if cut := sum(end > size for end in ends):

@@ -7,7 +7,6 @@ and licence.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import causal_class
-from llmc.compiler.checkpoint.quantized.open_quantized import KEYS, Quantization, stated_quantization
+from llmc.compiler.checkpoint.quantized.open_quantized import (
+    KEYS,
+    Quantization,
+    read_settings,
+    stated_quantization,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -169,10 +173,4 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} has no config.json; name a directory with a Hugging Face checkpoint, or a .gguf file."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
-    return content
+    return read_settings(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmc.compiler.checkpoint.gguf_header import read_gguf_header
 from llmc.compiler.checkpoint.json_file import read_json_object
-from llmc.compiler.checkpoint.quantized.open_quantized import KEYS, SIDE_FILES
+from llmc.compiler.checkpoint.quantized.open_quantized import stated_settings
 from llmc.compiler.checkpoint.safetensors_weights import SafetensorsWeights
 
 _SETTINGS = (
@@ -40,32 +40,15 @@ def stored_as(path: Path) -> str:
     if path.is_file():
         return _counted(tensor.type_name for tensor in read_gguf_header(path).tensors)
     types = _counted(info.dtype.name for info in SafetensorsWeights(path).tensors().values())
-    stated = stated_settings(path)
-    return types if stated is None else f"{_words(stated)}; {types}"
-
-
-def stated_settings(directory: Path) -> Mapping[str, Any] | None:
-    """What a producer says of its quantization, in ``config.json`` or beside it; None: nothing.
-
-    Raises:
-        CheckpointError: a file is damaged.
-    """
-    config = read_json_object(directory / "config.json")
-    text = config.get("text_config")
-    for holder in (config, text if isinstance(text, dict) else {}):
-        for key in KEYS:
-            if isinstance(settings := holder.get(key), dict):
-                return settings
-    for name, method in SIDE_FILES.items():
-        if (directory / name).is_file():
-            settings = read_json_object(directory / name)
-            inner = settings.get("quantization", settings)
-            return {"quant_method": method, **(inner if isinstance(inner, dict) else {})}
-    return None
+    stated = stated_settings(path, read_json_object(path / "config.json"))
+    if stated is None:
+        return types
+    settings, method, _ = stated
+    return f"{_words({'quant_method': method} | (settings if isinstance(settings, dict) else {}))}; {types}"
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    method = str(settings.get("quant_method", "quantized"))
+    method = str(settings.get("quant_method") or "quantized")
     values = ((form, settings.get(name)) for name, form in _SETTINGS)
     return ", ".join((method, *(form.format(value) for form, value in values if value not in (None, ""))))
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Literal, NoReturn, TextIO
 
-from llmc.compiler.base.decoded_text import decode_text
+from llmc.compiler.base.decoded_text import decode_text, is_utf8
 from llmc.compiler.base.errors import OutputError, UsageError
 
 REPLACING = "llmc.replacing"
@@ -81,7 +81,7 @@ def argument_text(text: str, name: str) -> str:
     Raises:
         UsageError: it is no text in UTF-8 either.
     """
-    if not any("\ud800" <= character <= "\udfff" for character in text):
+    if is_utf8(text):
         return text
     return decode_text(text.encode(sys.getfilesystemencoding(), "surrogateescape"), name)
 

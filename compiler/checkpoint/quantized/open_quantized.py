@@ -81,17 +81,32 @@ def stated_quantization(directory: Path, config: Mapping[str, Any]) -> Quantizat
         CheckpointError: what is said is not readable.
         UnsupportedModelError: llmc does not read that format.
     """
-    path = directory / "config.json"
+    stated = stated_settings(directory, config)
+    return None if stated is None else _quantization(*stated)
+
+
+def stated_settings(directory: Path, config: Mapping[str, Any]) -> tuple[object, str, Path] | None:
+    """What a producer says of its quantization, whether llmc reads it or not; None: nothing.
+
+    Args:
+        directory: Of the checkpoint.
+        config: Content of its ``config.json``.
+
+    Returns:
+        What is said, mostly an object; the method that it means where it names none; the file that says so.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
     text = config.get("text_config")
-    inner = text if isinstance(text, dict) else {}
-    for holder in (config, inner):
+    for holder in (config, text if isinstance(text, dict) else {}):
         for key in KEYS:
             if settings := holder.get(key):
-                return _quantization(settings, "", path)
+                return settings, "", directory / "config.json"
     for name, method in SIDE_FILES.items():
         if (directory / name).is_file():
-            settings = _read(directory / name)
-            return _quantization(settings.get("quantization", settings), method, directory / name)
+            settings = read_settings(directory / name)
+            return settings.get("quantization", settings), method, directory / name
     return None
 
 
@@ -149,10 +164,15 @@ def _rounded(method: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]
     return (layout, {**settings, "version": "gemm"}) if layout else (f"{method} {packing}".strip(), settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of ``config.json``, or of a file beside it that speaks of quantization.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object; fetch it again.")

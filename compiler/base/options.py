@@ -115,8 +115,8 @@ class OptimizeOptions:
     )
     block_size: int | None = option(
         None,
-        "Input features that share a quantization scale. Default: 32; 128 for fp8; packed: 64, or 32 where rows are "
-        "no multiple of it.",
+        "Input features that share a quantization scale. Default: 32; 16 for int4 without zero points on CUDA; 128 "
+        "for fp8; packed: 64, or 32 where rows are no multiple of it.",
     )
     symmetric: bool | None = option(
         None,
@@ -208,8 +208,6 @@ class OptimizeOptions:
                 f"--for-installed-runtime is for --target {others}; a graph for {self.target} is the same anywhere"
             )
         self._require_layout()
-        if self.block_size is None and not self.packed:
-            object.__setattr__(self, "block_size", FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE)
         require_block_size(self.blocks, "--block-size")
 
     def _require_layout(self) -> None:
@@ -244,7 +242,9 @@ class OptimizeOptions:
     @property
     def blocks(self) -> int:
         """Input features that share a quantization scale."""
-        return BLOCK_SIZE if self.block_size is None else self.block_size
+        if self.block_size is not None:
+            return self.block_size
+        return FP8_BLOCK_SIZE if self.precision == "fp8" else BLOCK_SIZE
 
     @property
     def cache_io(self) -> CacheKind:

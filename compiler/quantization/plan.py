@@ -20,7 +20,8 @@ Plan = Mapping[str, str]
 ACTIVATIONS = ":a"
 """Between a scheme's name and bits of activations."""
 Row = tuple[str, ...]
-"""Schemes that differ in zero points: without, with those that ``--asymmetric`` means, with others."""
+"""Schemes that differ in zero points: without, with those that ``--asymmetric`` means, with others. Behind a name may
+stand the size of its blocks where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
         "int8": Meaning(("int8", "int8-offset", "int8-zero"), _CPU_ENDS, ("int8", "int8-zero")),
         "int4": Meaning(("int4", "int4-offset", "int4-zero"), _CPU_ENDS, ("int4", "int4-zero"), asymmetric=True),
     },
-    # Its kernels know zero points but no offsets.
+    # Its kernels know zero points but no offsets. Smaller blocks cost them less than zero points do.
     "cuda": {
         "int8": Meaning(("int8", "int8-zero"), _CUDA_ENDS, ("int8", "int8-zero")),
-        "int4": Meaning(("int4", "int4-zero"), _CUDA_ENDS, ("int4", "int4-zero")),
+        "int4": Meaning(("int4@16", "int4-zero"), _CUDA_ENDS, ("int4", "int4-zero")),
         "fp8": Meaning(("fp8",), {}),
     },
     "tensorrt": _TENSORRT,
@@ -124,7 +125,7 @@ def make_plan(options: OptimizeOptions) -> Plan:
     if options.packed:
         return _packed_plan(options)
     meaning, zero = MEANINGS.get(options.target, {}).get(options.precision), str(options.zero_points)
-    kinds = [SCHEMES[name].zero for name in meaning.linear] if meaning else []
+    kinds = [row_scheme(name).zero for name in meaning.linear] if meaning else []
     if zero not in {"auto", *kinds}:
         asked, accepted = f"--target {options.target} --precision {options.precision}", ", ".join(["auto", *kinds])
         raise UsageError(f"{asked} takes --zero-points {accepted}, not {zero}")
@@ -135,9 +136,22 @@ def make_plan(options: OptimizeOptions) -> Plan:
     second = meaning.asymmetric if options.symmetric is None else not options.symmetric
     zero = kinds[: 1 + second][-1] if zero == "auto" else zero
     names = {
-        kind: next((name for name in row if SCHEMES[name].zero == zero), row[-1]) for kind, row in rows.items() if row
+        kind: next((name for name in row if row_scheme(name).zero == zero), row[-1])
+        for kind, row in rows.items()
+        if row
     }
-    return {kind: scheme_name(name, options.blocks) for kind, name in names.items()}
+    return {kind: _in_blocks(name, options) for kind, name in names.items()}
+
+
+def row_scheme(name: str) -> Scheme:
+    """The scheme that an entry of a :data:`Row` names."""
+    return SCHEMES[name.partition("@")[0]]
+
+
+def _in_blocks(name: str, options: OptimizeOptions) -> str:
+    """A row's scheme in blocks of the size that is asked for, else of its own, else of the precision's."""
+    name, _, own = name.partition("@")
+    return scheme_name(name, int(own) if own and options.block_size is None else options.blocks)
 
 
 def _packed_plan(options: OptimizeOptions) -> Plan:
@@ -184,7 +198,7 @@ def kept_zeros(options: OptimizeOptions) -> tuple[Zero, ...]:
     planned = placement_of(make_plan(options).get("linear", FLOAT)).scheme
     if not options.keep_grid or planned is None or planned.form not in {"nbits", "packed"}:
         return ()
-    schemes = [SCHEMES[name] for name in MEANINGS[options.target]["int4"].linear]
+    schemes = [row_scheme(name) for name in MEANINGS[options.target]["int4"].linear]
     return tuple(zero for zero in ZEROS if any((row.form, row.zero) == ("nbits", zero) for row in schemes))
 
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from llmc.compiler.base.options import BLOCK_SIZE
 from llmc.compiler.base.targets import get_target
-from llmc.compiler.quantization.plan import MEANINGS, Plan, placement_of
-from llmc.compiler.quantization.scheme import SCHEMES, Scheme
+from llmc.compiler.quantization.plan import MEANINGS, Plan, placement_of, row_scheme
+from llmc.compiler.quantization.scheme import Scheme
 
 BITS: Final = {"nvfp4": 4, "int4": 4, "int5": 5, "int6": 6, "int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 _LARGE_BLOCK = {"packed": 64}
@@ -51,11 +51,14 @@ def _linear(target: str | None, precision: str, plan: Plan) -> list[str]:
     if scheme is None:
         return []
     meaning = MEANINGS.get(target or "cpu", {}).get(precision)
-    zeros = {SCHEMES[name].zero for name in meaning.linear} if meaning is not None else {"none"}
+    zeros = {row_scheme(name).zero for name in meaning.linear} if meaning is not None else {"none"}
     asymmetric = scheme.zero == "none" and (scheme.form == "packed" or zeros != {"none"})
     small = _LARGE_BLOCK.get(scheme.form, BLOCK_SIZE)
     options = ["--asymmetric"] if asymmetric else []
-    options += [f"--block-size {small}"] if (scheme.block or 0) > small else []
+    block = scheme.block or small
+    # Zero points alone would bring larger blocks with them.
+    finer = asymmetric and scheme.form == "nbits" and block < small
+    options += [f"--block-size {min(block, small)}"] if block > small or finer else []
     packed = scheme.form == "nbits" and precision in get_target(target).packed_precisions
     return [*options, *(["--layout packed"] if packed else [])]
 

@@ -91,7 +91,7 @@ def test_weights_in_half_precision_bring_their_activations(precision: Any, given
 )  # fmt: skip
 def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> None:
     made = OptimizeOptions(target="cuda", precision=precision, block_size=given)
-    assert (made.block_size, made.blocks) == (blocks, blocks)
+    assert (made.block_size, made.blocks) == (given, blocks)
     assert dataclasses.replace(made) == made
 
 
@@ -115,7 +115,7 @@ def test_block_sizes(precision: Precision, given: int | None, blocks: int) -> No
 def test_layouts(options: dict[str, Any], packed: bool) -> None:
     made = OptimizeOptions(**options)
     assert made.packed is packed
-    assert made.block_size == options.get("block_size", None if packed else BLOCK_SIZE)
+    assert made.block_size == options.get("block_size")
     assert dataclasses.replace(made) == made
 
 

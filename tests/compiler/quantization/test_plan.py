@@ -58,7 +58,9 @@ def test_every_plan_is_one_of_schemes(target: Any, head: Any, symmetric: bool | 
         ({**NBITS, "precision": "int4"}, "int4-offset@32 int8@32 int8@32 int4-zero@32"),
         ({**NBITS, "precision": "int4", "symmetric": True, "head": "int4"}, "int4@32 int4@32 int4@32 int4@32"),
         ({**NBITS, "precision": "int8", "symmetric": False}, "int8-offset@32 int8@32 int8@32 int8-zero@32"),
-        ({"target": "cuda", "precision": "int4"}, "int4@32 int8@32 int8@32 int4@32"),
+        ({"target": "cuda", "precision": "int4"}, "int4@16 int8@32 int8@32 int4@32"),
+        ({"target": "cuda", "precision": "int4", "head": "int4"}, "int4@16 int4@32 int4@32 int4@32"),
+        ({"target": "cuda", "precision": "int4", "block_size": 32}, "int4@32 int8@32 int8@32 int4@32"),
         ({"target": "cuda", "precision": "int4", "symmetric": False},
          "int4-zero@32 int8-zero@32 int8-zero@32 int4-zero@32"),
         ({"target": "cuda", "precision": "fp8"}, "fp8@128"),
@@ -87,7 +89,8 @@ def test_what_options_mean(options: dict[str, Any], plan: Any) -> None:
 ZEROS = {"none": "", "integer": "-zero", "offset": "-offset"}
 LINEAR: dict[tuple[str, str], dict[str, str]] = {
     **{("cpu", bits): {zero: f"{bits}{end}@32" for zero, end in ZEROS.items()} for bits in ("int4", "int8")},
-    **{("cuda", bits): {"none": f"{bits}@32", "integer": f"{bits}-zero@32"} for bits in ("int4", "int8")},
+    ("cuda", "int4"): {"none": "int4@16", "integer": "int4-zero@32"},
+    ("cuda", "int8"): {"none": "int8@32", "integer": "int8-zero@32"},
     ("cuda", "fp8"): {"none": "fp8@128"},
     ("openvino", "int4"): {"none": "qdq-int4@32", "offset": "qdq-uint4-offset@32", "integer": "qdq-uint4-zero@32"},
     ("openvino", "int8"): {"none": "qdq-int8"},

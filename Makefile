@@ -146,10 +146,13 @@ format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 .PHONY: schema
-schema: $(STAMP) ## write compiler/artifact/manifest.schema.json from the dataclasses
+schema: $(STAMP) ## write the JSON Schemas of manifests and of benchmarks' reports from the dataclasses
 	$(BIN)/python -c 'import sys; from llmc.compiler.artifact.manifest import manifest_schema; sys.stdout.write(manifest_schema())' \
 	    > compiler/artifact/manifest.schema.tmp
 	mv compiler/artifact/manifest.schema.tmp compiler/artifact/manifest.schema.json
+	$(BIN)/python -c 'import sys; from llmc.runtimes.bench.document import report_schema; sys.stdout.write(report_schema())' \
+	    > runtimes/bench/report.schema.tmp
+	mv runtimes/bench/report.schema.tmp runtimes/bench/report.schema.json
 
 .PHONY: docs
 docs: $(STAMP) ## write docs/commands.md from the commands

@@ -2,7 +2,8 @@
 
 In: a dataclass whose fields are scalars, ``Literal``, ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]``, other
 such dataclasses, or :data:`JsonValue` where any JSON will do. A field with the metadata :data:`LEFT_OUT` is none of
-it: it has a default, and is neither written nor read.
+it: it has a default, and is neither written nor read. Properties that a class names in ``DERIVED`` are written, for
+readers that have no Python; when read they may be missing, and what they say is not heeded.
 Out: :func:`encode` gives plain JSON values, :func:`decode` reads them strictly (a missing or unknown key is an error
 that names the key), :func:`schema` describes them, and :func:`to_text` writes equal values as equal bytes.
 """
@@ -76,13 +77,20 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def encode(record: object) -> dict[str, JsonValue]:
     """A dataclass instance as JSON values; every field is written, defaults too."""
-    hints = typing.get_type_hints(type(record))
-    return {name: _encode(hints[name], getattr(record, name)) for name in _names(record)}
+    hints = typing.get_type_hints(type(record)) | _derived(type(record))
+    names = [*_names(record), *_derived(type(record))]
+    return {name: _encode(hints[name], getattr(record, name)) for name in names}
 
 
 def _names(kind: object) -> list[str]:
     """The fields of a dataclass, or of an instance, that are recorded."""
     return [field.name for field in dataclasses.fields(cast("Any", kind)) if "left_out" not in field.metadata]
+
+
+def _derived(kind: type[object]) -> dict[str, object]:
+    """The properties of a dataclass that are written beside its fields, by name, with their types."""
+    names: tuple[str, ...] = getattr(kind, "DERIVED", ())
+    return {name: typing.get_type_hints(getattr(kind, name).fget)["return"] for name in names}
 
 
 def decode(kind: type[Record], value: object, where: str, *, sparse: bool = False) -> Record:
@@ -102,7 +110,7 @@ def decode(kind: type[Record], value: object, where: str, *, sparse: bool = Fals
     hints = typing.get_type_hints(kind)
     names = _names(kind)
     for key in value:
-        if key not in names:
+        if key not in names and key not in _derived(kind):
             raise ArtifactError(f"{where}: unknown key {key!r}; read it with the llmc version that wrote it")
     fields = dataclasses.fields(cast("Any", kind))
     optional = {field.name for field in fields if (field.default, field.default_factory) != (MISSING, MISSING)}
@@ -204,12 +212,12 @@ def _optional(hint: object) -> object | None:
 
 def _object_schema(kind: type[object], definitions: dict[str, JsonValue]) -> dict[str, JsonValue]:
     hints = typing.get_type_hints(kind)
-    names = _names(kind)
+    kinds = {name: hints[name] for name in _names(kind)} | _derived(kind)
     return {
         "description": (kind.__doc__ or "").strip().splitlines()[0],
         "type": "object",
-        "properties": {name: _schema(hints[name], definitions) for name in names},
-        "required": sorted(names),
+        "properties": {name: _schema(hint, definitions) for name, hint in kinds.items()},
+        "required": sorted(kinds),
         "additionalProperties": False,
     }
 

@@ -10,8 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import BenchCase, BenchResult, Comparison, GenerationResult, Subject, SubjectRecord
+from llmc.runtimes.bench.ratio_interval import ratio_interval
+from llmc.runtimes.bench.results import (
+    BenchCase,
+    BenchResult,
+    Comparison,
+    GenerationResult,
+    RequestRecord,
+    SampleRecord,
+    Subject,
+    SubjectRecord,
+)
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -59,10 +70,10 @@ class Opened:
     base_rss_bytes: int
     load_s: list[float] = field(default_factory=list)
 
-    def record(self) -> SubjectRecord:
-        """What the report keeps."""
-        load = Summary.of(self.load_s)
-        return SubjectRecord(self.subject.label, str(self.subject.path), self.info, load, self.base_rss_bytes)
+    def record(self, artifact: ArtifactFacts | None = None) -> SubjectRecord:
+        """What the report keeps, with what is known of the subject's files."""
+        load, path = Summary.of(self.load_s), str(self.subject.path)
+        return SubjectRecord(self.subject.label, path, self.info, load, self.base_rss_bytes, artifact)
 
 
 def analyze(
@@ -95,6 +106,25 @@ def with_energy(samples: Samples, curve: EnergyCurve) -> Samples:
 def _with_energy(sample: Sample, curve: EnergyCurve) -> Sample:
     measured = None if sample.decode_window is None else curve.between(*sample.decode_window)
     return sample if measured is None else replace(sample, energy_j=measured)
+
+
+def sample_records(samples: Samples) -> tuple[SampleRecord, ...]:
+    """Every run as the report keeps it, a subject's runs of a case together."""
+    return tuple(
+        SampleRecord(label, case, turn, it.first_token_s, it.step_s, it.other_load, it.decode_window, it.energy_j)
+        for (label, case), runs in samples.items()
+        for turn, it in enumerate(runs)
+    )
+
+
+def request_records(generations: Generations) -> tuple[RequestRecord, ...]:
+    """Every request as the report keeps it."""
+    return tuple(
+        RequestRecord(label, case, turn, tuple(request.ticks))
+        for (label, case), rounds in generations.items()
+        for turn, each in enumerate(rounds)
+        for request in each
+    )
 
 
 def prefill_rate(case: BenchCase, sample: Sample) -> float:
@@ -176,7 +206,8 @@ def compare(samples: Samples, labels: Sequence[str], cases: Sequence[BenchCase])
     for case, other, (metric, rate) in itertools.product(cases, labels[1:], rates.items()):
         first, second = ([rate(case, sample) for sample in samples[label, case]] for label in (labels[0], other))
         ratios = paired_ratios(first, second)
-        found.append(Comparison(labels[0], other, case, metric, ratios, Summary.of(ratios)))
+        interval = ratio_interval(ratios)
+        found.append(Comparison(labels[0], other, case, metric, ratios, Summary.of(ratios), interval))
     return tuple(found)
 
 

@@ -16,18 +16,29 @@ the CPU time they use while another one runs is measured: a pool that goes on sp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.bench.analysis import analyze, analyze_generations, compare, gpu_warnings, warnings_of
+from llmc.compiler.base.versions import llmc_version
+from llmc.runtimes.bench.analysis import (
+    analyze,
+    analyze_generations,
+    compare,
+    gpu_warnings,
+    request_records,
+    sample_records,
+    warnings_of,
+)
+from llmc.runtimes.bench.artifact_facts import artifact_facts
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, Subject
+from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, GpuLoads, OtherLoad, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth
 from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
-from llmc.runtimes.machine.gpu import GpuLoad, GpuSampler, open_gpu
+from llmc.runtimes.machine.gpu import GpuSampler, open_gpu
 from llmc.runtimes.machine.load import other_load
 
 
@@ -71,6 +82,7 @@ def run_benchmark(
     """
     chosen = options or BenchOptions()
     _check(subjects, cases)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     steps = Steps(1 + count_steps(subjects, cases, chosen), progress)
     machine, gpu = machine_fingerprint(), open_gpu()
     steps.begin("read bandwidth")
@@ -80,8 +92,8 @@ def run_benchmark(
     bench.measure()
     copies = copy_bandwidth_of_device() if bench.on_cuda else None
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
-    gpu_load = (gpu_before, gpu_after) if gpu_before and gpu_after and bench.on_cuda else None
-    records = tuple(bench.opened[subject.label].record() for subject in subjects)
+    gpu_load = GpuLoads(gpu_before, gpu_after) if gpu_before and gpu_after and bench.on_cuda else None
+    records = tuple(bench.opened[subject.label].record(artifact_facts(subject.path)) for subject in subjects)
     results = analyze(bench.samples, records, cases, bench.peaks, reached, copies)
     return BenchReport(
         machine=machine,
@@ -90,12 +102,16 @@ def run_benchmark(
         subjects=records,
         results=results,
         comparisons=compare(bench.samples, [subject.label for subject in subjects], cases),
-        other_load_before=load_before,
-        other_load_after=load_after,
+        other_load=OtherLoad(load_before, load_after),
         warnings=_warnings(bench, reached, results, (load_before, load_after), gpu_load),
         copy_bandwidth=copies,
         gpu_load=gpu_load,
         generations=analyze_generations(bench.generations),
+        cases=tuple(cases),
+        samples=sample_records(bench.samples),
+        requests=request_records(bench.generations),
+        llmc=llmc_version(),
+        created=created,
     )
 
 
@@ -104,13 +120,14 @@ def _warnings(
     bandwidth: Bandwidth,
     results: Sequence[BenchResult],
     loads: tuple[float, float],
-    gpu_loads: tuple[GpuLoad, GpuLoad] | None,
+    gpu_loads: GpuLoads | None,
 ) -> tuple[str, ...]:
     on_gpu = [result for result in results if result.label in bench.on_cuda]
     counts = bench.sampler is not None and bool(bench.sampler.energy.times)
+    loads_of_gpu = None if gpu_loads is None else (gpu_loads.before, gpu_loads.after)
     return (
         *warnings_of(bench.options, bandwidth, results, *loads, bench.idle_share, on_cuda=bench.on_cuda),
-        *gpu_warnings(bench.options, on_gpu, gpu_loads, counts=counts),
+        *gpu_warnings(bench.options, on_gpu, loads_of_gpu, counts=counts),
     )
 
 

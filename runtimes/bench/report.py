@@ -1,13 +1,11 @@
 """Tables of a benchmark.
 
-In: a :class:`~.results.BenchReport`. Out: rich renderables (nothing is printed here) and a JSON file.
+In: a :class:`~.results.BenchReport`. Out: rich renderables (nothing is printed here).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Group
 from rich.table import Column, Table
@@ -124,13 +122,15 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def comparison_table(report: BenchReport) -> Table:
-    """Ratio of throughputs of the first subject over each other one, per round and median."""
+    """Ratio of throughputs of the first subject over each other one: median, its interval, and each round's."""
     names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
     title = f"{report.subjects[0].label} / other, same round (above 1: faster)"
-    table = Table(*names, Column("median ratio", justify="right"), "each round", title=title)
+    figures = (Column("median ratio", justify="right"), Column("95 % interval", justify="right"))
+    table = Table(*names, *figures, "each round", title=title)
     for item in report.comparisons:
-        rounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds)
-        table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", rounds)
+        rounds, bounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds), item.interval
+        interval = "" if bounds is None else f"{bounds.low:.3f} - {bounds.high:.3f}"
+        table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
     return table
 
 
@@ -140,9 +140,3 @@ def spread(summary: Summary, form: str, *, scale: float = 1.0) -> str:
     if summary.count == 1:
         return median
     return f"{median} ({format(summary.minimum * scale, form)} - {format(summary.maximum * scale, form)})"
-
-
-def write_json(report: BenchReport, path: Path) -> None:
-    """Write the report as indented JSON, parent directories made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n")

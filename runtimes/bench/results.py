@@ -1,6 +1,8 @@
 """What a latency benchmark is asked and what it answers, as plain data.
 
-In: nothing. Out: :class:`BenchCase`, :class:`Subject`, and :class:`BenchReport` with its parts and its ``to_json``.
+In: nothing. Out: :class:`BenchCase`, :class:`Subject`, and :class:`BenchReport`, which is the document that a
+benchmark writes: what is a field here is a key there (``document.py`` reads it back). A new figure is a field with a
+default, in a record of a module of its own.
 
 Terms (vLLM's and llama-bench's, in this order of preference):
 
@@ -16,19 +18,22 @@ Terms (vLLM's and llama-bench's, in this order of preference):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.json_record import encode
+from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import MachineFingerprint
 from llmc.runtimes.machine.gpu import GpuLoad
 from llmc.runtimes.machine.summary import Percentiles, Summary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 CONVENTIONS: Mapping[str, str] = {
     "ttft": "submission of the prompt's token ids to the first token's logits; tokenization excluded",
@@ -56,6 +61,7 @@ CONVENTIONS: Mapping[str, str] = {
 class BenchCase:
     """One shape of work: ``batch`` rows, each with ``prompt`` tokens of prompt, that generate ``gen`` tokens each."""
 
+    DERIVED: ClassVar[tuple[str, ...]] = ("name",)
     prompt: int
     gen: int
     batch: int = 1
@@ -91,6 +97,7 @@ class SubjectRecord:
         info: Fields of :class:`~llmc.runtimes.session.engine.EngineInfo`.
         load_s: Seconds to load, over the fresh processes.
         base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
+        artifact: Size, hash and bits per weight of what was opened; None where nobody knows.
     """
 
     label: str
@@ -98,6 +105,61 @@ class SubjectRecord:
     info: Mapping[str, Any]
     load_s: Summary
     base_rss_bytes: int
+    artifact: ArtifactFacts | None = None
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One run of one case by one subject, as it was measured.
+
+    Attributes:
+        round: From 0; what subjects measured in the same round stands side by side.
+        first_token_s: Seconds from the prompt's submission to the first token.
+        step_s: Seconds of each decode step.
+        other_load: Share of the cores that other processes used during the run.
+        decode_window: Seconds since 1970 at the begin and the end of the decode steps, where the subject told them.
+        energy_j: Joules of the decode steps; None when not measured.
+    """
+
+    label: str
+    case: BenchCase
+    round: int
+    first_token_s: float
+    step_s: tuple[float, ...]
+    other_load: float
+    decode_window: tuple[float, ...] | None = None
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request that went through the generation loop.
+
+    Attributes:
+        round: From 0.
+        ticks_ns: Nanoseconds of its worker's clock at the arrival and at each of its tokens.
+    """
+
+    label: str
+    case: BenchCase
+    round: int
+    ticks_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OtherLoad:
+    """Share of the cores that other processes used before and after the benchmark."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class GpuLoads:
+    """Who used the GPU before and after the benchmark."""
+
+    before: GpuLoad
+    after: GpuLoad
 
 
 @dataclass(frozen=True)
@@ -159,6 +221,7 @@ class Comparison:
         numerator, denominator: Labels of the two.
         metric: ``prefill`` or ``decode``.
         rounds, ratio: Ratio of each round; their median, least and most.
+        interval: Where the median of such rounds lies; None of a single round.
     """
 
     numerator: str
@@ -167,14 +230,22 @@ class Comparison:
     metric: str
     rounds: tuple[float, ...]
     ratio: Summary
+    interval: RatioInterval | None = None
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """A whole benchmark, all that is needed to read its figures later.
+    """A whole benchmark, all that is needed to read its figures later, or to work them out again.
 
-    ``copy_bandwidth`` and ``gpu_load`` (before, after) are None unless a subject runs on a GPU; ``generations`` is
-    empty unless they were asked for.
+    ``copy_bandwidth`` and ``gpu_load`` are None unless a subject runs on a GPU; ``generations`` and ``requests`` are
+    empty unless they were asked for. A report of version 1 had neither samples nor what stands behind them here.
+
+    Attributes:
+        conventions: What each figure means.
+        samples: Every run, of which ``results`` are the figures.
+        requests: Every request, of which ``generations`` are the figures.
+        llmc: Version of llmc that measured.
+        created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
 
     machine: MachineFingerprint
@@ -183,31 +254,19 @@ class BenchReport:
     subjects: tuple[SubjectRecord, ...]
     results: tuple[BenchResult, ...]
     comparisons: tuple[Comparison, ...]
-    other_load_before: float
-    other_load_after: float
+    other_load: OtherLoad
     warnings: tuple[str, ...]
     copy_bandwidth: CopyBandwidth | None = None
-    gpu_load: tuple[GpuLoad, GpuLoad] | None = None
+    gpu_load: GpuLoads | None = None
     generations: tuple[GenerationResult, ...] = ()
+    cases: tuple[BenchCase, ...] = ()
+    samples: tuple[SampleRecord, ...] = ()
+    requests: tuple[RequestRecord, ...] = ()
+    llmc: str = ""
+    created: str = ""
+    conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)
+    schema_version: Literal[2] = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dump``; ``conventions`` states what each figure means."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "conventions": dict(CONVENTIONS),
-            "machine": self.machine.to_json(),
-            "bandwidth": self.bandwidth.to_json(),
-            "copy_bandwidth": self.copy_bandwidth and self.copy_bandwidth.to_json(),
-            "options": asdict(self.options),
-            "subjects": [{**asdict(subject), "info": dict(subject.info)} for subject in self.subjects],
-            "results": [{**asdict(result), "case": _case_json(result.case)} for result in self.results],
-            "generations": [{**asdict(result), "case": _case_json(result.case)} for result in self.generations],
-            "comparisons": [{**asdict(item), "case": _case_json(item.case)} for item in self.comparisons],
-            "other_load": {"before": self.other_load_before, "after": self.other_load_after},
-            "gpu_load": self.gpu_load and dict(zip(("before", "after"), map(asdict, self.gpu_load), strict=True)),
-            "warnings": list(self.warnings),
-        }
-
-
-def _case_json(case: BenchCase) -> dict[str, Any]:
-    return {"name": case.name, **asdict(case)}
+        """Plain values for ``json.dump``."""
+        return {"schema_version": self.schema_version, "llmc": self.llmc, "created": self.created} | encode(self)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.json_record import encode
 from llmc.runtimes.machine.fingerprint import last_level_cache_bytes
 from llmc.runtimes.machine.summary import Summary
 
@@ -39,6 +40,7 @@ class Bandwidth:
         cache_bytes: Last-level cache that the machine reports; 0 when unknown.
     """
 
+    DERIVED: ClassVar[tuple[str, ...]] = ("reaches_memory",)
     bytes_per_second: Summary
     threads: int
     buffer_bytes: int
@@ -51,7 +53,7 @@ class Bandwidth:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        return {**asdict(self), "reaches_memory": self.reaches_memory}
+        return encode(self)
 
 
 def default_buffer_bytes() -> int:

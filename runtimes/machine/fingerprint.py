@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from llmc.compiler.base.json_record import LEFT_OUT, encode
 from llmc.compiler.base.processors import (
     CGROUP_ROOT,
     CPU_DEVICES,
@@ -40,14 +41,14 @@ GPU_FIELDS = (
     "power.limit",
 )
 """What ``nvidia-smi`` is asked of each GPU."""
-GPU_NOW = frozenset({"compute_capability", "free_bytes"})
-"""What is no part of a fingerprint: the name decides the one, the moment the other."""
 MEASURED_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "llmc-toolchain")
 
 
 @dataclass(frozen=True)
 class GpuDescription:
     """An NVIDIA GPU as ``nvidia-smi`` describes it; of the numbers, what it does not answer is 0.
+
+    A fingerprint leaves out the capability, which the name decides, and what is free, which the moment does.
 
     Attributes:
         sm_clock_mhz, memory_clock_mhz: Highest clocks of the multiprocessors and of the memory.
@@ -62,8 +63,8 @@ class GpuDescription:
     sm_clock_mhz: int = 0
     memory_clock_mhz: int = 0
     power_limit_w: int = 0
-    compute_capability: str = ""
-    free_bytes: int | None = field(default=None, compare=False)
+    compute_capability: str = field(default="", metadata=LEFT_OUT)
+    free_bytes: int | None = field(default=None, compare=False, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class MachineFingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dump``."""
-        plain = asdict(self)
-        gpus = [{name: gpu[name] for name in gpu if name not in GPU_NOW} for gpu in plain["gpus"]]
-        return {**plain, "isa": list(self.isa), "packages": dict(self.packages), "gpus": gpus}
+        return encode(self)
 
 
 def machine_fingerprint() -> MachineFingerprint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +59,8 @@ def bench(
     with shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
-        from llmc.runtimes.bench.report import render_report, write_json
+        from llmc.runtimes.bench.document import write_report
+        from llmc.runtimes.bench.report import render_report
 
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
@@ -68,8 +68,8 @@ def bench(
         subjects = subjects_of(directories, asked.peers)
         report = latency.run_benchmark(subjects, cases, options, progress=progress.step)
         if asked.file is not None and not shown.json:
-            write_json(report, Path(asked.file))
-    shown.show(lambda: render_report(report), json.loads(json.dumps(report.to_json())))
+            write_report(report, Path(asked.file))
+    shown.show(lambda: render_report(report), report.to_json())
 
 
 def subjects_of(directories: list[Path], peers: Sequence[str]) -> list[Subject]:

@@ -38,10 +38,12 @@ class GgufFile:
     Attributes:
         metadata: Scalars and strings by key; lists are left out.
         tensors: (name, type's name, elements) of each.
+        head_bytes: Bytes before the tensors' own, what aligns them aside.
     """
 
     metadata: dict[str, Any]
     tensors: tuple[tuple[str, str, int], ...]
+    head_bytes: int
 
     @property
     def elements_by_type(self) -> dict[str, int]:
@@ -84,7 +86,7 @@ def read_gguf(path: Path) -> GgufFile:
             tensors, pairs = _scalar(file, "Q"), _scalar(file, "Q")
             metadata = dict(_pair(file) for _ in range(pairs))
             known = {key: value for key, value in metadata.items() if value is not None}
-            return GgufFile(known, tuple(_tensors(file, tensors)))
+            return GgufFile(known, tuple(_tensors(file, tensors)), file.tell())
         except (struct.error, KeyError) as error:
             raise ValueError(f"{path} is damaged: its head cannot be read") from error
 

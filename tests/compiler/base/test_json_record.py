@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -294,3 +294,33 @@ def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ArtifactError, match="cannot be read as JSON"):
         read_object(tmp_path / "x.json")
+
+
+# --- derived --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Square:
+    """A record that writes what follows from its fields."""
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("area",)
+    side: int
+
+    @property
+    def area(self) -> float | None:
+        return self.side**2 or None
+
+
+def test_what_follows_from_the_fields_is_written_and_not_heeded() -> None:
+    assert encode(Square(3)) == {"side": 3, "area": 9.0}
+    assert encode(Square(0)) == {"side": 0, "area": None}
+    for value in ({"side": 3, "area": 9.0}, {"side": 3}, {"side": 3, "area": "wrong"}):
+        assert decode(Square, value, "f") == Square(3)
+    with pytest.raises(ArtifactError, match="unknown key 'volume'"):
+        decode(Square, {"side": 3, "volume": 1}, "f")
+
+
+def test_the_schema_has_what_follows_from_the_fields() -> None:
+    plain: Any = schema(Square, title="t")
+    assert plain["properties"]["area"] == {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    assert plain["required"] == ["area", "side"]

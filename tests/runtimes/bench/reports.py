@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llmc.runtimes.bench.artifact_facts import ArtifactFacts
+from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.results import (
     BenchCase,
     BenchOptions,
@@ -9,6 +11,10 @@ from llmc.runtimes.bench.results import (
     BenchResult,
     Comparison,
     GenerationResult,
+    GpuLoads,
+    OtherLoad,
+    RequestRecord,
+    SampleRecord,
     SubjectRecord,
 )
 from llmc.runtimes.machine.bandwidth import Bandwidth
@@ -31,10 +37,14 @@ MACHINE = MachineFingerprint(
     gpus=(GpuDescription("NVIDIA Fake", 80 << 30, "580.1", 1980, 2619, 700),),
 )
 CASE = BenchCase(12, 5, 3)
+RATIO = Summary(4.0, 2.0, 8.0, 3)
+FACTS = ArtifactFacts(123_000_000, "ab" * 32, 4.5)
+INTERVAL = RatioInterval(2.5, 7.5, 0.95, 3, 10_000)
 
 
 def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: int = 0) -> BenchReport:
     """Two subjects and one case; the first subject runs on a GPU where there is one."""
+    joules = 36.0 if on_gpu else None
     mine = BenchResult(
         label="mine",
         case=CASE,
@@ -69,14 +79,22 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: in
         bandwidth=Bandwidth(Summary(10e9, 9e9, 11e9, 5), threads=4, buffer_bytes=1 << 30, cache_bytes=1 << 20),
         options=BenchOptions(runs=3, threads=threads, generate=generate),
         subjects=(
-            SubjectRecord("mine", "dir/mine", {"x": 1}, Summary(1.5, 1.0, 3.0, 3), 100),
+            SubjectRecord("mine", "dir/mine", {"x": 1}, Summary(1.5, 1.0, 3.0, 3), 100, FACTS),
             SubjectRecord("other", "dir/other", {"x": 2}, Summary(2.5, 2.5, 2.5, 1), 200),
         ),
         results=(mine, other),
-        comparisons=(Comparison("mine", "other", CASE, "decode", (4.0, 2.0, 8.0), Summary(4.0, 2.0, 8.0, 3)),),
-        other_load_before=0.25,
-        other_load_after=0.5,
+        comparisons=(Comparison("mine", "other", CASE, "decode", (4.0, 2.0, 8.0), RATIO, INTERVAL),),
+        other_load=OtherLoad(0.25, 0.5),
         warnings=("first", "second"),
+        cases=(CASE,),
+        samples=(
+            SampleRecord("mine", CASE, 0, 0.0125, (0.01, 0.02, 0.04, 0.01), 0.0, (100.0, 100.5), joules),
+            SampleRecord("mine", CASE, 1, 0.010, (0.01, 0.01, 0.01, 0.01), 0.125),
+            SampleRecord("other", CASE, 0, 0.5, (0.08, 0.08, 0.08, 0.08), 0.0),
+        ),
+        requests=(RequestRecord("mine", CASE, 0, (5, 11_000_005, 42_000_005)),) if generate else (),
+        llmc="1.2.3",
+        created="2026-11-30T12:00:00+00:00",
         copy_bandwidth=CopyBandwidth(Summary(2000e9, 1000e9, 3000e9, 7), 1 << 30, 50 << 20) if on_gpu else None,
         generations=(
             GenerationResult(
@@ -90,5 +108,5 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: in
         )
         if generate
         else (),
-        gpu_load=(GpuLoad(0.1, 100, 1), GpuLoad(None, None, 2)) if on_gpu else None,
+        gpu_load=GpuLoads(GpuLoad(0.1, 100, 1), GpuLoad(None, None, 2)) if on_gpu else None,
     )

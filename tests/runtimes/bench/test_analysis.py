@@ -19,12 +19,15 @@ from llmc.runtimes.bench.analysis import (
     decode_rate,
     gpu_warnings,
     prefill_rate,
+    request_records,
+    sample_records,
     step_bytes,
     warnings_of,
     with_energy,
 )
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import BenchCase, BenchResult, Subject
+from llmc.runtimes.bench.ratio_interval import ratio_interval
+from llmc.runtimes.bench.results import BenchCase, BenchResult, RequestRecord, SampleRecord, Subject
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -266,3 +269,29 @@ def test_requests_of_all_rounds_give_percentiles_and_each_round_a_rate() -> None
     assert result.tpot_ms == Percentiles.of([1500, 1500, 1000, 1000])
     assert result.itl_ms == Percentiles.of([2000, 1000, 1000, 2000, 1000, 1000, 1000, 1000])
     assert result.tokens_per_s == Summary.of([6 / 5, 6 / 6])
+
+
+def test_every_run_is_kept_with_its_round() -> None:
+    other = BenchCase(7, 3)
+    kept = sample_records({("a", CASE): RUNS, ("b", other): RUNS[:1]})
+    assert [(it.label, it.case, it.round) for it in kept] == [
+        *(("a", CASE, turn) for turn in range(3)),
+        ("b", other, 0),
+    ]
+    assert kept[1] == SampleRecord("a", CASE, 1, 0.25, (0.1,) * 4, 0.02, (200.0, 200.5), 12.0)
+    assert (kept[2].decode_window, kept[2].energy_j) == ((300.0, 302.0), None)
+
+
+def test_every_request_is_kept_with_its_round() -> None:
+    kept = request_records({("a", CASE): [[Timings([1, 5, 9])], [Timings([2, 4]), Timings([3, 6])]]})
+    assert kept == tuple(
+        RequestRecord("a", CASE, turn, ticks) for turn, ticks in [(0, (1, 5, 9)), (1, (2, 4)), (1, (3, 6))]
+    )
+
+
+def test_a_comparison_has_the_interval_of_its_rounds() -> None:
+    samples: Samples = {("a", CASE): RUNS, ("b", CASE): RUNS[::-1]}
+    for item in compare(samples, ["a", "b"], [CASE]):
+        assert item.interval == ratio_interval(item.rounds)
+    single: Samples = {key: runs[:1] for key, runs in samples.items()}
+    assert [item.interval for item in compare(single, ["a", "b"], [CASE])] == [None, None]

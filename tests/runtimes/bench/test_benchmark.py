@@ -12,7 +12,7 @@ from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import BenchCase
+from llmc.runtimes.bench.results import BenchCase, GpuLoads, OtherLoad
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
@@ -55,7 +55,7 @@ def bench(office: Office, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_loads_before_and_after(bench: SimpleNamespace) -> None:
     report = run_benchmark([A], [ONE], BenchOptions(runs=1, load_window_s=0.125))
-    assert (report.other_load_before, report.other_load_after) == (0.5, 0.25)
+    assert report.other_load == OtherLoad(0.5, 0.25)
     assert bench.windows == [0.125, 0.125]
     before, after = (text for text in report.warnings if "of the cores before" in text or "cores after" in text)
     assert "50% of the cores before" in before
@@ -90,7 +90,7 @@ def test_what_runs_on_the_gpu_has_its_ceiling_and_its_warnings(bench: SimpleName
     office.said["b", "open"] = {"info": {"weight_bytes": 1 << 30, "cache_bytes_per_token": 0, "details": {}}}
     bench.watcher.energy = EnergyCurve([1.0], [1.0])
     report = run_benchmark([A, B], [ONE], BenchOptions(runs=1))
-    assert (report.copy_bandwidth, report.gpu_load, bench.copied) == (COPIES, (BEFORE, AFTER), 1)
+    assert (report.copy_bandwidth, report.gpu_load, bench.copied) == (COPIES, GpuLoads(BEFORE, AFTER), 1)
     on_gpu, on_cpu = report.results
     assert on_gpu.bandwidth_share == pytest.approx(1000 / 0.5 / 2e12)
     assert on_cpu.bandwidth_share == pytest.approx((1 << 30) / 0.5 / 10e3)

@@ -7,9 +7,10 @@ from rich.console import Console
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Sample, compare, step_bytes, warnings_of
+from llmc.runtimes.bench.document import write_report
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.report import render_report, spread, write_json
+from llmc.runtimes.bench.report import render_report, spread
 from llmc.runtimes.bench.results import BenchCase
 from llmc.runtimes.bench.workers.remote import WorkerProcess
 from llmc.runtimes.machine.summary import Summary
@@ -61,7 +62,7 @@ def test_report_renders_and_is_json(make_subject, bandwidth, tmp_path):
     assert "TTFT" in text
     assert "10.0 GB/s" in text
 
-    write_json(report, tmp_path / "new" / "report.json")
+    write_report(report, tmp_path / "new" / "report.json")
     loaded = json.loads((tmp_path / "new" / "report.json").read_text())
     assert loaded["results"][0]["case"] == {"name": "pp3+tg2", "prompt": 3, "gen": 2, "batch": 1}
     assert loaded["results"][0]["peak_rss_bytes"] is None

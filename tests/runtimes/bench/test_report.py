@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -20,7 +18,6 @@ from llmc.runtimes.bench.report import (
     render_report,
     results_table,
     spread,
-    write_json,
 )
 from llmc.runtimes.bench.results import BenchReport
 from llmc.runtimes.machine.summary import Summary
@@ -105,6 +102,7 @@ def test_comparison() -> None:
         "other": ["other"],
         "metric": ["decode"],
         "median ratio": ["4.000"],
+        "95 % interval": ["2.500 - 7.500"],
         "each round": ["4.00 2.00 8.00"],
     }
 
@@ -147,9 +145,3 @@ def test_the_whole_report_warns() -> None:
 )
 def test_spread(summary: Summary, scale: float, text: str) -> None:
     assert spread(summary, ".1f", scale=scale) == text
-
-
-def test_json_goes_into_directories_that_are_made(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "report.json"
-    write_json(make_report(), path)
-    assert json.loads(path.read_text())["warnings"] == ["first", "second"]

@@ -46,7 +46,7 @@ def report() -> BenchReport:
 
 def test_json_of_a_report(report: BenchReport) -> None:
     plain = json.loads(json.dumps(report.to_json()))
-    assert plain["schema_version"] == 1
+    assert plain["schema_version"] == 2
     assert plain["conventions"] == dict(CONVENTIONS)
     assert plain["other_load"] == {"before": 0.25, "after": 0.5}
     assert plain["gpu_load"] == {

@@ -16,7 +16,7 @@ from llmc.compiler.base.processors import physical_cores
 from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
-from llmc.runtimes.bench.results import BenchCase, BenchReport, Subject
+from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subject
 from llmc.runtimes.bench.workers import peers
 from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
 from llmc.runtimes.machine.bandwidth import Bandwidth
@@ -48,8 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
             subjects=records,
             results=analyze(samples, records, cases, {}, reached),
             comparisons=compare(samples, [subject.label for subject in subjects], cases),
-            other_load_before=0.4,
-            other_load_after=0.0,
+            other_load=OtherLoad(0.4, 0.0),
             warnings=("other processes used 40% of the cores before the benchmark",),
         )
 

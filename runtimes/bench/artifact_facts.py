@@ -1,0 +1,91 @@
+"""What a subject of a benchmark is on disk, so that two reports can say whether they measured the same thing.
+
+In: an artifact's directory, a GGUF file, or another runtime's directory. Out: :class:`ArtifactFacts`. Weights are
+hashed where nobody has recorded their hash before, and read for nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.manifest import MANIFEST_NAME
+from llmc.compiler.base.contract import DATA
+from llmc.compiler.base.errors import LlmcError
+from llmc.runtimes.bench.workers.gguf_header import read_gguf
+
+GGUF_ENDING = ".gguf"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """Files of a subject.
+
+    Attributes:
+        bytes: Of its weights on disk; of all its files where these are not told apart.
+        sha256: Hash of its files: of a single one its own, else of lines ``HASH  NAME``, sorted by name.
+        bits_per_weight: Mean bits of matrices and tables with their scales; None where nobody knows.
+    """
+
+    bytes: int
+    sha256: str
+    bits_per_weight: float | None = None
+
+
+def artifact_facts(path: Path) -> ArtifactFacts | None:
+    """What lies at ``path``; None where nothing can be read there: opening it says what is wrong."""
+    try:
+        if (path / MANIFEST_NAME).is_file():
+            return _of_artifact(path)
+        if path.is_dir():
+            files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
+            sizes = sum(file.stat().st_size for file in files.values())
+            return ArtifactFacts(sizes, _joined({name: _sha256(file) for name, file in files.items()}))
+        return ArtifactFacts(path.stat().st_size, _sha256(path), _gguf_bits(path))
+    except (OSError, LlmcError):
+        return None
+
+
+def _of_artifact(directory: Path) -> ArtifactFacts:
+    """An artifact's manifest has the hashes; its graph says how wide weights are."""
+    from llmc.compiler.insight.inspection import inspect_path
+    from llmc.compiler.insight.weight_formats import all_weights
+
+    files = open_artifact(directory).manifest.files
+    data = directory / DATA
+    size = data.stat().st_size if data.is_file() else sum(record.bytes for record in files.values())
+    digest = _joined({name: record.sha256 for name, record in files.items()})
+    try:
+        bits = all_weights(inspect_path(directory).formats).bits or None
+    except LlmcError:
+        bits = None
+    return ArtifactFacts(size, digest, bits)
+
+
+def _joined(hashes: Mapping[str, str]) -> str:
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _gguf_bits(path: Path) -> float | None:
+    """Bits per element of a GGUF file's tensors, without the head that holds its vocabulary."""
+    if path.suffix != GGUF_ENDING:
+        return None
+    try:
+        head = read_gguf(path)
+    except ValueError:
+        return None
+    elements = sum(head.elements_by_type.values())
+    return 8 * (path.stat().st_size - head.head_bytes) / elements if elements else None

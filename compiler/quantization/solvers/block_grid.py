@@ -12,6 +12,7 @@ so that weights that lie on a grid stay on it. Source of the fit: llama.cpp's ``
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solved
+from llmc.compiler.quantization.solvers.blocks_library import GridKind, blocks_library
 from llmc.compiler.quantization.solvers.packed import LARGEST_CODE
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -90,6 +92,11 @@ class BlockGrid:
         return float(2 ** (self.scheme.bits - 8)) if self.scheme.zero == "fixed" else 1.0
 
     @property
+    def most_zero(self) -> int:
+        """The largest zero point, in units."""
+        return self.top if self.unit == 1 else LARGEST_CODE
+
+    @property
     def half(self) -> int:
         """The level that stands for zero, or for the offset, where there is no zero point."""
         return int(2 ** (self.scheme.bits - 1))
@@ -101,6 +108,9 @@ class BlockGrid:
             block: [features, n] float32.
             importance: [features, 1] or [features, n], not negative, what a squared error of each feature costs.
         """
+        compiled = None if block.is_cuda or importance.shape[1] > 1 else blocks_library()
+        if compiled is not None:
+            return Steps(*compiled.fit(self._kind, block, importance[:, 0], self.row_scales))
         best, least = None, None
         for grid, error in self._tried(block, importance):
             if best is None or least is None:
@@ -170,8 +180,7 @@ class BlockGrid:
             return Steps(scale, zero - self.half * scale, zero)
         if self.scheme.zero != "none":
             # In the units in which zero points are counted.
-            most = self.top if self.unit == 1 else LARGEST_CODE
-            point = (_divided(-base, scale) / self.unit).round_().clamp_(0, most) * self.unit
+            point = (_divided(-base, scale) / self.unit).round_().clamp_(0, self.most_zero) * self.unit
             return Steps(scale, -point * scale, point)
         return Steps(scale, -self.half * scale, None)
 
@@ -183,20 +192,32 @@ class BlockGrid:
     def _starts(self, block: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Grids over the clipped range of each row."""
         high, low = block.amax(0), block.amin(0)
+        if self.scheme.zero not in {"none", "offset"}:
+            high, low = high.clamp(min=0), low.clamp(max=0)
+        for part, margin in self._parts():
+            if self.scheme.zero != "none":
+                yield (high - low) * part, low + (high - low) * margin
+            elif self.scheme.form != "nbits":
+                scale = torch.maximum(high / (self.half - 1), low / (self.low - self.half)) * part
+                yield scale, -self.half * scale
+            else:
+                scale = torch.where(high > -low, high, low) * part
+                yield scale, -self.half * scale
+
+    @functools.cached_property
+    def _kind(self) -> GridKind:
+        ends = (self.low, self.top, self.half, self.unit, self.most_zero)
+        return GridKind(self.scheme, self.dtype, *ends, tuple(self._parts()))
+
+    def _parts(self) -> Iterator[tuple[float, float]]:
+        """What of a block's range is a step, and what of it lies below the lowest level, for each ratio."""
         narrowest = _NARROWEST[self.scheme.bits]
         for index in range(self.clippings):
             ratio = _WIDEST - (_WIDEST - narrowest) * (index - 1) / max(1, self.clippings - 2) if index else 1.0
             if self.scheme.zero != "none":
-                if self.scheme.zero != "offset":
-                    high, low = high.clamp(min=0), low.clamp(max=0)
-                scale = (high - low) * (ratio / self.top)
-                yield scale, low + (high - low) * ((1 - ratio) / 2)
-            elif self.scheme.form != "nbits":
-                scale = torch.maximum(high / (self.half - 1), low / (self.low - self.half)) * ratio
-                yield scale, -self.half * scale
+                yield ratio / self.top, (1 - ratio) / 2
             else:
-                scale = torch.where(high > -low, high, low) * (-ratio / self.half)
-                yield scale, -self.half * scale
+                yield -ratio / self.half if self.scheme.form == "nbits" else ratio, 0.0
 
     def _refit(self, block: Tensor, importance: Tensor, steps: Steps) -> Steps:
         """Scale and base by weighted least squares for the levels that ``steps`` gives."""

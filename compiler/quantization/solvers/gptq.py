@@ -26,6 +26,7 @@ from llmc.compiler.base.errors import LlmcError
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved, Statistics
 from llmc.compiler.quantization.solvers.block_grid import BlockGrid, Steps, joined, range_scales
+from llmc.compiler.quantization.solvers.blocks_library import blocks_library
 
 Order = Literal["none", "blocks", "features"]
 PANEL = 64
@@ -195,12 +196,16 @@ class _Work:
         for place in self.moments.places:
             stop = start + len(self.moments.blocks[place])
             own = self.moments.factor[start:stop, start:stop]
+            pushed = self.moments.factor[:start, start:stop].T @ self.errors[:start] if start else None
             # Between what an error costs alone, and what is left of that once later features make up for it.
             importance = own.diagonal() * self.moments.diagonal[self.moments.order[start:stop]].float().sqrt()
-            steps[place] = self.grid.fit(self._unrounded(start, stop, own), importance[:, None])
+            steps[place] = self.grid.fit(self._unrounded(start, stop, own, pushed), importance[:, None])
+            target = self.weight[start:stop]
+            if pushed is not None:
+                target = torch.addcdiv(target, pushed, own.diagonal()[:, None])
             for low in range(start, stop, PANEL):
                 high = min(low + PANEL, stop)
-                self._round(low, high, self._target(low, high), [steps[place]])
+                self._round(low, high, self._target(target[low - start : high - start], start, low), [steps[place]])
             start = stop
         return [steps[place] for place in range(len(steps))]
 
@@ -214,21 +219,21 @@ class _Work:
         owners = owner[self.moments.order.cpu()].tolist()
         for low in range(0, len(self.weight), PANEL):
             high = min(low + PANEL, len(self.weight))
-            self._round(low, high, self._target(low, high), [steps[place] for place in owners[low:high]])
+            target = self._target(self.weight[low:high], 0, low)
+            self._round(low, high, target, [steps[place] for place in owners[low:high]])
         return steps
 
-    def _unrounded(self, start: int, stop: int, own: Tensor) -> Tensor:
+    def _unrounded(self, start: int, stop: int, own: Tensor, pushed: Tensor | None) -> Tensor:
         """[stop - start, n], what a block's weights would be if only what lies before ``start`` were rounded."""
-        if start == 0:
-            return self.weight[:stop]
-        pushed = self.moments.factor[:start, start:stop].T @ self.errors[:start]
+        if pushed is None:
+            return self.weight[start:stop]
         return self.weight[start:stop] + torch.linalg.solve_triangular(own.T, pushed, upper=False)
 
-    def _target(self, start: int, stop: int) -> Tensor:
-        """[stop - start, n], what features are to be rounded from as far as errors are known before ``start``."""
-        if start == 0:
-            return self.weight[start:stop]
-        return torch.addmm(self.weight[start:stop], self._shares(0, start, start, stop).T, self.errors[:start])
+    def _target(self, target: Tensor, since: int, start: int) -> Tensor:
+        """``target`` [features, n] from ``start`` on, for which errors before ``since`` are known; then for all."""
+        if start == since:
+            return target
+        return torch.addmm(target, self._shares(since, start, start, start + len(target)).T, self.errors[since:start])
 
     def _shares(self, first: int, last: int, start: int, stop: int) -> Tensor:
         """[last - first, stop - start], what errors of the former features add to what the latter are rounded to."""
@@ -239,6 +244,13 @@ class _Work:
         """Features ``low`` to ``high`` one after the other; ``steps``: one grid for all, or one each."""
         shares, errors = self._shares(low, high, low, high), self.errors[low:high]
         self.grids += steps if len(steps) > 1 else steps * (high - low)
+        if (compiled := None if target.is_cuda else blocks_library()) is not None:
+            grids = steps[0].scale, steps[0].base
+            if len(steps) > 1:
+                grids = torch.stack([step.scale for step in steps]), torch.stack([step.base for step in steps])
+            ends, out = (self.grid.low, self.grid.top), (self.levels[low:high], errors)
+            compiled.round_panel(target, self.weight[low:high], shares, grids, ends, out)
+            return
         for index in range(high - low):
             wanted, grid = target[index], steps[index if len(steps) > 1 else 0]
             if index:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmc.runtimes.kernels.library import COMPILERS, SOURCES, VARIANTS
+from llmc.compiler.base.c_library import COMPILERS
+from llmc.runtimes.kernels.library import SOURCES, VARIANTS
 
 from .operators import WARNINGS, guarded
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.base import c_library
 from llmc.runtimes.kernels import library as cpu_kernels
 from llmc.runtimes.kernels.library import (
     FLAGS,
@@ -54,7 +55,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     found = shutil.which
-    monkeypatch.setattr(cpu_kernels.shutil, "which", lambda name: found(name, path=str(folder)))
+    monkeypatch.setattr(c_library.shutil, "which", lambda name: found(name, path=str(folder)))
 
     def make(body: str = WRITE, name: str = "cc", version: str = "cc 1.0") -> Path:
         path = folder / name
@@ -68,14 +69,14 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def library(cache: Path) -> Path:
     """As a new process finds it."""
-    cpu_kernels._fingerprint.cache_clear()
+    c_library._fingerprint.cache_clear()
     return kernel_library(cache)
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Any:
     yield
-    cpu_kernels._fingerprint.cache_clear()
+    c_library._fingerprint.cache_clear()
 
 
 def test_it_is_compiled_once_from_all_sources(sources: Path, compiler: Any, tmp_path: Path) -> None:
@@ -202,9 +203,9 @@ def test_a_compiler_that_hangs_is_a_reason(
     def run(command: list[str], **options: Any) -> Any:
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
-    cpu_kernels._fingerprint.cache_clear()
-    cpu_kernels._fingerprint(str(tmp_path / "bin" / "cc"), BEST)
-    monkeypatch.setattr(cpu_kernels.subprocess, "run", run)
+    c_library._fingerprint.cache_clear()
+    c_library._fingerprint(str(tmp_path / "bin" / "cc"), sources, BEST.options)
+    monkeypatch.setattr(c_library.subprocess, "run", run)
     with pytest.raises(KernelsUnavailable, match=r"they could not be compiled: .* timed out after 300 seconds"):
         kernel_library(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -227,12 +228,12 @@ def test_a_home_that_can_only_be_read_gives_what_it_has(
 ) -> None:
     compiler()
     home, other = tmp_path / "home", tmp_path / "other"
-    monkeypatch.setattr(cpu_kernels, "home_cache", lambda name: home / name)
-    monkeypatch.setattr(cpu_kernels, "user_cache", lambda name: other / name)
+    monkeypatch.setattr(c_library, "home_cache", lambda name: home / name)
+    monkeypatch.setattr(c_library, "user_cache", lambda name: other / name)
     elsewhere = kernel_library()
     assert elsewhere.parent == other / "kernels"
     (home / "kernels").mkdir(parents=True)
     shutil.copy(elsewhere, home / "kernels")
     assert kernel_library() == home / "kernels" / elsewhere.name
-    monkeypatch.setattr(cpu_kernels, "home_cache", lambda name: None)
+    monkeypatch.setattr(c_library, "home_cache", lambda name: None)
     assert kernel_library() == elsewhere

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from llmc.runtimes.kernels.library import COMPILERS, SOURCES, VARIANTS
+from llmc.compiler.base.c_library import COMPILERS
+from llmc.runtimes.kernels.library import SOURCES, VARIANTS
 
 from .operators import WARNINGS
 

@@ -17,6 +17,7 @@ from llmc.compiler.base.versions import llmc_version
 from llmc.compiler.cli.commands.bench_command import bench
 from llmc.compiler.cli.commands.build_command import build
 from llmc.compiler.cli.commands.compile_command import compile_
+from llmc.compiler.cli.commands.cost_command import cost
 from llmc.compiler.cli.commands.doctor_command import doctor
 from llmc.compiler.cli.commands.eval_command import eval_
 from llmc.compiler.cli.commands.export_command import export
@@ -121,6 +122,15 @@ COMMANDS = (
             "llmc bench out/engine --prompt 512 --gen 64 --threads 2 --json results.json",
             "llmc bench out/engine --batch 4 --generate 16 --temperature 0.7",
             "llmc bench out/gpu --peer transformers/compile=venv/bin/python:./my-model --one-at-a-time",
+            "llmc bench out/int4 out/int8 --price 0.2/h --format md --output speed.md --json speed.json",
+        ),
+    ),
+    Command(
+        "cost",
+        cost,
+        (
+            "llmc cost small.json large.json --price 0.2/h --price 2.5/h",
+            "llmc cost results.json --price '900 EUR/month' --json",
         ),
     ),
     Command(

@@ -91,10 +91,11 @@ def is_usage_error(error: BaseException) -> bool:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON on stdout, even one that cannot be parsed."""
-    if arguments and arguments[0] == "bench":  # there, --json names a file
-        return "--json=-" in arguments or ("--json", "-") in itertools.pairwise(arguments)
-    if arguments and arguments[0] == "lint":
-        return "--format=json" in arguments or ("--format", "json") in itertools.pairwise(arguments)
+    if arguments and arguments[0] in ("bench", "lint"):  # of bench, --json names a file
+        asking = ("--format", "json"), *([("--json", "-")] if arguments[0] == "bench" else [])
+        return any(f"{flag}={value}" in arguments for flag, value in asking) or any(
+            pair in asking for pair in itertools.pairwise(arguments)
+        )
     return "--json" in arguments
 
 

@@ -29,11 +29,13 @@ class ArtifactFacts:
         bytes: Of its weights on disk; of all its files where these are not told apart.
         sha256: Hash of its files: of a single one its own, else of lines ``HASH  NAME``, sorted by name.
         bits_per_weight: Mean bits of matrices and tables with their scales; None where nobody knows.
+        weights: Elements of these; None where nobody knows.
     """
 
     bytes: int
     sha256: str
     bits_per_weight: float | None = None
+    weights: int | None = None
 
 
 def artifact_facts(path: Path) -> ArtifactFacts | None:
@@ -45,7 +47,7 @@ def artifact_facts(path: Path) -> ArtifactFacts | None:
             files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
             sizes = sum(file.stat().st_size for file in files.values())
             return ArtifactFacts(sizes, _joined({name: _sha256(file) for name, file in files.items()}))
-        return ArtifactFacts(path.stat().st_size, _sha256(path), _gguf_bits(path))
+        return ArtifactFacts(path.stat().st_size, _sha256(path), *_gguf_bits(path))
     except (OSError, LlmcError):
         return None
 
@@ -60,10 +62,10 @@ def _of_artifact(directory: Path) -> ArtifactFacts:
     size = data.stat().st_size if data.is_file() else sum(record.bytes for record in files.values())
     digest = _joined({name: record.sha256 for name, record in files.items()})
     try:
-        bits = all_weights(inspect_path(directory).formats).bits or None
+        weights = all_weights(inspect_path(directory).formats)
     except LlmcError:
-        bits = None
-    return ArtifactFacts(size, digest, bits)
+        return ArtifactFacts(size, digest)
+    return ArtifactFacts(size, digest, weights.bits or None, weights.weights or None)
 
 
 def _joined(hashes: Mapping[str, str]) -> str:
@@ -79,13 +81,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _gguf_bits(path: Path) -> float | None:
-    """Bits per element of a GGUF file's tensors, without the head that holds its vocabulary."""
+def _gguf_bits(path: Path) -> tuple[float | None, int | None]:
+    """Bits per element of a GGUF file's tensors, without the head that holds its vocabulary; and their elements."""
     if path.suffix != GGUF_ENDING:
-        return None
+        return None, None
     try:
         head = read_gguf(path)
     except ValueError:
-        return None
+        return None, None
     elements = sum(head.elements_by_type.values())
-    return 8 * (path.stat().st_size - head.head_bytes) / elements if elements else None
+    return (8 * (path.stat().st_size - head.head_bytes) / elements, elements) if elements else (None, None)

@@ -50,6 +50,19 @@ def write_whole(text: str, path: Path) -> None:
         raise UsageError(f"{path} cannot be written ({error}); name another file") from error
 
 
+def require_writable(path: Path) -> None:
+    """Find out before a long measurement that its report has a place.
+
+    Raises:
+        UsageError: a file cannot be written there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file for the report")
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    write_whole("", trial)
+    trial.unlink()
+
+
 def read_report(path: Path) -> BenchReport:
     """Read what ``llmc bench --json`` wrote, this llmc's version of it or an earlier one.
 

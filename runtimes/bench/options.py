@@ -6,9 +6,12 @@ In: what a user asked for. Out: :class:`BenchOptions`; a value that makes no sen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
+
+BenchFormat: TypeAlias = Literal["table", "json", "jsonl", "csv", "md", "llama-bench"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
+from llmc.runtimes.bench.token_cost import amount_text
 from llmc.runtimes.machine.summary import Summary
 
 
@@ -23,6 +24,8 @@ def render_report(report: BenchReport) -> Group:
         parts.append(generation_table(report))
     if report.comparisons:
         parts.append(comparison_table(report))
+    if report.price is not None:
+        parts.append(price_table(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
     if report.generations:
@@ -131,6 +134,16 @@ def comparison_table(report: BenchReport) -> Table:
         rounds, bounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds), item.interval
         interval = "" if bounds is None else f"{bounds.low:.3f} - {bounds.high:.3f}"
         table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
+    return table
+
+
+def price_table(report: BenchReport) -> Table:
+    """What tokens and requests cost at the report's price, the machine fully used: one row per case and subject."""
+    title = f"Cost at {'' if report.price is None else report.price.text}, machine fully used"
+    table = _table(title, "1M tokens in", "1M tokens out", "1000 requests")
+    for item in report.costs:
+        amounts = (item.per_million_in, item.per_million_out, 1000 * item.per_request)
+        table.add_row(item.case.name, item.label, *map(amount_text, amounts))
     return table
 
 

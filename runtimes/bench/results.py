@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
+from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.ratio_interval import RatioInterval
+from llmc.runtimes.bench.token_cost import Price, TokenCost
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import MachineFingerprint
@@ -55,28 +56,6 @@ CONVENTIONS: Mapping[str, str] = {
     "energy": "of the whole GPU during the decode steps, idle power included, the host's excluded; J/token counts "
     "the tokens of all rows",
 }
-
-
-@dataclass(frozen=True, order=True)
-class BenchCase:
-    """One shape of work: ``batch`` rows, each with ``prompt`` tokens of prompt, that generate ``gen`` tokens each."""
-
-    DERIVED: ClassVar[tuple[str, ...]] = ("name",)
-    prompt: int
-    gen: int
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        if self.prompt < 1 or self.batch < 1 or self.gen < 2:
-            raise UsageError(
-                f"case {self.name}: prompt and batch must be at least 1, gen at least 2 (TPOT needs a gap)"
-            )
-
-    @property
-    def name(self) -> str:
-        """As ``pp128+tg64`` or ``pp128+tg64 x4``."""
-        rows = f" x{self.batch}" if self.batch != 1 else ""
-        return f"pp{self.prompt}+tg{self.gen}{rows}"
 
 
 @dataclass(frozen=True)
@@ -245,6 +224,7 @@ class BenchReport:
         samples: Every run, of which ``results`` are the figures.
         requests: Every request, of which ``generations`` are the figures.
         llmc: Version of llmc that measured.
+        price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
 
@@ -262,6 +242,8 @@ class BenchReport:
     cases: tuple[BenchCase, ...] = ()
     samples: tuple[SampleRecord, ...] = ()
     requests: tuple[RequestRecord, ...] = ()
+    price: Price | None = None
+    costs: tuple[TokenCost, ...] = ()
     llmc: str = ""
     created: str = ""
     conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)

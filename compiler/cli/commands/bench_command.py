@@ -12,10 +12,10 @@ import typer
 from llmc.compiler.base.option_field import number_list, option
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
-from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.options import BenchFormat, BenchOptions
 
 if TYPE_CHECKING:
-    from llmc.runtimes.bench.results import Subject
+    from llmc.runtimes.bench.results import BenchReport, Subject
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,22 @@ class Question:
         "--peer",
         metavar="NAME=PYTHON:SOURCE",
     )
-    file: str | None = option(None, "Write the report there; - for stdout.", "--json", metavar="FILE")
+    price: str | None = option(
+        None,
+        "What this machine costs, as 2.5/h, 60 EUR/d or 900 USD/month: shows what a million tokens cost.",
+        metavar="PRICE",
+    )
+    form: BenchFormat = option("table", "Form of the report on stdout.", "--format")
+    output: str | None = option(
+        None,
+        "Write that form there instead; a table is one of Markdown.",
+        "--output",
+        "-o",
+        metavar="FILE",
+    )
+    file: str | None = option(
+        None, "Write the whole report there as JSON, whatever else is shown; - for stdout.", "--json", metavar="FILE"
+    )
 
 
 def bench(
@@ -55,21 +70,46 @@ def bench(
     when other processes use the cores or the GPU. For engines on a GPU the bandwidth is the GPU's, and its memory and
     energy are measured where NVML (the package nvidia-ml-py) is installed.
     """
-    shown = replace(shown, json=asked.file == "-")
+    if asked.file == "-":
+        asked = replace(asked, form="json", file=None)
+    shown = replace(shown, json=asked.form != "table")
     with shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
-        from llmc.runtimes.bench.document import write_report
-        from llmc.runtimes.bench.report import render_report
+        from llmc.runtimes.bench.document import require_writable
+        from llmc.runtimes.bench.machine_costs import with_price
+        from llmc.runtimes.bench.token_cost import parse_price
 
+        for file in filter(None, (asked.output, asked.file)):
+            require_writable(Path(file))
+        price = None if asked.price is None else parse_price(asked.price)
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
         subjects = subjects_of(directories, asked.peers)
         report = latency.run_benchmark(subjects, cases, options, progress=progress.step)
-        if asked.file is not None and not shown.json:
-            write_report(report, Path(asked.file))
-    shown.show(lambda: render_report(report), report.to_json())
+    hand_out(report if price is None else with_price(report, price), asked, shown)
+
+
+def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
+    """Write the report where it is wanted, in the forms that are.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    from llmc.runtimes.bench.document import write_report, write_whole
+    from llmc.runtimes.bench.formats import FORMATS
+    from llmc.runtimes.bench.report import render_report
+
+    if asked.file is not None:
+        write_report(report, Path(asked.file))
+    form = "md" if asked.form == "table" else asked.form
+    if asked.output is not None:
+        write_whole(FORMATS[form](report), Path(asked.output))
+    elif asked.form == "table":
+        shown.show(lambda: render_report(report), {})
+    else:
+        replace(shown, json=False).show_text(FORMATS[form](report), {})
 
 
 def subjects_of(directories: list[Path], peers: Sequence[str]) -> list[Subject]:

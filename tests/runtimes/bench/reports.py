@@ -38,7 +38,7 @@ MACHINE = MachineFingerprint(
 )
 CASE = BenchCase(12, 5, 3)
 RATIO = Summary(4.0, 2.0, 8.0, 3)
-FACTS = ArtifactFacts(123_000_000, "ab" * 32, 4.5)
+FACTS = ArtifactFacts(123_000_000, "ab" * 32, 4.5, 218_000_000)
 INTERVAL = RatioInterval(2.5, 7.5, 0.95, 3, 10_000)
 
 

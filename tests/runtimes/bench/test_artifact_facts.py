@@ -80,7 +80,7 @@ def test_an_artifact(artifact: Path) -> None:
     facts = artifact_facts(artifact)
     graph, data = (sha256((artifact / name).read_bytes()) for name in ("model.onnx", "model.onnx.data"))
     listed = f"{graph}  model.onnx\n{data}  model.onnx.data\n"
-    assert facts == ArtifactFacts(64, sha256(listed.encode()), 16.0)
+    assert facts == ArtifactFacts(64, sha256(listed.encode()), 16.0, 32)
 
 
 def test_an_artifact_without_a_data_file_counts_all(artifact: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_artifact_whose_graph_cannot_be_read_has_no_bits(artifact: Path) -> N
     write_manifest(artifact, _manifest({"model.onnx": record}))
     facts = artifact_facts(artifact)
     assert facts is not None
-    assert facts.bits_per_weight is None
+    assert (facts.bits_per_weight, facts.weights) == (None, None)
 
 
 def test_a_gguf_file_without_its_vocabulary(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_gguf_file_without_its_vocabulary(tmp_path: Path) -> None:
     file = gguf(tmp_path / "m.gguf", [("c", Q4_0, (32, 2))])
     with file.open("ab") as more:
         more.write(b"w" * 36)
-    assert artifact_facts(file) == ArtifactFacts(file.stat().st_size, sha256(file.read_bytes()), 4.5)
+    assert artifact_facts(file) == ArtifactFacts(file.stat().st_size, sha256(file.read_bytes()), 4.5, 64)
 
 
 def test_other_files_have_no_bits(tmp_path: Path) -> None:

@@ -135,3 +135,48 @@ def test_requests_through_the_generation_loop(llmc: Run, measured: Any, tmp_path
     refused = llmc("bench", tmp_path / "engine", "--generate", -1)
     assert refused.exit_code == 2
     assert "-1 requests to generate" in refused.stderr
+
+
+def test_forms_on_stdout_and_in_a_file(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    engine, file = tmp_path / "engine", tmp_path / "out" / "speed.csv"
+    table = llmc("bench", engine, "--format", "csv")
+    assert table.stdout.startswith("created,cpu_model,")
+    written = llmc("bench", engine, "--format", "csv", "--output", file)
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert len(file.read_text().splitlines()) == 3
+    both = llmc("bench", engine, "--format", "llama-bench", "--json", tmp_path / "all.json")
+    assert "| engine |" in both.stdout
+    assert "tg127 @ d512" in both.stdout
+    assert json.loads((tmp_path / "all.json").read_text())["subjects"][0]["label"] == "engine"
+    assert json.loads(llmc("bench", engine, "--format", "json").stdout)["schema_version"] == 2
+    llmc("bench", engine, "--output", tmp_path / "speed.md")
+    assert "**Throughput, median of 5 runs" in (tmp_path / "speed.md").read_text()
+
+
+def test_an_unknown_form(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    refused = llmc("bench", tmp_path / "engine", "--format", "xml")
+    assert refused.exit_code == 2
+    assert "'llama-bench'" in refused.stderr
+    assert not measured.called
+
+
+@pytest.mark.parametrize("option", ["--json", "--output"])
+def test_a_place_that_cannot_be_written_is_told_before(llmc: Run, measured: Any, tmp_path: Path, option: str) -> None:
+    refused = llmc("bench", tmp_path / "engine", option, tmp_path)
+    assert refused.exit_code == UsageError.exit_code
+    assert "is a directory; name a file" in refused.stderr
+    assert not measured.called
+
+
+def test_a_price(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    """0.1 s for 128 tokens, and 15 ms a step: 3.6 an hour is a thousandth a second."""
+    file = tmp_path / "r.json"
+    shown = llmc("bench", tmp_path / "engine", "--prompt", 128, "--price", "3.6 EUR/h", "--json", file)
+    assert "Cost at 3.6 EUR/h" in shown.stdout
+    report = json.loads(file.read_text())
+    assert report["price"] == {"text": "3.6 EUR/h", "per_second": pytest.approx(1e-3), "currency": "EUR"}
+    (cost,) = report["costs"]
+    assert cost["per_million_in"] == pytest.approx(1e3 * 0.1 / 128)
+    assert cost["per_million_out"] == pytest.approx(15.0)
+    assert llmc("bench", tmp_path / "engine", "--price", "cheap").exit_code == UsageError.exit_code
+    assert measured.call_count == 1

@@ -40,6 +40,7 @@ from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.machine.gpu import GpuSampler, open_gpu
 from llmc.runtimes.machine.load import other_load
+from llmc.runtimes.machine.powercap import PowercapSampler, open_powercap
 
 
 def llmc_subject(directory: Path, label: str | None = None) -> Subject:
@@ -88,7 +89,9 @@ def run_benchmark(
     steps.begin("read bandwidth")
     load_before, gpu_before = other_load(chosen.load_window_s), gpu and gpu.load()
     reached = bandwidth or measure_read_bandwidth(chosen.threads or machine.physical_cores)
-    bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu))
+    zones, energy = open_powercap()
+    processor = PowercapSampler(zones) if zones else None
+    bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu), processor)
     bench.measure()
     copies = copy_bandwidth_of_device() if bench.on_cuda else None
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
@@ -112,6 +115,7 @@ def run_benchmark(
         requests=request_records(bench.generations),
         llmc=llmc_version(),
         created=created,
+        energy=energy,
     )
 
 

@@ -28,6 +28,8 @@ def render_report(report: BenchReport) -> Group:
         parts.append(price_table(report))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
+    if report.energy is not None and not any(it.joules_per_token for it in report.results) and report.energy.reason:
+        parts.append(Text(f"Energy was not measured: {report.energy.reason}.", style="dim"))
     if report.generations:
         parts.append(Text(f"Generation: {CONVENTIONS['generation']}.", style="dim"))
     return Group(*parts)

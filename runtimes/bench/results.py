@@ -12,7 +12,7 @@ Terms (vLLM's and llama-bench's, in this order of preference):
 * ITL: the single gaps between tokens, all runs together, as percentiles, milliseconds.
 * decode tok/s (``tg``): ``batch * (output tokens - 1) / (end-to-end latency - TTFT)``: llama-bench's ``tg`` at the
   depth of the prompt (its ``-d``).
-* joules per output token, average power (aiperf's): of the GPU, over the decode steps.
+* joules per output token, average power (aiperf's): of the GPU or the processor, over the decode steps.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import MachineFingerprint
 from llmc.runtimes.machine.gpu import GpuLoad
+from llmc.runtimes.machine.powercap import EnergyFacts
 from llmc.runtimes.machine.summary import Percentiles, Summary
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -53,8 +54,9 @@ CONVENTIONS: Mapping[str, str] = {
     "on a GPU the measured bandwidth of copies there, bytes read and bytes written",
     "device_peak": "most GPU memory of the process of peak_rss, its CUDA context included; where its own share is "
     "hidden, what the GPU had in use beyond what it had before",
-    "energy": "of the whole GPU during the decode steps, idle power included, the host's excluded; J/token counts "
-    "the tokens of all rows",
+    "energy": "during the decode steps, idle power included: of the whole GPU for a subject on one, the host's "
+    "excluded (NVML); else of the processor's packages and the memory beside them (RAPL), what other processes draw "
+    "included; J/token counts the tokens of all rows",
 }
 
 
@@ -154,8 +156,9 @@ class BenchResult:
             decoding reaches; None when the subject does not say how many bytes it reads, or the GPU's is not known.
         other_load: Share of the cores that other processes used during each run.
         device_peak_bytes: Most GPU memory; None on a CPU or when not measured.
-        joules_per_token: Joules of the GPU per decoded token, all rows' tokens counted; None when not measured.
-        power_w: Average watts of the GPU during the decode steps; None when not measured.
+        joules_per_token: Joules per decoded token, all rows' tokens counted, of the GPU or else of the processor;
+            None when not measured.
+        power_w: Average watts of the same during the decode steps; None when not measured.
     """
 
     label: str
@@ -224,6 +227,7 @@ class BenchReport:
         samples: Every run, of which ``results`` are the figures.
         requests: Every request, of which ``generations`` are the figures.
         llmc: Version of llmc that measured.
+        energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
@@ -242,6 +246,7 @@ class BenchReport:
     cases: tuple[BenchCase, ...] = ()
     samples: tuple[SampleRecord, ...] = ()
     requests: tuple[RequestRecord, ...] = ()
+    energy: EnergyFacts | None = None
     price: Price | None = None
     costs: tuple[TokenCost, ...] = ()
     llmc: str = ""

@@ -28,6 +28,7 @@ from llmc.runtimes.bench.workers.remote import LLMC_WORKER, WorkerProcess
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.gpu import GpuSampler, is_on_cuda
 from llmc.runtimes.machine.load import LoadMeter
+from llmc.runtimes.machine.powercap import PowercapSampler
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,14 @@ def _generates(subject: Subject) -> bool:
 
 @dataclass
 class Rounds:
-    """The measurements as they grow; ``sampler`` watches the GPU, where there is one."""
+    """The measurements as they grow; ``sampler`` watches the GPU and ``processor`` the CPU's energy, if at all."""
 
     subjects: Sequence[Subject]
     cases: Sequence[BenchCase]
     options: BenchOptions
     steps: Steps
     sampler: GpuSampler | None = None
+    processor: PowercapSampler | None = None
     opened: dict[str, Opened] = field(default_factory=dict)
     peaks: dict[tuple[str, BenchCase], Peak] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
@@ -108,15 +110,23 @@ class Rounds:
 
     def measure(self) -> None:
         """Run everything."""
-        if self.options.one_at_a_time:
-            for visit in plan_visits(self.subjects, self.options.runs):
-                self._visit(visit)
-        else:
-            if self.options.measure_memory:
-                self._measure_memory()
-            self._measure_latency()
-        if self.sampler is not None:
-            self.samples = with_energy(self.samples, self.sampler.energy)
+        with nullcontext() if self.processor is None else self.processor.watching():
+            if self.options.one_at_a_time:
+                for visit in plan_visits(self.subjects, self.options.runs):
+                    self._visit(visit)
+            else:
+                if self.options.measure_memory:
+                    self._measure_memory()
+                self._measure_latency()
+        self._read_energy()
+
+    def _read_energy(self) -> None:
+        """Energy of the decode steps: the GPU's of the subjects there, the processor's of the others."""
+        on_cuda = self.on_cuda
+        for sampler, there in ((self.sampler, True), (self.processor, False)):
+            if sampler is not None:
+                theirs = {key: runs for key, runs in self.samples.items() if (key[0] in on_cuda) == there}
+                self.samples |= with_energy(theirs, sampler.energy)
 
     def _measure_memory(self) -> None:
         """Peaks of memory of each subject and case in a fresh process; the load times come from these, too."""

@@ -151,13 +151,15 @@ class LlamaCppTarget:
                 self._decode(batch, [[row[step % request.prompt]] for row in prompt], step)
             self._clear()
             first = self._decode(batch, prompt, 0)
+            begin = time.time()
             gaps = [
                 self._decode(batch, [[token] for token in tokens], request.prompt + step)
                 for step, tokens in enumerate(steps)
             ]
+            window = (begin, time.time())
         finally:
             native.llama_batch_free(batch)
-        return RunTimes(first, tuple(gaps))
+        return RunTimes(first, tuple(gaps), decode_window=window)
 
     def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
         """Write the logits after each token from ``first`` to the last but one of a text of its own.

@@ -150,8 +150,9 @@ def _timed_run(session: Session, chunks: list[Int64Array], steps: list[Int64Arra
     for tokens in steps:
         session.forward(tokens).argmax()
         ticks.append(clock())
+    ended = time.time()
     gaps = [after - before for before, after in itertools.pairwise(ticks)]
-    return RunTimes(gaps[0], tuple(gaps[1:]))
+    return RunTimes(gaps[0], tuple(gaps[1:]), decode_window=(ended - sum(gaps[1:]), ended))
 
 
 def _timed_loop(session: Session, chooser: TokenChooser, chunks: list[Int64Array], request: RunRequest) -> RunTimes:

@@ -21,6 +21,7 @@ from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint
 from llmc.runtimes.machine.gpu import GpuLoad
+from llmc.runtimes.machine.powercap import EnergyFacts
 from llmc.runtimes.machine.summary import Percentiles, Summary
 
 MACHINE = MachineFingerprint(
@@ -93,6 +94,7 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: in
             SampleRecord("other", CASE, 0, 0.5, (0.08, 0.08, 0.08, 0.08), 0.0),
         ),
         requests=(RequestRecord("mine", CASE, 0, (5, 11_000_005, 42_000_005)),) if generate else (),
+        energy=EnergyFacts((), "there is no counter"),
         llmc="1.2.3",
         created="2026-11-30T12:00:00+00:00",
         copy_bandwidth=CopyBandwidth(Summary(2000e9, 1000e9, 3000e9, 7), 1 << 30, 50 << 20) if on_gpu else None,

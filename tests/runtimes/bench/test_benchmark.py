@@ -16,6 +16,7 @@ from llmc.runtimes.bench.results import BenchCase, GpuLoads, OtherLoad
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
+from llmc.runtimes.machine.powercap import EnergyFacts
 from llmc.runtimes.machine.summary import Summary
 
 from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
@@ -49,6 +50,7 @@ def bench(office: Office, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(latency, "copy_bandwidth_of_device", copies)
     monkeypatch.setattr(latency, "open_gpu", lambda: made.gpu)
     monkeypatch.setattr(latency, "GpuSampler", lambda gpu: made.watcher)
+    monkeypatch.setattr(latency, "open_powercap", lambda: ((), EnergyFacts((), "there is none")))
     made.with_gpu = lambda: setattr(made, "gpu", SimpleNamespace(load=lambda: next(gpu_loads)))
     return made
 
@@ -134,3 +136,21 @@ def test_cases_by_batch_then_by_prompt() -> None:
     assert make_cases([8, 4, 8], 3, [2, 1]) == tuple(
         BenchCase(prompt, 3, batch) for batch in (2, 1) for prompt in (8, 4)
     )
+
+
+def test_the_processors_energy_or_why_there_is_none(
+    bench: SimpleNamespace, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run_benchmark([A], [ONE], BenchOptions(runs=1))
+    assert report.energy == EnergyFacts((), "there is none")
+    assert report.results[0].joules_per_token is None
+    watcher, facts, given = Watcher(office), EnergyFacts(("package-0",)), []
+    watcher.energy = EnergyCurve([4.0, 5.0, 6.0, 8.0], [0.0, 1.0, 3.0, 5.0])
+    monkeypatch.setattr(latency, "open_powercap", lambda: (("zone",), facts))
+    monkeypatch.setattr(latency, "PowercapSampler", lambda zones: given.append(zones) or watcher)
+    office.said["a", "run"] = {"decode_window": [5, 7]}
+    monkeypatch.setattr(latency, "other_load", lambda window: 0.0)
+    report = run_benchmark([A], [ONE], BenchOptions(runs=1))
+    assert (report.energy, given) == (facts, [("zone",)])
+    assert report.results[0].joules_per_token == Summary(1.5, 1.5, 1.5, 1)
+    assert report.results[0].power_w == Summary(1.5, 1.5, 1.5, 1)

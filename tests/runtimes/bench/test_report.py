@@ -9,17 +9,20 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from llmc.runtimes.bench.machine_costs import with_price
 from llmc.runtimes.bench.report import (
     comparison_table,
     generation_table,
     gpu_lines,
     latency_table,
     machine_line,
+    price_table,
     render_report,
     results_table,
     spread,
 )
 from llmc.runtimes.bench.results import BenchReport
+from llmc.runtimes.bench.token_cost import parse_price
 from llmc.runtimes.machine.summary import Summary
 
 from .reports import make_report
@@ -145,3 +148,27 @@ def test_the_whole_report_warns() -> None:
 )
 def test_spread(summary: Summary, scale: float, text: str) -> None:
     assert spread(summary, ".1f", scale=scale) == text
+
+
+def test_why_there_is_no_energy_is_said_where_there_is_none() -> None:
+    def text(report: BenchReport) -> str:
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(render_report(report))
+        return console.export_text()
+
+    assert "Energy was not measured: there is no counter." in text(make_report(on_gpu=False))
+    assert "Energy was not measured" not in text(make_report())
+    assert "Energy was not measured" not in text(replace(make_report(on_gpu=False), energy=None))
+
+
+def test_a_price_has_a_table() -> None:
+    report = make_report()
+    assert "Cost at" not in str([getattr(part, "title", "") for part in render_report(report).renderables])
+    table = price_table(with_price(report, parse_price("3600/h")))
+    assert table.title == "Cost at 3600/h, machine fully used"
+    assert [list(column.cells) for column in table.columns][1:] == [
+        ["mine", "other"],
+        ["347", "13,889"],
+        ["6,667", "26,667"],
+        ["30.8", "273"],
+    ]

@@ -21,13 +21,13 @@ from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
 
 
 def measure(
-    subjects: list[Subject], cases: list[BenchCase], *, sampler: Any = None, **options: Any
+    subjects: list[Subject], cases: list[BenchCase], *, sampler: Any = None, processor: Any = None, **options: Any
 ) -> tuple[Rounds, list[tuple[str, int, int]]]:
     """A whole measurement, and what it announced."""
     announced: list[tuple[str, int, int]] = []
     chosen = BenchOptions(**options)
     steps = Steps(count_steps(subjects, cases, chosen), lambda *step: announced.append(step))
-    bench = Rounds(subjects, cases, chosen, steps, sampler)
+    bench = Rounds(subjects, cases, chosen, steps, sampler, processor)
     bench.measure()
     assert [number for _, number, _ in announced] == list(range(1, steps.total + 1))
     assert not any(worker.is_open for worker in rounds.WorkerProcess.workers)  # type: ignore[attr-defined]
@@ -135,6 +135,26 @@ def test_energy_that_was_measured_outside_is_put_into_the_samples(office: Office
     watcher.energy = EnergyCurve([4.0, 5.0, 6.0, 8.0], [0.0, 1.0, 3.0, 5.0])
     bench, _ = measure([A], [ONE], sampler=watcher, runs=1)
     assert bench.samples["a", ONE] == [Sample(1.0, (0.5, 0.5), 0.1, (5.0, 7.0), 3.0)]
+
+
+def test_the_energy_is_that_of_what_a_subject_runs_on(office: Office) -> None:
+    """Joules of the GPU for the one on it, of the processor for the other."""
+    on_cuda(office, "a")
+    office.said |= {(label, "run"): {"decode_window": [5, 7]} for label in "ab"}
+    gpu, processor = Watcher(office), Watcher(office)
+    gpu.energy = EnergyCurve([4.0, 5.0, 6.0, 8.0], [0.0, 1.0, 3.0, 5.0])
+    processor.energy = EnergyCurve([4.0, 5.0, 6.0, 8.0], [0.0, 10.0, 30.0, 50.0])
+    bench, _ = measure([A, B], [ONE], sampler=gpu, processor=processor, runs=1)
+    assert [bench.samples[label, ONE][0].energy_j for label in "ab"] == [3.0, 30.0]
+    bench, _ = measure([A, B], [ONE], sampler=gpu, runs=1)
+    assert [bench.samples[label, ONE][0].energy_j for label in "ab"] == [3.0, None]
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_the_processor_is_watched_all_the_time(office: Office, one_at_a_time: bool) -> None:
+    measure([A], [ONE], processor=Watcher(office), runs=1, one_at_a_time=one_at_a_time)
+    found = commands(office)
+    assert (found[0], found[-1], found.count("watch")) == ("watch", "watched", 1)
 
 
 def commands(office: Office) -> list[str]:

@@ -90,7 +90,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Native:
     package.__version__ = "0.3.9"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "llama_cpp", package)
     monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", made)
-    monkeypatch.setattr(peer_llamacpp, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    monkeypatch.setattr(peer_llamacpp, "time", SimpleNamespace(perf_counter=lambda: made.now, time=lambda: made.now))
     result: Native = made
     return result
 
@@ -105,6 +105,8 @@ def test_what_is_timed_is_decoding_until_it_is_done(native: Native) -> None:
     times = opened(native).run(RunRequest(prompt=5, gen=3, batch=2, warm_steps=2))
     assert times.first_token_s == 10 + 3
     assert times.step_s == (2 + 3, 2 + 3)
+    assert times.decode_window is not None
+    assert times.decode_window[1] - times.decode_window[0] >= 10
 
 
 def test_tokens_places_and_logits(native: Native) -> None:

@@ -95,7 +95,9 @@ def queueing(fake, monkeypatch):
 
     def run(request, **options):
         session = Queueing(fake.FakeSession(**{"prefill_ms": 0, "step_ms": 0, **options}))
-        monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: session.now))
+        monkeypatch.setattr(
+            worker, "time", SimpleNamespace(perf_counter=lambda: session.now, time=lambda: session.now)
+        )
         target = SessionTarget(lambda directory, threads: session)
         target.open("anything", None)
         return target.run(request), session.fed
@@ -108,6 +110,8 @@ def test_the_clock_stops_when_the_work_is_done_and_allocation_is_not_timed(queue
     times, _ = queueing(RunRequest(prompt=10, gen=4, batch=2, warm_steps=3), profiles=profiles)
     assert times.first_token_s == 10
     assert times.step_s == (1, 1, 1)
+    begin, end = times.decode_window
+    assert end - begin == 3
 
 
 def test_a_run_is_fed_the_request_s_tokens(queueing):

@@ -24,6 +24,7 @@ from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_lay
 from llmc.compiler.checkpoint.quantized.fp4 import mxfp4_layers
 from llmc.compiler.checkpoint.quantized.fp8 import fine_grained_layers
 from llmc.compiler.checkpoint.quantized.gptq import gptq_layers
+from llmc.compiler.checkpoint.quantized.hqq import hqq_layers
 from llmc.compiler.checkpoint.quantized.layer import Parts, QuantizedLayer
 from llmc.compiler.checkpoint.quantized.modelopt import modelopt_layers
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
@@ -42,6 +43,7 @@ METHODS: Mapping[str, Layers] = {
     "mxfp4": mxfp4_layers,
     "bitsandbytes": bitsandbytes_layers,
     "torchao": torchao_layers,
+    "hqq": hqq_layers,
 }
 """By what ``quant_method`` says."""
 KEYS = ("quantization_config", "compression_config")

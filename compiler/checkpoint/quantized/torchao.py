@@ -4,8 +4,9 @@
 
     value = (qdata - zero point) * scale
 
-The file's metadata name the class of each tensor: ``Int8Tensor``, ``IntxUnpackedToInt8Tensor`` (1 to 8 bits, a byte
-each) and ``Float8Tensor`` are read; others are packed for one kernel.
+The file's metadata name the class of each tensor. ``Int8Tensor``, ``IntxUnpackedToInt8Tensor`` (1 to 8 bits, a byte
+each) and ``Float8Tensor`` are read here, ``Int4Tensor`` and ``Int4TilePackedTo4dTensor`` in :mod:`torchao_int4`; what
+remains is packed for one kernel.
 
 Source: ``torchao/quantization/quantize_/workflows`` and ``prototype/safetensors``.
 """
@@ -19,8 +20,11 @@ from typing import Any
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.quantized.fp8 import CodedMatrix
 from llmc.compiler.checkpoint.quantized.layer import Parts, QuantizedLayer, endings
+from llmc.compiler.checkpoint.quantized.torchao_int4 import PlainInt4, TiledInt4
 
-_CLASSES = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
+_BYTES = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
+_PLAIN, _TILED = "Int4Tensor", "Int4TilePackedTo4dTensor"
+_CLASSES = (*_BYTES, _PLAIN, _TILED)
 _MARK = "._weight_"
 
 
@@ -53,22 +57,31 @@ def torchao_layers(config: Mapping[str, Any], parts: Parts) -> list[QuantizedLay
         UnsupportedModelError: tensors of a class that is packed for one kernel.
         CheckpointError: parts are missing or do not belong together.
     """
-    prefixes = endings(parts.infos, f"{_MARK}qdata")
-    for prefix in prefixes:
-        kind = _class(parts.metadata.get(f"{prefix}.weight"))
-        scaled = f"{prefix}{_MARK}act_pre_scale"
-        if kind not in _CLASSES or scaled in parts.infos:
-            what = "what the layer reads is scaled" if kind in _CLASSES else f"its class is {kind or 'not said'}"
-            raise UnsupportedModelError(
-                f"{prefix}.weight is a tensor of torchao that llmc does not read ({what}; it reads "
-                f"{', '.join(_CLASSES)}); name another checkpoint of the model."
-            )
-    return [TorchaoMatrix(parts, prefix) for prefix in prefixes]
+    return [_layer(parts, prefix) for prefix in endings(parts.infos, f"{_MARK}qdata")]
 
 
-def _class(text: str | None) -> str:
+def _layer(parts: Parts, prefix: str) -> QuantizedLayer:
+    name, stem = f"{prefix}.weight", f"{prefix}{_MARK}"
+    stated = _stated(parts.metadata.get(name))
+    kind = str(stated.get("_type", ""))
+    if kind not in _CLASSES or f"{stem}act_pre_scale" in parts.infos:
+        what = "what the layer reads is scaled" if kind in _CLASSES else f"its class is {kind or 'not said'}"
+        raise UnsupportedModelError(
+            f"{name} is a tensor of torchao that llmc does not read ({what}; it reads {', '.join(_CLASSES)}); name "
+            "another checkpoint of the model."
+        )
+    if kind == _PLAIN:
+        return PlainInt4(parts, stem, name)
+    if kind == _TILED:
+        settings = stated.get("_data")
+        return TiledInt4(parts, stem, name, settings if isinstance(settings, dict) else {})
+    return TorchaoMatrix(parts, prefix)
+
+
+def _stated(text: str | None) -> dict[str, Any]:
+    """What a file's metadata say of a tensor."""
     try:
         stated = json.loads(text or "{}")
-    except ValueError:
-        return ""
-    return str(stated.get("_type", "")) if isinstance(stated, dict) else ""
+    except (ValueError, RecursionError):
+        return {}
+    return stated if isinstance(stated, dict) else {}

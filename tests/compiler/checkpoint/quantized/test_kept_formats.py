@@ -12,7 +12,9 @@ from llmc.compiler.checkpoint.quantized.awq import awq_layers
 from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_layers
 from llmc.compiler.checkpoint.quantized.fp4 import PackedFloat4
 from llmc.compiler.checkpoint.quantized.gptq import gptq_layers
+from llmc.compiler.checkpoint.quantized.hqq import hqq_layers
 from llmc.compiler.checkpoint.quantized.layer import Parts
+from llmc.compiler.checkpoint.quantized.torchao import torchao_layers
 from llmc.compiler.checkpoint.weights import ArrayWeights
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.grid import Grid, find_grid
@@ -67,6 +69,58 @@ def of_float4(group: int) -> Array:
     arrays = ArrayWeights({**tensors, "o": np.array([0.01], np.float32)})
     layer = PackedFloat4(Parts(arrays), "w", "p", "s", "", overall=("o", "times"))
     return layer.rows(0, OUT)
+
+
+def of_hqq(bits: int, size: int, dtype: type = np.float16) -> Array:
+    draws = np.random.default_rng(0)
+    groups = OUT * FEATURES // size
+    tensors = {
+        "W_q": draws.integers(0, 256, (groups * bits // 8, size)).astype(np.uint8),
+        "scale": draws.uniform(0.01, 0.02, (groups, 1)).astype(dtype),
+        "zero": draws.uniform(0, 2**bits, (groups, 1)).astype(dtype),
+        "shape": np.array([OUT, FEATURES]),
+        "axis": np.array(1, np.int32),
+        "group_size": np.array(size, np.int32),
+        "nbits": np.array(bits, np.int32),
+        "packing": np.frombuffer(f"{bits}bit_u8".encode(), np.uint8),
+    }
+    [layer] = hqq_layers({}, parts(tensors))
+    return layer.rows(0, OUT)
+
+
+def of_torchao_int4(size: int) -> Array:
+    draws = np.random.default_rng(0)
+    shape = (FEATURES // size, OUT)
+    tensors = {
+        "_weight_qdata": draws.integers(-128, 128, (OUT, FEATURES // 2)).astype(np.int8),
+        "_weight_scale": draws.uniform(0.01, 0.02, shape).astype(ml_dtypes.bfloat16),
+        "_weight_zero_point": draws.uniform(-0.1, 0.1, shape).astype(ml_dtypes.bfloat16),
+    }
+    arrays = ArrayWeights(under("q", tensors))
+    [layer] = torchao_layers({}, Parts(arrays, {"q.weight": '{"_type": "Int4Tensor"}'}))
+    return layer.rows(0, OUT)
+
+
+@pytest.mark.parametrize(
+    ("make", "bits", "block"),
+    [
+        (lambda: of_hqq(4, 64), 4, 64),
+        (lambda: of_hqq(4, 128, np.float32), 4, 128),
+        (lambda: of_hqq(2, 64), 4, 64),
+        (lambda: of_hqq(8, 128), 8, 128),
+        (lambda: of_torchao_int4(128), 4, 128),
+        (lambda: of_torchao_int4(32), 4, 32),
+    ],
+)
+def test_zeros_between_levels_need_offsets(make: Callable[[], Array], bits: int, block: int) -> None:
+    """An offset is a float of its own; what comes back is within a few roundings of float32."""
+    rows = make()
+    grid = find_grid(rows, 8)
+    assert grid is not None
+    assert (grid.bits, grid.block, grid.zero) == (bits, block, "offset")
+    scheme = scheme_of(grid)
+    found = dequantize(ExactGrid().solve(rows, None, scheme), scheme, FEATURES)
+    assert np.abs(found - rows).max() <= 2.0**-23 * np.abs(rows).max()
 
 
 @pytest.mark.parametrize(

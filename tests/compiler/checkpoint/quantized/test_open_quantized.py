@@ -122,7 +122,7 @@ def test_a_weight_that_is_there_twice(tmp_path: Path) -> None:
     ("stated", "name"),
     [
         ({"quant_method": "aqlm"}, "aqlm"),
-        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "quark"}, "quark"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"}, "auto-round auto_round:llm"),
         ("awq", "unknown"),
     ],

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.base.foreign_errors import quoted
 from llmc.compiler.checkpoint.gguf_architectures import find_architecture, make_processor
-from llmc.compiler.checkpoint.gguf_blocks import FloatArray
+from llmc.compiler.checkpoint.gguf_blocks import BLOCK_FORMATS, FloatArray
 from llmc.compiler.checkpoint.gguf_config import read_gguf_config
 from llmc.compiler.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from llmc.compiler.checkpoint.gguf_keys import GgufKeys
@@ -57,9 +57,11 @@ class _Recipe:
     rows: npt.NDArray[np.int64] | None
     plain: bool
 
-    @property
-    def stored_bytes(self) -> int:
-        return sum(source.stored_bytes for source in self.sources)
+    def info(self, name: str) -> TensorInfo:
+        """What is known of the tensor; of types that hold floats none is said."""
+        size = sum(source.stored_bytes for source in self.sources)
+        types = dict.fromkeys(s.type_name for s in self.sources if BLOCK_FORMATS[s.type_name].values > 1)
+        return TensorInfo(name, ir.DataType.FLOAT, self.shape, size, self.sources[0].path.name, "; ".join(types))
 
 
 class GgufWeights:
@@ -83,10 +85,7 @@ class GgufWeights:
         self._processor = _processor(self.header, self.config)
         self._names = _name_map(self.header, self.config, self._processor)
         self._recipes = self._find_recipes()
-        self._infos = {
-            name: TensorInfo(name, ir.DataType.FLOAT, recipe.shape, recipe.stored_bytes, recipe.sources[0].path.name)
-            for name, recipe in self._recipes.items()
-        }
+        self._infos = {name: recipe.info(name) for name, recipe in self._recipes.items()}
 
     @property
     def files(self) -> tuple[Path, ...]:

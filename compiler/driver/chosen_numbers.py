@@ -31,6 +31,7 @@ from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
 from llmc.compiler.quantization.plan import kept_zeros, make_plan
 from llmc.compiler.quantization.solvers.search import SearchedScales
+from llmc.passes.quantization.kept_grids import require_kept
 from llmc.passes.quantization.move_scales import MoveScales
 from llmc.passes.quantization.quantize_cache import Reaches
 from llmc.passes.quantization.sites import find_sites
@@ -104,6 +105,28 @@ def chosen_numbers(
     else:
         with case.calibrated(effort) as numbers:
             yield replace(numbers, cache_ranges=ranges)
+
+
+def require_kept_numbers(
+    model: ir.Model, portable: Manifest, options: OptimizeOptions, capabilities: Capabilities, progress: Progress
+) -> None:
+    """Refuse, before anything takes long, a checkpoint whose small numbers the target would not keep.
+
+    Args:
+        model: The portable graph, which is left as it is.
+        portable: Its manifest.
+        options: What was asked for.
+        capabilities: Of the runtime that the graph is for.
+        progress: Told how far it is.
+
+    Raises:
+        UnsupportedModelError: there are any; it names the kinds of tensors and how they are stored.
+    """
+    progress.start("Looking for what can be kept")
+    floats = model.clone()
+    run_passes(floats, float_passes(portable.model, options, capabilities))
+    plan = make_plan(options)
+    require_kept(find_sites(floats, head="head" in plan), plan, kept_zeros(options))
 
 
 @dataclass(frozen=True, eq=False)

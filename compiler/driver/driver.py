@@ -35,7 +35,7 @@ from llmc.compiler.base.targets import get_target
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.captured_model import capture_model, write_golden
-from llmc.compiler.driver.chosen_numbers import chosen_numbers
+from llmc.compiler.driver.chosen_numbers import chosen_numbers, require_kept_numbers
 from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.kept_ledger import keeping_ledger
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_graphs, report
@@ -190,10 +190,12 @@ def compile_model(
     checkpoint = open_model(model, exporting, progress)
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, exporting, progress)
-        checkpoint.write_assets(staging)
-        skipped = write_golden(captured, staging, exporting, progress)
         graph, portable, optimizing = captured.model, captured.manifest, options.optimize
         capabilities = find_capabilities(installed=optimizing.installed_runtime)
+        if optimizing.keep_quantization:
+            require_kept_numbers(graph, portable, optimizing, capabilities, progress)
+        checkpoint.write_assets(staging)
+        skipped = write_golden(captured, staging, exporting, progress)
         with chosen_numbers(
             graph, portable, optimizing, capabilities, staging, progress, weights=exporting.weights
         ) as numbers:

@@ -64,6 +64,34 @@ def _scheme(grids: Sequence[Grid], possible: Sequence[Zero]) -> Scheme | None:
     return None if row is None else replace(row, block=block)
 
 
+def require_kept(sites: Iterable[Site], plan: Mapping[str, str], zeros: Collection[Zero]) -> None:
+    """Refuse weights that a checkpoint holds in small numbers and that a plan does not keep.
+
+    Args:
+        sites: Those whose weights are stored in small numbers are read.
+        plan: Names of schemes, as :class:`~llmc.passes.quantization.quantize_weights.QuantizeWeights` takes them.
+        zeros: As :func:`kept_scheme`.
+
+    Raises:
+        UnsupportedModelError: as :func:`require_stored`.
+    """
+    grids: dict[tuple[object, int], Grid | None] = {}
+
+    def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
+        # Of a table that is the head, too, once.
+        key = (weight.identity(), bits)
+        if key not in grids:
+            grids[key] = weight_grid(weight, bits)
+        return grids[key]
+
+    def converted(site: Site) -> bool:
+        scheme = site.placement(plan).scheme
+        return scheme is None or kept_scheme(site, scheme, zeros, grid_of) is None
+
+    stored = [site for site in sites if any(weight.stored_types() for _, weight in site.weights)]
+    require_stored(site for site in stored if converted(site))
+
+
 def require_stored(converted: Iterable[Site]) -> None:
     """Refuse sites that are not kept though a checkpoint holds their weights in small numbers.
 

@@ -10,8 +10,9 @@ Of a tile of 8 rows the 32 lanes of a warp hold 4 each, and of a lane ``n`` word
 features: row ``lane / 4``; features ``2 * (lane % 4)`` plus 0, 8, 16, 24 in a word's low half, plus 1, 9, 17, 25 in
 its high one. Rows and features are padded.
 
-Source: ``torchao/quantization/quantize_/workflows/int4``; ``pack_int4`` of mslk; ``matrix_to_m16n8k16_Bint4_layout`` in
-``aten/src/ATen/native/cuda/int4mm.cu`` of PyTorch. (A file that ROCm packed does not say so, and has other tiles.)
+Source: ``torchao/quantization/quantize_/workflows/int4``; ``pack_int4`` of mslk; of PyTorch
+``aten/src/ATen/native/cuda/int4mm.cu``, ``matrix_to_m16n8k16_Bint4_layout``. A file that ROCm packed has other tiles
+and does not say so.
 """
 
 from __future__ import annotations

@@ -59,6 +59,26 @@ def test_every_type_dequantizes_as_in_the_gguf_package(write_gguf, tmp_path: Pat
         np.testing.assert_array_equal(read_gguf_rows(tensor, 5, 9), expected[5:9])
 
 
+@pytest.mark.parametrize("type_name", [*QUANTIZED, "F32", "F16"])
+def test_tensors_say_in_what_small_numbers_they_are(write_gguf, tmp_path: Path, type_name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
+    sizes = {"embedding_length": 256, "feed_forward_length": 256, "attention.key_length": 64}
+    metadata = tiny_metadata("llama", **sizes, **{"attention.value_length": 64, "block_count": 1})
+    rows = {"token_embd": 32, "blk.0.attn_q": 256, "blk.0.attn_k": 128, "blk.0.attn_v": 128, "blk.0.attn_output": 256}
+    rows |= {f"blk.0.ffn_{part}": 256 for part in ("gate", "up", "down")}
+    norms = ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
+    tensors: dict[str, Any] = {f"{name}.weight": np.ones(256, np.float32) for name in norms}
+    tensors |= {
+        f"{name}.weight": (np.zeros((count, 256 // values * size), np.uint8), type_name)
+        for name, count in rows.items()
+    }
+    infos = GgufWeights(write_gguf(tmp_path / "x.gguf", "llama", metadata, tensors)).tensors()
+    small = "" if type_name in {"F32", "F16", "BF16"} else type_name
+    assert {info.stored_type for name, info in infos.items() if "norm" not in name} == {small}
+    assert {info.stored_type for name, info in infos.items() if "norm" in name} == {""}
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_plain_types_read_as_float32(write_gguf, tmp_path: Path, dtype: type[np.floating[Any]]) -> None:
     value = np.random.default_rng(2).standard_normal((5, 3, 4)).astype(dtype)

@@ -14,11 +14,13 @@ from llmc.compiler.base.options import Zero
 from llmc.compiler.checkpoint.weights import ArrayWeights, TensorInfo
 from llmc.compiler.graph.lazy_weight import LazyWeight, RowScaledWeight, SourceWeight, StackedWeight, TensorWeight
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
-from llmc.passes.quantization.kept_grids import kept_scheme, require_stored
+from llmc.passes.quantization.kept_grids import kept_scheme, require_kept, require_stored
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.quantization.sites import Site, find_sites
 
 from ...compiler.quantization.expanded import Array, expand
+from ...compiler.quantization.test_gguf_grids import CASES
+from ...compiler.quantization.test_gguf_grids import rows_of as gguf_rows
 from ..graphs import apply, draw, parse, run
 
 ALL: tuple[Zero, ...] = ("none", "integer", "offset")
@@ -153,8 +155,9 @@ class Stored(ArrayWeights):
         return {name: replace(info, stored_type="some int4" if "q" in name else "") for name, info in infos.items()}
 
 
-def stored_weight(name: str) -> LazyWeight:
-    return SourceWeight(Stored({name: draw(96, 64)}), name, (96, 64), ir.DataType.FLOAT)
+def stored_weight(name: str, rows: Array | None = None) -> LazyWeight:
+    rows = draw(96, 64) if rows is None else rows
+    return SourceWeight(Stored({name: rows}), name, rows.shape, ir.DataType.FLOAT)
 
 
 def a_site(name: str, weight: LazyWeight) -> Site:
@@ -179,3 +182,50 @@ def test_stored_numbers_that_are_not_kept_are_named_by_kind(made_of: Callable[[L
 def test_floats_of_a_checkpoint_may_be_converted() -> None:
     plain = TensorWeight(ir.tensor(draw(96, 64)), ir.DataType.FLOAT, transposed=False)
     require_stored([a_site("layers.3.k_proj", stored_weight("k")), a_site("layers.3.v_proj", plain)])
+
+
+WHOLE: tuple[Zero, ...] = ("none", "integer")
+KEPT_BY = {  # In the order of the columns of docs/gguf.md: CPU int4, CPU int8, CUDA int4, CUDA int8.
+    **dict.fromkeys(("Q4_0", "Q3_K"), "yes yes yes yes"),
+    **dict.fromkeys(("Q4_1", "Q4_K", "Q2_K"), "yes yes no no"),
+    **dict.fromkeys(("Q5_0", "Q8_0", "Q6_K", "IQ4_NL", "IQ4_XS"), "no yes no yes"),
+    **dict.fromkeys(("Q5_1", "Q5_K"), "no yes no no"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"F32"}))
+@pytest.mark.parametrize("column", range(4))
+def test_a_type_of_gguf_is_kept_or_named(name: str, column: int) -> None:
+    plan, zeros = (("q4", ALL), ("q8", ALL), ("int4@32", WHOLE), ("int8@64", WHOLE))[column]
+    weight = stored_weight("q", np.ascontiguousarray(gguf_rows(name)))
+    sites = [a_site("layers.0.q_proj", weight), a_site("layers.0.plain", draw_weight())]
+    if KEPT_BY[name].split()[column] == "yes":
+        require_kept(sites, {"linear": plan}, zeros)
+    else:
+        with pytest.raises(
+            UnsupportedModelError, match=r"the numbers of layers\.\*\.q_proj \(some int4\) in as many"
+        ):
+            require_kept(sites, {"linear": plan}, zeros)
+
+
+def draw_weight() -> LazyWeight:
+    """A weight that its checkpoint has in floats, and that is nobody's to keep."""
+    return SourceWeight(Stored({"plain": draw(96, 64)}), "plain", (96, 64), ir.DataType.FLOAT)
+
+
+def test_what_a_plan_leaves_in_floats_is_not_kept() -> None:
+    sites = [a_site("q", stored_weight("q", np.ascontiguousarray(gguf_rows("Q4_0"))))]
+    with pytest.raises(UnsupportedModelError, match="do not hold the numbers of q"):
+        require_kept(sites, {"linear": "float"}, ALL)
+
+
+def test_a_weight_of_two_sites_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, reads = stored_weight("q", np.ascontiguousarray(gguf_rows("Q4_0"))), list[int]()
+    read = type(weight).rows
+    monkeypatch.setattr(
+        SourceWeight, "rows", lambda self, start, stop: reads.append(start) or read(self, start, stop)
+    )
+    require_kept([a_site("q", weight)], {"linear": "q4"}, ALL)
+    once = len(reads)
+    require_kept([a_site("q", weight), a_site("again", weight)], {"linear": "q4"}, ALL)
+    assert len(reads) == 2 * once

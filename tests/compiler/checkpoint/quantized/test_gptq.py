@@ -1,7 +1,13 @@
-"""GPTQ's layout: versions, widths, orders of groups."""
+"""GPTQ's layout: versions, widths, orders of groups.
+
+Tensors are packed here by the layout's description and, where it is installed, by AutoGPTQ, whose layers then say
+themselves what they stand for.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,3 +93,66 @@ def test_a_group_that_is_not_there() -> None:
     tensors = gptq(*draw(OUT, FEATURES, GROUPS, 4), 4)
     with pytest.raises(CheckpointError, match="names groups that"):
         the_layer({**tensors, "g_idx": tensors["g_idx"] + 1}, bits=4)
+
+
+def auto_gptq(kind: str) -> Any:
+    """A module of AutoGPTQ with a layer in PyTorch's own operators.
+
+    It is loaded alone: the package as a whole wants a transformers of its day.
+    """
+    package = importlib.util.find_spec("auto_gptq")
+    if package is None or package.origin is None:
+        pytest.skip("AutoGPTQ is not installed")
+    pytest.importorskip("torch")
+    path = Path(package.origin).parent / "nn_modules" / "qlinear" / f"qlinear_{kind}.py"
+    spec = importlib.util.spec_from_file_location(f"auto_gptq_{kind}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.QuantLinear
+
+
+def packed_by_auto_gptq(kind: str, bits: int, index: Array | None = None) -> Any:
+    """A layer of AutoGPTQ, packed by it; its zero points are 1 and more, with less than which it cannot."""
+    layer = auto_gptq(kind)(bits, FEATURES // GROUPS, FEATURES, OUT, bias=False)
+    import torch
+
+    levels, zeros, scales = draw(OUT, FEATURES, GROUPS, bits)
+    zeros, scales = zeros.clip(1), scales.astype(np.float32)
+    linear = torch.nn.Linear(FEATURES, OUT, bias=False)
+    linear.weight.data = torch.from_numpy(expand(levels, zeros, scales, index))
+    tensors = [torch.from_numpy(part.astype(np.float32)) for part in (scales, zeros)]
+    layer.pack(linear, *tensors, g_idx=None if index is None else torch.from_numpy(index.astype(np.int32)))
+    return layer
+
+
+def read_and_said(layer: Any, **config: Any) -> tuple[Array, Array]:
+    """The weight [out, in] as llmc reads it, and as the layer multiplies with it."""
+    import torch
+
+    tensors = {name: getattr(layer, name).numpy() for name in ("qweight", "qzeros", "scales", "g_idx")}
+    said: Array = layer(torch.eye(FEATURES)).T.numpy()
+    return the_layer(tensors, **config).rows(0, OUT), said
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_values_are_those_of_auto_gptq(bits: int) -> None:
+    read, said = read_and_said(packed_by_auto_gptq("cuda_old", bits), bits=bits)
+    assert np.array_equal(read, said)
+    assert len(np.unique(read)) > 2**bits
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_order_of_activations_is_that_of_auto_gptq(bits: int) -> None:
+    index = np.random.default_rng(1).permutation(np.arange(FEATURES) // (FEATURES // GROUPS))
+    read, said = read_and_said(packed_by_auto_gptq("cuda", bits, index), bits=bits, desc_act=True)
+    assert np.array_equal(read, said)
+
+
+def test_the_largest_stored_zero_point_is_zero_in_auto_gptq() -> None:
+    layer = packed_by_auto_gptq("cuda_old", 4)
+    layer.qzeros[:] = -1
+    read, said = read_and_said(layer, bits=4)
+    assert np.array_equal(read, said)
+    assert read.min() == 0

@@ -138,6 +138,7 @@ def open_artifact(path: Path) -> Artifact:
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a directory; give the directory that an llmc command wrote")
     location = path / MANIFEST_NAME
+    require_content([location], ArtifactError)
     try:
         text = location.read_text(encoding="utf-8")
     except FileNotFoundError as error:

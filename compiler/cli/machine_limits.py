@@ -21,6 +21,8 @@ _NO_MEMORY = (
 _NO_THREAD = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
 _NO_FILES = ("too many open files",)
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
+_NO_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+_LOOP = "symlink loop from"
 
 
 def machine_error(error: BaseException) -> MachineError | None:
@@ -46,7 +48,10 @@ def _sentence(error: BaseException) -> str | None:
         return "there is no folder for temporary files that can be written; name one: TMPDIR=/path"
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "the working directory does not exist any more; change to one that does"
-    if number in _REFUSED:
+    if words.startswith(_LOOP):  # what pathlib makes of ELOOP
+        where = str(error)[len(_LOOP) :].strip().strip("'")
+        return f"{where}: {os.strerror(errno.ELOOP)}; name another place"
+    if number in _REFUSED | _NO_PATH:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return f"{where}{os.strerror(number or 0)}; see to it, or name another place"
     return None

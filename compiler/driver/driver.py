@@ -238,7 +238,7 @@ def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:
     """The manifest of an artifact of this kind that has its weights."""
     manifest = open_artifact(directory).manifest
     if manifest.kind != kind:
-        raise UsageError(f"{directory} holds a {manifest.kind} graph; {takes}")
+        raise UsageError(f"{directory} holds the {manifest.kind} graph; {takes}")
     if not (directory / DATA).exists():
         raise ArtifactError(f"{directory} was made without weights ({DATA}); export the model again with them")
     return manifest

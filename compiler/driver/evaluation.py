@@ -34,7 +34,13 @@ from llmc.runtimes.evaluation.perplexity import Quality, Tokens
 from llmc.runtimes.evaluation.reference_cache import GREEDY_TOKENS, ReferenceCache, default_cache
 from llmc.runtimes.evaluation.reference_rows import RowsComparison
 from llmc.runtimes.evaluation.report import EvaluatedRow, EvaluationReport, ReferenceFacts, TextFacts
-from llmc.runtimes.evaluation.scored_rows import LogitsSource, ScoredRows, equal_greedy_tokens, session_source
+from llmc.runtimes.evaluation.scored_rows import (
+    LogitsSource,
+    ScoredRows,
+    equal_greedy_tokens,
+    require_finite,
+    session_source,
+)
 from llmc.runtimes.evaluation.text_windows import leading_token, text_windows
 from llmc.runtimes.evaluation.texts import evaluation_text, read_texts
 from llmc.runtimes.generation.text import TextTokenizer
@@ -244,7 +250,7 @@ def _evaluated(
             "not the same model"
         )
     quality = _compare(label, candidate.source, cache, progress)
-    equal = equal_greedy_tokens(candidate.source, cache.prompts, cache.continuations())
+    equal = equal_greedy_tokens(candidate.source, cache.prompts, cache.continuations(), f"{label}'s")
     return EvaluatedRow(
         label,
         str(path),
@@ -264,6 +270,7 @@ def _compare(label: str, source: LogitsSource, cache: ReferenceCache, progress: 
     done = 0
     progress.start(f"Evaluating {label}", total=len(cache.windows), unit="windows")
     for rows in source(cache.windows, cache.first):
+        require_finite(rows, cache.first, f"{label}'s", f"window {rows.window + 1}")
         comparison.update(cache.rows(rows.window)[rows.start : rows.start + len(rows.logits)], rows.logits)
         done += len(rows.logits)
         progress.advance(done // each)

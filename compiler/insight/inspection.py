@@ -20,6 +20,7 @@ from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.base.contract import GRAPH
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import encode
+from llmc.compiler.base.lfs_pointer import require_content
 from llmc.compiler.graph.read_model import read_model
 from llmc.compiler.insight.decode_cost import DEFAULT_CONTEXT, DecodeCost, decode_cost
 from llmc.compiler.insight.weight_census import WeightCensus, take_census
@@ -176,6 +177,7 @@ def _locate(path: Path) -> tuple[Path, Manifest | None]:
         return path, None
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; give an artifact directory or an .onnx file")
+    require_content([path], ArtifactError)
     manifest = open_artifact(path).manifest if (path / MANIFEST_NAME).is_file() else None
     found = sorted(path.glob("*.onnx"))
     if path / GRAPH in found:

@@ -7,14 +7,14 @@ In: a :class:`~.results.BenchReport`, or the file of one. Out: the other of the 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from pathlib import Path
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import decode, from_text, schema, to_text
+from llmc.compiler.base.whole_file import require_writable as require_writable
+from llmc.compiler.base.whole_file import write_whole as write_whole
 from llmc.runtimes.bench.results import SCHEMA_VERSION, BenchReport
 
 READABLE = (1, SCHEMA_VERSION)
@@ -31,36 +31,6 @@ def report_text(report: BenchReport) -> str:
 def write_report(report: BenchReport, path: Path) -> None:
     """Write the report as JSON, whole or not at all; parent directories are made as needed."""
     write_whole(report_text(report), path)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Write a file under another name first, so that nobody meets a part of it.
-
-    Raises:
-        UsageError: it cannot be written there.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            part.unlink()
-        raise UsageError(f"{path} cannot be written ({error}); name another file") from error
-
-
-def require_writable(path: Path) -> None:
-    """Find out before a long measurement that its report has a place.
-
-    Raises:
-        UsageError: a file cannot be written there.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory; name a file for the report")
-    trial = path.with_name(f".{path.name}.{os.getpid()}")
-    write_whole("", trial)
-    trial.unlink()
 
 
 def read_report(path: Path) -> BenchReport:

@@ -30,7 +30,7 @@ from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.user_cache import user_cache
 from llmc.runtimes.evaluation.perplexity import Tokens
 from llmc.runtimes.evaluation.reference_rows import LARGEST, ReferenceRows
-from llmc.runtimes.evaluation.scored_rows import ROWS_AT_A_TIME, greedy_continuations, session_source
+from llmc.runtimes.evaluation.scored_rows import ROWS_AT_A_TIME, greedy_continuations, require_finite, session_source
 from llmc.runtimes.session.engine import Session
 
 FORMAT = 1
@@ -97,8 +97,8 @@ class ReferenceCache:
 
         Raises:
             ArtifactError: the directory cannot be written.
-            UsageError: the reference's logits are not finite, or its context is shorter than a window.
-            EngineError: the reference failed.
+            UsageError: the reference's context is shorter than a window.
+            EngineError: the reference failed, or its logits are not finite.
         """
         missing = self.missing
         if not missing and (self.directory / GREEDY).is_file():
@@ -122,10 +122,10 @@ class ReferenceCache:
         window = self.windows[index]
         # In one call where the session admits it: what a model says is what it says about a whole text.
         source = session_source(session, chunk=len(window))
-        parts = [
-            ReferenceRows.of(rows.logits, window[self.first + 1 :][rows.start : rows.start + len(rows.logits)])
-            for rows in source(window[None], self.first)
-        ]
+        parts, following = [], window[self.first + 1 :]
+        for rows in source(window[None], self.first):
+            require_finite(rows, self.first, "the reference's", f"window {index + 1}")
+            parts.append(ReferenceRows.of(rows.logits, following[rows.start : rows.start + len(rows.logits)]))
         arrays = ReferenceRows.join(parts).arrays()
         self._write(self._path(index).name, lambda path: _save(path, arrays))
 

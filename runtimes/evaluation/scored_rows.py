@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.evaluation.perplexity import Tokens
 from llmc.runtimes.evaluation.quality import DEFAULT_CHUNK, window_logits
 from llmc.runtimes.generation.batch import Batch
@@ -66,6 +66,29 @@ def session_source(session: Session, *, chunk: int = DEFAULT_CHUNK) -> LogitsSou
         return _whole_rows(session, windows, first, chunk) if every else _stepped_rows(session, windows, first, chunk)
 
     return rows
+
+
+def require_finite(rows: ScoredRows, first: int, whose: str, place: str) -> None:
+    """Refuse logits that are not finite.
+
+    Args:
+        rows: The logits.
+        first: The first scored position of the window.
+        whose: Whose they are, as "int4's".
+        place: Their window in words, as "window 3".
+
+    Raises:
+        EngineError: it names the first of them.
+    """
+    finite = np.isfinite(rows.logits)
+    if finite.all():
+        return
+    row, token = (int(index) for index in np.argwhere(~finite)[0])
+    value, length = rows.logits[row, token], first + rows.start + row + 1
+    raise EngineError(
+        f"{whose} logits are not finite: {value} for token {token} after {length} tokens of {place}; a weight is "
+        "not finite, or a value is beyond what its type holds"
+    )
 
 
 def require_scored(windows: Tokens, first: int) -> None:
@@ -121,15 +144,19 @@ def greedy_continuations(session: Session, prompts: Tokens, count: int) -> Token
     return np.asarray([request.tokens for request in requests], np.int64)
 
 
-def equal_greedy_tokens(source: LogitsSource, prompts: Tokens, continuations: Tokens) -> list[int]:
+def equal_greedy_tokens(source: LogitsSource, prompts: Tokens, continuations: Tokens, whose: str) -> list[int]:
     """How many tokens of each of ``continuations`` [prompts, count] a source would write before its first other one.
 
     It is led along them: up to the first difference that is its own text.
+
+    Raises:
+        EngineError: logits that are not finite, ``whose`` they are.
     """
     windows = np.concatenate([prompts, continuations], axis=1)
     # The last token is the last that is compared: the position before it is the last that is scored.
     found = np.zeros_like(continuations)
     for rows in source(windows, prompts.shape[1] - 1):
+        require_finite(rows, prompts.shape[1] - 1, whose, f"the continuation of prompt {rows.window + 1}")
         found[rows.window, rows.start : rows.start + len(rows.logits)] = rows.logits.argmax(axis=1)
     same = np.concatenate([found == continuations, np.zeros((len(prompts), 1), bool)], axis=1)
     return [int(count) for count in same.argmin(axis=1)]

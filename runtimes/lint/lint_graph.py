@@ -102,7 +102,7 @@ def read_lint_model(path: Path, has_operator: Callable[[str], bool]) -> LintMode
 
 def _load(path: Path) -> ModelProto:
     if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "does not exist"
+        problem = "is a directory" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise ArtifactError(f"{path} {problem}; give an .onnx file")
     try:
         model = onnx.load(path, load_external_data=False)

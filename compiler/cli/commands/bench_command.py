@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.compiler.base.option_field import number_list, option
+from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.runtimes.bench.options import BenchFormat, BenchOptions
@@ -76,7 +77,6 @@ def bench(
     with shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
-        from llmc.runtimes.bench.document import require_writable
         from llmc.runtimes.bench.machine_costs import with_price
         from llmc.runtimes.bench.token_cost import parse_price
 
@@ -95,21 +95,23 @@ def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
     """Write the report where it is wanted, in the forms that are.
 
     Raises:
-        UsageError: a file cannot be written.
+        MachineError: a file cannot be written.
     """
-    from llmc.runtimes.bench.document import write_report, write_whole
+    from llmc.runtimes.bench.document import write_report
     from llmc.runtimes.bench.formats import FORMATS
     from llmc.runtimes.bench.report import render_report
 
-    if asked.file is not None:
-        write_report(report, Path(asked.file))
     form = "md" if asked.form == "table" else asked.form
-    if asked.output is not None:
-        write_whole(FORMATS[form](report), Path(asked.output))
-    elif asked.form == "table":
-        shown.show(lambda: render_report(report), {})
-    else:
-        replace(shown, json=False).show_text(FORMATS[form](report), {})
+    try:
+        if asked.file is not None:
+            write_report(report, Path(asked.file))
+    finally:  # what took so long to measure is not lost for a disk that is full
+        if asked.output is not None:
+            write_whole(FORMATS[form](report), Path(asked.output))
+        elif asked.form == "table":
+            shown.show(lambda: render_report(report), {})
+        else:
+            replace(shown, json=False).show_text(FORMATS[form](report), {})
 
 
 def subjects_of(directories: list[Path], peers: Sequence[str]) -> list[Subject]:

@@ -11,6 +11,7 @@ import typer
 
 from llmc.compiler.base.option_field import option
 from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
@@ -58,12 +59,17 @@ def eval_(
     formulas. The reference's logits are computed once and kept on disk; an interrupted run goes on where it was.
     """
     shown = replace(shown, json=asked.file == "-")
+    file = None if asked.file is None or shown.json else Path(asked.file)
+    if file is not None:
+        require_writable(file)
     with shown.working() as progress:
         from llmc.compiler.driver.evaluation import evaluate, logits_peers
 
         engines = list(zip(subject_labels(directories), directories, strict=True))
         peers = logits_peers(asked.peers)
         report = evaluate(engines, peers, reference, options, reading, progress=progress)
-        if asked.file is not None and not shown.json:
-            Path(asked.file).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    shown.show(lambda: evaluation_tables(report), report.to_json())
+    try:
+        if file is not None:
+            write_whole(json.dumps(report.to_json(), indent=2) + "\n", file)
+    finally:
+        shown.show(lambda: evaluation_tables(report), report.to_json())

@@ -354,3 +354,9 @@ def test_an_artifact_moved_aside_by_a_killed_swap_comes_back(
     assert "put back" in caplog.text
     assert "left by an interrupted run" in caplog.text
     assert caplog.text.index("put back") < caplog.text.index("left by an interrupted run")
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "llmc.json")
+    with pytest.raises(ArtifactError, match=r"llmc\.json is a pipe, a socket or a device"):
+        open_artifact(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,12 @@ def test_the_first_is_named_and_the_others_counted(tmp_path: Path, count: int, m
     paths = [write(tmp_path / "content", "{}"), *(write(tmp_path / str(i), POINTER) for i in range(count))]
     with pytest.raises(CheckpointError, match=message + r".* pointer, .* git lfs pull in"):
         require_content(paths, CheckpointError)
+
+
+def test_what_is_no_file_is_refused_without_being_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "gone.json").symlink_to("nowhere")
+    require_content([tmp_path / "folder.json", tmp_path / "gone.json"], ArtifactError)
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a pipe, a socket or a device"):
+        require_content(tmp_path.iterdir(), CheckpointError)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -302,3 +303,13 @@ def test_a_quantization_behind_a_colon_is_told_how_it_is_had(model: str) -> None
     )
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(model, allow_download=False)
+
+
+def test_a_pipe_is_not_waited_for(tiny_hf: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a pipe, a socket or a device"):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+    source = Path(shutil.copytree(tiny_hf, tmp_path / "model"))
+    os.mkfifo(source / "adapter_config.json")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is a pipe, a socket or a device"):
+        open_checkpoint(str(source))

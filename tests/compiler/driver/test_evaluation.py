@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.artifact.artifact import open_artifact, write_manifest
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.driver import evaluation
@@ -257,3 +257,26 @@ def test_a_single_prompt_has_no_error() -> None:
     quality: Any = None
     row = EvaluatedRow("a", "a", "r", "int4", "", 1, quality, (7,), 64)
     assert (row.first_divergence.value, row.first_divergence.error) == (7, float("inf"))
+
+
+def test_an_engine_that_is_not_finite_is_named_with_the_place(
+    shared: Shared, source: Path, options: EvaluationOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run([engine(shared)], source, options)
+    opened = evaluation.session_source
+
+    def broken(session: Any) -> Any:
+        def rows(windows: Any, first: int) -> Any:
+            for part in opened(session)(windows, first):
+                if part.window == 1:
+                    part.logits[2, 7] = np.nan
+                yield part
+
+        return rows
+
+    monkeypatch.setattr(evaluation, "session_source", broken)
+    name = engine(shared).name
+    with pytest.raises(
+        EngineError, match=f"{name}'s logits are not finite: nan for token 7 after 19 tokens of window 2"
+    ):
+        run([engine(shared)], source, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -343,3 +344,9 @@ def test_ports_that_differ(artifact: Path) -> None:
     assert [(c.name, c.left, c.right) for c in diff.ports] == [
         ("input input_ids", "INT64[batch, sequence]", "INT32[batch, sequence]")
     ]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match="pipe is a pipe, a socket or a device"):
+        inspect_path(tmp_path / "pipe")

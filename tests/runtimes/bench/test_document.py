@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import MachineError, UsageError
 from llmc.runtimes.bench import document
 from llmc.runtimes.bench.document import read_report, report_schema, report_text, write_report
 from llmc.runtimes.bench.results import BenchReport
@@ -107,10 +107,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(MachineError, match="cannot be written"):
         write_report(make_report(), tmp_path / "report.json")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(MachineError, match="cannot be written"):
         write_report(make_report(), tmp_path / "report.json" / "\0")
 
 

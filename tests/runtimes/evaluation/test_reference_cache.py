@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.base.errors import ArtifactError, UsageError
+from llmc.compiler.base.errors import ArtifactError, EngineError, UsageError
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.runtimes.evaluation import reference_cache
 from llmc.runtimes.evaluation.reference_cache import GREEDY, GREEDY_TOKENS, ReferenceCache
@@ -132,3 +132,18 @@ def test_the_reference_is_closed_when_it_fails(tmp_path: Path, fake_session: Mak
     with pytest.raises(UsageError, match="context of 5"):
         ReferenceCache(tmp_path, IDENTITY, windows()).complete(lambda: session, NO_PROGRESS)
     assert closed == [True]
+
+
+def test_where_the_reference_is_not_finite(tmp_path: Path, fake_session: Make) -> None:
+    session = fake_session()
+    whole = session.forward
+
+    def broken(ids: Any, *rest: Any, **named: Any) -> Any:
+        logits = whole(ids, *rest, **named)
+        if ids[0, 0] == windows()[2, 0]:
+            logits.host()[0, 8, 3] = np.nan
+        return logits
+
+    session.forward = broken
+    with pytest.raises(EngineError, match=r"the reference's logits .* nan for token 3 after 9 tokens of window 3;"):
+        ReferenceCache(tmp_path, IDENTITY, windows()).complete(lambda: session, NO_PROGRESS)

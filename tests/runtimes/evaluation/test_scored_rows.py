@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.evaluation import scored_rows
 from llmc.runtimes.evaluation.scored_rows import (
     ScoredRows,
     equal_greedy_tokens,
     greedy_continuations,
+    require_finite,
     session_source,
 )
 
@@ -93,7 +94,7 @@ def test_where_a_source_parts_from_a_continuation() -> None:
             yield ScoredRows(index, 0, logits[:2])
             yield ScoredRows(index, 2, logits[2:])
 
-    assert equal_greedy_tokens(source, prompts, continuations) == [3, 2, 1, 0]
+    assert equal_greedy_tokens(source, prompts, continuations, "its") == [3, 2, 1, 0]
     assert asked == [([[0, 0, 0, 5, 6, 7]] * 4, 2)]
 
 
@@ -102,6 +103,27 @@ def test_a_session_writes_what_it_writes(fake_session: Make, kind: str) -> None:
     prompts = windows(3, 5)
     tokens = greedy_continuations(fake_session(), prompts, 6)
     source = session_source(fake_session(logits=kind))
-    assert equal_greedy_tokens(source, prompts, tokens) == [6, 6, 6]
+    assert equal_greedy_tokens(source, prompts, tokens, "its") == [6, 6, 6]
     tokens[1, 4] = (tokens[1, 4] + 1) % 50
-    assert equal_greedy_tokens(source, prompts, tokens) == [6, 4, 6]
+    assert equal_greedy_tokens(source, prompts, tokens, "its") == [6, 4, 6]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_logit_that_is_not_finite_is_named(bad: float) -> None:
+    logits = np.zeros((3, 8), np.float32)
+    require_finite(ScoredRows(4, 2, logits), 6, "int4's", "window 5")
+    logits[1, 5] = logits[2, 0] = bad
+    with pytest.raises(
+        EngineError, match=f"int4's logits are not finite: {bad} for token 5 after 10 tokens of window 5"
+    ):
+        require_finite(ScoredRows(4, 2, logits), 6, "int4's", "window 5")
+
+
+def test_nan_is_no_token_of_a_continuation() -> None:
+    def source(windows: Any, first: int) -> Any:
+        logits = np.eye(8, dtype=np.float32)[[5, 6, 7]]
+        logits[2, 7] = np.nan  # which argmax takes for the largest
+        yield ScoredRows(0, 0, logits)
+
+    with pytest.raises(EngineError, match=r"a peer's logits .* after 5 tokens of the continuation of prompt 1;"):
+        equal_greedy_tokens(source, np.zeros((1, 3), int), np.array([[5, 6, 7]]), "a peer's")

@@ -67,7 +67,7 @@ def read_speed(path: Path, directory: Path) -> Speed:
         machine, gpus = report["machine"], report["machine"]["gpus"]
         words = f"{machine['cpu_model']}, {machine['physical_cores']} cores"
         speed = Speed(", ".join([words, *(gpu["name"] for gpu in gpus)]), rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} is no report of a benchmark ({type(error).__name__}); write one with llmc bench {directory} "
             f"--json {path}"

@@ -45,9 +45,7 @@ def write_whole(text: str, path: Path) -> None:
             _replace(target, text)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise MachineError(
-            f"{path} cannot be written ({why}); free some space, or name another file"
-        ) from error
+        raise MachineError(f"{path} cannot be written ({why}); free some space, or name another file") from error
 
 
 def _exists(path: Path) -> bool:

@@ -42,6 +42,10 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 
     raw = _read_json(directory / "config.json")
     model_type = raw.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise CheckpointError(
+            f"model_type in {directory / 'config.json'} is {model_type!r}, and no name; correct it."
+        )
     known = model_type in transformers.CONFIG_MAPPING
     stated = raw.get("auto_map")
     remote: dict[str, Any] = stated if isinstance(stated, dict) else {}

@@ -25,6 +25,8 @@ from llmc.compiler.cli.machine_limits import machine_error
 
 log = logging.getLogger(__name__)
 DEBUG_VARIABLE = "LLMC_DEBUG"
+_JSON_FILES = ("bench", "eval")
+"""Commands whose --json names a file."""
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 
 
@@ -91,8 +93,9 @@ def is_usage_error(error: BaseException) -> bool:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON on stdout, even one that cannot be parsed."""
-    if arguments and arguments[0] in ("bench", "lint"):  # of bench, --json names a file
-        asking = ("--format", "json"), *([("--json", "-")] if arguments[0] == "bench" else [])
+    command = arguments[0] if arguments else ""
+    asking = [("--format", "json")] * (command in ("bench", "lint")) + [("--json", "-")] * (command in _JSON_FILES)
+    if asking:
         return any(f"{flag}={value}" in arguments for flag, value in asking) or any(
             pair in asking for pair in itertools.pairwise(arguments)
         )

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmc.compiler.base.decoded_text import decode_text
+from llmc.compiler.base.decoded_text import decode_text, is_utf8
 from llmc.compiler.base.errors import UsageError
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -74,9 +74,11 @@ def read_texts(path: Path) -> tuple[str, ...]:
 def _document(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"line {number} of {path} is not JSON ({error})") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise UsageError(f'line {number} of {path} is no object with a "text"; JSON lines are {{"text": "…"}} each')
+    if not is_utf8(text):
+        raise UsageError(f"the text in line {number} of {path} holds half of a character (\\ud800 to \\udfff alone)")
     return text

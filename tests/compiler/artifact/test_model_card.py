@@ -116,6 +116,7 @@ def test_speed_of_a_benchmark(known: Manifest, tmp_path: Path) -> None:
     [
         ("{", "is no report of a benchmark"),
         ("[]", "is no report of a benchmark"),
+        ("[" * 100_000, "is no report of a benchmark"),
         (json.dumps(report(results=[{"label": "a"}])), "is no report of a benchmark"),
         (json.dumps(report(subjects=[])), "has no figures of out/engine; measure it with llmc bench out/engine"),
     ],

@@ -40,6 +40,12 @@ def test_config_that_transformers_refuses(tmp_path: Path) -> None:
         read_hf_config(directory_with(tmp_path, model_type="llama", hidden_size=33, num_attention_heads="many"))
 
 
+@pytest.mark.parametrize("model_type", [{"x": {}}, ["llama"], 3])
+def test_a_model_type_that_is_no_name(tmp_path: Path, model_type: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"model_type in .*config\.json is .*, and no name"):
+        read_hf_config(directory_with(tmp_path, model_type=model_type))
+
+
 @pytest.mark.parametrize("model_type", ["wobble", None])
 def test_unknown_model_type_names_it_and_the_version(tmp_path: Path, model_type: str | None) -> None:
     import transformers

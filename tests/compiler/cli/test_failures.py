@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from llmc.compiler.base import errors
 from llmc.compiler.base.errors import LlmcError, PassError
+from llmc.compiler.cli.app import app
 from llmc.compiler.cli.failures import Failure, InterruptError, report, wants_json
 
 EXIT_CODES = {
@@ -160,6 +162,10 @@ def test_the_traceback_is_shown_on_request_and_is_no_result(
         (["bench", "x", "--json", "file.json"], False),
         (["bench", "x", "--json=file.json"], False),
         (["bench", "-", "--json"], False),
+        (["eval", "x", "--json", "-"], True),
+        (["eval", "x", "--json=-"], True),
+        (["eval", "x", "--json", "file.json"], False),
+        (["eval", "x", "--format", "json"], False),
         (["bench"], False),
         (["bench", "x", "--format", "json"], True),
         (["bench", "x", "--format=json"], True),
@@ -175,3 +181,12 @@ def test_the_traceback_is_shown_on_request_and_is_no_result(
 )
 def test_which_command_lines_ask_for_json(arguments: list[Any], expected: bool) -> None:
     assert wants_json(arguments) is expected
+
+
+def test_which_commands_write_their_json_into_a_file() -> None:
+    """Their own declarations say it, too."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: [it for it in command.params if "--json" in it.opts] for name, command in commands.items()}
+    takes = {name: not its[0].is_flag for name, its in options.items() if its}
+    assert [name for name, file in takes.items() if wants_json([name, "--json", "file"]) is file] == []
+    assert [name for name, file in takes.items() if file and not wants_json([name, "--json", "-"])] == []

@@ -65,6 +65,8 @@ def test_json_lines_are_a_document_each(tmp_path: Path) -> None:
         ("a.jsonl", b'["a"]\n', 'line 1 of .* no object with a "text"'),
         ("a.jsonl", b'\n{"text": 3}\n', 'line 2 of .* no object with a "text"'),
         ("a.ndjson", b"\n", "holds no text"),
+        ("a.jsonl", b"[" * 100_000, "line 1 of .* is not JSON"),
+        ("a.jsonl", b'{"text": "a\\ud800b"}\n', "line 1 of .* half of a character"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:

@@ -180,3 +180,12 @@ def test_a_price(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert cost["per_million_out"] == pytest.approx(15.0)
     assert llmc("bench", tmp_path / "engine", "--price", "cheap").exit_code == UsageError.exit_code
     assert measured.call_count == 1
+
+
+def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
+    llmc: Run, measured: Any, tmp_path: Path
+) -> None:
+    result = llmc("bench", tmp_path / "engine", "--json", "/dev/full")
+    assert result.exit_code == 71
+    assert "/dev/full cannot be written (No space left on device)" in result.stderr
+    assert "prefill tok/s" in result.stdout

@@ -100,3 +100,19 @@ def test_a_peer_that_does_not_exist(llmc: Run, evaluated: Any) -> None:
 
 def test_a_reference_is_asked_for(llmc: Run) -> None:
     assert llmc("eval", "engine").exit_code == 2
+
+
+def test_a_report_without_a_place_is_told_before_anything_is_computed(
+    llmc: Run, evaluated: Any, tmp_path: Path
+) -> None:
+    result = llmc("eval", "engine", "--reference", "model", "--json", tmp_path)
+    assert result.exit_code == 2
+    assert "is a directory; name a file" in result.stderr
+    evaluated.assert_not_called()
+
+
+def test_figures_are_shown_where_the_report_cannot_be_written_any_more(llmc: Run, evaluated: Any) -> None:
+    result = llmc("eval", "engine", "--reference", "model", "--json", "/dev/full")
+    assert result.exit_code == 71
+    assert "/dev/full cannot be written (No space left on device)" in result.stderr
+    assert "mean KL" in result.stdout

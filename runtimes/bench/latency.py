@@ -32,9 +32,12 @@ from llmc.runtimes.bench.analysis import (
 )
 from llmc.runtimes.bench.artifact_facts import artifact_facts
 from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.prompts import TokenText, read_prompts
 from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, GpuLoads, OtherLoad, Subject
-from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps
+from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps, runs_loop
+from llmc.runtimes.bench.text_mode import analyze_texts
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
+from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth
 from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
@@ -83,6 +86,8 @@ def run_benchmark(
     """
     chosen = options or BenchOptions()
     _check(subjects, cases)
+    prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
+    tokens = None if prompts is None else TokenText.of(prompts, TextTokenizer.from_directory(subjects[0].path))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     steps = Steps(1 + count_steps(subjects, cases, chosen), progress)
     machine, gpu = machine_fingerprint(), open_gpu()
@@ -92,6 +97,7 @@ def run_benchmark(
     zones, energy = open_powercap()
     processor = PowercapSampler(zones) if zones else None
     bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu), processor)
+    bench.prompts, bench.tokens = prompts, tokens
     bench.measure()
     copies = copy_bandwidth_of_device() if bench.on_cuda else None
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
@@ -116,6 +122,9 @@ def run_benchmark(
         llmc=llmc_version(),
         created=created,
         energy=energy,
+        prompts=None if prompts is None else prompts.facts,
+        text_results=analyze_texts(bench.texts),
+        texts=tuple(bench.texts),
     )
 
 
@@ -127,11 +136,14 @@ def _warnings(
     gpu_loads: GpuLoads | None,
 ) -> tuple[str, ...]:
     on_gpu = [result for result in results if result.label in bench.on_cuda]
+    texts = bench.options.mode == "text"
+    mute = [subject.label for subject in bench.subjects if texts and not runs_loop(subject)]
     counts = bench.sampler is not None and bool(bench.sampler.energy.times)
     loads_of_gpu = None if gpu_loads is None else (gpu_loads.before, gpu_loads.after)
     return (
         *warnings_of(bench.options, bandwidth, results, *loads, bench.idle_share, on_cuda=bench.on_cuda),
         *gpu_warnings(bench.options, on_gpu, loads_of_gpu, counts=counts),
+        *(f"{label} was not asked for text: its loop is its own, and --mode text runs llmc's" for label in mute),
     )
 
 

@@ -12,6 +12,7 @@ from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
 
 BenchFormat: TypeAlias = Literal["table", "json", "jsonl", "csv", "md", "llama-bench"]
+BenchMode: TypeAlias = Literal["tokens", "text"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,24 @@ class BenchOptions:
     generate: int = option(
         0, "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.", metavar="N"
     )
-    temperature: float = option(0.0, "Of --generate; 0 is greedy.")
+    temperature: float = option(0.0, "Of --generate and --mode text; 0 is greedy.")
+    prompts: str | None = option(
+        None,
+        'Real prompts: a text file with one on each line, or JSON lines (.jsonl) of texts, {"prompt": …} or '
+        '{"messages": […]}. Cases get tokens of their text instead of random ones.',
+        metavar="FILE",
+    )
+    mode: BenchMode = option(
+        "tokens",
+        "tokens: the engine alone; text: the loop that users run too, text in and text out, for each of --prompts.",
+    )
 
     def __post_init__(self) -> None:
         if self.generate < 0:
             raise UsageError(
                 f"bench: {self.generate} requests to generate; give at least 1, or leave --generate away"
             )
+        if self.mode == "text" and self.prompts is None:
+            raise UsageError("bench: --mode text needs texts; give them with --prompts FILE")
         if self.runs < 1 or self.warm_steps < 0 or (self.threads is not None and self.threads < 1):
             raise UsageError("bench: runs and threads must be at least 1, warm_steps at least 0")

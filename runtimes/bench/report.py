@@ -22,6 +22,8 @@ def render_report(report: BenchReport) -> Group:
     parts += [results_table(report), latency_table(report)]
     if report.generations:
         parts.append(generation_table(report))
+    if report.text_results:
+        parts.append(text_table(report))
     if report.comparisons:
         parts.append(comparison_table(report))
     if report.price is not None:
@@ -117,6 +119,22 @@ def generation_table(report: BenchReport) -> Table:
         figures = [(each.p50, each.p99) for each in (result.ttft_ms, result.tpot_ms, result.itl_ms)]
         cells = (f"{value:.2f}" for pair in figures for value in pair)
         table.add_row(result.case.name, result.label, *cells, spread(result.tokens_per_s, ".1f"))
+    return table
+
+
+def text_table(report: BenchReport) -> Table:
+    """The loop that users run: one row per subject, the first column says how many prompts of how many tokens."""
+    headings = ("encode ms", "TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s", "chars/s")
+    file = "" if report.prompts is None else f" of {report.prompts.file}"
+    table = _table(f"Text in, text out, {report.options.runs} rounds{file}", *headings)
+    for result in report.text_results:
+        pairs = (result.ttft_ms, result.tpot_ms, result.itl_ms)
+        cells = (
+            f"{value:.2f}" if each else "" for each in pairs for value in ((each and (each.p50, each.p99)) or (0, 0))
+        )
+        rates = (spread(result.tokens_per_s, ".1f"), spread(result.characters_per_s, ".0f"))
+        named = f"{result.prompts} prompts, {result.prompt_tokens} tokens"
+        table.add_row(named, result.label, f"{result.encode_ms.p50:.2f}", *cells, *rates)
     return table
 
 

@@ -26,7 +26,9 @@ from llmc.compiler.base.json_record import encode
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
 from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
+from llmc.runtimes.bench.text_mode import TextRecord, TextResult
 from llmc.runtimes.bench.token_cost import Price, TokenCost
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -39,7 +41,11 @@ SCHEMA_VERSION: Literal[2] = 2
 
 CONVENTIONS: Mapping[str, str] = {
     "ttft": "submission of the prompt's token ids to the first token's logits; tokenization excluded",
-    "tokens": "prompts and decode steps get seeded random token ids, the same for every subject with that vocabulary",
+    "tokens": "prompts and decode steps get seeded random token ids, or those of a text where there is one, the same "
+    "for every subject with that vocabulary",
+    "text": "the loop that users run, one prompt after the other: from the text handed over to each token's text "
+    "given out; chat template, tokenization, sampling and detokenization included; TTFT to the first character; the "
+    "end token is not heeded",
     "sampling": "excluded on the CPU: a step ends with an arg-max whose token is not fed back, llama.cpp's with its "
     "logits computed (llama-bench's tg); included in llmc's steps on a device and in both genais': greedy, the token "
     "is fed back",
@@ -227,6 +233,8 @@ class BenchReport:
         samples: Every run, of which ``results`` are the figures.
         requests: Every request, of which ``generations`` are the figures.
         llmc: Version of llmc that measured.
+        prompts: The file that tokens or texts came from; None: they were random.
+        text_results, texts: Figures of the loop that users run, and each answer; empty unless it was asked for.
         energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
@@ -246,6 +254,9 @@ class BenchReport:
     cases: tuple[BenchCase, ...] = ()
     samples: tuple[SampleRecord, ...] = ()
     requests: tuple[RequestRecord, ...] = ()
+    prompts: PromptFacts | None = None
+    text_results: tuple[TextResult, ...] = ()
+    texts: tuple[TextRecord, ...] = ()
     energy: EnergyFacts | None = None
     price: Price | None = None
     costs: tuple[TokenCost, ...] = ()

@@ -23,7 +23,9 @@ from typing import Any
 
 from llmc.runtimes.bench.analysis import Generations, Opened, Peak, Sample, Samples, with_energy
 from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.prompts import Prompts, TokenText
 from llmc.runtimes.bench.results import BenchCase, Subject
+from llmc.runtimes.bench.text_mode import TextRecord, text_records
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER, WorkerProcess
 from llmc.runtimes.generation.timings import Timings
 from llmc.runtimes.machine.gpu import GpuSampler, is_on_cuda
@@ -75,14 +77,15 @@ def plan_visits(subjects: Sequence[Subject], runs: int) -> list[Visit]:
 
 def count_steps(subjects: Sequence[Subject], cases: Sequence[BenchCase], options: BenchOptions) -> int:
     """Steps that :meth:`Rounds.measure` announces."""
-    generating = sum(_generates(subject) for subject in subjects) if options.generate else 0
-    runs = (len(subjects) + generating) * options.runs
+    able = sum(runs_loop(subject) for subject in subjects)
+    runs = (len(subjects) + (able if options.generate else 0)) * options.runs
+    texts = able * options.runs if options.mode == "text" else 0
     if options.one_at_a_time:
-        return len(cases) * (runs + len(plan_visits(subjects, options.runs)))
-    return len(cases) * (runs + len(subjects) * (1 + options.measure_memory))
+        return len(cases) * (runs + len(plan_visits(subjects, options.runs))) + texts
+    return len(cases) * (runs + len(subjects) * (1 + options.measure_memory)) + texts
 
 
-def _generates(subject: Subject) -> bool:
+def runs_loop(subject: Subject) -> bool:
     """Whether a subject has the loop of llmc's users: peers have their own."""
     return subject.command == LLMC_WORKER
 
@@ -102,6 +105,9 @@ class Rounds:
     samples: Samples = field(default_factory=dict)
     generations: Generations = field(default_factory=dict)
     idle_share: dict[str, float] = field(default_factory=dict)
+    prompts: Prompts | None = None
+    tokens: TokenText | None = None
+    texts: list[TextRecord] = field(default_factory=list)
 
     @property
     def on_cuda(self) -> frozenset[str]:
@@ -206,6 +212,8 @@ class Rounds:
                     share = (workers[name].cpu_seconds() - before) / seconds
                     self.idle_share[name] = max(share, self.idle_share.get(name, 0.0))
                 self._generate(worker, case, turn)
+        for worker in workers.values():
+            self._text(worker, turn)
 
     def _open(self, worker: WorkerProcess, subject: Subject) -> None:
         answer = worker.request("open", path=str(subject.path), threads=self.options.threads)
@@ -214,7 +222,7 @@ class Rounds:
 
     def _generate(self, worker: WorkerProcess, case: BenchCase, turn: int) -> None:
         """A round's requests, where they are asked for and the subject can."""
-        if not self.options.generate or not _generates(self.opened[worker.label].subject):
+        if not self.options.generate or not runs_loop(self.opened[worker.label].subject):
             return
         count = self.options.generate
         self.steps.begin(f"{worker.label}, {case.name}: {count} requests, round {turn + 1} of {self.options.runs}")
@@ -224,9 +232,21 @@ class Rounds:
         timings = [Timings(ticks) for ticks in answer["ticks"]]
         self.generations.setdefault((worker.label, case), []).append(timings)
 
+    def _text(self, worker: WorkerProcess, turn: int) -> None:
+        """A round's prompts through the loop that users run, where it is asked for and the subject can."""
+        options = self.options
+        if options.mode != "text" or self.prompts is None or not runs_loop(self.opened[worker.label].subject):
+            return
+        items = self.prompts.items
+        self.steps.begin(f"{worker.label}, {len(items)} texts: round {turn + 1} of {options.runs}")
+        gen, seed = max(case.gen for case in self.cases), options.seed + turn
+        answer = worker.request("text", prompts=list(items), gen=gen, seed=seed, temperature=options.temperature)
+        self.texts += text_records(worker.label, turn, answer["answers"])
+
     def _run(self, worker: WorkerProcess, case: BenchCase, turn: int) -> dict[str, Any]:
         return worker.request("run", **self._fields(case, turn))
 
     def _fields(self, case: BenchCase, turn: int) -> dict[str, Any]:
         """What a worker's RunRequest is made of."""
-        return {**asdict(case), "seed": self.options.seed + turn, "warm_steps": self.options.warm_steps}
+        fields = {**asdict(case), "seed": self.options.seed + turn, "warm_steps": self.options.warm_steps}
+        return fields if self.tokens is None else fields | {"tokens": self.tokens.rows(case, turn)}

@@ -12,6 +12,8 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
                                                                      "decode_window": [begin, end], "energy_j": …}
     {"command": "generate", "requests": 8, "temperature": 0.7, and run's}
                                                                  -> {"ticks": [requests][1 + gen nanoseconds]}
+    {"command": "text", "prompts": [texts or chats], "gen": 128, "seed": 0, "temperature": 0.7}
+                                                                 -> {"answers": [{"ticks": [2 + gen nanoseconds], …}]}
     {"command": "logits", "tokens": [ids], "first": 256, "file": …}
                                                                  -> {}; the file holds float32 [rows, vocabulary], for
                                                                      each position from first to the last but one
@@ -20,7 +22,7 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
     anything that fails                                          -> {"error": message, "kind": exception's name}
 
 ``decode_window``, ``energy_j`` and ``device_bytes`` are left out where a target does not know them; llmc's own alone
-answer ``generate``, and some peers ``logits``.
+answer ``generate`` and ``text``, and some peers ``logits``.
 
 This file needs Python 3.9 and the standard library alone: a peer's worker runs it in its own interpreter.
 """
@@ -54,6 +56,7 @@ class RunRequest:
         seed: Seed of the token ids.
         warm_steps: Untimed decode steps before the run: they wake the threads and fill the caches that another
             worker used meanwhile.
+        tokens: Token ids of a text, [batch][prompt + gen - 1], in the place of random ones.
     """
 
     prompt: int
@@ -61,6 +64,7 @@ class RunRequest:
     batch: int
     seed: int = 0
     warm_steps: int = 4
+    tokens: list[list[int]] | None = None
 
     @property
     def capacity(self) -> int:
@@ -68,12 +72,23 @@ class RunRequest:
         return self.prompt + self.gen - 1
 
     def prompt_tokens(self, vocab_size: int) -> list[list[int]]:
-        """Token ids, [batch][prompt], below ``vocab_size``; the same for every worker with this vocabulary."""
+        """Token ids, [batch][prompt], below ``vocab_size``; the same for every worker with this vocabulary.
+
+        Raises:
+            ValueError: the text's tokens are of a larger vocabulary.
+        """
+        if self.tokens is not None:
+            largest = max(max(row) for row in self.tokens)
+            if largest >= vocab_size:
+                raise ValueError(f"token {largest} is none of this model's {vocab_size}: it has another vocabulary")
+            return [row[: self.prompt] for row in self.tokens]
         generator = random.Random(f"prompt {self.seed}")
         return [generator.choices(range(vocab_size), k=self.prompt) for _ in range(self.batch)]
 
     def step_tokens(self, vocab_size: int) -> list[list[int]]:
         """Token ids that the decode steps are fed, [gen - 1][batch]."""
+        if self.tokens is not None:
+            return [[row[self.prompt + step] for row in self.tokens] for step in range(self.gen - 1)]
         generator = random.Random(f"steps {self.seed}")
         return [generator.choices(range(vocab_size), k=self.batch) for _ in range(self.gen - 1)]
 
@@ -180,6 +195,8 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
     if command == "generate":
         requests, temperature = fields.pop("requests"), fields.pop("temperature")
         return {"ticks": target.generate(RunRequest(**fields), requests, temperature)}  # type: ignore[attr-defined]
+    if command == "text":
+        return {"answers": target.text(**fields)}  # type: ignore[attr-defined]
     if command == "logits":
         target.logits(**fields)  # type: ignore[attr-defined]
         return {}

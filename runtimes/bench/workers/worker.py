@@ -16,6 +16,7 @@ import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
+from llmc.runtimes.bench.workers.text_loop import answer_texts
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.capabilities import RowState, TokenChooser, TokenSource
@@ -47,6 +48,7 @@ class SessionTarget:
     def __init__(self, opener: Opener = open_engine) -> None:
         self._opener = opener
         self._session: Session | None = None
+        self._directory = Path()
 
     def prepare(self, source: str, cache: str) -> Prepared:
         """Engines are made by ``llmc compile``: there is nothing to prepare."""
@@ -54,7 +56,8 @@ class SessionTarget:
 
     def open(self, path: str, threads: int | None) -> dict[str, Any]:
         """Open the engine directory ``path``; returns its info as plain values."""
-        self._session = self._opener(Path(path), threads)
+        self._directory = Path(path)
+        self._session = self._opener(self._directory, threads)
         return asdict(self._session.info)
 
     def run(self, request: RunRequest) -> RunTimes:
@@ -104,6 +107,17 @@ class SessionTarget:
                 batch.add(each)
             free = sum(each.finished is not None for each in batch.step())
         return [each.timings.ticks for each in wanted]
+
+    def text(self, prompts: list[Any], gen: int, seed: int, temperature: float) -> list[dict[str, Any]]:
+        """Answer texts and chats one after the other; see :func:`~.text_loop.answer_texts`.
+
+        Raises:
+            EngineError: nothing is open, or the engine failed.
+            UsageError: a prompt that the engine does not take.
+        """
+        if self._session is None:
+            raise EngineError("text before open")
+        return answer_texts(self._session, self._directory, prompts, gen, SamplingParams(temperature, seed=seed))
 
     def device_bytes(self) -> int | None:
         """Most bytes of the device's memory in use while the session was open; None on the host."""

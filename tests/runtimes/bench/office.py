@@ -87,6 +87,10 @@ class Clerk:
     def generate(self, requests: int, gen: int, **_: Any) -> dict[str, Any]:
         return {"ticks": [[0, *((token + 2) * 10**9 for token in range(gen))] for _ in range(requests)]}
 
+    def text(self, prompts: list[Any], gen: int, **_: Any) -> dict[str, Any]:
+        answer = {"prompt_tokens": 2, "tokens": gen, "characters": 9, "ticks": list(range(2 + gen)), "first_text": 2}
+        return {"answers": [answer for _ in prompts]}
+
 
 class Watcher:
     """A sampler that notes what it is told."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
+from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.results import (
     BenchCase,
@@ -17,6 +18,7 @@ from llmc.runtimes.bench.results import (
     SampleRecord,
     SubjectRecord,
 )
+from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint
@@ -38,12 +40,18 @@ MACHINE = MachineFingerprint(
     gpus=(GpuDescription("NVIDIA Fake", 80 << 30, "580.1", 1980, 2619, 700),),
 )
 CASE = BenchCase(12, 5, 3)
+TEXTS = (
+    TextRecord("mine", 0, 0, 5, 3, 12, (10_000_000, 12_000_000, 40_000_000, 50_000_000, 70_000_000), 3),
+    TextRecord("mine", 0, 1, 7, 1, 0, (0, 4_000_000, 30_000_000), None),
+)
 RATIO = Summary(4.0, 2.0, 8.0, 3)
 FACTS = ArtifactFacts(123_000_000, "ab" * 32, 4.5, 218_000_000)
 INTERVAL = RatioInterval(2.5, 7.5, 0.95, 3, 10_000)
 
 
-def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: int = 0) -> BenchReport:
+def make_report(
+    *, on_gpu: bool = True, threads: int | None = None, generate: int = 0, texts: bool = False
+) -> BenchReport:
     """Two subjects and one case; the first subject runs on a GPU where there is one."""
     joules = 36.0 if on_gpu else None
     mine = BenchResult(
@@ -94,6 +102,9 @@ def make_report(*, on_gpu: bool = True, threads: int | None = None, generate: in
             SampleRecord("other", CASE, 0, 0.5, (0.08, 0.08, 0.08, 0.08), 0.0),
         ),
         requests=(RequestRecord("mine", CASE, 0, (5, 11_000_005, 42_000_005)),) if generate else (),
+        prompts=PromptFacts("p.txt", "cd" * 32, 2) if texts else None,
+        text_results=analyze_texts(TEXTS) if texts else (),
+        texts=TEXTS if texts else (),
         energy=EnergyFacts((), "there is no counter"),
         llmc="1.2.3",
         created="2026-11-30T12:00:00+00:00",

@@ -21,7 +21,7 @@ RECORDED = sorted((Path(__file__).parents[3] / "docs" / "bench").glob("*-*.json"
 
 
 def reports() -> list[BenchReport]:
-    return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2)]
+    return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2, texts=True)]
 
 
 @pytest.mark.parametrize("report", reports())

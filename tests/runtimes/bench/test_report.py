@@ -20,6 +20,7 @@ from llmc.runtimes.bench.report import (
     render_report,
     results_table,
     spread,
+    text_table,
 )
 from llmc.runtimes.bench.results import BenchReport
 from llmc.runtimes.bench.token_cost import parse_price
@@ -172,3 +173,13 @@ def test_a_price_has_a_table() -> None:
         ["6,667", "26,667"],
         ["30.8", "273"],
     ]
+
+
+def test_the_loop_that_users_run_has_a_table() -> None:
+    table = text_table(make_report(texts=True))
+    assert table.title == "Text in, text out, 3 rounds of p.txt"
+    assert [list(column.cells) for column in table.columns] == [
+        *([["2 prompts, 12 tokens"], ["mine"], ["3.00"], ["40.00"], ["40.00"], ["15.00"], ["15.00"]]),
+        *([["15.00"], ["19.90"], ["44.4"], ["133"]]),
+    ]
+    assert text_table(make_report()).row_count == 0

@@ -80,3 +80,9 @@ def test_a_number_of_requests_that_is_none() -> None:
 def test_json_without_a_gpu(report: BenchReport) -> None:
     plain = json.loads(json.dumps(make_report(on_gpu=False).to_json()))
     assert (plain["copy_bandwidth"], plain["gpu_load"]) == (None, None)
+
+
+def test_text_mode_needs_prompts() -> None:
+    with pytest.raises(UsageError, match="--mode text needs texts; give them with --prompts FILE"):
+        BenchOptions(mode="text")
+    assert BenchOptions(mode="text", prompts="p.txt").mode == "text"

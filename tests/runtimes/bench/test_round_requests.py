@@ -11,6 +11,7 @@ from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench import rounds
 from llmc.runtimes.bench.analysis import Peak, Sample
 from llmc.runtimes.bench.options import BenchOptions
+from llmc.runtimes.bench.prompts import TokenText, read_prompts
 from llmc.runtimes.bench.results import BenchCase, Subject
 from llmc.runtimes.bench.rounds import Rounds, Steps, count_steps
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
@@ -226,6 +227,33 @@ def test_requests_are_generated_after_each_run_by_those_who_can(office: Office) 
     ]
     assert {key: [len(each) for each in rounds] for key, rounds in bench.generations.items()} == {("c", TWO): [3, 3]}
     assert bench.generations["c", TWO][0][0].ttft_s == 2
+
+
+def test_texts_are_answered_after_each_round_by_those_who_can(office: Office, tmp_path: Path) -> None:
+    engine, file = Subject("c", Path("c"), LLMC_WORKER), tmp_path / "p.txt"
+    file.write_text("one\ntwo\n")
+    chosen = BenchOptions(runs=2, seed=40, mode="text", prompts=str(file), temperature=0.5)
+    subjects, cases = [A, engine], [ONE, TWO]
+    bench = Rounds(subjects, cases, chosen, Steps(count_steps(subjects, cases, chosen), None))
+    bench.prompts = read_prompts(file)
+    bench.measure()
+    assert bench.steps.done == bench.steps.total
+    asked = [(label, fields) for _, label, command, fields in office.asked if command == "text"]
+    shared = {"prompts": ["one", "two"], "gen": 5, "temperature": 0.5}
+    assert asked == [("c", {**shared, "seed": 40}), ("c", {**shared, "seed": 41})]
+    assert [(it.label, it.round, it.prompt, it.tokens) for it in bench.texts] == [
+        *(("c", 0, 0, 5), ("c", 0, 1, 5), ("c", 1, 0, 5), ("c", 1, 1, 5))
+    ]
+
+
+def test_tokens_of_a_text_go_to_every_subject(office: Office) -> None:
+    chosen = BenchOptions(runs=2, measure_memory=False)
+    bench = Rounds([A, B], [ONE], chosen, Steps(count_steps([A, B], [ONE], chosen), None))
+    bench.tokens = TokenText(tuple(range(100)))
+    bench.measure()
+    told = [fields["tokens"][0] for _, _, command, fields in office.asked if command == "run"]
+    first, second = list(range(6)), list(range(6, 12))
+    assert told == [first, first, first, first, second, second]
 
 
 def test_without_requests_nothing_is_generated(office: Office) -> None:

@@ -161,3 +161,11 @@ def test_without_proc_getrusage_counts_kilobytes(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(protocol.sys, "platform", platform)
         both = {"peak_rss_bytes": 3000 * unit, "rss_bytes": 3000 * unit}
         assert memory_status(tmp_path / "missing") == both
+
+
+def test_tokens_of_a_text_take_the_place_of_random_ones():
+    request = RunRequest(prompt=2, gen=3, batch=2, tokens=[[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert request.prompt_tokens(9) == [[1, 2], [5, 6]]
+    assert request.step_tokens(9) == [[3, 7], [4, 8]]
+    with pytest.raises(ValueError, match="token 8 is none of this model's 8"):
+        request.prompt_tokens(8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ OPTIONS = (
     "-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math",
 )  # fmt: skip
+_LOADING = threading.Lock()
 _ZEROS = {"none": 0, "offset": 1}
 _FORMS = {"nbits": 0, "packed": 1, "qdq": 2}
 _STORES = {np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
@@ -147,9 +149,14 @@ class BlocksLibrary:
             raise MemoryError("there is no memory for a block of weights")
 
 
-@functools.cache
 def blocks_library() -> BlocksLibrary | None:
     """The library, compiled where it is not yet; None where it cannot be, which is said in the log."""
+    with _LOADING:  # threads that ask at once wait for the first
+        return _library()
+
+
+@functools.cache
+def _library() -> BlocksLibrary | None:
     try:
         return BlocksLibrary(c_library("the solvers", "llmc-blocks", SOURCES, OPTIONS))
     except (NotCompiled, OSError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +179,33 @@ def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch, caplo
     def none(*arguments: Any) -> Path:
         raise NotCompiled("no C compiler is installed (cc)")
 
-    blocks_library.blocks_library.cache_clear()
+    blocks_library._library.cache_clear()
     monkeypatch.setattr(blocks_library, "c_library", none)
     block = weights(scheme("int4"))
     try:
         with caplog.at_level(logging.INFO):
             assert grid(scheme("int4"), block).fit(block, torch.ones(len(block), 1)).scale.shape == (ROWS,)
     finally:
-        blocks_library.blocks_library.cache_clear()
+        blocks_library._library.cache_clear()
     assert "weights are solved without compiled code: no C compiler is installed (cc)" in caplog.text
+
+
+def test_threads_that_ask_at_once_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def slow(*arguments: Any) -> Path:
+        calls.append(arguments)
+        time.sleep(0.05)
+        raise NotCompiled("not here")
+
+    blocks_library._library.cache_clear()
+    monkeypatch.setattr(blocks_library, "c_library", slow)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: blocks_library.blocks_library(), range(4))) == [None] * 4
+    finally:
+        blocks_library._library.cache_clear()
+    assert len(calls) == 1
 
 
 @needs_compiler

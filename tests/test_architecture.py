@@ -38,6 +38,7 @@ SLOW = ("torch", "transformers", "onnxruntime", "openvino", "tensorrt")
 MADE_OF_SLOW = frozenset(
     {
         "llmc.compiler.capture.trace_cache",
+        "llmc.compiler.quantization.products",
         "llmc.compiler.quantization.solvers.block_grid",
         "llmc.compiler.quantization.solvers.blocks_library",
         "llmc.compiler.quantization.solvers.gptq",

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmc.compiler.quantization.products import product
 from llmc.compiler.quantization.solvers.gptq import WIDE
 
 PIECES = 8
@@ -40,12 +41,14 @@ class Moments:
     def add(self, x: Tensor, pool: Pool, other: Tensor | None = None) -> None:
         """Add activations x [tokens, features] float32; ``other``: f [tokens, height]."""
 
+        right = x.T.contiguous()
+        left = right if other is None else other.T.contiguous()
+
         def piece(start: int) -> None:
             stop = min(start + self._step, x.shape[1])
             # One half of a symmetric matrix is enough.
             first = start if other is None else 0
-            left = x[:, first:] if other is None else other
-            self.total[first:, start:stop] += left.T @ x[:, start:stop]
+            self.total[first:, start:stop] += product(left[first:], right[start:stop])
 
         for _ in pool.map(piece, self._starts):
             pass

@@ -50,6 +50,7 @@ from llmc.compiler.calibration.spool import Spool
 from llmc.compiler.calibration.steps import Group, Step
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.products import product, right_hand
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solved_store import SolvedStore, Stored
 from llmc.compiler.quantization.solver import Solved, Solver
@@ -220,6 +221,8 @@ class Walk:
         factored = {
             scheme: solver.prepare(moments, scheme, correction) for scheme in {scheme: 0 for _, scheme in wanted}
         }
+        # Of a wide layer it is a gigabyte.
+        del moments
         # All at once: a small layer would leave threads idle.
         pieces = [(site, self._pieces(site, factored[scheme])) for site, scheme in wanted]
         for site, solved in pieces:
@@ -329,14 +332,14 @@ class Walk:
             pass
 
     def _weights(self, group: Group, *, exact: bool) -> list[torch.Tensor | None]:
-        """Of products, [n, k] as they are computed with; None of tables, whose rows are made when they are known."""
+        """Of products, [n, k] as :func:`product` takes them; None of tables, whose rows are made when they are known."""
         weights: list[torch.Tensor | None] = []
         for site in group.sites:
             if not group.is_product:
                 weights.append(None)
                 continue
             values = self._site_values(site, 0, site.weights[0][1].stored_shape[0], exact=exact)
-            weights.append(torch.from_numpy(values).to(self._device))
+            weights.append(right_hand(torch.from_numpy(values).to(self._device)))
         return weights
 
     def _site_values(self, site: Site, start: int, stop: int, *, exact: bool) -> Array:
@@ -370,8 +373,7 @@ class Walk:
                 rounds = self._plans[site.node].rounds and not exact
                 if rounds not in seen:
                     seen[rounds] = self._rows(x, rounds=rounds)
-                product = seen[rounds] @ weight.T
-                results[name] = product.cpu().numpy().reshape(*x.shape[:-1], -1)
+                results[name] = product(seen[rounds], weight).cpu().numpy().reshape(*x.shape[:-1], -1)
         return results
 
     def _look_up(self, site: Site, ids: Array, *, exact: bool) -> Array:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from llmc.compiler.base.errors import LlmcError
+from llmc.compiler.quantization.products import plain, product, right_hand
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Array, Solved, Statistics
 from llmc.compiler.quantization.solvers.block_grid import BlockGrid, Steps, joined, range_scales
@@ -91,7 +92,8 @@ class Gptq:
             correction: Of :meth:`correction`; None: weights are solved for as they are.
         """
         blocks = _blocks(len(moments), scheme.block or len(moments))
-        diagonal = moments.diagonal()
+        # A view would keep the moments.
+        diagonal = moments.diagonal().clone()
         if self.order != "none":
             blocks = [block[diagonal[block].cpu().argsort(descending=True, stable=True)] for block in blocks]
         if self.order == "blocks":
@@ -112,16 +114,22 @@ class Correction:
     """How weights are moved before they are rounded.
 
     Attributes:
-        turn: [k, k] float32: rows times this are added to them …
+        turned: [k, k] float32, as :func:`~llmc.compiler.quantization.products.product` takes it: rows times its
+            transpose are added to them …
         added: … and these, [n, k] float32, one for each row of the layer; None: nothing more is.
     """
 
-    turn: Tensor
+    turned: Tensor
     added: Tensor | None = None
+
+    @property
+    def turn(self) -> Tensor:
+        """[k, k], what rows are multiplied by; made when it is asked for."""
+        return plain(self.turned).T
 
     def of(self, rows: Tensor, start: int = 0) -> Tensor:
         """Rows [m, k] float32 of the layer, from ``start`` on, as they are to be; a new tensor."""
-        moved = torch.addmm(rows, rows, self.turn)
+        moved = product(rows, self.turned).add_(rows)
         return moved if self.added is None else moved.add_(self.added[start : start + len(rows)])
 
 
@@ -312,13 +320,20 @@ def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: fl
     """
     difference = cross.sub_(moments)
     factor = _factor(moments, torch.arange(len(moments), device=moments.device), damping)
+    added = None if missing is None else _divided(missing, factor, pull)
+    turn = _divided(difference, factor, pull)
+    # Of a wide layer each of these is a gigabyte.
+    del factor, difference
+    turned = turn.T.contiguous()
+    del turn
+    return Correction(right_hand(turned), added)
 
-    def divided(sums: Tensor) -> Tensor:
-        # Of R Rᵀ the halves are solved one after the other, of a wide layer some rows at a time.
-        result = sums.float()
-        for rows in result.split(WIDE):
-            half = torch.linalg.solve_triangular(factor.T, rows, upper=False, left=False)
-            rows.copy_(torch.linalg.solve_triangular(factor, half, upper=True, left=False))
-        return result.mul_(pull)
 
-    return Correction(divided(difference), None if missing is None else divided(missing))
+def _divided(sums: Tensor, factor: Tensor, pull: float) -> Tensor:
+    """``pull`` sums (R Rᵀ)⁻¹; it may overwrite ``sums``."""
+    result = sums.float()
+    # The halves are solved one after the other, of a wide layer some rows at a time.
+    for rows in result.split(WIDE):
+        half = torch.linalg.solve_triangular(factor.T, rows, upper=False, left=False)
+        rows.copy_(torch.linalg.solve_triangular(factor, half, upper=True, left=False))
+    return result.mul_(pull)

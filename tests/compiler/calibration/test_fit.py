@@ -10,6 +10,7 @@ import torch
 
 from llmc.compiler.calibration.fit import Fit, Sketch
 from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.products import right_hand
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
 from llmc.compiler.quantization.solver import Statistics
 from llmc.compiler.quantization.solvers.gptq import Correction, FactoredMoments, Gptq, Order
@@ -129,7 +130,7 @@ def test_numbers_are_held_to_what_was_asked_for(columns: int) -> None:
     weights, _, _, moments = case()
     generator = torch.Generator().manual_seed(1)
     turn = torch.randn(FEATURES, FEATURES, generator=generator) * 0.05
-    correction = Correction(turn, torch.randn(ROWS, FEATURES, generator=generator) * 0.3)
+    correction = Correction(right_hand(turn.T.contiguous()), torch.randn(ROWS, FEATURES, generator=generator) * 0.3)
     sketch = Sketch.of(replace(moments, correction=correction), columns)
     for start in (0, 16):
         direct = correction.of(weights[start:], start) @ sketch.numbers

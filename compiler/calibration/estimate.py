@@ -63,13 +63,16 @@ def measured_rate(threads: int) -> float:
     """Operations a second of ``threads`` threads in float32 products, from one thread's."""
     import torch
 
+    from llmc.compiler.quantization.products import product, right_hand
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         x = torch.from_numpy(np.ones((_SIZE, _SIZE), np.float32))
+        right = right_hand(x)
         start, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < _LEAST_SECONDS:
-            x @ x
+            product(x, right)
             count += 1
     finally:
         torch.set_num_threads(before)

@@ -216,7 +216,7 @@ class Walk:
         """Solve sites of a group that round what they read, or that do not."""
         moments, cross, missing = self._moments(group, spools, rounds=rounds)
         solver = self._recipe.solver
-        correction = None if cross is None else solver.correction(moments, cross, missing)
+        correction = None if cross is None else solver.correction(moments, cross, missing, self._pool.map)
         del cross, missing
         factored = {
             scheme: solver.prepare(moments, scheme, correction) for scheme in {scheme: 0 for _, scheme in wanted}
@@ -332,7 +332,7 @@ class Walk:
             pass
 
     def _weights(self, group: Group, *, exact: bool) -> list[torch.Tensor | None]:
-        """Of products, [n, k] as :func:`product` takes them; None of tables, whose rows are made when they are known."""
+        """Of products, [n, k] as :func:`product` takes them; None of tables, whose rows are made once known."""
         weights: list[torch.Tensor | None] = []
         for site in group.sites:
             if not group.is_product:

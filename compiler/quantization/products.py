@@ -3,8 +3,8 @@
 In: matrices of torch. Out: their product, in float32.
 
 torch asks MKL for a product, which keeps to 256-bit instructions on AMD's processors; oneDNN, which comes with torch,
-does not. Of 512 to 4,096 rows, 4,096 to 14,336 features, one thread of an EPYC (Zen 5) makes 110 and 160 to 230 GFLOP/s
-with torch 2.13 (30 November 2026).
+does not. Of 512 to 4,096 rows and 4,096 to 14,336 features one thread of an EPYC (Zen 5) makes 110 and 160 to 230
+GFLOP/s with torch 2.13 (30 November 2026).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ et al. 2022 (GPTQ); Chen et al. 2025 (it is Babai's nearest plane).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,10 +31,14 @@ from llmc.compiler.quantization.solvers.block_grid import BlockGrid, Steps, join
 from llmc.compiler.quantization.solvers.blocks_library import blocks_library
 
 Order = Literal["none", "blocks", "features"]
+Each = Callable[[Callable[[Tensor], None], Iterable[Tensor]], Iterable[None]]
+"""As :func:`map` is, or that of threads which work side by side."""
 PANEL = 64
 """Features whose errors go into later ones one by one; further on they do as one product."""
 ROOM = 1.25
 """What weights that make up for others' errors may be larger by; a packed row's scale leaves so much room."""
+TOGETHER = 1024
+"""Rows that a thread divides by moments at once, whatever the number of threads."""
 WIDE = 4096
 """Features beyond which second moments are summed and factored in float32, for the memory's sake."""
 
@@ -71,7 +76,9 @@ class Gptq:
         moments = torch.from_numpy(np.asarray(seen.second_moments, np.float64))
         return self.prepare(moments, scheme).solve(rows)
 
-    def correction(self, moments: Tensor, cross: Tensor, missing: Tensor | None = None) -> Correction:
+    def correction(
+        self, moments: Tensor, cross: Tensor, missing: Tensor | None = None, each: Each = map
+    ) -> Correction:
         """How weights are moved before they are rounded, for all layers that read the same input.
 
         Args:
@@ -80,8 +87,9 @@ class Gptq:
                 between x w and the nearest to f w that x can give, w cross moments⁻¹. It is overwritten …
             missing: [n, k], of what the stream to which the one layer's n outputs are added lacks, m: sum of mᵀx. The
                 layer is then solved for f w + m in place of f w; None: for f w. … as it is.
+            each: Does something with each of some rows, in any order.
         """
-        return _correction(moments, cross, missing, self.pull, self.pull_damping)
+        return _correction(moments, cross, missing, self.pull, self.pull_damping, each)
 
     def prepare(self, moments: Tensor, scheme: Scheme, correction: Correction | None = None) -> FactoredMoments:
         """Factor second moments, once for all layers that read the same input.
@@ -312,7 +320,9 @@ def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
     raise LlmcError("the second moments of a layer's inputs are no numbers: its activations overflow")
 
 
-def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: float, damping: float) -> Correction:
+def _correction(
+    moments: Tensor, cross: Tensor, missing: Tensor | None, pull: float, damping: float, each: Each
+) -> Correction:
     """``pull`` (cross - moments) (moments + damping)⁻¹, and ``pull`` missing (moments + damping)⁻¹.
 
     Of the first, both are damped, so that what hardly varies moves nothing: (cross + d) (moments + d)⁻¹ - 1.
@@ -320,8 +330,8 @@ def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: fl
     """
     difference = cross.sub_(moments)
     factor = _factor(moments, torch.arange(len(moments), device=moments.device), damping)
-    added = None if missing is None else _divided(missing, factor, pull)
-    turn = _divided(difference, factor, pull)
+    added = None if missing is None else _divided(missing, factor, pull, each)
+    turn = _divided(difference, factor, pull, each)
     # Of a wide layer each of these is a gigabyte.
     del factor, difference
     turned = turn.T.contiguous()
@@ -329,11 +339,14 @@ def _correction(moments: Tensor, cross: Tensor, missing: Tensor | None, pull: fl
     return Correction(right_hand(turned), added)
 
 
-def _divided(sums: Tensor, factor: Tensor, pull: float) -> Tensor:
+def _divided(sums: Tensor, factor: Tensor, pull: float, each: Each) -> Tensor:
     """``pull`` sums (R Rᵀ)⁻¹; it may overwrite ``sums``."""
     result = sums.float()
-    # The halves are solved one after the other, of a wide layer some rows at a time.
-    for rows in result.split(WIDE):
+
+    def divide(rows: Tensor) -> None:
         half = torch.linalg.solve_triangular(factor.T, rows, upper=False, left=False)
         rows.copy_(torch.linalg.solve_triangular(factor, half, upper=True, left=False))
+
+    for _ in each(divide, result.split(WIDE if result.is_cuda else TOGETHER)):
+        pass
     return result.mul_(pull)

@@ -26,7 +26,7 @@ def usable_cpus() -> frozenset[int]:
 def physical_cores(cpus: Iterable[int] | None = None, devices: Path = CPU_DEVICES) -> int:
     """Physical cores behind ``cpus`` (default: this process's), at least 1, at most the control group's quota."""
     chosen = usable_cpus() if cpus is None else frozenset(cpus)
-    cores = {_core_of(cpu, devices) for cpu in chosen}
+    cores = {core_of(cpu, devices) for cpu in chosen}
     quota = cgroup_cpu_quota()
     count = len(cores) if quota is None else min(len(cores), int(quota))
     return max(1, count)
@@ -59,7 +59,7 @@ def engine_threads(asked: int | None, recorded: int | None) -> int:
     return most
 
 
-def _core_of(cpu: int, devices: Path) -> str:
+def core_of(cpu: int, devices: Path) -> str:
     """A text that is the same for all hardware threads of one core."""
     siblings = devices / f"cpu{cpu}" / "topology" / "thread_siblings_list"
     try:

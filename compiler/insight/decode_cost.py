@@ -27,7 +27,7 @@ _PAST = re.compile(r"^past|past_key|past_value")
 _WEIGHT_INPUT = {"Conv": 1, "CausalConvWithState": 1}
 _PRODUCTS = MATRIX_PRODUCTS - {"MatMulNBits"}
 #: By attention operator: the attributes with its query heads and its window.
-_ATTENTION: dict[tuple[str, str], tuple[str, str]] = {
+ATTENTION: dict[tuple[str, str], tuple[str, str]] = {
     ("com.microsoft", "GroupQueryAttention"): ("num_heads", "local_window_size"),
     ("llmc", "CachedAttention"): ("num_heads", "window"),
     ("", "Attention"): ("q_num_heads", ""),
@@ -67,11 +67,11 @@ def decode_cost(model: ir.Model, context: int = DEFAULT_CONTEXT) -> DecodeCost:
     weights = attention = 0
     unknown: Counter[str] = Counter()
     for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) in _ATTENTION:
-            flops = _attention_flops(node, context)
+        if (node.domain, node.op_type) in ATTENTION:
+            flops = attention_flops(node, context)
             attention += flops or 0
         else:
-            flops = _product_flops(node)
+            flops = product_flops(node)
             weights += flops or 0
             if flops == 0 and node.op_identifier() in model.functions and node.op_type not in LOOK_UPS:
                 flops = None
@@ -93,7 +93,7 @@ def cache_bytes_per_token(graph: ir.Graph) -> int | None:
     return math.ceil(total) if caches else None
 
 
-def _product_flops(node: ir.Node) -> int | None:
+def product_flops(node: ir.Node) -> int | None:
     """Operations of a product with a constant; 0 for any other operator, None where it cannot be told."""
     kind = node.op_type
     if kind == "MatMulNBits":
@@ -135,15 +135,22 @@ def _elements(value: ir.Value | None) -> int | None:
     return math.prod(int(dim) for dim in shape if isinstance(dim, int))
 
 
-def _attention_flops(node: ir.Node, context: int) -> int | None:
-    heads_name, window_name = _ATTENTION[node.domain, node.op_type]
+def attention_window(node: ir.Node) -> int:
+    """Tokens that a query of an attention operator sees at most; 0: all."""
+    name = ATTENTION[node.domain, node.op_type][1]
+    return max(0, node.attributes.get_int(name, 0)) if name else 0
+
+
+def attention_flops(node: ir.Node, context: int) -> int | None:
+    """Operations of one query of an operator of :data:`ATTENTION` with ``context`` tokens; None: not known."""
+    heads_name = ATTENTION[node.domain, node.op_type][0]
     inputs = named_inputs(node)
     heads = node.attributes.get_int(heads_name, 0) or _dimension(node.inputs[0], 1)
     widths = [(_dimension(inputs.get(key), 3), _dimension(inputs.get(value), 3)) for key, value in _WIDTHS]
     known = [key + value for key, value in widths if key is not None and value is not None]
     if not heads or not known:
         return None
-    window = node.attributes.get_int(window_name, 0) if window_name else 0
+    window = attention_window(node)
     return 2 * heads * known[0] * (min(context, window) if window > 0 else context)
 
 

@@ -4,10 +4,11 @@ In: subjects (a path and the worker that opens it), cases, options. Out: a :clas
 
 Order of things::
 
-    other load, read bandwidth
+    other load, ceilings of the machine
     the rounds (rounds.py): subjects alternate, or one at a time where they do not fit into memory together
-    where a subject runs on a GPU: copy bandwidth there
+    where a subject runs on a GPU: its ceilings
     other load again
+    studies, one after the other
 
 Subjects alternate so that a slow minute of the machine meets all of them; idle workers block in a read of stdin, and
 the CPU time they use while another one runs is measured: a pool that goes on spinning is reported.
@@ -16,8 +17,10 @@ the CPU time they use while another one runs is measured: a pool that goes on sp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.versions import llmc_version
@@ -31,19 +34,41 @@ from llmc.runtimes.bench.analysis import (
     warnings_of,
 )
 from llmc.runtimes.bench.artifact_facts import artifact_facts
+from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings, measure_ceilings
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import TokenText, read_prompts
 from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, GpuLoads, OtherLoad, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps, runs_loop
 from llmc.runtimes.bench.text_mode import analyze_texts
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
+<<<<<<< HEAD
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth
+=======
+from llmc.runtimes.machine.bandwidth import Bandwidth
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.machine.gpu import GpuSampler, open_gpu
 from llmc.runtimes.machine.load import other_load
+from llmc.runtimes.machine.matmul_rate import matmul_rate_of_device
 from llmc.runtimes.machine.powercap import PowercapSampler, open_powercap
+
+
+class StudyPlan(Protocol):
+    """Something to look at when the rounds are done."""
+
+    def count_steps(self, subjects: Sequence[Subject], options: BenchOptions) -> int:
+        """Steps that :meth:`extended` announces at most."""
+        ...
+
+    def extended(self, report: BenchReport, subjects: Sequence[Subject], steps: Steps) -> BenchReport:
+        """The report with what was found; it has the rounds' figures, and those of plans before this one.
+
+        Raises:
+            LlmcError: what a worker raised.
+        """
+        ...
 
 
 def llmc_subject(directory: Path, label: str | None = None) -> Subject:
@@ -70,6 +95,7 @@ def run_benchmark(
     *,
     bandwidth: Bandwidth | None = None,
     progress: Progress | None = None,
+    studies: Sequence[StudyPlan] = (),
 ) -> BenchReport:
     """Measure every subject on every case.
 
@@ -77,8 +103,10 @@ def run_benchmark(
         subjects: At least one; labels differ. The first is the numerator of the comparisons.
         cases: At least one.
         options: Default :class:`~.results.BenchOptions`.
-        bandwidth: A measurement made before on this machine with as many threads; None: measure.
+        bandwidth: A measurement made before on this machine with as many threads, the only ceiling then; None: all
+            are measured.
         progress: Told of each step.
+        studies: What is looked at afterwards, in this order.
 
     Raises:
         UsageError: no subject, no case, or a label used twice.
@@ -89,22 +117,26 @@ def run_benchmark(
     prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
     tokens = None if prompts is None else TokenText.of(prompts, TextTokenizer.from_directory(subjects[0].path))
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    steps = Steps(1 + count_steps(subjects, cases, chosen), progress)
+    looks = sum(plan.count_steps(subjects, chosen) for plan in studies)
+    steps = Steps(1 + count_steps(subjects, cases, chosen) + looks, progress)
     machine, gpu = machine_fingerprint(), open_gpu()
-    steps.begin("read bandwidth")
+    steps.begin("ceilings of the machine")
     load_before, gpu_before = other_load(chosen.load_window_s), gpu and gpu.load()
-    reached = bandwidth or measure_read_bandwidth(chosen.threads or machine.physical_cores)
+    threads = chosen.threads or machine.physical_cores
+    ceilings = measure_ceilings(threads) if bandwidth is None else Ceilings((bandwidth,))
     zones, energy = open_powercap()
     processor = PowercapSampler(zones) if zones else None
     bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu), processor)
     bench.prompts, bench.tokens = prompts, tokens
     bench.measure()
-    copies = copy_bandwidth_of_device() if bench.on_cuda else None
+    if bench.on_cuda:
+        ceilings = replace(ceilings, device=DeviceCeilings(copy_bandwidth_of_device(), matmul_rate_of_device()))
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
     gpu_load = GpuLoads(gpu_before, gpu_after) if gpu_before and gpu_after and bench.on_cuda else None
     records = tuple(bench.opened[subject.label].record(artifact_facts(subject.path)) for subject in subjects)
+    reached, copies = ceilings.read, ceilings.device.copies if ceilings.device else None
     results = analyze(bench.samples, records, cases, bench.peaks, reached, copies)
-    return BenchReport(
+    report = BenchReport(
         machine=machine,
         bandwidth=reached,
         options=chosen,
@@ -122,10 +154,17 @@ def run_benchmark(
         llmc=llmc_version(),
         created=created,
         energy=energy,
+<<<<<<< HEAD
         prompts=None if prompts is None else prompts.facts,
         text_results=analyze_texts(bench.texts),
         texts=tuple(bench.texts),
+=======
+        ceilings=ceilings,
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
     )
+    for plan in studies:
+        report = plan.extended(report, subjects, steps)
+    return report
 
 
 def _warnings(

@@ -11,9 +11,10 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from llmc.runtimes.bench.figures import figures_table, spread
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
+from llmc.runtimes.bench.study_tables import study_tables
 from llmc.runtimes.bench.token_cost import amount_text
-from llmc.runtimes.machine.summary import Summary
 
 
 def render_report(report: BenchReport) -> Group:
@@ -28,6 +29,7 @@ def render_report(report: BenchReport) -> Group:
         parts.append(comparison_table(report))
     if report.price is not None:
         parts.append(price_table(report))
+    parts += study_tables(report)
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
     if report.energy is not None and not any(it.joules_per_token for it in report.results) and report.energy.reason:
@@ -86,7 +88,7 @@ def _mebibytes(size: int | None) -> str:
 def results_table(report: BenchReport) -> Table:
     """Throughput, memory, energy and load time: one row per case and subject."""
     columns = COLUMNS | {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
-    table = _table(f"Throughput, median of {report.options.runs} runs (min - max)", *columns, "load")
+    table = figures_table(f"Throughput, median of {report.options.runs} runs (min - max)", *columns, "load")
     loads = {subject.label: subject.load_s for subject in report.subjects}
     for result in report.results:
         cells = (text(result) for text in columns.values())
@@ -96,7 +98,7 @@ def results_table(report: BenchReport) -> Table:
 
 def latency_table(report: BenchReport) -> Table:
     """TTFT, TPOT and ITL percentiles: one row per case and subject."""
-    table = _table("Latency", "TTFT ms", "TPOT ms", "ITL p50", "p90", "p95", "p99")
+    table = figures_table("Latency", "TTFT ms", "TPOT ms", "ITL p50", "p90", "p95", "p99")
     for result in report.results:
         gaps = result.itl_ms
         table.add_row(
@@ -114,7 +116,7 @@ def generation_table(report: BenchReport) -> Table:
     options = report.options
     sampling = f"temperature {options.temperature:g}" if options.temperature else "greedy"
     headings = ("TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s")
-    table = _table(f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}", *headings)
+    table = figures_table(f"Generation, {options.runs} rounds of {options.generate} requests, {sampling}", *headings)
     for result in report.generations:
         figures = [(each.p50, each.p99) for each in (result.ttft_ms, result.tpot_ms, result.itl_ms)]
         cells = (f"{value:.2f}" for pair in figures for value in pair)
@@ -122,6 +124,7 @@ def generation_table(report: BenchReport) -> Table:
     return table
 
 
+<<<<<<< HEAD
 def text_table(report: BenchReport) -> Table:
     """The loop that users run: one row per subject, the first column says how many prompts of how many tokens."""
     headings = ("encode ms", "TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s", "chars/s")
@@ -144,6 +147,8 @@ def _table(title: str, *headings: str) -> Table:
     return Table(Column("case", no_wrap=True), "engine", *figures, title=title)
 
 
+=======
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 def comparison_table(report: BenchReport) -> Table:
     """Ratio of throughputs of the first subject over each other one: median, its interval, and each round's."""
     names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
@@ -160,16 +165,8 @@ def comparison_table(report: BenchReport) -> Table:
 def price_table(report: BenchReport) -> Table:
     """What tokens and requests cost at the report's price, the machine fully used: one row per case and subject."""
     title = f"Cost at {'' if report.price is None else report.price.text}, machine fully used"
-    table = _table(title, "1M tokens in", "1M tokens out", "1000 requests")
+    table = figures_table(title, "1M tokens in", "1M tokens out", "1000 requests")
     for item in report.costs:
         amounts = (item.per_million_in, item.per_million_out, 1000 * item.per_request)
         table.add_row(item.case.name, item.label, *map(amount_text, amounts))
     return table
-
-
-def spread(summary: Summary, form: str, *, scale: float = 1.0) -> str:
-    """``median (min - max)`` in one format; the median alone when there is one sample."""
-    median = format(summary.median * scale, form)
-    if summary.count == 1:
-        return median
-    return f"{median} ({format(summary.minimum * scale, form)} - {format(summary.maximum * scale, form)})"

@@ -25,10 +25,16 @@ from typing import Any, Literal
 from llmc.compiler.base.json_record import encode
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
+from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
+<<<<<<< HEAD
 from llmc.runtimes.bench.text_mode import TextRecord, TextResult
+=======
+from llmc.runtimes.bench.roofline import Roofline
+from llmc.runtimes.bench.sweep import Sweep
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.bench.token_cost import Price, TokenCost
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -232,6 +238,9 @@ class BenchReport:
         conventions: What each figure means.
         samples: Every run, of which ``results`` are the figures.
         requests: Every request, of which ``generations`` are the figures.
+        ceilings: What the machine can do at most; ``bandwidth`` is the better of its reads.
+        roofline: How near the subjects come to that.
+        curve, contexts: Steps of more tokens, and behind more; None unless they were asked for.
         llmc: Version of llmc that measured.
         prompts: The file that tokens or texts came from; None: they were random.
         text_results, texts: Figures of the loop that users run, and each answer; empty unless it was asked for.
@@ -262,6 +271,10 @@ class BenchReport:
     costs: tuple[TokenCost, ...] = ()
     llmc: str = ""
     created: str = ""
+    ceilings: Ceilings | None = None
+    roofline: Roofline | None = None
+    curve: Sweep | None = None
+    contexts: Sweep | None = None
     conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)
     schema_version: Literal[2] = SCHEMA_VERSION
 

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.compiler.base.option_field import number_list, option
+<<<<<<< HEAD
 from llmc.compiler.base.whole_file import require_writable, write_whole
+=======
+from llmc.compiler.cli.bench_studies import Studies
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.runtimes.bench.options import BenchFormat, BenchOptions
@@ -62,6 +66,7 @@ def bench(
     ],
     *,
     asked: Question,
+    studied: Studies,
     options: BenchOptions,
     shown: Annotated[Output, Without({"json"})],
 ) -> None:
@@ -87,7 +92,8 @@ def bench(
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
         subjects = subjects_of(directories, asked.peers)
-        report = latency.run_benchmark(subjects, cases, options, progress=progress.step)
+        studies = studied.plans(directories, subject_labels(directories))
+        report = latency.run_benchmark(subjects, cases, options, progress=progress.step, studies=studies)
     hand_out(report if price is None else with_price(report, price), asked, shown)
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
+<<<<<<< HEAD
 from llmc.runtimes.bench.prompts import PromptFacts
+=======
+from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.results import (
     BenchCase,
@@ -18,7 +24,13 @@ from llmc.runtimes.bench.results import (
     SampleRecord,
     SubjectRecord,
 )
+<<<<<<< HEAD
 from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts
+=======
+from llmc.runtimes.bench.roofline import AttentionWork, Operations, Roofline, RooflineShare, StepWork
+from llmc.runtimes.bench.sweep import Sweep, SweepPoint
+from llmc.runtimes.machine.arithmetic import Rate
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint
@@ -122,4 +134,28 @@ def make_report(
         if generate
         else (),
         gpu_load=GpuLoads(GpuLoad(0.1, 100, 1), GpuLoad(None, None, 2)) if on_gpu else None,
+    )
+
+
+def with_studies(report: BenchReport) -> BenchReport:
+    """The same with everything that is looked at besides."""
+    rates = [
+        Rate(Summary(value, value / 2, value * 2, 5), 4, "avx", pinned)
+        for pinned in (False, True)
+        for value in (1e12,)
+    ]
+    reads = (report.bandwidth, replace(report.bandwidth, pinned=True, kernel="avx"))
+    ceilings = Ceilings(reads, tuple(rates), tuple(rates[:1]), "why", DeviceCeilings(report.copy_bandwidth, rates[0]))
+    work = StepWork(1, 2, 3, 4, (AttentionWork(5, 6), AttentionWork(7)), True, ("1 Strange",))
+    share = RooflineShare("mine", CASE, "prefill", 1, Operations(2.0, 3.0), 0.25, 0.5, 0.5, "memory")
+    shares = (share, replace(share, operations=None))
+    point = SweepPoint(
+        "mine", 16, Summary(3.0, 2.0, 4.0, 3), Summary(30.0, 20.0, 40.0, 3), 100, ((0.1, 0.2), (0.3, 0.4))
+    )
+    return replace(
+        report,
+        ceilings=ceilings,
+        roofline=Roofline({"mine": work}, shares),
+        curve=Sweep((point,), ("slow",)),
+        contexts=Sweep((), ()),
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench import latency
+from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings
 from llmc.runtimes.bench.latency import llmc_subject, make_cases, run_benchmark
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.results import BenchCase, GpuLoads, OtherLoad
+from llmc.runtimes.machine.arithmetic import Rate
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.gpu import EnergyCurve, GpuLoad
@@ -22,6 +25,7 @@ from llmc.runtimes.machine.summary import Summary
 from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
 from .reports import MACHINE
 
+MATMUL = Rate(Summary(7e14, 6e14, 8e14, 7), 0, "torch")
 COPIES = CopyBandwidth(Summary(2e12, 1e12, 3e12, 7), 1 << 30, 50 << 20)
 BEFORE, AFTER = GpuLoad(0.0, 1, 0), GpuLoad(0.5, 2, 0)
 
@@ -36,18 +40,20 @@ def bench(office: Office, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         made.windows.append(window)
         return next(loads)
 
-    def read(threads: int) -> Bandwidth:
+    def ceilings(threads: int) -> Ceilings:
         made.threads.append(threads)
-        return Bandwidth(Summary(10e3, 9e3, 11e3, 5), threads, 1 << 30, 1 << 20)
+        slow, fast = (Bandwidth(Summary(rate, 9e3, 11e3, 5), threads, 1 << 30, 1 << 20) for rate in (9e3, 10e3))
+        return Ceilings((slow, fast))
 
     def copies() -> CopyBandwidth:
         made.copied += 1
         return COPIES
 
     monkeypatch.setattr(latency, "other_load", other_load)
-    monkeypatch.setattr(latency, "measure_read_bandwidth", read)
+    monkeypatch.setattr(latency, "measure_ceilings", ceilings)
     monkeypatch.setattr(latency, "machine_fingerprint", lambda: MACHINE)
     monkeypatch.setattr(latency, "copy_bandwidth_of_device", copies)
+    monkeypatch.setattr(latency, "matmul_rate_of_device", lambda: MATMUL)
     monkeypatch.setattr(latency, "open_gpu", lambda: made.gpu)
     monkeypatch.setattr(latency, "GpuSampler", lambda gpu: made.watcher)
     monkeypatch.setattr(latency, "open_powercap", lambda: ((), EnergyFacts((), "there is none")))
@@ -82,6 +88,8 @@ def test_what_runs_on_the_cpu_shows_nothing_of_the_gpu(bench: SimpleNamespace) -
     bench.watcher.energy = EnergyCurve([1.0], [1.0])
     report = run_benchmark([A], [ONE], BenchOptions(runs=1))
     assert (report.copy_bandwidth, report.gpu_load, bench.copied) == (None, None, 0)
+    assert report.ceilings is not None
+    assert report.ceilings.device is None
     assert not any("GPU" in warning for warning in report.warnings)
     assert any("less than the last-level cache" in warning for warning in report.warnings)
 
@@ -93,6 +101,8 @@ def test_what_runs_on_the_gpu_has_its_ceiling_and_its_warnings(bench: SimpleName
     bench.watcher.energy = EnergyCurve([1.0], [1.0])
     report = run_benchmark([A, B], [ONE], BenchOptions(runs=1))
     assert (report.copy_bandwidth, report.gpu_load, bench.copied) == (COPIES, GpuLoads(BEFORE, AFTER), 1)
+    assert report.ceilings is not None
+    assert report.ceilings.device == DeviceCeilings(COPIES, MATMUL)
     on_gpu, on_cpu = report.results
     assert on_gpu.bandwidth_share == pytest.approx(1000 / 0.5 / 2e12)
     assert on_cpu.bandwidth_share == pytest.approx((1 << 30) / 0.5 / 10e3)
@@ -119,7 +129,7 @@ def test_every_other_subject_is_compared_with_the_first(bench: SimpleNamespace) 
     pairs = [(item.numerator, item.denominator, item.case) for item in report.comparisons if item.metric == "decode"]
     assert pairs == [("a", "b", ONE), ("a", "c", ONE), ("a", "b", TWO), ("a", "c", TWO)]
     assert [subject.label for subject in report.subjects] == ["a", "b", "c"]
-    assert announced[0][0] == "read bandwidth"
+    assert announced[0][0] == "ceilings of the machine"
     assert [number for _, number, _ in announced] == list(range(1, announced[0][2] + 1))
 
 
@@ -154,3 +164,28 @@ def test_the_processors_energy_or_why_there_is_none(
     assert (report.energy, given) == (facts, [("zone",)])
     assert report.results[0].joules_per_token == Summary(1.5, 1.5, 1.5, 1)
     assert report.results[0].power_w == Summary(1.5, 1.5, 1.5, 1)
+
+
+def test_plans_extend_the_report_in_turn_and_their_steps_are_announced(bench: SimpleNamespace) -> None:
+    announced: list[tuple[str, int, int]] = []
+
+    class Plan:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        def count_steps(self, subjects: object, options: BenchOptions) -> int:
+            return 2
+
+        def extended(self, report: Any, subjects: Any, steps: Any) -> Any:
+            for _ in range(2):
+                steps.begin(self.word)
+            return replace(report, warnings=(*report.warnings, f"{self.word} {subjects[0].label}"))
+
+    report = run_benchmark(
+        *([A], [ONE], BenchOptions(runs=1)),
+        progress=lambda *step: announced.append(step),
+        studies=[Plan("first"), Plan("second")],
+    )
+    assert report.warnings[-2:] == ("first a", "second a")
+    assert [word for word, _, _ in announced[-4:]] == ["first", "first", "second", "second"]
+    assert [number for _, number, _ in announced] == list(range(1, announced[0][2] + 1))

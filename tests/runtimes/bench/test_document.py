@@ -14,14 +14,18 @@ from llmc.runtimes.bench import document
 from llmc.runtimes.bench.document import read_report, report_schema, report_text, write_report
 from llmc.runtimes.bench.results import BenchReport
 
-from .reports import make_report
+from .reports import make_report, with_studies
 from .schema_check import complaints
 
 RECORDED = sorted((Path(__file__).parents[3] / "docs" / "bench").glob("*-*.json"))
 
 
 def reports() -> list[BenchReport]:
+<<<<<<< HEAD
     return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2, texts=True)]
+=======
+    return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2), with_studies(make_report())]
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 
 
 @pytest.mark.parametrize("report", reports())

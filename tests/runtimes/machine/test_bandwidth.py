@@ -19,25 +19,38 @@ KIB = 1 << 10
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
-    """The parts that each pass reads; the first one takes 100 s, the others 2, 4, 8 … s."""
+    """The parts that are read, and how; the passes take 2, 4, 8 … s."""
     read: list[list[Any]] = []
 
-    def timed(parts: list[Any]) -> float:
-        read.append(parts)
-        return 100.0 if len(read) == 1 else 2.0 ** (len(read) - 1)
+    def timed(work: list[Any], count: int, *, pinned: bool) -> list[float]:
+        read.append([[part for task in work for part in task.args], {task.func for task in work}, pinned])
+        return [2.0**number for number in range(1, count + 1)]
 
-    monkeypatch.setattr(bandwidth, "_timed_pass", timed)
+    monkeypatch.setattr(bandwidth, "timed_passes", timed)
     monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: 4 * KIB)
     return read
 
 
-def test_bytes_of_all_threads_in_the_passes_after_the_first(passes: list[list[Any]]) -> None:
+def test_bytes_of_all_threads(passes: list[list[Any]]) -> None:
     found = measure_read_bandwidth(3, buffer_bytes=24 * KIB + 23, passes=3)
     assert found == Bandwidth(Summary(6 * KIB, 3 * KIB, 12 * KIB, 3), 3, 24 * KIB, 4 * KIB)
-    assert len(passes) == 4
-    for parts in passes:
-        assert [part.nbytes for part in parts] == [8 * KIB] * 3
-        assert all(part.all() for part in parts), "pages that were never written are all the same one"
+    ((parts, read, pinned),) = passes
+    assert [part.nbytes for part in parts] == [8 * KIB] * 3
+    assert all(part.all() for part in parts), "pages that were never written are all the same one"
+    assert (read, pinned) == ({bandwidth.or_words}, False)
+
+
+def test_what_reads_is_the_callers(passes: list[list[Any]]) -> None:
+    reads: list[Any] = []
+    found = measure_read_bandwidth(1, buffer_bytes=16, read=reads.append, kernel="some", pinned=True)
+    assert (found.kernel, found.pinned) == ("some", True)
+    assert passes[0][1:] == [{reads.append}, True]
+
+
+def test_numpy_reads_every_word() -> None:
+    words = np.zeros(1000, np.uint64)
+    words[-1] = 5
+    assert bandwidth.or_words(words) == 5
 
 
 def test_a_word_a_thread_is_the_least(passes: list[list[Any]]) -> None:
@@ -68,38 +81,3 @@ def test_twice_the_cache_reaches_memory(buffer: int, reached: bool) -> None:
     plain = json.loads(json.dumps(found.to_json()))
     assert plain["reaches_memory"] is found.reaches_memory is reached
     assert (plain["bytes_per_second"]["median"], plain["threads"], plain["buffer_bytes"]) == (1.0, 1, buffer)
-
-
-def test_a_pass_is_timed_from_when_all_are_ready_until_the_last_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The clock is read after the barrier opens, and after every thread was joined; threads tell what they do."""
-    told: list[str] = []
-
-    class Barrier:
-        def __init__(self, count: int) -> None:
-            told.append(f"barrier of {count}")
-
-        def wait(self) -> None:
-            told.append("ready")
-
-    class Thread:
-        def __init__(self, target: Any, args: Any) -> None:
-            self.target, self.args = target, args
-
-        def start(self) -> None:
-            told.append("start")
-            self.target(*self.args)
-
-        def join(self) -> None:
-            told.append("join")
-
-    def clock() -> float:
-        told.append("clock")
-        return 10.0 * told.count("clock")
-
-    monkeypatch.setattr(bandwidth, "threading", SimpleNamespace(Barrier=Barrier, Thread=Thread))
-    monkeypatch.setattr(bandwidth, "time", SimpleNamespace(perf_counter=clock))
-    parts = [np.ones(4, np.uint64), np.ones(4, np.uint64)]
-    assert bandwidth._timed_pass(parts) == 10.0
-    assert told == ["barrier of 3", *["start", "ready"] * 2, "ready", "clock", "join", "join", "clock"]

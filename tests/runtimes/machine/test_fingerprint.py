@@ -157,7 +157,9 @@ def test_other_load_is_a_share():
 
 def test_bandwidth_is_bytes_over_time_without_the_first_pass(monkeypatch):
     seconds = iter([100.0, 0.5, 0.25, 0.5])
-    monkeypatch.setattr(bandwidth_module, "_timed_pass", lambda parts: next(seconds))
+    monkeypatch.setattr(
+        bandwidth_module, "timed_passes", lambda work, passes, **_: [next(seconds) for _ in range(passes + 1)][1:]
+    )
     measured = measure_read_bandwidth(2, buffer_bytes=1 << 20, passes=3)
     assert measured.buffer_bytes == 1 << 20
     assert measured.bytes_per_second.median == (1 << 20) / 0.5

@@ -17,6 +17,8 @@ from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
 from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subject
+from llmc.runtimes.bench.roofline_plan import RooflinePlan
+from llmc.runtimes.bench.sweep_plan import SweepPlan
 from llmc.runtimes.bench.workers import peers
 from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
 from llmc.runtimes.machine.bandwidth import Bandwidth
@@ -31,7 +33,7 @@ INFO = {"weight_bytes": 10_000_000, "cache_bytes_per_token": 100}
 def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replace the measurement; its report has made-up samples for what was asked."""
 
-    def run(subjects: Any, cases: Any, options: Any, *, bandwidth: Any = None, progress: Any = None) -> BenchReport:
+    def run(subjects: Any, cases: Any, options: Any, *, progress: Any, studies: Any) -> BenchReport:
         progress("read bandwidth", 1, 2)
         progress("warm-up", 2, 2)
         samples = {
@@ -182,6 +184,7 @@ def test_a_price(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert measured.call_count == 1
 
 
+<<<<<<< HEAD
 def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
     llmc: Run, measured: Any, tmp_path: Path
 ) -> None:
@@ -189,3 +192,20 @@ def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
     assert result.exit_code == 71
     assert "/dev/full cannot be written (No space left on device)" in result.stderr
     assert "prefill tok/s" in result.stdout
+=======
+def test_a_roofline_costs_nothing_and_sweeps_are_asked_for(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    assert llmc("bench", tmp_path).exit_code == 0
+    assert measured.call_args.kwargs["studies"] == [RooflinePlan({})]
+    assert llmc("bench", tmp_path, "--curve", "--contexts", "2048,128").exit_code == 0
+    plans = measured.call_args.kwargs["studies"]
+    assert plans == [RooflinePlan({}), SweepPlan.curve(), SweepPlan.contexts([128, 2048])]
+    result = llmc("bench", tmp_path, "--contexts", "16")
+    assert result.exit_code == UsageError.exit_code
+    assert "a context of 16 tokens is shorter than the steps" in result.stderr
+
+
+def test_what_a_token_costs_is_read_of_the_engines_graphs(llmc: Run, measured: Any, engine: Path) -> None:
+    assert llmc("bench", engine).exit_code == 0
+    (plan,) = measured.call_args.kwargs["studies"]
+    assert list(plan.work) == [engine.name]
+>>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from llmc.compiler.base.errors import MachineError, UsageError
 from llmc.runtimes.bench import document
 from llmc.runtimes.bench.document import read_report, report_schema, report_text, write_report
-from llmc.runtimes.bench.results import BenchReport
+from llmc.runtimes.bench.options import BenchFormat
+from llmc.runtimes.bench.results import BenchReport, BenchResult
+from llmc.runtimes.bench.text_mode import TextResult
 
 from .reports import make_report, with_studies
 from .schema_check import complaints
@@ -125,3 +129,17 @@ def test_a_new_file_may_be_read_by_others(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "report.json").stat().st_mode & 0o777 == 0o644
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+IDENTITY = {"label", "case", "prompts", "prompt_tokens"}
+
+
+@pytest.mark.parametrize("record", [BenchResult, TextResult], ids=lambda record: record.__name__)
+def test_the_page_explains_every_figure(record: Any) -> None:
+    names = {field.name for field in dataclasses.fields(record)} - IDENTITY
+    assert [name for name in sorted(names) if f"`{name}`" not in PAGE] == []
+
+
+def test_the_page_explains_every_form() -> None:
+    assert [form for form in typing.get_args(BenchFormat) if f"| `{form}` |" not in PAGE] == []

@@ -183,6 +183,16 @@ $(VENV)/.stamp-llamacpp: $(STAMP)
 	$(PIP) install -qq -c constraints-dev.txt $(LLAMA_CPP)
 	@touch $@
 
+# REPORT is a page that llmc report or llmc bench --html wrote; without it, one of a recorded benchmark.
+REPORT ?= build/report.html
+.PHONY: report-screens
+report-screens: $(STAMP) $(REPORT) ## pictures of a benchmark's page on phone, desk and paper (installs Chromium; REPORT=page.html)
+	@command -v chromium >/dev/null || $$(test "$$(id -u)" = 0 || echo sudo) apt-get install -y --no-install-recommends chromium
+	$(BIN)/python -m tests.browser.screens $(REPORT) build/screens
+
+build/report.html: $(STAMP)
+	$(BIN)/llmc report docs/bench/smollm2-int4-llamacpp.json -o $@
+
 # --- tidying ----------------------------------------------------------------------------------------------------------
 
 .PHONY: clean

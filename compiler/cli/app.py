@@ -26,6 +26,7 @@ from llmc.compiler.cli.commands.inspect_command import inspect
 from llmc.compiler.cli.commands.lint_command import lint
 from llmc.compiler.cli.commands.optimize_command import optimize
 from llmc.compiler.cli.commands.push_command import push
+from llmc.compiler.cli.commands.report_command import report as report_
 from llmc.compiler.cli.commands.verify_command import verify
 from llmc.compiler.cli.failures import InterruptError, report, wants_json
 from llmc.compiler.cli.signature import flat
@@ -123,7 +124,16 @@ COMMANDS = (
             "llmc bench out/engine --batch 4 --generate 16 --temperature 0.7",
             "llmc bench out/gpu --peer transformers/compile=venv/bin/python:./my-model --one-at-a-time",
             "llmc bench out/engine --prompts chats.jsonl --mode text --gen 64",
+            "llmc bench out/int4 out/int8 --batch 1,4,16 --html report.html",
             "llmc bench out/int4 out/int8 --price 0.2/h --format md --output speed.md --json speed.json",
+        ),
+    ),
+    Command(
+        "report",
+        report_,
+        (
+            "llmc report results.json -o report.html",
+            "llmc report laptop.json server.json quality.json -o report.html",
         ),
     ),
     Command(

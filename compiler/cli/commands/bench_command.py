@@ -57,6 +57,7 @@ class Question:
     file: str | None = option(
         None, "Write the whole report there as JSON, whatever else is shown; - for stdout.", "--json", metavar="FILE"
     )
+    html: str | None = option(None, "Write a page to look at there, one HTML file.", metavar="FILE")
 
 
 def bench(
@@ -85,7 +86,7 @@ def bench(
         from llmc.runtimes.bench.machine_costs import with_price
         from llmc.runtimes.bench.token_cost import parse_price
 
-        for file in filter(None, (asked.output, asked.file)):
+        for file in filter(None, (asked.output, asked.file, asked.html)):
             require_writable(Path(file))
         price = None if asked.price is None else parse_price(asked.price)
         if asked.peers and options.threads is None:
@@ -105,12 +106,15 @@ def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
     """
     from llmc.runtimes.bench.document import write_report
     from llmc.runtimes.bench.formats import FORMATS
+    from llmc.runtimes.bench.page.documents import write_page_of
     from llmc.runtimes.bench.report import render_report
 
     form = "md" if asked.form == "table" else asked.form
     try:
         if asked.file is not None:
             write_report(report, Path(asked.file))
+        if asked.html is not None:
+            write_page_of(report, Path(asked.html))
     finally:  # what took so long to measure is not lost for a disk that is full
         if asked.output is not None:
             write_whole(FORMATS[form](report), Path(asked.output))

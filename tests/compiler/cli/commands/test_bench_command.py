@@ -184,7 +184,6 @@ def test_a_price(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert measured.call_count == 1
 
 
-<<<<<<< HEAD
 def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
     llmc: Run, measured: Any, tmp_path: Path
 ) -> None:
@@ -192,7 +191,8 @@ def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
     assert result.exit_code == 71
     assert "/dev/full cannot be written (No space left on device)" in result.stderr
     assert "prefill tok/s" in result.stdout
-=======
+
+
 def test_a_roofline_costs_nothing_and_sweeps_are_asked_for(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert llmc("bench", tmp_path).exit_code == 0
     assert measured.call_args.kwargs["studies"] == [RooflinePlan({})]
@@ -208,4 +208,14 @@ def test_what_a_token_costs_is_read_of_the_engines_graphs(llmc: Run, measured: A
     assert llmc("bench", engine).exit_code == 0
     (plan,) = measured.call_args.kwargs["studies"]
     assert list(plan.work) == [engine.name]
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
+
+
+def test_a_page_to_look_at(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "report.html"
+    result = llmc("bench", tmp_path / "engine", "--html", file)
+    assert result.exit_code == 0, result.stderr
+    assert "Throughput" in result.stdout
+    assert "Benchmark of 1 engine" in file.read_text()
+    measured.reset_mock()
+    assert llmc("bench", tmp_path / "engine", "--html", tmp_path).exit_code == UsageError.exit_code
+    assert not measured.called

@@ -1,0 +1,78 @@
+"""Section: how long the first token takes, and the gaps between the others.
+
+In: the runs. Out: a section with TTFT and the percentiles of ITL; of requests through the generation loop, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmc.runtimes.bench.page.parts import Section, grid, paragraph, shown, spread_figure, table
+from llmc.runtimes.bench.page.runs import Case, Engine, Result, Runs
+from llmc.runtimes.bench.page.values import Value
+from llmc.runtimes.charts.figures import figure
+from llmc.runtimes.charts.markup import Markup, join
+from llmc.runtimes.charts.row_chart import Row, row_chart
+
+PERCENTILES = ("p50", "p90", "p95", "p99")
+_EXPLAINED = (
+    "TTFT: time to the first token, the median of the rounds with the least and the most. ITL: single gaps between "
+    "tokens of all rounds; the marker is the median (p50), the short lines are p90, p95 and p99."
+)
+
+
+def latency_section(runs: Runs) -> Section:
+    """TTFT and ITL of every case."""
+    results = runs.results()
+    figures = [it for case in _cases(results) for it in (_first(case, results), _gaps(case, results, "itl_ms")) if it]
+    body = join([paragraph(_EXPLAINED), grid(figures)]) if figures else None
+    return Section("latency", "Latency", body, "llmc bench ENGINE")
+
+
+def generation_section(runs: Runs) -> Section:
+    """Requests through the loop that users run."""
+    results = runs.results("generations")
+    names = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL"}
+    charts = [_gaps(case, results, metric, name) for case in _cases(results) for metric, name in names.items()]
+    figures = [chart for chart in charts if chart]
+    note = "Of each request, sampling included: the marker is p50, the short lines are p90, p95 and p99."
+    body = join([paragraph(note), grid(figures)]) if figures else None
+    return Section("requests", "Requests through the generation loop", body, "llmc bench --generate 16")
+
+
+def _cases(results: Sequence[Result]) -> list[Case]:
+    return sorted({result.case for result in results})
+
+
+def _first(case: Case, results: Sequence[Result]) -> Markup | None:
+    rows = [(it.engine, spread.scaled(1e3)) for it in results if it.case == case and (spread := it.spread("ttft_s"))]
+    return spread_figure(f"TTFT, {case.name}", "milliseconds", "ms", rows, kind="points") if rows else None
+
+
+def _gaps(case: Case, results: Sequence[Result], metric: str, name: str = "ITL") -> Markup | None:
+    rows: list[tuple[Engine, tuple[float, ...]]] = []
+    for result in results:
+        values = _percentiles(result.value.at(metric)) if result.case == case else ()
+        if values:
+            rows.append((result.engine, values))
+    if not rows:
+        return None
+    marks = [
+        Row(engine.tone, engine.title, _text(values), values[0], values[0], values[-1], values[1:])
+        for engine, values in rows
+    ]
+    title = f"{name}, {case.name}"
+    numbers = table(
+        ("engine", *(f"{it} ms" for it in PERCENTILES)), [(e.title, *map(figure, values)) for e, values in rows]
+    )
+    return shown(title, row_chart(title, "milliseconds", marks, kind="points"), numbers)
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return f"p50 {figure(values[0])} · p99 {figure(values[-1])} ms"
+
+
+def _percentiles(value: Value) -> tuple[float, ...]:
+    """All four of them, or none."""
+    found = tuple(it for name in PERCENTILES if (it := value.at(name).positive) is not None)
+    return found if len(found) == len(PERCENTILES) and list(found) == sorted(found) else ()

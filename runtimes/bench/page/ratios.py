@@ -1,0 +1,93 @@
+"""Section: the first engine's speed over each other one's, round by round.
+
+In: the runs. Out: a section with the median ratio, its interval and the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmc.runtimes.bench.page.parts import Section, grid, paragraph, shown, spread_cells, spread_text, table
+from llmc.runtimes.bench.page.runs import Case, Document, Engine, Runs
+from llmc.runtimes.bench.page.values import Spread, Value
+from llmc.runtimes.charts.markup import Markup, join
+from llmc.runtimes.charts.row_chart import Row, row_chart
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One comparison; ``spread`` has the interval's ends where the document has one, else the least and most."""
+
+    document: Document
+    numerator: str
+    other: Engine
+    case: Case
+    metric: str
+    spread: Spread
+    rounds: tuple[float, ...]
+    confidence: float | None
+
+
+def ratio_section(runs: Runs) -> Section:
+    """One chart for each case and metric of a document."""
+    ratios = [ratio for document in runs.documents for ratio in _ratios(runs, document)]
+    groups = dict.fromkeys((it.document, it.numerator, it.metric, it.case) for it in ratios)
+    figures = [
+        _chart(group[1], group[2], [it for it in ratios if (it.document, it.numerator, it.metric, it.case) == group])
+        for group in groups
+    ]
+    if not figures:
+        return Section("ratios", "Ratios", None, "llmc bench ENGINE OTHER, or --peer")
+    levels = {it.confidence for it in ratios if it.confidence is not None}
+    bars = f"{max(levels):.0%} bootstrap interval of the median" if levels else "least and most of the rounds"
+    note = f"Both sides ran in the same round; above 1 the first is faster. Marker: median. Line: {bars}."
+    return Section("ratios", "Ratios", join([paragraph(note), grid(figures)]))
+
+
+def _ratios(runs: Runs, document: Document) -> list[Ratio]:
+    found = []
+    for value in document.value.at("comparisons"):
+        other, case = runs.engine(document, value.at("denominator").text), Case.of(value.at("case"))
+        spread, confidence = _spread(value)
+        if other is not None and case is not None and spread is not None:
+            rounds = tuple(ratio for ratio in value.at("rounds").numbers if ratio > 0)
+            head = value.at("numerator").text, value.at("metric").text
+            found.append(Ratio(document, head[0], other, case, head[1], spread, rounds, confidence))
+    return found
+
+
+def _spread(value: Value) -> tuple[Spread | None, float | None]:
+    """The median with its interval and that one's confidence."""
+    whole = value.at("ratio").spread
+    low, high = (value.at("interval", end).positive for end in ("low", "high"))
+    if whole is None or low is None or high is None or not low <= whole.median <= high:
+        return whole, None
+    return Spread(whole.median, low, high), value.at("interval", "confidence").positive
+
+
+def _chart(numerator: str, metric: str, ratios: Sequence[Ratio]) -> Markup:
+    rows = [
+        Row(
+            it.other.tone,
+            it.other.title,
+            spread_text(it.spread),
+            it.spread.median,
+            it.spread.low,
+            it.spread.high,
+            dots=it.rounds,
+        )
+        for it in ratios
+    ]
+    title = f"{numerator} / other, {metric}, {ratios[0].case.name}"
+    axis = f"{metric} speed of {numerator} over the other's"
+    axis = axis if len(axis) < 50 else "ratio"
+    chart = row_chart(title, axis, rows, kind="points", log=True, reference=1.0)
+    numbers = table(
+        ("other", "median", "from", "to", "rounds"),
+        [
+            (it.other.title, *spread_cells(it.spread), " ".join(f"{ratio:.3f}" for ratio in it.rounds))
+            for it in ratios
+        ],
+    )
+    return shown(title, chart, numbers)

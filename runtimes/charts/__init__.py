@@ -1,0 +1,1 @@
+"""llmc.runtimes.charts: charts as SVG, drawn by functions from data to text; they know nothing of benchmarks."""

@@ -1,0 +1,43 @@
+"""Ratios with their intervals."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runtimes.charts.reading import at, axis, having, marker
+
+from .samples import benchmark, charts, page, parsed, section
+
+TITLE = "int4 / other, decode, prompt 128, 64 new tokens"
+
+
+def test_the_interval_and_the_rounds() -> None:
+    chart = charts(section(parsed(page(benchmark())), "ratios"))[TITLE]
+    x = axis(chart, "x", log=True)
+    assert x(marker(having(chart, "path", "mark")[0])[0]) == pytest.approx(1.2, rel=2e-3)
+    (ends,) = [tuple(map(x, at(it, "x1", "x2"))) for it in having(chart, "line", "range")]
+    assert ends == pytest.approx((1.05, 1.4), rel=2e-3)
+    assert [x(at(it, "cx")[0]) for it in having(chart, "circle", "dot")] == pytest.approx([1.1, 1.2, 1.5], rel=2e-3)
+    assert x(at(having(chart, "line", "reference")[0], "x1")[0]) == pytest.approx(1, rel=2e-3)
+
+
+def test_what_the_line_means_is_said() -> None:
+    document = benchmark()
+    with_interval = section(parsed(page(document)), "ratios")
+    assert with_interval is not None
+    assert "95% bootstrap interval" in "".join(with_interval.itertext())
+    document["comparisons"][0]["interval"] = None
+    without = section(parsed(page(document)), "ratios")
+    assert without is not None
+    assert "least and most of the rounds" in "".join(without.itertext())
+    x = axis(charts(without)[TITLE], "x", log=True)
+    (ends,) = [tuple(map(x, at(it, "x1", "x2"))) for it in having(charts(without)[TITLE], "line", "range")]
+    assert ends == pytest.approx((1.08, 1.44), rel=2e-3)
+
+
+def test_an_interval_that_does_not_hold_the_median_is_not_believed() -> None:
+    document = benchmark()
+    document["comparisons"][0]["interval"] = {"low": 1.3, "high": 1.4, "confidence": 0.95}
+    found = section(parsed(page(document)), "ratios")
+    assert found is not None
+    assert "bootstrap" not in "".join(found.itertext())

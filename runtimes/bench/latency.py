@@ -41,12 +41,8 @@ from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, Gpu
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps, runs_loop
 from llmc.runtimes.bench.text_mode import analyze_texts
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
-<<<<<<< HEAD
 from llmc.runtimes.generation.text import TextTokenizer
-from llmc.runtimes.machine.bandwidth import Bandwidth, measure_read_bandwidth
-=======
 from llmc.runtimes.machine.bandwidth import Bandwidth
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.machine.copy_bandwidth import copy_bandwidth_of_device
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.machine.gpu import GpuSampler, open_gpu
@@ -154,13 +150,10 @@ def run_benchmark(
         llmc=llmc_version(),
         created=created,
         energy=energy,
-<<<<<<< HEAD
         prompts=None if prompts is None else prompts.facts,
         text_results=analyze_texts(bench.texts),
         texts=tuple(bench.texts),
-=======
         ceilings=ceilings,
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
     )
     for plan in studies:
         report = plan.extended(report, subjects, steps)

@@ -124,16 +124,15 @@ def generation_table(report: BenchReport) -> Table:
     return table
 
 
-<<<<<<< HEAD
 def text_table(report: BenchReport) -> Table:
     """The loop that users run: one row per subject, the first column says how many prompts of how many tokens."""
     headings = ("encode ms", "TTFT ms p50", "p99", "TPOT ms p50", "p99", "ITL ms p50", "p99", "tok/s", "chars/s")
     file = "" if report.prompts is None else f" of {report.prompts.file}"
-    table = _table(f"Text in, text out, {report.options.runs} rounds{file}", *headings)
+    table = figures_table(f"Text in, text out, {report.options.runs} rounds{file}", *headings)
     for result in report.text_results:
         pairs = (result.ttft_ms, result.tpot_ms, result.itl_ms)
         cells = (
-            f"{value:.2f}" if each else "" for each in pairs for value in ((each and (each.p50, each.p99)) or (0, 0))
+            f"{value:.2f}" if each else "" for each in pairs for value in ((each.p50, each.p99) if each else (0, 0))
         )
         rates = (spread(result.tokens_per_s, ".1f"), spread(result.characters_per_s, ".0f"))
         named = f"{result.prompts} prompts, {result.prompt_tokens} tokens"
@@ -141,14 +140,6 @@ def text_table(report: BenchReport) -> Table:
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
-    """A table of figures by case and engine."""
-    figures = (Column(heading, justify="right") for heading in headings)
-    return Table(Column("case", no_wrap=True), "engine", *figures, title=title)
-
-
-=======
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 def comparison_table(report: BenchReport) -> Table:
     """Ratio of throughputs of the first subject over each other one: median, its interval, and each round's."""
     names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))

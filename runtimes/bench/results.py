@@ -29,12 +29,9 @@ from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
-<<<<<<< HEAD
-from llmc.runtimes.bench.text_mode import TextRecord, TextResult
-=======
 from llmc.runtimes.bench.roofline import Roofline
 from llmc.runtimes.bench.sweep import Sweep
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
+from llmc.runtimes.bench.text_mode import TextRecord, TextResult
 from llmc.runtimes.bench.token_cost import Price, TokenCost
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmc.compiler.base.option_field import number_list, option
-<<<<<<< HEAD
 from llmc.compiler.base.whole_file import require_writable, write_whole
-=======
 from llmc.compiler.cli.bench_studies import Studies
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.runtimes.bench.options import BenchFormat, BenchOptions

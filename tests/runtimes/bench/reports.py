@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
-<<<<<<< HEAD
-from llmc.runtimes.bench.prompts import PromptFacts
-=======
 from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
+from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.results import (
     BenchCase,
@@ -24,13 +21,10 @@ from llmc.runtimes.bench.results import (
     SampleRecord,
     SubjectRecord,
 )
-<<<<<<< HEAD
-from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts
-=======
 from llmc.runtimes.bench.roofline import AttentionWork, Operations, Roofline, RooflineShare, StepWork
 from llmc.runtimes.bench.sweep import Sweep, SweepPoint
+from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts
 from llmc.runtimes.machine.arithmetic import Rate
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
 from llmc.runtimes.machine.fingerprint import GpuDescription, MachineFingerprint

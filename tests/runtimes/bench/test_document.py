@@ -25,11 +25,8 @@ RECORDED = sorted((Path(__file__).parents[3] / "docs" / "bench").glob("*-*.json"
 
 
 def reports() -> list[BenchReport]:
-<<<<<<< HEAD
-    return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2, texts=True)]
-=======
-    return [make_report(), make_report(on_gpu=False, threads=3), make_report(generate=2), with_studies(make_report())]
->>>>>>> 846c393 (A benchmark says how near engines come to what the machine can do, and how a step's time grows with its tokens and with those behind it)
+    changed = make_report(generate=2, texts=True)
+    return [make_report(), make_report(on_gpu=False, threads=3), changed, with_studies(make_report())]
 
 
 @pytest.mark.parametrize("report", reports())

@@ -42,7 +42,7 @@ def roofline_section(runs: Runs) -> Section:
     ]
     machines = [line for document in runs.documents for line in _machine(document, alone=len(runs.documents) == 1)]
     body = join([paragraph(_NOTE), *map(paragraph, machines), grid(figures)]) if figures else None
-    return Section("roofline", "Share of the ceiling", body, "llmc bench --roofline")
+    return Section("roofline", "Share of the ceiling", body, "llmc bench ENGINE")
 
 
 def _shares(runs: Runs, document: Document) -> list[Share]:

@@ -40,6 +40,21 @@ def generation_section(runs: Runs) -> Section:
     return Section("requests", "Requests through the generation loop", body, "llmc bench --generate 16")
 
 
+def text_section(runs: Runs) -> Section:
+    """The loop from text to text, over the prompts of a file."""
+    names = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "encode_ms": "Chat template and tokenization"}
+    values = [(document, it) for document in runs.documents for it in document.value.at("text_results")]
+    rows = [(engine, it) for document, it in values if (engine := runs.engine(document, it.at("label").text))]
+    charts = [
+        _percentile_figure(f"{name}, from text to text", [(engine, it.at(metric)) for engine, it in rows])
+        for metric, name in names.items()
+    ]
+    figures = [chart for chart in charts if chart]
+    note = "Tokenization, sampling and detokenization included. The marker is p50, short lines are p90, p95 and p99."
+    body = join([paragraph(note), grid(figures)]) if figures else None
+    return Section("text", "Text in, text out", body, "llmc bench --prompts FILE --mode text")
+
+
 def _cases(results: Sequence[Result]) -> list[Case]:
     return sorted({result.case for result in results})
 
@@ -50,18 +65,19 @@ def _first(case: Case, results: Sequence[Result]) -> Markup | None:
 
 
 def _gaps(case: Case, results: Sequence[Result], metric: str, name: str = "ITL") -> Markup | None:
-    rows: list[tuple[Engine, tuple[float, ...]]] = []
-    for result in results:
-        values = _percentiles(result.value.at(metric)) if result.case == case else ()
-        if values:
-            rows.append((result.engine, values))
+    rows = [(it.engine, it.value.at(metric)) for it in results if it.case == case]
+    return _percentile_figure(f"{name}, {case.name}", rows)
+
+
+def _percentile_figure(title: str, found: Sequence[tuple[Engine, Value]]) -> Markup | None:
+    """A row for each engine whose percentiles are known."""
+    rows = [(engine, values) for engine, value in found if (values := _percentiles(value))]
     if not rows:
         return None
     marks = [
         Row(engine.tone, engine.title, _text(values), values[0], values[0], values[-1], values[1:])
         for engine, values in rows
     ]
-    title = f"{name}, {case.name}"
     numbers = table(
         ("engine", *(f"{it} ms" for it in PERCENTILES)), [(e.title, *map(figure, values)) for e, values in rows]
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from llmc.runtimes.bench.page.ceilings import roofline_section, sweep_sections
 from llmc.runtimes.bench.page.energy import cost_section, energy_section
-from llmc.runtimes.bench.page.latency import generation_section, latency_section
+from llmc.runtimes.bench.page.latency import generation_section, latency_section, text_section
 from llmc.runtimes.bench.page.overview import overview_section
 from llmc.runtimes.bench.page.parts import Section, sections_html
 from llmc.runtimes.bench.page.quality import quality_section
@@ -32,6 +32,7 @@ def render_page(benchmarks: Sequence[Document], evaluations: Sequence[Document] 
         *throughput_sections(runs),
         latency_section(runs),
         generation_section(runs),
+        text_section(runs),
         ratio_section(runs),
         roofline_section(runs),
         *sweep_sections(runs),

@@ -40,3 +40,14 @@ def test_requests() -> None:
     tree = parsed(page(benchmark(generations=[generation])))
     assert list(charts(section(tree, "requests"))) == [f"TTFT, {CASE}", f"TPOT, {CASE}"]
     assert section(parsed(page(benchmark())), "requests") is None
+
+
+def test_text_to_text() -> None:
+    values = {"p50": 10.0, "p90": 12.0, "p95": 14.0, "p99": 20.0}
+    results = [{"label": "int8", "ttft_ms": values, "tpot_ms": None}, {"label": "nobody", "itl_ms": values}]
+    tree = parsed(page(benchmark(text_results=results)))
+    ((title, chart),) = charts(section(tree, "text")).items()
+    assert title == "TTFT, from text to text"
+    x = axis(chart, "x")
+    assert x(marker(having(chart, "path", "mark")[0])[0]) == pytest.approx(10, rel=2e-3)
+    assert section(parsed(page(benchmark())), "text") is None

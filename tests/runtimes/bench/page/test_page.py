@@ -40,7 +40,16 @@ def test_what_is_absent_is_said_with_what_adds_it() -> None:
     text = page(benchmark(results=[], comparisons=[]))
     (absent,) = [it for it in parsed(text).iter("ul") if it.get("class") == "absent"]
     lines = ["".join(it.itertext()) for it in absent]
-    for words in ("--batch 1,4,16", "--prompt 128,512,2048", "--generate 16", "--price", "--roofline", "--peer"):
+    for words in (
+        "--batch 1,4,16",
+        "--prompt 128,512,2048",
+        "--generate 16",
+        "--price",
+        "--curve",
+        "--contexts",
+        "--mode text",
+        "--peer",
+    ):
         assert any(words in line for line in lines), words
     assert len(lines) == len(set(lines)) >= 10
     assert not charts(parsed(text))

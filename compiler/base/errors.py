@@ -15,6 +15,8 @@ Out: an exception that the command line prints as that one sentence and turns in
     ├── EngineError (9)
     ├── MissingDependencyError (10)
     ├── HubError (11)
+    ├── GateError (12)
+    ├── UndecidedError (13)
     ├── MachineError (71)
     └── OutputError (74)
 """
@@ -93,6 +95,18 @@ class HubError(LlmcError):
     """The Hugging Face hub cannot be reached, or does not take what is sent to it."""
 
     exit_code = 11
+
+
+class GateError(LlmcError):
+    """A benchmark's condition to fail holds (``llmc bench --fail-if``)."""
+
+    exit_code = 12
+
+
+class UndecidedError(LlmcError):
+    """A benchmark could not decide its conditions in the time it had, and was told that this is a failure."""
+
+    exit_code = 13
 
 
 class MachineError(LlmcError):

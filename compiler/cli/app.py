@@ -122,6 +122,7 @@ COMMANDS = (
             "llmc bench out/int4 out/int8 --prompt 128,512 --gen 128 --batch 1,4 --runs 5",
             "llmc bench out/engine --prompt 512 --gen 64 --threads 2 --json results.json",
             "llmc bench out/engine --batch 4 --generate 16 --temperature 0.7",
+            "llmc bench out/new --baseline out/old --fail-if 'decode_tps < 0.97*baseline' --junit gate.xml",
             "llmc bench out/gpu --peer transformers/compile=venv/bin/python:./my-model --one-at-a-time",
             "llmc bench out/engine --prompts chats.jsonl --mode text --gen 64",
             "llmc bench out/int4 out/int8 --batch 1,4,16 --html report.html",

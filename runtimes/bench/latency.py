@@ -16,8 +16,8 @@ the CPU time they use while another one runs is measured: a pool that goes on sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +49,14 @@ from llmc.runtimes.machine.gpu import GpuSampler, open_gpu
 from llmc.runtimes.machine.load import other_load
 from llmc.runtimes.machine.matmul_rate import matmul_rate_of_device
 from llmc.runtimes.machine.powercap import PowercapSampler, open_powercap
+
+
+@dataclass(frozen=True)
+class Course:
+    """Another course of a benchmark than its rounds: how many steps it announces at most, and what it does."""
+
+    steps: int
+    measure: Callable[[Rounds], None]
 
 
 class StudyPlan(Protocol):
@@ -92,6 +100,7 @@ def run_benchmark(
     bandwidth: Bandwidth | None = None,
     progress: Progress | None = None,
     studies: Sequence[StudyPlan] = (),
+    course: Course | None = None,
 ) -> BenchReport:
     """Measure every subject on every case.
 
@@ -103,6 +112,7 @@ def run_benchmark(
             are measured.
         progress: Told of each step.
         studies: What is looked at afterwards, in this order.
+        course: What to measure; None: :meth:`~.rounds.Rounds.measure`.
 
     Raises:
         UsageError: no subject, no case, or a label used twice.
@@ -114,7 +124,8 @@ def run_benchmark(
     tokens = None if prompts is None else TokenText.of(prompts, TextTokenizer.from_directory(subjects[0].path))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     looks = sum(plan.count_steps(subjects, chosen) for plan in studies)
-    steps = Steps(1 + count_steps(subjects, cases, chosen) + looks, progress)
+    course = course or Course(count_steps(subjects, cases, chosen), Rounds.measure)
+    steps = Steps(1 + course.steps + looks, progress)
     machine, gpu = machine_fingerprint(), open_gpu()
     steps.begin("ceilings of the machine")
     load_before, gpu_before = other_load(chosen.load_window_s), gpu and gpu.load()
@@ -124,7 +135,7 @@ def run_benchmark(
     processor = PowercapSampler(zones) if zones else None
     bench = Rounds(subjects, cases, chosen, steps, None if gpu is None else GpuSampler(gpu), processor)
     bench.prompts, bench.tokens = prompts, tokens
-    bench.measure()
+    course.measure(bench)
     if bench.on_cuda:
         ceilings = replace(ceilings, device=DeviceCeilings(copy_bandwidth_of_device(), matmul_rate_of_device()))
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()

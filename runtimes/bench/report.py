@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from llmc.runtimes.bench.figures import figures_table, spread
+from llmc.runtimes.bench.gate.table import gate_lines
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
 from llmc.runtimes.bench.study_tables import study_tables
 from llmc.runtimes.bench.token_cost import amount_text
@@ -30,6 +31,8 @@ def render_report(report: BenchReport) -> Group:
     if report.price is not None:
         parts.append(price_table(report))
     parts += study_tables(report)
+    if report.gate is not None:
+        parts += gate_lines(report.gate)
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
     if report.energy is not None and not any(it.joules_per_token for it in report.results) and report.energy.reason:

@@ -26,6 +26,7 @@ from llmc.compiler.base.json_record import encode
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
 from llmc.runtimes.bench.ceilings import Ceilings
+from llmc.runtimes.bench.gate.record import GateRecord
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.ratio_interval import RatioInterval
@@ -243,6 +244,7 @@ class BenchReport:
         text_results, texts: Figures of the loop that users run, and each answer; empty unless it was asked for.
         energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
+        gate: What decided whether it failed, and the figures of each process; None where nothing was asked.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
 
@@ -272,6 +274,7 @@ class BenchReport:
     roofline: Roofline | None = None
     curve: Sweep | None = None
     contexts: Sweep | None = None
+    gate: GateRecord | None = None
     conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)
     schema_version: Literal[2] = SCHEMA_VERSION
 

@@ -1,13 +1,14 @@
 """The measurements of a benchmark: workers started, cases run, raw times kept.
 
 In: subjects, cases, options. Out: :class:`Rounds`, whose fields are the samples, the peaks of memory and what the
-subjects said of themselves. Two orders of things::
+subjects said of themselves. Three orders of things::
 
     interleaved    for each subject, each case: fresh worker: load, run once   -> load time, memory
                    open one worker per subject, warm each case up
                    for each round, each case, each subject: run                -> A B A B …
     one at a time  for each visit: fresh worker: load, warm each case up (and measure memory), run its rounds, close
                    visits: A B C, half of the rounds each, then C B A          -> A A B B C C C C B B A A
+    afresh         for each start: what "interleaved" or "one at a time" does, in processes of its own
 
 A visit that follows one of the same subject is joined with it (C above).
 """
@@ -85,6 +86,12 @@ def count_steps(subjects: Sequence[Subject], cases: Sequence[BenchCase], options
     return len(cases) * (runs + len(subjects) * (1 + options.measure_memory)) + texts
 
 
+def count_start_steps(subjects: Sequence[Subject], cases: Sequence[BenchCase], options: BenchOptions) -> int:
+    """Steps that :meth:`Rounds.run_afresh` announces."""
+    generating = sum(runs_loop(subject) for subject in subjects) if options.generate else 0
+    return len(cases) * ((len(subjects) + generating) * options.runs + len(subjects))
+
+
 def runs_loop(subject: Subject) -> bool:
     """Whether a subject has the loop of llmc's users: peers have their own."""
     return subject.command == LLMC_WORKER
@@ -126,6 +133,37 @@ class Rounds:
                 self._measure_latency()
         self._read_energy()
 
+    def run_afresh(self, subjects: Sequence[Subject], first: int) -> dict[str, int | None]:
+        """Open these subjects anew in this order, warm each case up, run all rounds, close them.
+
+        Args:
+            subjects: Some or all of the benchmark's, in the order of their turns.
+            first: Number of the first of these rounds, for its random tokens.
+
+        Returns:
+            Most resident bytes of each subject's process, by label; None where memory is not measured.
+        """
+        groups = [(subject,) for subject in subjects] if self.options.one_at_a_time else [tuple(subjects)]
+        peaks: dict[str, int | None] = {}
+        with nullcontext() if self.processor is None else self.processor.watching():
+            for group in groups:
+                peaks |= self._run_group(group, first)
+        self._read_energy()
+        return peaks
+
+    def _run_group(self, subjects: Sequence[Subject], first: int) -> dict[str, int | None]:
+        """Some subjects of a start, which are open together."""
+        peaks: dict[str, int | None] = {}
+        with self._together(subjects) as workers:
+            for turn in range(first, first + self.options.runs):
+                self._round(workers, turn)
+            for label, worker in workers.items():
+                peak = worker.request("memory")["peak_rss_bytes"] if self.options.measure_memory else None
+                peaks[label] = peak
+                if peak is not None:
+                    self.peaks.update({(label, case): Peak(peak) for case in self.cases})
+        return peaks
+
     def _read_energy(self) -> None:
         """Energy of the decode steps: the GPU's of the subjects there, the processor's of the others."""
         on_cuda = self.on_cuda
@@ -145,9 +183,16 @@ class Rounds:
 
     def _measure_latency(self) -> None:
         """All rounds, with one living worker per subject."""
+        with self._together(self.subjects) as workers:
+            for turn in range(self.options.runs):
+                self._round(workers, turn)
+
+    @contextmanager
+    def _together(self, subjects: Sequence[Subject]) -> Iterator[dict[str, WorkerProcess]]:
+        """A living worker per subject, each case warmed up, the GPU watched."""
         with ExitStack() as stack:
             workers = {}
-            for subject in self.subjects:
+            for subject in subjects:
                 worker = stack.enter_context(WorkerProcess(subject.label, subject.command))
                 self._open(worker, subject)
                 workers[subject.label] = worker
@@ -156,8 +201,7 @@ class Rounds:
                     self._warm_up(label, worker, case)
             if self.sampler is not None and self.on_cuda:
                 stack.enter_context(self.sampler.watching())
-            for turn in range(self.options.runs):
-                self._round(workers, turn)
+            yield workers
 
     def _visit(self, visit: Visit) -> None:
         """One subject alone: opened, its rounds, closed."""
@@ -199,7 +243,7 @@ class Rounds:
     def _round(self, workers: Mapping[str, WorkerProcess], turn: int) -> None:
         for case in self.cases:
             for label, worker in workers.items():
-                self.steps.begin(f"{label}, {case.name}: run {turn + 1} of {self.options.runs}")
+                self.steps.begin(f"{label}, {case.name}: run {turn % self.options.runs + 1} of {self.options.runs}")
                 idle = {name: other.cpu_seconds() for name, other in workers.items() if name != label}
                 begin, meter = time.perf_counter(), LoadMeter()
                 meter.start()

@@ -12,8 +12,11 @@ import typer
 from llmc.compiler.base.option_field import number_list, option
 from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.compiler.cli.bench_studies import Studies
+from llmc.compiler.cli.ci_output import CiOutput
+from llmc.compiler.cli.gating import bench_suite, end_gate, measure_gate
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
+from llmc.runtimes.bench.gate.options import GateOptions
 from llmc.runtimes.bench.options import BenchFormat, BenchOptions
 
 if TYPE_CHECKING:
@@ -66,18 +69,22 @@ def bench(
     asked: Question,
     studied: Studies,
     options: BenchOptions,
+    gate: GateOptions,
+    told: CiOutput,
     shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Measure TTFT, prefill and decode speed, latency percentiles, memory and load time.
 
     Each figure is a median over rounds in which the engines take turns. Run it on an idle machine: the report warns
     when other processes use the cores or the GPU. For engines on a GPU the bandwidth is the GPU's, and its memory and
-    energy are measured where NVML (the package nvidia-ml-py) is installed.
+    energy are measured where NVML (the package nvidia-ml-py) is installed. With --fail-if it judges one engine: exit
+    code 12 where a condition holds for certain, 0 where none does.
     """
     if asked.file == "-":
         asked = replace(asked, form="json", file=None)
     shown = replace(shown, json=asked.form != "table")
-    with shown.working(measures=True) as progress:
+    subject = ", ".join(map(str, directories))
+    with told.recording("llmc bench", subject) as recording, shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
         from llmc.runtimes.bench.machine_costs import with_price
@@ -89,10 +96,15 @@ def bench(
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
-        subjects = subjects_of(directories, asked.peers)
         studies = studied.plans(directories, subject_labels(directories))
-        report = latency.run_benchmark(subjects, cases, options, progress=progress.step, studies=studies)
+        if gate.asked:
+            report = measure_gate(directories, asked.peers, cases, options, gate, studies, progress.step)
+        else:
+            subjects = subjects_of(directories, asked.peers)
+            report = latency.run_benchmark(subjects, cases, options, progress=progress.step, studies=studies)
+        recording.suite = bench_suite(report, gate)
     hand_out(report if price is None else with_price(report, price), asked, shown)
+    end_gate(report, gate, shown)
 
 
 def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:

@@ -12,6 +12,7 @@ import typer
 from llmc.compiler.base.option_field import option
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.whole_file import require_writable, write_whole
+from llmc.compiler.cli.ci_output import CiOutput
 from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
@@ -51,6 +52,7 @@ def eval_(
     asked: Comparison,
     options: EvaluationOptions,
     reading: Annotated[ExportOptions, Without({"dtype", "verify", "weights"})],
+    told: CiOutput,
     shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Measure what engines lose against their model on a text: perplexity, KL divergence, equal predictions.
@@ -62,12 +64,14 @@ def eval_(
     file = None if asked.file is None or shown.json else Path(asked.file)
     if file is not None:
         require_writable(file)
-    with shown.working() as progress:
+    with told.recording("llmc eval", reference) as recording, shown.working() as progress:
+        from llmc.compiler.cli.suites.evaluation_suite import evaluation_suite
         from llmc.compiler.driver.evaluation import evaluate, logits_peers
 
         engines = list(zip(subject_labels(directories), directories, strict=True))
         peers = logits_peers(asked.peers)
         report = evaluate(engines, peers, reference, options, reading, progress=progress)
+        recording.suite = evaluation_suite(report)
     try:
         if file is not None:
             write_whole(json.dumps(report.to_json(), indent=2) + "\n", file)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from llmc.compiler.base.errors import EngineError, VerificationError
+from llmc.compiler.cli.ci_output import CiOutput
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.compiler.cli.tables.lint_table import lint_table
@@ -24,6 +25,7 @@ def lint(
         str, typer.Option("--target", metavar="TARGET", help=f"Runtime and release: {TARGETS}.", show_default=False)
     ],
     form: Annotated[LintFormat, typer.Option("--format", help="Form of the report.")] = "table",
+    told: CiOutput,
     shown: Annotated[Output, Without({"json"})],
 ) -> None:
     """Say of every node whether a runtime runs it, runs it slowly, refuses it, or is silently wrong; and what to do.
@@ -33,11 +35,13 @@ def lint(
     when one is refused.
     """
     shown = replace(shown, json=form != "table")
-    with shown.working():
+    with told.recording("llmc lint", f"{path} on {target}") as recording, shown.working():
+        from llmc.compiler.cli.suites.lint_suite import lint_suite
         from llmc.runtimes.lint.lint import lint_file
         from llmc.runtimes.lint.lint_sarif import to_sarif
 
         report = lint_file(path, target)
+        recording.suite = lint_suite(report)
     shown.show(lambda: lint_table(report), to_sarif(report) if form == "sarif" else report.to_json())
     if report.has("refused"):
         shown.fail(EngineError(f"{report.table.title} refuses {path}; see what is refused above"))

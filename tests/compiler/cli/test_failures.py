@@ -28,6 +28,8 @@ EXIT_CODES = {
     "EngineError": 9,
     "MissingDependencyError": 10,
     "HubError": 11,
+    "GateError": 12,
+    "UndecidedError": 13,
     "MachineError": 71,
     "OutputError": 74,
 }

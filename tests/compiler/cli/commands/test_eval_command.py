@@ -116,3 +116,8 @@ def test_figures_are_shown_where_the_report_cannot_be_written_any_more(llmc: Run
     assert result.exit_code == 71
     assert "/dev/full cannot be written (No space left on device)" in result.stderr
     assert "mean KL" in result.stdout
+
+
+def test_continuous_integration_is_told(llmc: Run, evaluated: Any, tmp_path: Path) -> None:
+    assert llmc("eval", "engine", "--reference", "model", "--summary", tmp_path / "summary.md").exit_code == 0
+    assert "| passed | int4: mean KL | 0.04512 ± 0.00090 |" in (tmp_path / "summary.md").read_text()

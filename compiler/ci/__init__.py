@@ -1,0 +1,1 @@
+"""What checks came out with, in the forms that continuous integration reads."""

@@ -1,0 +1,1 @@
+"""Reports of commands as suites, for continuous integration: one module a command."""

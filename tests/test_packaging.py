@@ -116,6 +116,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         "llmc/runtimes/py.typed",
     } <= names
     assert "llmc/compiler/artifact/manifest.schema.json" in names
+    assert "llmc/runtimes/bench/report.schema.json" in names
 
 
 def test_the_wheel_carries_command_licence_and_types(wheel: Path) -> None:

@@ -3,7 +3,7 @@
 In: a :class:`~.results.BenchReport`. Out: text, by the name of the form (:data:`FORMATS`)::
 
     json         the whole document (document.py)
-    jsonl        a line for each run: its times and what it was a run of
+    jsonl        a line for each run, request and answered text: its times and what it was a run of
     csv          a line for each engine and case: every figure of it; what was not measured is empty
     md           the tables of the terminal as Markdown
     llama-bench  the table that llama.cpp's llama-bench prints, mean and standard deviation included
@@ -32,9 +32,9 @@ _SINGLES = ("peak_rss_bytes", "device_peak_bytes", "step_bytes", "bandwidth_shar
 
 
 def to_jsonl(report: BenchReport) -> str:
-    """One JSON object a line for each run, and one for each request through the generation loop."""
+    """One JSON object a line for each run, each request through the generation loop, each text that was answered."""
     machine = {"created": report.created, "llmc": report.llmc, "cpu_model": report.machine.cpu_model}
-    kinds = {"run": report.samples, "request": report.requests}
+    kinds = {"run": report.samples, "request": report.requests, "text": report.texts}
     lines = [{"kind": kind, **machine, **encode(record)} for kind, records in kinds.items() for record in records]
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 

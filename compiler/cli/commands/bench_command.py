@@ -77,8 +77,9 @@ def bench(
 
     Each figure is a median over rounds in which the engines take turns. Run it on an idle machine: the report warns
     when other processes use the cores or the GPU. For engines on a GPU the bandwidth is the GPU's, and its memory and
-    energy are measured where NVML (the package nvidia-ml-py) is installed. With --fail-if it judges one engine: exit
-    code 12 where a condition holds for certain, 0 where none does.
+    energy are measured where NVML (the package nvidia-ml-py) is installed; the processor's energy is where Linux
+    shows its counters. With --fail-if it judges one engine: exit code 12 where a condition holds for certain, 0 where
+    none does.
     """
     if asked.file == "-":
         asked = replace(asked, form="json", file=None)

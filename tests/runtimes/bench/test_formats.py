@@ -27,8 +27,9 @@ def test_every_form_of_the_command_line_is_there() -> None:
 
 
 def test_jsonl_has_a_line_for_each_run_and_request() -> None:
-    lines = [json.loads(line) for line in to_jsonl(make_report(generate=2)).splitlines()]
-    assert [line["kind"] for line in lines] == ["run", "run", "run", "request"]
+    lines = [json.loads(line) for line in to_jsonl(make_report(generate=2, texts=True)).splitlines()]
+    assert [line["kind"] for line in lines] == ["run", "run", "run", "request", "text", "text"]
+    assert (lines[4]["prompt_tokens"], lines[5]["first_text"]) == (5, None)
     assert lines[1]["label"] == "mine"
     assert lines[1]["round"] == 1
     assert lines[1]["case"]["name"] == CASE.name

@@ -35,17 +35,28 @@ class Studies:
         parse=number_list,
     )
 
+    quality: tuple[str, ...] = option(
+        (),
+        "What llmc eval --json wrote, or a directory of such files; repeatable. What llmc eval measured of the same "
+        "files on this machine is known without it.",
+        "--quality",
+        metavar="FILE",
+    )
+
     def plans(self, directories: Sequence[Path], labels: Sequence[str]) -> list[StudyPlan]:
-        """The roofline, which costs nothing, and what was asked for.
+        """Roofline and quality, which cost nothing, and what was asked for.
 
         Raises:
-            UsageError: a context that is shorter than the steps.
+            UsageError: a context that is shorter than the steps, or a file that is no evaluation.
         """
         from llmc.compiler.driver.step_work import works_of
+        from llmc.runtimes.bench.quality import read_evaluations
+        from llmc.runtimes.bench.quality_plan import QualityPlan
         from llmc.runtimes.bench.roofline_plan import RooflinePlan
         from llmc.runtimes.bench.sweep_plan import SweepPlan
 
-        plans: list[StudyPlan] = [RooflinePlan(works_of(dict(zip(labels, directories, strict=True))))]
+        qualities = QualityPlan(tuple(read_evaluations(map(Path, self.quality))))
+        plans: list[StudyPlan] = [RooflinePlan(works_of(dict(zip(labels, directories, strict=True)))), qualities]
         if self.curve:
             plans.append(SweepPlan.curve())
         if self.contexts:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from llmc.runtimes.bench.figures import figures_table, spread
 from llmc.runtimes.bench.gate.table import gate_lines
-from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult
+from llmc.runtimes.bench.quality import WORSE
+from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult, Comparison, SubjectRecord
 from llmc.runtimes.bench.study_tables import study_tables
 from llmc.runtimes.bench.token_cost import amount_text
 
@@ -84,6 +85,17 @@ GPU_COLUMNS: dict[str, Callable[[BenchResult], str]] = {
 """The same; a column is shown if some subject has the figure."""
 
 
+SUBJECT_COLUMNS: dict[str, Callable[[SubjectRecord], str]] = {
+    "size": lambda it: "" if it.artifact is None else f"{it.artifact.bytes / 1e6:.0f} MB",
+    "bits/weight": lambda it: (
+        "" if it.artifact is None or it.artifact.bits_per_weight is None else f"{it.artifact.bits_per_weight:.2f}"
+    ),
+    "mean KL": lambda it: "" if it.quality is None else f"{it.quality.mean_kl:.4f}",
+    "PPL": lambda it: "" if it.quality is None or it.quality.ppl is None else f"{it.quality.ppl:.2f}",
+}
+"""Of a subject whatever the case, so that a speed stands beside what was lost for it."""
+
+
 def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.0f} MiB"
 
@@ -91,11 +103,15 @@ def _mebibytes(size: int | None) -> str:
 def results_table(report: BenchReport) -> Table:
     """Throughput, memory, energy and load time: one row per case and subject."""
     columns = COLUMNS | {name: text for name, text in GPU_COLUMNS.items() if any(map(text, report.results))}
-    table = figures_table(f"Throughput, median of {report.options.runs} runs (min - max)", *columns, "load")
-    loads = {subject.label: subject.load_s for subject in report.subjects}
+    subjects = {subject.label: subject for subject in report.subjects}
+    own = {name: text for name, text in SUBJECT_COLUMNS.items() if any(map(text, report.subjects))}
+    title = f"Throughput, median of {report.options.runs} runs (min - max)"
+    table = figures_table(title, *columns, "load", *own)
     for result in report.results:
         cells = (text(result) for text in columns.values())
-        table.add_row(result.case.name, result.label, *cells, f"{loads[result.label].median:.2f} s")
+        subject = subjects[result.label]
+        facts = (text(subject) for text in own.values())
+        table.add_row(result.case.name, result.label, *cells, f"{subject.load_s.median:.2f} s", *facts)
     return table
 
 
@@ -148,12 +164,21 @@ def comparison_table(report: BenchReport) -> Table:
     names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
     title = f"{report.subjects[0].label} / other, same round (above 1: faster)"
     figures = (Column("median ratio", justify="right"), Column("95 % interval", justify="right"))
-    table = Table(*names, *figures, "each round", title=title)
+    graded = any(item.standing for item in report.comparisons)
+    table = Table(*names, *figures, "each round", *(["quality"] if graded else []), title=title)
     for item in report.comparisons:
         rounds, bounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds), item.interval
         interval = "" if bounds is None else f"{bounds.low:.3f} - {bounds.high:.3f}"
-        table.add_row(item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
+        cells = (item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
+        table.add_row(*cells, *([standing_text(item)] if graded else []))
     return table
+
+
+def standing_text(item: Comparison) -> str:
+    """How the numerator's loss stands to the other's, and what that makes of a ratio above 1."""
+    if item.standing == WORSE:
+        return "faster but worse" if item.ratio.median > 1 else WORSE
+    return item.standing or "not known"
 
 
 def price_table(report: BenchReport) -> Table:

@@ -29,6 +29,7 @@ from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.gate.record import GateRecord
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
+from llmc.runtimes.bench.quality import SubjectQuality
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.roofline import Roofline
 from llmc.runtimes.bench.sweep import Sweep
@@ -89,6 +90,7 @@ class SubjectRecord:
         load_s: Seconds to load, over the fresh processes.
         base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
         artifact: Size, hash and bits per weight of what was opened; None where nobody knows.
+        quality: What it has lost against its model; None where nobody has measured it.
     """
 
     label: str
@@ -97,6 +99,7 @@ class SubjectRecord:
     load_s: Summary
     base_rss_bytes: int
     artifact: ArtifactFacts | None = None
+    quality: SubjectQuality | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ class Comparison:
         metric: ``prefill`` or ``decode``.
         rounds, ratio: Ratio of each round; their median, least and most.
         interval: Where the median of such rounds lies; None of a single round.
+        standing: How the numerator's loss stands to the denominator's: ``equal or better``, ``worse``, or empty where
+            that is not known.
     """
 
     numerator: str
@@ -223,6 +228,7 @@ class Comparison:
     rounds: tuple[float, ...]
     ratio: Summary
     interval: RatioInterval | None = None
+    standing: str = ""
 
 
 @dataclass(frozen=True)

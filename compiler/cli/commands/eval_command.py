@@ -67,11 +67,13 @@ def eval_(
     with told.recording("llmc eval", reference) as recording, shown.working() as progress:
         from llmc.compiler.cli.suites.evaluation_suite import evaluation_suite
         from llmc.compiler.driver.evaluation import evaluate, logits_peers
+        from llmc.runtimes.bench.quality import remember
 
         engines = list(zip(subject_labels(directories), directories, strict=True))
         peers = logits_peers(asked.peers)
         report = evaluate(engines, peers, reference, options, reading, progress=progress)
         recording.suite = evaluation_suite(report)
+        remember(report.to_json())
     try:
         if file is not None:
             write_whole(json.dumps(report.to_json(), indent=2) + "\n", file)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings
 from llmc.runtimes.bench.prompts import PromptFacts
+from llmc.runtimes.bench.quality import SubjectQuality
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.results import (
     BenchCase,
@@ -146,8 +147,10 @@ def with_studies(report: BenchReport) -> BenchReport:
     point = SweepPoint(
         "mine", 16, Summary(3.0, 2.0, 4.0, 3), Summary(30.0, 20.0, 40.0, 3), 100, ((0.1, 0.2), (0.3, 0.4))
     )
+    quality = SubjectQuality("mine", 0.05, 0.003, 20.5, None, "a text", 512, 1020, "model", 19.8, "eval.json")
     return replace(
         report,
+        subjects=(replace(report.subjects[0], quality=quality), *report.subjects[1:]),
         ceilings=ceilings,
         roofline=Roofline({"mine": work}, shares),
         curve=Sweep((point,), ("slow",)),

@@ -46,6 +46,8 @@ def test_throughput() -> None:
         "J/token": ["3.000 (1.000 - 5.000)", ""],
         "W": ["42", ""],
         "load": ["1.50 s", "2.50 s"],
+        "size": ["123 MB", ""],
+        "bits/weight": ["4.50", ""],
     }
     assert results_table(make_report()).title == "Throughput, median of 3 runs (min - max)"
     assert not {"GPU memory", "J/token", "W"} & set(cells(results_table(make_report(on_gpu=False))))

@@ -16,6 +16,7 @@ from llmc.compiler.base.processors import physical_cores
 from llmc.compiler.cli.commands.bench_command import subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
+from llmc.runtimes.bench.quality_plan import QualityPlan
 from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subject
 from llmc.runtimes.bench.roofline_plan import RooflinePlan
 from llmc.runtimes.bench.sweep_plan import SweepPlan
@@ -195,10 +196,10 @@ def test_figures_are_shown_where_the_report_cannot_be_written_any_more(
 
 def test_a_roofline_costs_nothing_and_sweeps_are_asked_for(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert llmc("bench", tmp_path).exit_code == 0
-    assert measured.call_args.kwargs["studies"] == [RooflinePlan({})]
+    assert measured.call_args.kwargs["studies"] == [RooflinePlan({}), QualityPlan()]
     assert llmc("bench", tmp_path, "--curve", "--contexts", "2048,128").exit_code == 0
     plans = measured.call_args.kwargs["studies"]
-    assert plans == [RooflinePlan({}), SweepPlan.curve(), SweepPlan.contexts([128, 2048])]
+    assert plans == [RooflinePlan({}), QualityPlan(), SweepPlan.curve(), SweepPlan.contexts([128, 2048])]
     result = llmc("bench", tmp_path, "--contexts", "16")
     assert result.exit_code == UsageError.exit_code
     assert "a context of 16 tokens is shorter than the steps" in result.stderr
@@ -206,7 +207,7 @@ def test_a_roofline_costs_nothing_and_sweeps_are_asked_for(llmc: Run, measured: 
 
 def test_what_a_token_costs_is_read_of_the_engines_graphs(llmc: Run, measured: Any, engine: Path) -> None:
     assert llmc("bench", engine).exit_code == 0
-    (plan,) = measured.call_args.kwargs["studies"]
+    plan, _ = measured.call_args.kwargs["studies"]
     assert list(plan.work) == [engine.name]
 
 

@@ -121,3 +121,10 @@ def test_figures_are_shown_where_the_report_cannot_be_written_any_more(llmc: Run
 def test_continuous_integration_is_told(llmc: Run, evaluated: Any, tmp_path: Path) -> None:
     assert llmc("eval", "engine", "--reference", "model", "--summary", tmp_path / "summary.md").exit_code == 0
     assert "| passed | int4: mean KL | 0.04512 ± 0.00090 |" in (tmp_path / "summary.md").read_text()
+
+
+def test_figures_are_kept_for_benchmarks(llmc: Run, evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr("llmc.runtimes.bench.quality.remember", kept.append)
+    assert llmc("eval", "out/int4", "--reference", "model").exit_code == 0
+    assert kept == [report().to_json()]

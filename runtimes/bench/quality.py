@@ -1,0 +1,166 @@
+"""What a subject has lost against its model, beside its speed: so that nobody compares a fast loss with a slow truth.
+
+In: documents of ``llmc eval --json``, given or kept from earlier evaluations on this machine. Out:
+:class:`SubjectQuality`.
+
+``llmc eval`` keeps the figures of each engine and file that it measured under the hash of its content
+(``quality/HASH.json`` in the user's cache: its own document with one row), where a benchmark of the same content
+finds them. An evaluation on another text takes their place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.base.errors import ArtifactError, LlmcError, UsageError
+from llmc.compiler.base.json_record import from_text
+from llmc.compiler.base.user_cache import user_cache
+from llmc.compiler.base.whole_file import write_whole
+from llmc.runtimes.bench.artifact_facts import artifact_facts
+
+log = logging.getLogger(__name__)
+FOLDER = "quality"
+NOISE = 2.0
+"""Divergences that differ by less than so many standard errors count as equal."""
+BETTER, WORSE, UNKNOWN = "equal or better", "worse", ""
+
+
+@dataclass(frozen=True)
+class SubjectQuality:
+    """Figures of ``llmc eval`` for one subject.
+
+    Attributes:
+        evaluated: What the evaluation calls it.
+        mean_kl, mean_kl_error: Mean KL divergence from the reference and its standard error, nats; None: not defined.
+        ppl: Perplexity; None: not defined.
+        top1_agreement: Share of positions with the reference's first choice.
+        text, window, positions: What was read: its name, tokens of a window, scored positions.
+        reference, reference_ppl: What counted as right, and its perplexity.
+        source: The file that says so.
+    """
+
+    evaluated: str
+    mean_kl: float
+    mean_kl_error: float | None
+    ppl: float | None
+    top1_agreement: float | None
+    text: str
+    window: int
+    positions: int
+    reference: str
+    reference_ppl: float | None
+    source: str
+
+    def comparable(self, other: SubjectQuality) -> bool:
+        """Whether both were measured on the same positions against the same reference."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("text", "window", "positions", "reference", "reference_ppl")
+        )
+
+    def standing(self, other: SubjectQuality) -> str:
+        """How this one's loss stands to the other's: :data:`BETTER`, :data:`WORSE`, or :data:`UNKNOWN`."""
+        if not self.comparable(other):
+            return UNKNOWN
+        error = math.hypot(self.mean_kl_error or 0.0, other.mean_kl_error or 0.0)
+        return BETTER if self.mean_kl <= other.mean_kl + NOISE * error else WORSE
+
+
+def evaluated_rows(document: Mapping[str, Any], source: str) -> list[tuple[Path, SubjectQuality]]:
+    """The path of each row of an evaluation's document, and its figures.
+
+    Raises:
+        UsageError: it is no such document.
+    """
+    try:
+        text, reference = document["text"], document["reference"]
+        return [
+            (
+                Path(row["path"]).resolve(),
+                SubjectQuality(
+                    *(str(row["label"]), float(row["mean_kl"]), _number(row["mean_kl_error"]), _number(row["ppl"])),
+                    *(_number(row["top1_agreement"]), str(text["name"]), int(text["window"]), int(row["positions"])),
+                    *(str(reference["name"]), _number(reference["ppl"]), source),
+                ),
+            )
+            for row in document["artifacts"]
+            if row["mean_kl"] is not None
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{source} is no report of an evaluation; write one with llmc eval … --json FILE") from error
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def read_evaluations(paths: Iterable[Path]) -> list[tuple[Path, SubjectQuality]]:
+    """Rows of files, and of all evaluations among the ``.json`` files of directories.
+
+    Raises:
+        UsageError: a file cannot be read or is none, or a directory has none.
+    """
+    rows = []
+    for path in paths:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        documents = [(file, _document(file)) for file in files]
+        if path.is_dir():
+            documents = [(file, each) for file, each in documents if {"text", "artifacts"} <= each.keys()]
+            if not documents:
+                raise UsageError(f"{path} has no report of an evaluation; write one with llmc eval … --json FILE")
+        for file, document in documents:
+            rows += evaluated_rows(document, str(file))
+    return rows
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        value = from_text(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError, ArtifactError) as error:
+        raise UsageError(f"{file} cannot be read as a report of an evaluation: {error}") from error
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def remember(document: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Keep each row of an evaluation's document under the hash of what it measured; a cache may be missing."""
+    for row in document["artifacts"]:
+        facts = artifact_facts(Path(row["path"]))
+        if facts is None:
+            continue
+        try:
+            target = (folder or user_cache(FOLDER)) / f"{facts.sha256}.json"
+            write_whole(json.dumps({**document, "artifacts": [row]}, indent=2) + "\n", target)
+        except (OSError, LlmcError) as error:
+            log.warning("the quality of %s is not kept for benchmarks: %s", row["label"], error)
+
+
+def recall(sha256: str, folder: Path | None = None) -> SubjectQuality | None:
+    """What was kept of this content; None where nothing was, or where it cannot be read."""
+    file = (folder or user_cache(FOLDER)) / f"{sha256}.json"
+    if not file.is_file():
+        return None
+    try:
+        ((_, quality),) = evaluated_rows(_document(file), str(file))
+    except (UsageError, ValueError) as error:
+        log.warning("%s is not what llmc eval wrote there: %s", file, error)
+        return None
+    return quality
+
+
+def quality_of(
+    label: str,
+    path: Path,
+    sha256: str | None,
+    rows: Sequence[tuple[Path, SubjectQuality]],
+    folder: Path | None = None,
+) -> SubjectQuality | None:
+    """A subject's figures: of the rows that were given, by its path, else by its label; else what was kept of it."""
+    named = [quality for place, quality in rows if place == path.resolve()]
+    named += [quality for _, quality in rows if quality.evaluated == label]
+    return named[0] if named else None if sha256 is None else recall(sha256, folder)

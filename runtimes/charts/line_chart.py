@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.runtimes.charts.figures import figure, text_width
+from llmc.runtimes.charts.figures import figure, text_width, tick_text
 from llmc.runtimes.charts.frame import FONT, WIDTH, Plane, drawing, label, left_margin, spread_apart
 from llmc.runtimes.charts.markup import Markup, element, join
 from llmc.runtimes.charts.palette import Tone
@@ -87,7 +87,7 @@ def _line(plane: Plane, axes: Axes, series: Series) -> Markup:
 
 def _told(point: Point, axes: Axes) -> str:
     spread = "" if point.low is None or point.high is None else f" ({figure(point.low)} to {figure(point.high)})"
-    return f"{axes.x} {figure(point.x)}: {figure(point.y)}{spread} {axes.y}"
+    return f"{axes.x} {tick_text(point.x)}: {figure(point.y)}{spread} {axes.y}"
 
 
 def _name(plane: Plane, series: Series, y: float) -> Markup:

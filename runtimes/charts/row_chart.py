@@ -32,7 +32,7 @@ class Row:
         name, text: What stands above the mark at the left and at the right.
         value: Of the bar or the point.
         low, high: Ends of the range, where there is one.
-        notches: Values between, each a short line across the range.
+        notches: Values between, each a short line across the range; without them its ends have such lines.
         dots: Single samples.
     """
 
@@ -113,18 +113,23 @@ def _row(row: Row, scale: Scale, top: float, line: float, kind: str) -> Markup:
         width = max(scale(row.value) - scale.start, 0.5)
         css, hint = f"bar {row.tone.css}", element("title", told)
         parts.append(element("rect", hint, class_=css, x=scale.start, y=y - 6, width=width, height=11))
-    if row.low is not None and row.high is not None:
-        style = "error" if kind == "bars" else f"range {row.tone.css}"
-        parts.append(element("line", class_=style, x1=scale(row.low), x2=scale(row.high), y1=y, y2=y))
-    ends = [] if row.low is None or row.high is None or row.notches else [row.low, row.high]
-    style = "error" if kind == "bars" else f"notch {row.tone.css}"
-    parts += [element("line", class_=style, x1=scale(v), x2=scale(v), y1=y - 4, y2=y + 4) for v in ends]
-    parts += [_notch(row, scale(value), y) for value in row.notches]
+    parts += _range(row, scale, y, kind)
     parts += [element("circle", class_=f"dot {row.tone.css}", cx=scale(value), cy=y, r=2) for value in row.dots]
     if kind == "points":
         parts.append(row.tone.marker(scale(row.value), y, told))
     return join(parts)
 
 
-def _notch(row: Row, x: float, y: float) -> Markup:
-    return element("line", class_=f"notch {row.tone.css}", x1=x, x2=x, y1=y - 5, y2=y + 5)
+def _range(row: Row, scale: Scale, y: float, kind: str) -> list[Markup]:
+    """The line from the least to the most, its ends, and what is marked between."""
+    if row.low is None or row.high is None:
+        return []
+    points = (f"range {row.tone.css}", f"notch {row.tone.css}")
+    # On a bar the range has a border, since some bars are as dark as it is.
+    styles = (("halo",) * 2, ("error",) * 2) if kind == "bars" else (points,)
+    parts = []
+    for across, upright in styles:
+        parts.append(element("line", class_=across, x1=scale(row.low), x2=scale(row.high), y1=y, y2=y))
+        places = map(scale, row.notches or (row.low, row.high))
+        parts += [element("line", class_=upright, x1=x, x2=x, y1=y - 4, y2=y + 4) for x in places]
+    return parts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmc.runtimes.bench.page.parts import Section, grid, key, paragraph, shorts, shown, table
 from llmc.runtimes.bench.page.runs import Case, Document, Engine, Runs
-from llmc.runtimes.charts.figures import figure
+from llmc.runtimes.charts.figures import figure, tick_text
 from llmc.runtimes.charts.line_chart import Axes, Point, Series, line_chart
 from llmc.runtimes.charts.markup import Markup, element, join
 from llmc.runtimes.charts.row_chart import Row, row_chart
@@ -122,7 +122,7 @@ def _sweep(runs: Runs, name: str, title: str, axis: str, wanted: str) -> Section
     ordered = {engine: tuple(sorted(points[engine], key=lambda it: it.x)) for engine in engines}
     names = shorts(engines)
     series = [Series(engine.tone, engine.name, names[engine], ordered[engine]) for engine in engines]
-    cells = [(engine.title, figure(it.x), figure(it.y)) for engine in engines for it in ordered[engine]]
+    cells = [(engine.title, tick_text(it.x), figure(it.y)) for engine in engines for it in ordered[engine]]
     charts = [
         shown(
             "Median step",

@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from llmc.runtimes.bench.page.parts import Section, grid, paragraph, shown, spread_cells, spread_text, table
 from llmc.runtimes.bench.page.runs import Case, Document, Engine, Runs
 from llmc.runtimes.bench.page.values import Spread, Value
+from llmc.runtimes.bench.quality import WORSE
 from llmc.runtimes.charts.markup import Markup, join
 from llmc.runtimes.charts.row_chart import Row, row_chart
+
+UNEQUAL = " *"
+_UNEQUAL = "* The first loses more of its model than this other: its speed is not that of equal quality."
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One comparison; ``spread`` has the interval's ends where the document has one, else the least and most."""
+    """One comparison.
+
+    Attributes:
+        spread: The median, with the interval's ends where the document has one, else the least and most.
+        loses_more: The numerator is known to be further from its model than the other.
+    """
 
     document: Document
     numerator: str
@@ -27,6 +36,7 @@ class Ratio:
     spread: Spread
     rounds: tuple[float, ...]
     confidence: float | None
+    loses_more: bool
 
 
 def ratio_section(runs: Runs) -> Section:
@@ -42,7 +52,8 @@ def ratio_section(runs: Runs) -> Section:
     levels = {it.confidence for it in ratios if it.confidence is not None}
     bars = f"{max(levels):.0%} bootstrap interval of the median" if levels else "least and most of the rounds"
     note = f"Both sides ran in the same round; above 1 the first is faster. Marker: median. Line: {bars}."
-    return Section("ratios", "Ratios", join([paragraph(note), grid(figures)]))
+    notes = [paragraph(note)] + ([paragraph(_UNEQUAL)] if any(it.loses_more for it in ratios) else [])
+    return Section("ratios", "Ratios", join([*notes, grid(figures)]))
 
 
 def _ratios(runs: Runs, document: Document) -> list[Ratio]:
@@ -53,8 +64,9 @@ def _ratios(runs: Runs, document: Document) -> list[Ratio]:
         if other is not None and case is not None and spread is not None:
             rounds = tuple(ratio for ratio in value.at("rounds").numbers if ratio > 0)
             head = value.at("numerator").text, value.at("metric").text
-            found.append(Ratio(document, head[0], other, case, head[1], spread, rounds, confidence))
-    return found
+            loses_more = value.at("standing").text == WORSE
+            found.append(Ratio(document, head[0], other, case, head[1], spread, rounds, confidence, loses_more))
+    return sorted(found, key=lambda it: it.loses_more)
 
 
 def _spread(value: Value) -> tuple[Spread | None, float | None]:
@@ -71,7 +83,7 @@ def _chart(numerator: str, metric: str, ratios: Sequence[Ratio]) -> Markup:
         Row(
             it.other.tone,
             it.other.title,
-            spread_text(it.spread),
+            spread_text(it.spread) + (UNEQUAL if it.loses_more else ""),
             it.spread.median,
             it.spread.low,
             it.spread.high,

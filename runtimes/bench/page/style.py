@@ -45,6 +45,7 @@ figcaption span { display: block; color: var(--soft) }
 .part { fill: var(--tone); stroke: var(--ground); stroke-width: 1 }
 .bubble { fill: var(--tone); fill-opacity: 0.25; stroke: var(--tone); stroke-width: 1.5 }
 .range, .notch { stroke: var(--tone); stroke-width: 2 }
+.halo { stroke: var(--ground); stroke-width: 3.5; stroke-linecap: square }
 .error { stroke: var(--ink); stroke-width: 1.5 }
 .leader { stroke: var(--tone); stroke-width: 1 }
 .dot { fill: none; stroke: var(--tone); stroke-width: 1 }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llmc.runtimes.bench.page.parts import Section, grid, key, paragraph, shorts, shown, spread_figure, table
 from llmc.runtimes.bench.page.runs import Case, Engine, Result, Runs
-from llmc.runtimes.charts.figures import figure
+from llmc.runtimes.charts.figures import figure, tick_text
 from llmc.runtimes.charts.line_chart import Axes, Point, Series, line_chart
 from llmc.runtimes.charts.markup import Markup, join
 
@@ -99,7 +99,7 @@ def _chart(title: str, axis: str, results: Sequence[Result], place: Callable[[Ca
     names = shorts(engines)
     series = [Series(engine.tone, engine.name, names[engine], tuple(points[engine])) for engine in engines]
     rows = [
-        (engine.title, figure(p.x), figure(p.y), *("" if end is None else figure(end) for end in (p.low, p.high)))
+        (engine.title, tick_text(p.x), figure(p.y), *("" if end is None else figure(end) for end in (p.low, p.high)))
         for engine in engines
         for p in points[engine]
     ]

@@ -42,8 +42,8 @@ def test_x_is_written_where_something_was_measured() -> None:
 def test_pointing_at_a_mark_tells_its_figures() -> None:
     tree = parse(line_chart("Decode", Axes("rows", "tok/s"), [FAST, SLOW]))
     told = [title(it) for it in having(tree, "path", "mark")]
-    assert told[0] == "fast <engine>, rows 1.00: 220 (210 to 240) tok/s"
-    assert told[-1] == "slow, rows 16.0: 200 tok/s"
+    assert told[0] == "fast <engine>, rows 1: 220 (210 to 240) tok/s"
+    assert told[-1] == "slow, rows 16: 200 tok/s"
 
 
 def test_names_at_the_ends_do_not_meet() -> None:

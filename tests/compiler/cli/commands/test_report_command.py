@@ -71,7 +71,7 @@ def test_files_that_cannot_be_read_or_written(llmc: Run, tmp_path: Path) -> None
         ((tmp_path / "none.json",), tmp_path / "r.html", "cannot be read"),
         ((tmp_path,), tmp_path / "r.html", "cannot be read"),
         ((tmp_path / "bytes.json",), tmp_path / "r.html", "cannot be read"),
-        ((file, tmp_path / "." / "a.json"), tmp_path / "r.html", "named twice"),
+        ((file, tmp_path / "folder" / ".." / "a.json"), tmp_path / "r.html", "named twice"),
         ((file,), tmp_path, "is a directory"),
         ((file,), file / "r.html", "cannot be written"),
     ):

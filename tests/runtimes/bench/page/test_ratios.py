@@ -41,3 +41,19 @@ def test_an_interval_that_does_not_hold_the_median_is_not_believed() -> None:
     found = section(parsed(page(document)), "ratios")
     assert found is not None
     assert "bootstrap" not in "".join(found.itertext())
+
+
+def test_a_fast_loss_is_marked_and_stands_last() -> None:
+    document = benchmark()
+    first = document["comparisons"][0] | {"standing": "worse"}
+    second = first | {"denominator": "int4", "standing": "equal or better"}
+    document["comparisons"] = [first, second]
+    found = section(parsed(page(document)), "ratios")
+    chart = charts(found)[TITLE]
+    assert [it.text for it in having(chart, "text", "name")] == ["1 int4", "2 int8"]
+    assert [(it.text or "").endswith("*") for it in having(chart, "text", "value")] == [False, True]
+    assert found is not None
+    assert "* The first loses more" in "".join(found.itertext())
+    plain = section(parsed(page(benchmark())), "ratios")
+    assert plain is not None
+    assert "loses more" not in "".join(plain.itertext())

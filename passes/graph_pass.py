@@ -92,6 +92,7 @@ class Tally:
         rejections: Each place where it did not fire, and why.
         contract: How the graph wants to be called from now on, as far as the pass changed that.
         notes: What a user should know, one sentence each.
+        stored: How many weights are in which precision, in the words of ``--precision``; ``float`` keeps its floats.
     """
 
     fired: dict[str, int] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class Tally:
     rejections: list[Rejection] = field(default_factory=list)
     contract: ContractPart = field(default_factory=ContractPart)
     notes: list[str] = field(default_factory=list)
+    stored: dict[str, int] = field(default_factory=dict)
 
     def count(self, what: str, times: int = 1) -> None:
         """The rewrite ``what`` fired."""

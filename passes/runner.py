@@ -113,7 +113,7 @@ def _run(model: ir.Model, graph_pass: GraphPass, done: list[str]) -> PassOutcome
     rejections = tuple((r.node, r.reason) for r in tally.rejections)
     for node, reason in rejections:
         log.info("%s left %s alone: %s", name, node, reason)
-    return PassOutcome(record, rejections, elapsed, tally.contract, tuple(tally.notes))
+    return PassOutcome(record, rejections, elapsed, tally.contract, tuple(tally.notes), dict(tally.stored))
 
 
 def merge_contract(contract: Contract, outcomes: Iterable[PassOutcome]) -> Contract:

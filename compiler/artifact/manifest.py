@@ -93,6 +93,7 @@ class Source:
         adapters: What was merged into its weights, in order.
         stored_as: In what numbers it has its weights, with the quantization that its producer states; None where
             nobody knows.
+        ignored: Names of its tensors that ``--ignore-tensor`` left out.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Source:
     commit: str | None = None
     adapters: tuple[MergedAdapter, ...] = ()
     stored_as: str | None = None
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unknown format, and names that tell where the checkpoint lay."""
@@ -183,7 +185,8 @@ class Manifest:
         source: The checkpoint.
         model: Its geometry.
         target: What it was optimized for, as ``cpu``; None for a portable graph.
-        precision: Type of the weights: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``int4``.
+        precision: Type of the weights that was asked for: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``int4`` …; what
+            came of it says :attr:`weights_label`.
         contract: How the graph that is opened wants to be called.
         max_context: Most tokens that one row may hold; None: only memory limits it.
         weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
@@ -196,6 +199,8 @@ class Manifest:
         plan: Schemes of quantized weights by kind of site or name of a site; empty where weights keep their floats.
         effort: How hard the numbers of quantized weights were looked for: ``round``, ``fast``, ``normal``, ``best``;
             None where weights keep their floats, where nothing was found to be calibrated, or where nobody knows.
+        stored: How many weights that could be in small numbers are in which precision, in the words of ``precision``;
+            ``float`` for those that keep their floats. Empty where none was to be, or where nobody knows.
         schema_version: Version of this format.
     """
 
@@ -215,6 +220,7 @@ class Manifest:
     tools: Mapping[str, str]
     plan: Mapping[str, str] = field(default_factory=dict)
     effort: ChosenEffort | None = None
+    stored: Mapping[str, int] = field(default_factory=dict)
     schema_version: Literal[3] = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -244,6 +250,22 @@ class Manifest:
             for metric, value in metrics.items():
                 if not math.isfinite(value) or value < 0:
                     raise ArtifactError(f"{metric} is {value}, not a finite error of at least 0")
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether some weight is in the precision that was asked for, as far as is known."""
+        return not self.stored or self.precision in self.stored
+
+    @property
+    def weights_label(self) -> str:
+        """The precision of the weights: ``int4``, or ``int4 asked for, none made: 12 float, 1 int8``."""
+        return self.precision if self.as_asked else f"{self.precision} asked for, none made: {self.stored_text}"
+
+    @property
+    def stored_text(self) -> str:
+        """As ``90 int4, 31 int6, 1 float``, the most first."""
+        counts = sorted(self.stored.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count} {precision}" for precision, count in counts)
 
     def to_json(self) -> str:
         """The text of ``llmc.json``; equal manifests give equal text."""

@@ -5,7 +5,8 @@ In: JSON values as :mod:`~llmc.compiler.artifact.manifest` reads them. Out: thos
 Version 1 kept no contract: how a graph wants to be called was read off the passes that had run.
 Version 2 kept what was measured without the graph that had run: that of the engine, or what stood in for it.
 Version 3 did not keep at first how hard numbers were looked for, which commit of the hub a model was, nor adapters,
-nor how the source had stored its weights.
+nor how the source had stored its weights and how many are stored in what,
+nor tensors that were left out.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def _with_later_keys(value: Mapping[str, Any]) -> dict[str, JsonValue]:
     """Version 3 with the keys that came to it later."""
     source = value.get("source")
     known = (
-        {"source": {"revision": None, "commit": None, "adapters": [], "stored_as": None, **source}}
+        {"source": {"revision": None, "commit": None, "adapters": [], "stored_as": None, "ignored": [], **source}}
         if isinstance(source, Mapping)
         else {}
     )
-    return {"effort": None, **value, **known}
+    return {"effort": None, "stored": {}, **value, **known}
 
 
 def _from_version_1(value: Mapping[str, Any]) -> dict[str, JsonValue]:

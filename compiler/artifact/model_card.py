@@ -107,7 +107,7 @@ def _metadata(manifest: Manifest) -> str:
     lines = []
     if _HUB_ID.fullmatch(source.name):
         lines.append(f"base_model: {json.dumps(source.name)}")
-        if manifest.precision not in _FLOATS:
+        if manifest.precision not in _FLOATS and manifest.stored.keys() != {"float"}:
             lines.append("base_model_relation: quantized")
     if source.licence is not None:
         known = _LICENCE_ID.fullmatch(source.licence)
@@ -119,7 +119,8 @@ def _metadata(manifest: Manifest) -> str:
 
 def _tags(manifest: Manifest) -> list[str]:
     runtime = manifest.engine.runtime.partition("-")[0] if manifest.engine is not None else "onnxruntime"
-    return list(dict.fromkeys(["llmc", "onnx", runtime, manifest.model.model_type, manifest.precision]))
+    precision = [manifest.precision] if manifest.as_asked else []
+    return list(dict.fromkeys(["llmc", "onnx", runtime, manifest.model.model_type, *precision]))
 
 
 def _title(manifest: Manifest, repository: str) -> str:
@@ -127,7 +128,7 @@ def _title(manifest: Manifest, repository: str) -> str:
     target = f" for {manifest.target}" if manifest.target is not None else ""
     return (
         f"# {repository.rpartition('/')[2]}\n\n{kinds[manifest.kind]}{target} that llmc made of "
-        f"{manifest.source.name}, with weights in {manifest.precision}."
+        f"{manifest.source.name}, with weights in {manifest.weights_label}."
     )
 
 
@@ -191,7 +192,8 @@ def _origin(manifest: Manifest) -> str:
         ("model", source.name + (f", commit `{source.commit}`" if source.commit else "")),
         ("licence", source.licence or "the checkpoint states none; that of the model holds"),
         ("architecture", f"{manifest.model.model_type}, {manifest.model.num_layers} layers"),
-        ("weights", manifest.precision),
+        ("weights", manifest.weights_label),
+        ("weights stored in", manifest.stored_text),
         *((f"weights of {kind}", scheme) for kind, scheme in sorted(manifest.plan.items())),
         ("target", manifest.target or "any ONNX runtime"),
         ("runtime", manifest.engine.runtime if manifest.engine is not None else ""),

@@ -26,6 +26,7 @@ class PassOutcome:
         milliseconds: Duration.
         contract: How the graph wants to be called from then on, as far as the pass changed that.
         notes: What a user should know, one sentence each.
+        stored: How many weights are in which precision since then; empty where the pass stores none.
     """
 
     record: PassRecord
@@ -33,6 +34,7 @@ class PassOutcome:
     milliseconds: float
     contract: ContractPart = field(default_factory=ContractPart)
     notes: tuple[str, ...] = ()
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shortfalls(self) -> tuple[str, ...]:

@@ -181,6 +181,19 @@ def surplus(
     return tuple(rest)
 
 
+def left_out(names: Iterable[str], used: Collection[str], ignored: Sequence[str]) -> tuple[str, ...]:
+    """What ``--ignore-tensor`` leaves out of a checkpoint, sorted.
+
+    Args:
+        names: Of all tensors.
+        used: Of those that parameters are made of, whatever a pattern says.
+        ignored: Names, or patterns with ``*``.
+    """
+    return tuple(
+        sorted(name for name in names if name not in used and any(fnmatchcase(name, item) for item in ignored))
+    )
+
+
 def require_no_surplus(rest: Sequence[TensorInfo], model_type: str) -> None:
     """Refuse tensors that nothing explains.
 

@@ -65,6 +65,10 @@ class ConvertedWeights:
         """All parameters, sorted by name; those of another shape than the model's, too, which cannot be read."""
         return self._infos
 
+    def used(self) -> set[str]:
+        """Names of the checkpoint's tensors that parameters are made of."""
+        return {info.name for view in self._views.values() for info in view.stored()}
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Rows ``start:stop`` of the first axis; see :class:`~llmc.compiler.checkpoint.weights.WeightSource`."""
         view = self._views[name]
@@ -134,7 +138,7 @@ def load_weights(
     used = tensors.keys() - unexpected
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     require_no_surplus(surplus(tensors, used, config, patterns=patterns, ignored=ignored), config.model_type)
-    return LoadedWeights(model)
+    return LoadedWeights(model, used)
 
 
 def _complete(loaded: Loaded, buffers: Set[str]) -> bool:

@@ -190,9 +190,13 @@ class LoadedWeights(ArrayWeights):
         model: The model, whose memory the parameters are.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, used: Iterable[str] = ()) -> None:
+        self.model, self._used = model, set(used)
         super().__init__({name: tensor.detach().numpy() for name, tensor in model.state_dict().items()})
+
+    def used(self) -> set[str]:
+        """Names of the checkpoint's tensors that were loaded."""
+        return set(self._used)
 
 
 @contextmanager

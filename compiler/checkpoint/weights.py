@@ -59,6 +59,13 @@ class WeightSource(Protocol):
         """
 
 
+class AccountedWeights(WeightSource, Protocol):
+    """The parameters of a model, made of a checkpoint's tensors."""
+
+    def used(self) -> set[str]:
+        """Names of the tensors that parameters are made of."""
+
+
 class ArrayWeights:
     """Arrays in memory as a :class:`WeightSource`."""
 

@@ -25,7 +25,7 @@ from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.capture.bind_weights import bind_weights
-from llmc.compiler.checkpoint.account import require_no_surplus, surplus
+from llmc.compiler.checkpoint.account import left_out, require_no_surplus, surplus
 from llmc.compiler.checkpoint.adapter_merging import merge_adapters
 from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.checkpoint.conversion import convert_weights, load_weights
@@ -36,7 +36,7 @@ from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.checkpoint.quantized.quantized_weights import QuantizedWeights
 from llmc.compiler.checkpoint.stored_as import stored_as
 from llmc.compiler.checkpoint.validation import check_shapes
-from llmc.compiler.checkpoint.weights import ArrayWeights, WeightSource
+from llmc.compiler.checkpoint.weights import AccountedWeights, ArrayWeights, WeightSource
 from llmc.compiler.driver.golden_passage import Reading, longest_reading, plan_reading
 from llmc.compiler.driver.golden_recording import PROMPTS, fit_prompts, random_prompts, random_text, record_golden
 from llmc.compiler.driver.reference_model import fill_model
@@ -97,7 +97,8 @@ def _capture(
     if trace.max_positions is not None:
         context = min(trace.max_positions, geometry.max_position_embeddings or trace.max_positions)
         geometry = replace(geometry, max_position_embeddings=context)
-    weights = model_weights(checkpoint)
+    stored = _model_weights(checkpoint, checkpoint.weights)
+    weights = _with_adapters(checkpoint, stored)
     names = check_shapes(weights, trace.parameter_shapes, trace.tied)
     geometry = replace(geometry, sliding_windows=captured_windows(trace.model, geometry.sliding_windows))
     bind_weights(trace, weights, names, dtype)
@@ -116,6 +117,7 @@ def _capture(
             commit=checkpoint.commit,
             adapters=_merged_adapters(checkpoint, sha256),
             stored_as=stored_as(checkpoint.path),
+            ignored=left_out(_tensor_names(checkpoint), stored.used(), checkpoint.ignored),
         ),
         model=geometry,
         target=None,
@@ -165,7 +167,15 @@ def model_weights(checkpoint: Checkpoint) -> WeightSource:
         CheckpointError: the tensors cannot be converted, or not in the memory that there is; or one has no place in
             the model; or an adapter is of another one.
     """
-    weights = _model_weights(checkpoint, checkpoint.weights)
+    return _with_adapters(checkpoint, _model_weights(checkpoint, checkpoint.weights))
+
+
+def _tensor_names(checkpoint: Checkpoint) -> Iterable[str]:
+    weights = checkpoint.weights
+    return weights.stored() if isinstance(weights, GgufWeights) else weights.tensors()
+
+
+def _with_adapters(checkpoint: Checkpoint, weights: WeightSource) -> WeightSource:
     if not checkpoint.adapters:
         return weights
     return merge_adapters(
@@ -177,7 +187,7 @@ def model_weights(checkpoint: Checkpoint) -> WeightSource:
     )
 
 
-def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> WeightSource:
+def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> AccountedWeights:
     """The tensors of a checkpoint's files as the model has them; see :func:`model_weights`."""
     ignored = checkpoint.ignored
     if isinstance(weights, GgufWeights):

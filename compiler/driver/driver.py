@@ -268,7 +268,7 @@ def _target_manifest(
     portable: Manifest, model: ir.Model, options: OptimizeOptions, outcomes: list[PassOutcome], numbers: Numbers
 ) -> Manifest:
     plan = make_plan(options)
-    return replace(
+    target = replace(
         portable,
         kind="target",
         target=options.target,
@@ -283,7 +283,11 @@ def _target_manifest(
         tools=tool_versions(),
         plan=plan,
         effort=numbers.effort if plan else None,
+        stored={name: count for outcome in outcomes for name, count in outcome.stored.items()},
     )
+    if not target.as_asked:
+        log.warning("--precision %s: no weight is stored so (%s)", target.precision, target.stored_text)
+    return target
 
 
 def _build(

@@ -131,7 +131,7 @@ def _send_large(
 def _message(artifact: Artifact) -> str:
     manifest = artifact.manifest
     target = f" for {manifest.target}" if manifest.target is not None else ""
-    return f"{manifest.source.name}, {manifest.precision}{target}"
+    return f"{manifest.source.name}, {manifest.weights_label}{target}"
 
 
 def _refuse(error: Exception, repository: str) -> NoReturn:

@@ -64,6 +64,11 @@ class Scheme:
         """Of one number."""
         return self.width or self.storage.bitwidth
 
+    @property
+    def precision(self) -> str:
+        """Of one number, as ``--precision`` calls it."""
+        return _FLOAT_NAMES.get(self.storage, f"int{self.bits}")
+
     def blocks(self, features: int) -> int:
         """Scales of a row."""
         return 1 if self.block is None else -(-features // self.block)
@@ -76,6 +81,7 @@ def _packed_block(bits: int) -> int:
 
 _INT4, _UINT4, _UINT8 = ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.UINT8
 _FLOAT8 = ir.DataType.FLOAT8E4M3FN
+_FLOAT_NAMES: Mapping[ir.DataType, str] = {_FLOAT8: "fp8", ir.DataType.FLOAT4E2M1: "nvfp4"}
 SCHEMES: Mapping[str, Scheme] = {
     "int4": Scheme("nbits", _UINT4, 32),
     "int4-zero": Scheme("nbits", _UINT4, 32, "integer"),

@@ -11,6 +11,7 @@ made a few rows at a time while the graph is written.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,7 @@ from llmc.compiler.graph.lazy_weight import LazyWeight
 from llmc.compiler.graph.weight_grid import weight_grid
 from llmc.compiler.quantization.grid import Grid
 from llmc.compiler.quantization.plan import placement_of
-from llmc.compiler.quantization.scheme import Scheme
+from llmc.compiler.quantization.scheme import FLOAT, Scheme
 from llmc.compiler.quantization.solver import Solver
 from llmc.compiler.quantization.solvers.exact_grid import ExactGrid
 from llmc.compiler.quantization.solvers.round import RoundToNearest
@@ -97,7 +98,7 @@ class QuantizeWeights(GraphPass):
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
         emission = Emission(model.graph, self.plan, self.accuracy_level, self.solver, self.solvers)
-        kept, converted = dict[Scheme, int](), list[Site]()
+        kept, converted, stored = dict[Scheme, int](), list[Site](), Counter[str]()
 
         def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
             # Of a table that is the head, too, once.
@@ -107,6 +108,7 @@ class QuantizeWeights(GraphPass):
             scheme = site.placement(self.plan).scheme
             if scheme is None:
                 converted.append(site)
+                stored[FLOAT] += 1
                 continue
             tally.expected[site.kind] = tally.expected.get(site.kind, 0) + 1
             try:
@@ -118,10 +120,13 @@ class QuantizeWeights(GraphPass):
                 emit = _emitter(site.kind, exact or scheme)
                 emit(replace(emission, solver=ExactGrid(), solvers={}) if exact else emission, site, exact or scheme)
                 tally.count(site.kind)
+                stored[(exact or scheme).precision] += 1
                 if exact is not None:
                     kept[exact] = kept.get(exact, 0) + 1
             except NearMiss as miss:
                 tally.reject(site.node, str(miss))
+                stored[FLOAT] += 1
+        tally.stored.update(stored)
         if self.keep_stored:
             require_stored(converted)
         if kept:

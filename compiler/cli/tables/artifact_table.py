@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from llmc.compiler.cli.cost import Cost
 
 
+_NAMES = 4
+
+
 def artifact_table(directory: Path, manifest: Manifest, cost: Cost | None = None) -> Table:
     """Two columns: what, and its value; with ``cost``, what making it took."""
     rows = [*_rows(manifest), *_engine_rows(manifest.engine), *_cost_rows(cost)]
@@ -37,10 +40,12 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     model, engine = manifest.model, manifest.engine
     rows = [
         ("source", f"{manifest.source.name} ({manifest.source.format})"),
+        *([("tensors left out", _shown(manifest.source.ignored))] if manifest.source.ignored else []),
         ("licence", manifest.source.licence or "not stated"),
         ("model", f"{model.model_type}, {model.num_layers} layers, hidden {model.hidden_size}"),
         ("target", manifest.target or "any ONNX runtime"),
-        ("precision", manifest.precision),
+        ("precision", manifest.weights_label),
+        *([("weights stored in", manifest.stored_text)] if manifest.stored else []),
         ("loss", loss_text(manifest)),
         ("KV cache", manifest.contract.cache),
         ("logits", manifest.contract.logits),
@@ -52,6 +57,12 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         if get_target(manifest.target).device == "cpu":
             rows.append(("threads", "chosen when opened" if engine.threads is None else str(engine.threads)))
     return rows
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return f"{', '.join(names[:_NAMES])}{more} (--ignore-tensor)"
 
 
 def loss_text(manifest: Manifest) -> str:

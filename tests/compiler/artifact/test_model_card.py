@@ -48,6 +48,17 @@ def test_metadata(known: Manifest) -> None:
     assert {'- "llmc"', '- "onnx"', '- "onnxruntime"', '- "int4"'} <= set(lines)
 
 
+def test_a_precision_that_no_weight_has_is_none(known: Manifest) -> None:
+    """It is what was asked for; weights are what they are."""
+    floats = model_card(replace(known, stored={"float": 3}), "me/x")
+    assert '- "int4"' not in metadata(floats)
+    assert "base_model_relation: quantized" not in metadata(floats)
+    assert "| weights | int4 asked for, none made: 3 float |" in floats
+    mixed = model_card(replace(known, stored={"float": 1, "int4": 3}), "me/x")
+    assert '- "int4"' in metadata(mixed)
+    assert "| weights stored in | 3 int4, 1 float |" in mixed
+
+
 def test_metadata_says_nothing_that_is_not_known(manifest: Manifest) -> None:
     lines = metadata(model_card(replace(manifest, source=replace(manifest.source, licence=None)), "me/x"))
     assert not [line for line in lines if line.startswith(("base_model", "license"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -90,6 +91,25 @@ def test_what_optimize_records(source: Path, tmp_path: Path, helpers: Remembered
     assert (report.outcomes, report.genai_refusal) == (tuple(helpers.outcomes), "it has states")
     assert helpers.calls == ["target_passes", "target passes", "measure"]
     assert (helpers.given["measure"]["max_kl"], report.verification) == (0.5, VerifyReport(()))
+
+
+@pytest.mark.parametrize(
+    ("counts", "warning"),
+    [
+        ([{}, {"int4": 3, "float": 1}], ""),
+        ([{"float": 2, "int8": 1}, {}], "--precision int4: no weight is stored so (2 float, 1 int8)"),
+        ([{}, {}], ""),
+    ],
+)
+def test_what_was_made_is_recorded_beside_what_was_asked(
+    source: Path, tmp_path: Path, helpers: Remembered, caplog: pytest.LogCaptureFixture, counts: Any, warning: str
+) -> None:
+    helpers.outcomes = [replace(outcome(name), stored=stored) for name, stored in zip("AB", counts, strict=True)]
+    report = driver.optimize(source, tmp_path / "out", OptimizeOptions(precision="int4"))
+    assert report.manifest.stored == counts[0] | counts[1]
+    assert report.manifest.precision == "int4"
+    assert caplog.text.count("no weight is stored so") == (1 if warning else 0)
+    assert warning in caplog.text
 
 
 def test_the_passes_state_how_the_graph_is_called(source: Path, tmp_path: Path, helpers: Remembered) -> None:

@@ -85,6 +85,16 @@ def test_what_is_left_out_by_name(llama: Path) -> None:
     model_weights(open_model(str(llama), ExportOptions(ignored=("ext*",))))
 
 
+def test_what_was_left_out_is_recorded(llama: Path, tmp_path: Path) -> None:
+    """Names that a pattern means, but for tensors that the model is made of all the same."""
+    from safetensors.numpy import load_file, save_file
+
+    file = llama / "model.safetensors"
+    save_file(load_file(file) | {f"extra.{i}": np.ones(2, np.float32) for i in range(2)}, file, {"format": "pt"})
+    options = ExportOptions(verify="off", ignored=("ext*", "other", "model.norm.weight"))
+    assert export(str(llama), tmp_path / "out", options).source.ignored == ("extra.0", "extra.1")
+
+
 def test_an_artifact_of_a_merged_model(llama: Path, tmp_path: Path) -> None:
     """The graph agrees with the reference, and both are the merged model; the manifest says of what it was made."""
     adapter = write_adapter(tmp_path / "mine", low_rank(Q, 32, 32), base_model_name_or_path="/home/me/base")

@@ -134,6 +134,7 @@ def test_what_is_kept_is_said() -> None:
     model = parse(text, {**{name: rows.T.copy() for name, rows in square.items()}, "d_w": draw(64, 96)}, lazy=True)
     tally = apply(QuantizeWeights({"linear": "int8@64"}, kept_zeros=ALL), model)
     assert tally.fired == {"linear": 4, "kept exactly": 3}
+    assert tally.stored == {"int4": 2, "int8": 2}
     assert tally.notes == [
         "weights lie on a 4-bit grid in blocks of 32 (2 of 4): kept exactly",
         "weights lie on an 8-bit grid in blocks of 32 (1 of 4): kept exactly",

@@ -44,6 +44,23 @@ def test_a_role_goes_before_its_kind_and_a_name_before_its_role() -> None:
     assert bits == {"g": 8, "u": 5, "y": 6}
 
 
+@pytest.mark.parametrize(
+    ("plan", "stored"),
+    [
+        ({"linear": "q4"}, {"int4": 2}),
+        ({"linear": "int8@32"}, {"int8": 2}),
+        ({"linear": "q5"}, {"int5": 2}),
+        ({"linear": "fp8"}, {"fp8": 2}),
+        ({"linear": "qdq-nvfp4"}, {"nvfp4": 2}),
+        ({"linear": "q4", "v": "float"}, {"int4": 1, "float": 1}),
+    ],
+)
+def test_what_weights_are_stored_in_is_counted(plan: dict[str, str], stored: dict[str, int]) -> None:
+    text = "m (float[n, 128] x) => (float[n, 128] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    model = parse(text, {"w": draw(128, 128), "v": draw(128, 128, seed=1)}, lazy=True)
+    assert apply(QuantizeWeights(plan), model).stored == stored
+
+
 def test_what_a_plan_leaves_out_stays() -> None:
     """A head without a scheme of its own is a layer like others."""
     model = make(TIED)

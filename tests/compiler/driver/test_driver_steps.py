@@ -44,7 +44,7 @@ def lowered(tmp_path: Path, manifest: Manifest) -> Path:
 @pytest.mark.parametrize("kind", ["target", "engine"])
 def test_optimize_takes_what_export_made(tmp_path: Path, manifest: Manifest, helpers: Remembered, kind: str) -> None:
     path = make(tmp_path / "other", target(manifest) if kind == "target" else manifest)
-    with pytest.raises(UsageError, match=f"other holds a {kind} graph; optimize takes what export made"):
+    with pytest.raises(UsageError, match=f"other holds the {kind} graph; optimize takes what export made"):
         driver.optimize(path, tmp_path / "out", OptimizeOptions())
     assert helpers.calls == []
 
@@ -52,7 +52,7 @@ def test_optimize_takes_what_export_made(tmp_path: Path, manifest: Manifest, hel
 @pytest.mark.parametrize("kind", ["portable", "engine"])
 def test_build_takes_what_optimize_made(tmp_path: Path, manifest: Manifest, helpers: Remembered, kind: str) -> None:
     path = make(tmp_path / "other", portable(manifest) if kind == "portable" else manifest)
-    with pytest.raises(UsageError, match=f"other holds a {kind} graph; build takes what optimize made"):
+    with pytest.raises(UsageError, match=f"other holds the {kind} graph; build takes what optimize made"):
         driver.build(path, tmp_path / "out")
     assert helpers.calls == []
 

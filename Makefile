@@ -125,6 +125,12 @@ mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and 
 fuzz: setup ## changed checkpoints, tokenizers, graphs and manifests: a sentence or a result (an hour at most; FUZZ="--count 100")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(FUZZ)
 
+# GATE has options of tests/gate/run.py: GATE="--gates 3", GATE=--fresh; GATE_ENGINE names another engine than the demo's.
+GATE_ENGINE ?= $(DEMO)
+.PHONY: gate-check
+gate-check: $(GATE_ENGINE)/llmc.json ## does the gate of llmc bench hold what it promises here? (an hour or two; resumes; GATE="--gates 3")
+	$(BIN)/python -m tests.gate.run $(GATE_ENGINE) $(GATE)
+
 # In a folder of its own, so that what it brings along takes the place of nothing in the environment.
 $(VENV)/.stamp-mutmut: $(STAMP)
 	$(PIP) install -qq -c constraints-dev.txt --upgrade --target $(VENV)/mutmut $(MUTMUT)

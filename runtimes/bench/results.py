@@ -251,6 +251,7 @@ class BenchReport:
         energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         gate: What decided whether it failed, and the figures of each process; None where nothing was asked.
+        command: The command line that asked for it; empty where it was asked for from Python.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
 
@@ -276,6 +277,7 @@ class BenchReport:
     costs: tuple[TokenCost, ...] = ()
     llmc: str = ""
     created: str = ""
+    command: str = ""
     ceilings: Ceilings | None = None
     roofline: Roofline | None = None
     curve: Sweep | None = None

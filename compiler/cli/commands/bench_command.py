@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +121,7 @@ def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
     from llmc.runtimes.bench.page.documents import write_page_of
     from llmc.runtimes.bench.report import render_report
 
+    report = replace(report, command=shlex.join(["llmc", *sys.argv[1:]]))
     form = "md" if asked.form == "table" else asked.form
     try:
         if asked.file is not None:

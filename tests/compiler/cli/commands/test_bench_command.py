@@ -220,3 +220,9 @@ def test_a_page_to_look_at(llmc: Run, measured: Any, tmp_path: Path) -> None:
     measured.reset_mock()
     assert llmc("bench", tmp_path / "engine", "--html", tmp_path).exit_code == UsageError.exit_code
     assert not measured.called
+
+
+def test_the_command_line_is_kept(llmc: Run, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/llmc", "bench", "an engine", "--json", "-"])
+    report = json.loads(llmc("bench", tmp_path / "an engine", "--json", "-").stdout)
+    assert report["command"] == "llmc bench 'an engine' --json -"

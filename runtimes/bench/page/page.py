@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from llmc.runtimes.bench.page.ceilings import roofline_section, sweep_sections
 from llmc.runtimes.bench.page.energy import cost_section, energy_section
 from llmc.runtimes.bench.page.latency import generation_section, latency_section, text_section
+from llmc.runtimes.bench.page.operators import operator_section
 from llmc.runtimes.bench.page.overview import overview_section
 from llmc.runtimes.bench.page.parts import Section, sections_html
 from llmc.runtimes.bench.page.quality import quality_section
@@ -35,6 +36,7 @@ def render_page(benchmarks: Sequence[Document], evaluations: Sequence[Document] 
         text_section(runs),
         ratio_section(runs),
         roofline_section(runs),
+        operator_section(runs),
         *sweep_sections(runs),
         quality_section(runs, evaluations),
         energy_section(runs),

@@ -13,6 +13,7 @@ from llmc.runtimes.bench.page.runs import Engine
 from llmc.runtimes.bench.page.values import Spread
 from llmc.runtimes.charts.figures import figure
 from llmc.runtimes.charts.markup import Child, Markup, element, join
+from llmc.runtimes.charts.palette import Tone
 from llmc.runtimes.charts.row_chart import Row, row_chart
 
 LONGEST_SHORT, MOST_SHORT = 13, 6
@@ -111,13 +112,19 @@ def key(engines: Sequence[Engine]) -> Markup:
     rows = [
         element(
             "li",
-            element("svg", engine.tone.marker(7, 7), viewBox="0 0 14 14", class_="swatch", aria_hidden="true"),
+            swatch(engine.tone),
             element("b", str(engine.tone.number)),
             element("span", engine.name),
         )
         for engine in engines
     ]
     return element("ul", *rows, class_="key", aria_label="Engines by number")
+
+
+def swatch(tone: Tone, *, square: bool = False) -> Markup:
+    """The marker of a tone for a key, or a square of its colour."""
+    mark = element("rect", class_=f"bar {tone.css}", x=1, y=1, width=12, height=12) if square else tone.marker(7, 7)
+    return element("svg", mark, viewBox="0 0 14 14", class_="swatch", aria_hidden="true")
 
 
 def spread_text(spread: Spread, unit: str = "") -> str:

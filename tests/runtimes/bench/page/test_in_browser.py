@@ -34,6 +34,19 @@ def report(tmp_path: Path) -> Path:
         {"label": "int4", "tokens": tokens, "step_ms": spread(4.0 + tokens)} for tokens in (1, 2, 3, 4, 8, 16, 32)
     ]
     sweep = {"points": points, "remarks": ["a step of 16 is slow"]}
+    kinds = {
+        "products": 0.006,
+        "attention": 0.002,
+        "norms": 0.0002,
+        "sampling": 0.0001,
+        "rest": 0.0004,
+        "between": 0.001,
+    }
+    times = [
+        {"label": label, "case": CASES[0], "phase": phase, "kinds": kinds}
+        for label, phase in (("int4", "decode"), (LONG, "decode"), ("int4", "prefill"))
+    ]
+    document |= {"operators": {"shares": times, "remarks": []}}
     costs = [{"label": "int4", "case": CASES[0], "per_million_in": 0.1, "per_million_out": 1.0}]
     document |= {"curve": sweep, "contexts": sweep, "costs": costs, "price": {"text": "1 EUR/h", "currency": "EUR"}}
     document["results"][0] |= {"joules_per_token": spread(0.3), "power_w": spread(60.0)}

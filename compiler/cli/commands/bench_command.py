@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.option_field import number_list, option
 from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.compiler.cli.bench_studies import Studies
@@ -20,8 +21,10 @@ from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.runtimes.bench.gate.options import GateOptions
 from llmc.runtimes.bench.options import BenchFormat, BenchOptions
+from llmc.runtimes.bench.peers.options import NamedPeers
 
 if TYPE_CHECKING:
+    from llmc.compiler.base.progress import Progress
     from llmc.runtimes.bench.results import BenchReport, Subject
 
 
@@ -36,12 +39,15 @@ class Question:
     batches: tuple[int, ...] = option((1,), "Rows at a time.", "--batch", metavar="N[,N…]", parse=number_list)
     peers: tuple[str, ...] = option(
         (),
-        "Another runtime to compare with; repeatable. NAME is llamacpp-python (SOURCE: a GGUF file, run as it is, or "
-        "FILE@TYPE for one of another type that is made of it), transformers (a directory with config.json), genai "
-        "(a directory with genai_config.json) or openvino-genai (a directory with openvino_model.xml); PYTHON is the "
-        "interpreter that has it. All variants are measured, or one: transformers/compile=venv/bin/python:MODEL.",
+        "Another runtime to compare with; repeatable. By its name alone, as --install-peers made it, with what its "
+        "own converter makes of --checkpoint: ctranslate2, openvino-genai@int8, llama.cpp@Q4_0, transformers/compile "
+        "(--list-peers has all). Or with an interpreter of your own: NAME is llamacpp-python (SOURCE: a GGUF "
+        "file, run as it is, or FILE@TYPE for one of another type that is made of it), transformers (a directory "
+        "with config.json), genai (a directory with genai_config.json), openvino-genai (a directory with "
+        "openvino_model.xml), ctranslate2 or vllm; PYTHON is the interpreter that has it. All variants are "
+        "measured, or one: transformers/compile=venv/bin/python:MODEL.",
         "--peer",
-        metavar="NAME=PYTHON:SOURCE",
+        metavar="NAME[@TYPE]|NAME=PYTHON:SOURCE",
     )
     price: str | None = option(
         None,
@@ -64,14 +70,15 @@ class Question:
 
 def bench(
     directories: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="DIR...", help="Engines; several are run in turn and compared.", show_default=False),
-    ],
+    ] = None,
     *,
     asked: Question,
     studied: Studies,
     options: BenchOptions,
     gate: GateOptions,
+    named: NamedPeers,
     told: CiOutput,
     shown: Annotated[Output, Without({"json"})],
 ) -> None:
@@ -86,7 +93,10 @@ def bench(
     if asked.file == "-":
         asked = replace(asked, form="json", file=None)
     shown = replace(shown, json=asked.form != "table")
-    subject = ", ".join(map(str, directories))
+    if named.ends:
+        return show_peers(named, shown)
+    engines = directories or []
+    subject = ", ".join(map(str, engines))
     with told.recording("llmc bench", subject) as recording, shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
@@ -99,11 +109,11 @@ def bench(
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
-        studies = studied.plans(directories, subject_labels(directories))
+        studies = studied.plans(engines, subject_labels(engines))
         if gate.asked:
-            report = measure_gate(directories, asked.peers, cases, options, gate, studies, progress.step)
+            report = measure_gate(engines, asked.peers, cases, options, gate, studies, progress.step)
         else:
-            subjects = subjects_of(directories, asked.peers)
+            subjects = subjects_of(engines, asked.peers, named, progress)
             report = latency.run_benchmark(subjects, cases, options, progress=progress.step, studies=studies)
         recording.suite = bench_suite(report, gate)
     hand_out(report if price is None else with_price(report, price), asked, shown)
@@ -137,23 +147,61 @@ def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
             replace(shown, json=False).show_text(FORMATS[form](report), {})
 
 
-def subjects_of(directories: list[Path], peers: Sequence[str]) -> list[Subject]:
+def show_peers(named: NamedPeers, shown: Output) -> None:
+    """``--install-peers`` and ``--list-peers``: no measurement."""
+    with shown.working() as progress:
+        from llmc.compiler.cli.tables.peers_table import installation_note, peers_table
+        from llmc.runtimes.bench.peers.environments import chosen_environments
+
+        if named.install is not None:
+            shown.note(installation_note(chosen_environments(named.install), named.root))
+        states = named.installations(progress)
+    shown.show(lambda: peers_table(states, named.root), {"peers": [state.to_json() for state in states]})
+
+
+def subjects_of(
+    directories: Sequence[Path], peers: Sequence[str], named: NamedPeers, progress: Progress
+) -> list[Subject]:
     """The engines and then the peers' variants, each with a name of its own.
 
     Raises:
-        UsageError: a peer that does not exist, or whose interpreter or model does not.
-        EngineError: a peer refused its model.
+        UsageError: nothing to measure, a peer that does not exist, or whose interpreter or model does not.
+        MissingDependencyError: peers by name that are not installed.
+        EngineError: a peer or its converter refused its model.
     """
     from llmc.runtimes.bench.latency import llmc_subject
+    from llmc.runtimes.bench.peers.named import NamedChoice, named_subjects
     from llmc.runtimes.bench.workers.peers import PeerChoice, distinct_labels, peer_subjects
 
+    if not directories:
+        raise UsageError("bench: name at least one engine's directory, which peers are compared with")
     labels = subject_labels(directories)
     engines = [llmc_subject(path, label) for path, label in zip(directories, labels, strict=True)]
-    choices = [PeerChoice.parse(text) for text in peers]
-    return [*engines, *distinct_labels([subject for choice in choices for subject in peer_subjects(choice)])]
+    by_name = {text: choice for text in peers if (choice := NamedChoice.parse(text))}
+    choices = [PeerChoice.parse(text) for text in peers if text not in by_name]
+    others = named_subjects(list(by_name.values()), named, lambda model: checkpoint_path(model, progress), progress)
+    others += [subject for choice in choices for subject in peer_subjects(choice)]
+    return [*engines, *distinct_labels(others)]
 
 
-def subject_labels(directories: list[Path]) -> list[str]:
+def checkpoint_path(model: str, progress: Progress) -> Path:
+    """The directory or GGUF file of a checkpoint that lies here, is built in, or is on the hub.
+
+    Raises:
+        CheckpointError: it is none of these.
+    """
+    from llmc.compiler.checkpoint.hub import HubName, fetch_snapshot
+    from llmc.compiler.driver.model_facts import find_checkpoint
+
+    if (local := find_checkpoint(Path(model))) is not None:
+        return local
+    name = HubName.parse(model)
+    if name is None or Path(model).exists():
+        raise CheckpointError(f"--checkpoint {model}: no checkpoint; name a directory with config.json, or a hub id")
+    return fetch_snapshot(name.repository, revision=name.revision, progress=progress).directory
+
+
+def subject_labels(directories: Sequence[Path]) -> list[str]:
     """What engines are called in the report: the directory's name, its path where two have the same name."""
     names = [directory.resolve().name for directory in directories]
     return [

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.base.user_cache import user_cache
 from llmc.runtimes.bench.results import Subject
 from llmc.runtimes.bench.workers.gguf_header import FILE_TYPES
@@ -66,8 +66,22 @@ PEERS: Mapping[str, Peer] = {
         {"stateful": ("stateful",), "paged": ("paged",)},
         "a directory with openvino_model.xml",
     ),
+    "ctranslate2": Peer(
+        "llmc.runtimes.bench.workers.peer_ctranslate2",
+        {"": ()},
+        "a directory with model.bin, of ct2-transformers-converter",
+    ),
+    "vllm": Peer(
+        "llmc.runtimes.bench.workers.peer_vllm",
+        {"": ()},
+        "a directory with config.json and safetensors, on a GPU",
+    ),
 }
 """Peer's name on the command line -> how it is run."""
+
+
+CHECKED_TYPES = {"int4", "int8", "fp16", "fp32"}
+"""Types whose names a converter is asked for and a worker tells of a model."""
 
 
 @dataclass(frozen=True)
@@ -119,36 +133,65 @@ class PeerChoice:
         return cls(name, Path(python), Path(source), variant if slash else None)
 
 
-def peer_subjects(choice: PeerChoice, cache: Path | None = None) -> list[Subject]:
+def peer_subjects(
+    choice: PeerChoice,
+    cache: Path | None = None,
+    *,
+    name: str | None = None,
+    settings: tuple[str, ...] = (),
+    variants: Sequence[str] | None = None,
+    kind: str = "",
+) -> list[Subject]:
     """Have a peer make its model where it makes one, and return its variants as subjects.
 
     Models are kept in ``cache``; None: the user's. A label has the peer's name, the type of the file where the peer
     names one, and the variant.
 
+    Args:
+        choice: The peer, its interpreter and what it opens.
+        cache: Where models are kept that the peer makes.
+        name: What it is called; None: as in ``choice``.
+        settings: Arguments of its worker behind a variant's.
+        variants: Those that are measured where ``choice`` names none; None: all.
+        kind: Type of its numbers that its model was made in; for the label, where the peer does not name one.
+
     Raises:
         UsageError: a file that is not there.
         EngineError: the peer's interpreter cannot run it, or the peer refused the model.
     """
-    name, peer = choice.name, PEERS[choice.name]
+    name, peer = name or choice.name, PEERS[choice.name]
     for path in (choice.python, choice.source):
         if not path.exists():
             raise UsageError(f"peer {name}: {path} does not exist")
     kept = cache or user_cache("peers")
     interpreter = choice.python.absolute()  # not resolved: a venv's python is a link
-    made = () if choice.quantize is None else ("auto", choice.quantize)
+    made = (*next(iter(peer.variants.values())), *settings) if settings else ()
+    if choice.quantize is not None:
+        made = ("auto", choice.quantize)
     with WorkerProcess(name, peer_command(interpreter, peer.module, *made)) as worker:
         prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(kept.resolve()))
-    label = f"{name} {prepared['details'].get('ftype', '')}".strip()
-    fitting = prepared["details"].get("variants", peer.variants) if choice.variant is None else (choice.variant,)
+    _require_type(name, kind, prepared["details"].get("ftype", kind))
+    label = f"{name} {prepared['details'].get('ftype', kind)}".strip()
+    fitting = prepared["details"].get("variants", peer.variants)
+    if variants is not None:
+        fitting = [each for each in fitting if each in variants]
+    if choice.variant is not None:
+        fitting = (choice.variant,)
     return [
         Subject(
             f"{label}, {variant}" if variant else label,
             Path(prepared["path"]),
-            peer_command(interpreter, peer.module, *arguments),
+            peer_command(interpreter, peer.module, *arguments, *settings),
         )
         for variant, arguments in peer.variants.items()
         if variant in fitting
     ]
+
+
+def _require_type(name: str, kind: str, actual: str) -> None:
+    """Converters may leave numbers as they are in silence, and a speed in other numbers is another figure."""
+    if kind in CHECKED_TYPES and actual in CHECKED_TYPES and kind != actual:
+        raise EngineError(f"{name}: asked for {kind}, its converter made a model in {actual}")
 
 
 def distinct_labels(subjects: Sequence[Subject]) -> list[Subject]:

@@ -11,11 +11,13 @@ from unittest.mock import create_autospec
 import pytest
 from typer.testing import Result
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import CheckpointError, UsageError
 from llmc.compiler.base.processors import physical_cores
-from llmc.compiler.cli.commands.bench_command import subject_labels
+from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.cli.commands.bench_command import checkpoint_path, subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
+from llmc.runtimes.bench.peers.environments import ENVIRONMENTS
 from llmc.runtimes.bench.quality_plan import QualityPlan
 from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subject
 from llmc.runtimes.bench.roofline_plan import RooflinePlan
@@ -226,3 +228,65 @@ def test_the_command_line_is_kept(llmc: Run, measured: Any, tmp_path: Path, monk
     monkeypatch.setattr("sys.argv", ["/bin/llmc", "bench", "an engine", "--json", "-"])
     report = json.loads(llmc("bench", tmp_path / "an engine", "--json", "-").stdout)
     assert report["command"] == "llmc bench 'an engine' --json -"
+
+
+def test_peers_by_name_that_are_missing_are_told_with_their_command(llmc: Run, measured: Any, tmp_path: Path) -> None:
+    words = ["--peer", "ctranslate2", "--peer", "llama.cpp@Q4_0", "--peers-dir", tmp_path, "--checkpoint", tmp_path]
+    result = llmc("bench", tmp_path / "engine", *words)
+    assert result.exit_code == 10
+    assert f"llmc bench --install-peers ctranslate2,llama.cpp --peers-dir {tmp_path}" in result.stderr
+    measured.assert_not_called()
+
+
+def test_peers_by_name_are_measured_behind_the_engines(
+    llmc: Run, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def subjects(choices: Any, named: Any, locate: Any, progress: Any) -> list[Subject]:
+        asked.append(([each.environment.name for each in choices], locate(named.checkpoint)))
+        return [Subject("ctranslate2 int8", tmp_path, ("worker",))]
+
+    monkeypatch.setattr("llmc.runtimes.bench.peers.named.named_subjects", subjects)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    words = ["--peer", "ctranslate2", "--checkpoint", tmp_path / "model"]
+    result = llmc("bench", tmp_path / "engine", *words)
+    assert result.exit_code == 0, result.stderr
+    assert asked == [(["ctranslate2"], tmp_path / "model")]
+    subjects_measured, _, options = measured.call_args.args
+    assert [subject.label for subject in subjects_measured] == ["engine", "ctranslate2 int8"]
+    assert options.threads == physical_cores()
+
+
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"--checkpoint .*: no checkpoint; name a directory with config\.json"):
+        checkpoint_path(str(tmp_path), NO_PROGRESS)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert checkpoint_path(str(tmp_path / "m.gguf"), NO_PROGRESS) == tmp_path / "m.gguf"
+
+
+def test_peers_are_listed_and_installed_without_an_engine(
+    llmc: Run, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[Any] = []
+    monkeypatch.setattr("llmc.runtimes.bench.peers.options.install_peers", lambda *args: installed.append(args))
+    listed = llmc("bench", "--list-peers", "--peers-dir", tmp_path, "--json", "-")
+    assert listed.exit_code == 0, listed.stderr
+    states = json.loads(listed.stdout)["peers"]
+    assert {state["name"]: state["installed"] for state in states} == dict.fromkeys(ENVIRONMENTS, False)
+    assert not installed
+    result = llmc("bench", "--install-peers", "ctranslate2,vllm", "--peers-dir", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    ((environments, root, _),) = installed
+    assert ([each.name for each in environments], root) == (["ctranslate2", "vllm"], tmp_path)
+    assert "vllm: 5.4 GB to fetch, 11.8 GB on the disk" in result.stderr
+    assert "missing" in result.stdout
+    assert llmc("bench", "--install-peers", "nobody").exit_code == 2
+    measured.assert_not_called()
+
+
+def test_without_an_engine_there_is_nothing_to_measure(llmc: Run, measured: Any) -> None:
+    result = llmc("bench")
+    assert result.exit_code == 2
+    assert "name at least one engine's directory" in result.stderr

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,7 +78,7 @@ class CiOutput:
         if self.annotations:
             sys.stderr.write("".join(f"{line}\n" for line in annotation_lines(suite)))
         if self.junit is not None:
-            write_whole(junit_text(suite), self.junit)
+            write_whole(junit_text(suite, now=datetime.now(UTC) - timedelta(seconds=seconds)), self.junit)
         if self.summary is not None:
             _append(summary_text(suite), self.summary)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ import pytest
 
 from llmc.compiler.base.errors import EngineError, MachineError, UsageError
 from llmc.compiler.ci.suite import Suite, Verdict
+from llmc.compiler.cli import ci_output
 from llmc.compiler.cli.ci_output import CiOutput
 
 
@@ -38,6 +40,17 @@ def test_a_summary_is_appended_and_a_junit_file_replaced(tmp_path: Path) -> None
             recording.suite = SUITE
     assert (tmp_path / "summary.md").read_text().count("### llmc verify") == 2
     assert len(ElementTree.parse(tmp_path / "junit.xml").getroot()) == 1
+
+
+def test_the_time_is_that_of_the_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([100.0, 3700.0])
+    monkeypatch.setattr(ci_output.time, "monotonic", lambda: next(moments))
+    with CiOutput(tmp_path / "junit.xml").recording("llmc verify", "engine") as recording:
+        recording.suite = SUITE
+    (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    begin = datetime.fromisoformat(suite.get("timestamp", "") + "+00:00")
+    assert suite.get("time") == "3600.000"
+    assert 3590 < (datetime.now(UTC) - begin).total_seconds() < 3700
 
 
 def test_nothing_is_asked_for(

@@ -11,6 +11,7 @@ import torch
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
 from llmc.compiler.quantization.solvers.block_grid import BlockGrid, Steps, range_scales
 
+pytestmark = pytest.mark.usefixtures("either_arithmetic")
 FLOAT32 = np.dtype(np.float32)
 INTEGERS = [
     "int4@32", "int4-zero@32", "int4-offset@32", "int8@32", "qdq-int4@32", "qdq-int8", "qdq-uint4-zero@32",

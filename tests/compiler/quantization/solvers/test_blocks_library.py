@@ -52,6 +52,9 @@ def weights(kind: Scheme, rows: int = ROWS, seed: int = 0) -> torch.Tensor:
 
 def grid(kind: Scheme, block: torch.Tensor, dtype: str = "float32", clippings: int = 13) -> BlockGrid:
     packed = range_scales(block.T.contiguous(), kind) if kind.form == "packed" else None
+    if packed is not None:
+        # Blocks that are small beside others of their row.
+        packed[40:44] *= torch.tensor([3, 100, 300, 1000])[: len(packed[40:44])]
     return BlockGrid(kind, np.dtype(TYPES[dtype]), clippings, packed)
 
 
@@ -77,6 +80,8 @@ def test_grids_are_those_of_torch(name: str, dtype: str, monkeypatch: pytest.Mon
     # Sums in another order can move a grid to one that errs as little; nothing else may.
     same = torch.isclose(compiled.scale, plain.scale, rtol=1e-5) & torch.isclose(compiled.base, plain.base, rtol=1e-5)
     assert same.float().mean() > 0.97
+    small = [3, 40, 41, 42, 43, 100]
+    assert torch.allclose(compiled.scale[small], plain.scale[small], rtol=1e-2, atol=0)
     if compiled.zero is not None:
         assert torch.allclose(compiled.zero[same], plain.zero[same], rtol=1e-5, atol=1e-6)
     errors = [kind._error(block, importance, steps) for steps in (compiled, plain)]

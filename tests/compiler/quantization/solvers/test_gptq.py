@@ -17,6 +17,7 @@ from llmc.compiler.quantization.solvers.block_grid import BlockGrid
 from llmc.compiler.quantization.solvers.gptq import Gptq
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 
+pytestmark = pytest.mark.usefixtures("either_arithmetic")
 Array = npt.NDArray[Any]
 ROWS, FEATURES, BLOCK = 5, 96, 32
 

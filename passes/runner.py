@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.artifact.manifest import PassRecord
 from llmc.compiler.artifact.reports import PassOutcome
 from llmc.compiler.base.contract import Contract
-from llmc.compiler.base.errors import LlmcError, PassError
+from llmc.compiler.base.errors import LlmcError, PassError, UsageError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.compiler.graph.census import stored_bytes
 from llmc.compiler.graph.write_model import INLINE_BYTES, referring_proto
@@ -52,8 +52,11 @@ def run_passes(
     Raises:
         PassError: a pass failed; the message names it and those that had run. Or one stands where what it needs does
             not hold; then none has run.
+        UsageError: ``dump`` cannot be made; none has run either.
     """
     check_order(passes)
+    if dump is not None:
+        _make_folder(dump)
     outcomes: list[PassOutcome] = []
     progress.start("Optimizing" if observer is None else "Optimizing and measuring", total=len(passes), unit="passes")
     if observer is not None:
@@ -64,9 +67,15 @@ def run_passes(
             observer.passed(model, graph_pass, outcomes[-1])
         progress.advance(number + 1)
         if dump is not None:
-            dump.mkdir(parents=True, exist_ok=True)
             dump_graph(model, dump / f"{number:02d}_{snake_case(type(graph_pass).__name__)}.onnx")
     return outcomes
+
+
+def _make_folder(dump: Path) -> None:
+    try:
+        dump.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--dump {dump} cannot be made ({error.strerror}); name another folder") from error
 
 
 def check_order(passes: Sequence[GraphPass]) -> None:

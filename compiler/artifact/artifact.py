@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from llmc.compiler.artifact.manifest import MANIFEST_NAME, FileRecord, Manifest
 from llmc.compiler.artifact.staging import LOCK_NAME, Staging, remove_stale
+from llmc.compiler.base.decoded_text import is_utf8
 from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.base.lfs_pointer import require_content
 
@@ -137,6 +138,7 @@ def open_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path} does not exist; make it with 'llmc compile MODEL -o {path}'")
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a directory; give the directory that an llmc command wrote")
+    _require_text(path.absolute())
     location = path / MANIFEST_NAME
     require_content([location], ArtifactError)
     try:
@@ -172,9 +174,16 @@ def _resolve(output: Path) -> Path:
         resolved = output.expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{output} is not a usable path ({error}); give another output directory") from error
+    _require_text(resolved)
     if not resolved.name:
         raise ArtifactError(f"{output} cannot be an artifact; give the output directory a name of its own")
     return resolved
+
+
+def _require_text(path: Path) -> None:
+    """Refuse what tokenizers and runtimes, which take paths in UTF-8, could not open."""
+    if not is_utf8(str(path)):
+        raise ArtifactError(f"{path} has a name that is not UTF-8, which runtimes cannot open; give it another one")
 
 
 def _require_replaceable(output: Path, overwrite: bool) -> None:

@@ -41,6 +41,9 @@ def _sentence(error: BaseException) -> str | None:
         )
     if number in {errno.EMFILE, errno.ENFILE} or any(text in words for text in _NO_FILES):
         return f"too many files are open{_limit(resource.RLIMIT_NOFILE, '-n')}; allow more: ulimit -n 1024"
+    if number == errno.EFBIG:
+        limit = _limit(resource.RLIMIT_FSIZE, "-f", 1024)
+        return f"a file would be larger than may be written there{limit}; allow more, or name a place on another disk"
     if number == errno.EAGAIN or any(text in words for text in _NO_THREAD):
         limit = _limit(resource.RLIMIT_NPROC, "-u")
         return f"no more threads can be started{limit}; allow more, or take fewer: --threads 1"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 import typer
 
 from llmc.compiler.base.option_field import option
+from llmc.compiler.base.processors import cgroup_cpu_quota, most_threads, usable_cpus
 from llmc.compiler.cli.progress_display import BarDisplay, Display, LogDisplay
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Output:
             # Read when torch is loaded. Its threads else spin between operators, also while others need the
             # processor: beside busy processes that is half of all the time, to no use.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            if (quota := cgroup_cpu_quota()) is not None and quota < len(usable_cpus()):
+                # Of a quota OpenMP knows nothing: threads for all processors would be stopped most of the time.
+                os.environ.setdefault("OMP_NUM_THREADS", str(most_threads()))
         console = open_console(sys.stderr)
         with _logging_to(console, self._level), contextlib.redirect_stdout(sys.stderr):
             if self.quiet or self.json or not console.is_terminal:

@@ -8,7 +8,8 @@ In: the process's streams. Out: streams that commands may write any text to; std
     stdout a pipe without a reader         the process ends as SIGPIPE ends one, without a word
     stderr failing in any way              is silent from then on: no work ends because nobody can be told of it
 
-SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that temporary files are removed.
+SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that temporary files are removed. None of the three is lost
+where Python ignores exceptions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Literal, NoReturn, TextIO
@@ -27,6 +29,8 @@ from typing import Literal, NoReturn, TextIO
 from llmc.compiler.base.decoded_text import decode_text, is_utf8
 from llmc.compiler.base.errors import OutputError, UsageError
 
+RESEND_SECONDS = 0.2
+"""After which a signal that Python dropped comes again."""
 REPLACING = "llmc.replacing"
 """Name of the error handler of both streams."""
 LIKENESSES = dict(zip("─━│┃═║┼┴┬┤├┘┐┌└▶→←✓✗…×·≤≥–—“”‘’\u00a0", "--||=|+++++++++>><+x~x.<>--\"\"'' ", strict=True))
@@ -44,6 +48,7 @@ def settle_process() -> None:
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signal_number) is signal.SIG_DFL:  # nohup ignores one, and that stays so
             signal.signal(signal_number, _exit_on_signal)
+    sys.unraisablehook = _resent
 
 
 def replaced(error: UnicodeError) -> tuple[str, int]:
@@ -154,6 +159,21 @@ def _require_open(number: int) -> None:
 
 def _nowhere(mode: Literal["r", "w"]) -> TextIO:
     return open(os.devnull, mode, encoding="utf-8", errors=REPLACING)  # noqa: PTH123  (as long as the process)
+
+
+def _resent(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception came where Python drops them, in a destructor: the process must end."""
+    error, number = unraisable.exc_value, None
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        number = signal.Signals(error.code - 128)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+        return
+    timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number))  # not here, which is the destructor still
+    timer.daemon = True
+    timer.start()
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:

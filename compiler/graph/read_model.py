@@ -34,6 +34,8 @@ def read_model(path: Path) -> ir.Model:
         raise ArtifactError(f"{path} is not an ONNX model: it has neither operators nor operator versions")
     for value in model.graph.initializers.values():
         tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.UNDEFINED:
+            raise ArtifactError(f"{path} says of no type that {value.name} is stored in; make the artifact again")
         if tensor is not None and value.shape is not None and value.shape != tensor.shape:
             raise ArtifactError(
                 f"{path} contradicts itself: {value.name} is declared as {list(value.shape)} and stored as "

@@ -247,6 +247,14 @@ def test_dumps_are_numbered_and_carry_no_weights(tmp_path):
     assert model.graph.initializers["w"].const_value.numpy().sum() == 512 * 4
 
 
+def test_a_folder_for_dumps_that_cannot_be_made_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "dump"):
+        with pytest.raises(UsageError, match=r"--dump .* cannot be made .*; name another folder"):
+            run_passes(small_model(), [DropRelu()], dump=folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_dump_that_fails_puts_the_weights_back(tmp_path):
     model = small_model()
     with pytest.raises(OSError, match="no-such-directory"):

@@ -360,3 +360,17 @@ def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "llmc.json")
     with pytest.raises(ArtifactError, match=r"llmc\.json is a pipe, a socket or a device"):
         open_artifact(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_written(tmp_path: Path, manifest: Manifest) -> None:
+    """Tokenizers and runtimes could not open it."""
+    name = os.fsdecode(b"o\xff")
+    with pytest.raises(ArtifactError, match="name that is not UTF-8"), new_artifact(tmp_path / name):
+        pytest.fail("the body must not run")
+    assert left_in(tmp_path) == []
+    write(tmp_path / "out", manifest, "one")
+    (tmp_path / "out").rename(tmp_path / name)
+    with pytest.raises(ArtifactError, match="name that is not UTF-8"):
+        open_artifact(tmp_path / name)
+    (tmp_path / "link").symlink_to(name)
+    assert open_artifact(tmp_path / "link").path == tmp_path / "link"

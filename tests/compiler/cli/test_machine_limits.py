@@ -31,6 +31,7 @@ def os_error(number: int, path: str | None = None) -> OSError:
         (RuntimeError("can't start new thread"), "no more threads can be started"),
         (os_error(errno.EROFS, "/x/y"), "/x/y: Read-only file system"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (os_error(errno.EFBIG, "/x"), "a file would be larger than may be written there; allow more"),
         (os_error(errno.ENAMETOOLONG, "/xx"), "/xx: File name too long; see to it, or name another place"),
         (os_error(errno.ELOOP, "/l"), "/l: Too many levels of symbolic links"),
         (RuntimeError("Symlink loop from '/x/Loop'"), "/x/Loop: Too many levels of symbolic links; name another"),

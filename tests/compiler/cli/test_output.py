@@ -13,7 +13,9 @@ import pytest
 import typer
 from rich.table import Table
 
+from llmc.compiler.base import processors
 from llmc.compiler.base.errors import VerificationError
+from llmc.compiler.cli import output as output_module
 from llmc.compiler.cli.output import PIPE_WIDTH, Output, open_console
 
 LOG = logging.getLogger("llmc.compiler.somewhere")
@@ -46,6 +48,24 @@ def test_a_result_is_a_table_or_one_json_document(capsys: pytest.CaptureFixture[
 def test_notes_are_for_people(capsys: pytest.CaptureFixture[str], output: Output, shown: str) -> None:
     output.note("a [note]")
     assert capsys.readouterr() == ("", shown)
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, None), (1.5, "1"), (3.0, "3"), (4.0, None), (9.0, None)])
+def test_torch_has_no_more_threads_than_a_quota_lets_run(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, threads: str | None
+) -> None:
+    for module in (output_module, processors):
+        monkeypatch.setattr(module, "cgroup_cpu_quota", lambda: quota)
+        monkeypatch.setattr(module, "usable_cpus", lambda: frozenset(range(4)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with Output(quiet=True).working(measures=True):
+        assert "OMP_NUM_THREADS" not in os.environ
+    with Output(quiet=True).working():
+        assert os.environ.get("OMP_NUM_THREADS") == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with Output(quiet=True).working():
+        assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 @pytest.mark.parametrize("output", [Output(), Output(json=True), Output(quiet=True)])

@@ -130,6 +130,25 @@ def test_signals_unwind_the_stack(tmp_path: Path, number: signal.Signals) -> Non
     assert process.returncode == 128 + number
 
 
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGINT, "KeyboardInterrupt()"), (signal.SIGTERM, "SystemExit(143)")]
+)
+def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals, ending: str) -> None:
+    """Python ignores what is raised there."""
+    code = (
+        f"import os, time\nclass Gone:\n    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0)\n"
+        "try:\n    Gone(); time.sleep(60); print('missed')\nexcept BaseException as error: print(repr(error))\n"
+    )
+    done = run(code)
+    assert (done.stdout.decode(), done.stderr) == (f"{ending}\n", b"")
+
+
+def test_what_else_python_ignores_is_shown() -> None:
+    done = run("class Gone:\n    def __del__(self): raise ValueError('lost')\nGone()\nprint('on')\n")
+    assert done.stdout == b"on\n"
+    assert b"ValueError: lost" in done.stderr
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     done = run("import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('on')", "", PYTHONUNBUFFERED="1")
     assert done.returncode == 128 + signal.SIGHUP

@@ -46,3 +46,12 @@ def test_an_initializer_of_another_shape_than_is_declared(tmp_path: Path) -> Non
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ArtifactError, match=r"w is declared as \[2, 3\] and stored as \[3, 2, 1\]; make the"):
         read_model(tmp_path / "m.onnx")
+
+
+def test_an_initializer_of_no_type(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(TEXT)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((2, 3), np.float32), "w"))
+    model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="says of no type that w is stored in"):
+        read_model(tmp_path / "m.onnx")

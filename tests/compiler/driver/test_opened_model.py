@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.compiler.base.errors import CheckpointError, UsageError
-from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.checkpoint.conversion_loading import LazyConversionError
 from llmc.compiler.checkpoint.merged_weights import MergedWeights
 from llmc.compiler.driver import captured_model
 from llmc.compiler.driver.captured_model import model_weights
-from llmc.compiler.driver.driver import export
+from llmc.compiler.driver.driver import compile_model, export
 from llmc.compiler.driver.evaluation import open_reference
 from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.reference_model import load_model
@@ -166,3 +168,30 @@ def test_updates_of_stored_tensors_are_not_lost_where_a_model_is_loaded_whole(
     monkeypatch.setattr(captured_model, "convert_weights", refuse_merged)
     with pytest.raises(CheckpointError, match=r"values decide, and the adapter names tensors as the files do"):
         model_weights(open_model(str(path), ExportOptions(adapters=(str(adapter),))))
+
+
+def stored(directory: Path) -> dict[str, bytes]:
+    """Every initializer's bytes, of those inside the graph too."""
+    graph = ir.load(directory / "model.onnx").graph
+    return {name: value.const_value.tobytes() for name, value in graph.initializers.items() if value.const_value}
+
+
+def test_a_merged_model_is_quantized_as_one_that_was_merged_before(llama: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapters = (f"{write_adapter(tmp_path / 'adapter', low_rank(Q, 32, 32))}:0.5",)
+    merged = Path(shutil.copytree(llama, tmp_path / "merged"))
+    weights = load_file(merged / "model.safetensors")
+    weights[f"{Q}.weight"] = model_weights(open_model(str(llama), ExportOptions(adapters=adapters))).read(
+        f"{Q}.weight"
+    )
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    quantized = OptimizeOptions(precision="int4", effort="round")
+    compile_model(str(llama), tmp_path / "one", CompileOptions(ExportOptions(adapters=adapters), quantized))
+    compile_model(str(merged), tmp_path / "other", CompileOptions(ExportOptions(), quantized))
+    compile_model(str(llama), tmp_path / "base", CompileOptions(ExportOptions(), quantized))
+    one, other, base = (stored(tmp_path / name) for name in ("one", "other", "base"))
+    assert one == other
+    changed = [name for name in one if one[name] != base.get(name)]
+    assert changed
+    assert len(changed) < 8 < len(one)

@@ -14,6 +14,7 @@ from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.targets import get_target
 from llmc.runtimes.session.engine import Engine, Session
+from llmc.runtimes.session.operator_times import EndProfile
 
 ENGINES: Mapping[str, tuple[str, str]] = {
     "onnxruntime-cpu": ("llmc.runtimes.onnxruntime.cpu_engine", "OnnxRuntimeCpu"),
@@ -46,6 +47,17 @@ def open_session(directory: Path, *, threads: int | None = None) -> Session:
         EngineError: the runtime refuses it.
     """
     return get_engine(runtime_of(open_artifact(directory).manifest)).open(directory, threads=threads)
+
+
+def open_profiled(directory: Path, *, threads: int | None = None, folder: Path) -> tuple[Session, EndProfile]:
+    """As :func:`open_session`, with the runtime's profiler on; it may write in ``folder`` until the profile ends.
+
+    Raises:
+        EngineError: the runtime has no profiler that llmc reads.
+        LlmcError: as :func:`open_session`.
+    """
+    engine = get_engine(runtime_of(open_artifact(directory).manifest))
+    return engine.open_profiled(directory, threads=threads, folder=folder)
 
 
 def open_for_evaluation(directory: Path, *, threads: int | None = None) -> tuple[Session, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmc.compiler.base.option_field import number_list, option
 
 if TYPE_CHECKING:
+    from llmc.runtimes.bench.case import BenchCase
     from llmc.runtimes.bench.latency import StudyPlan
 
 
@@ -35,6 +36,12 @@ class Studies:
         parse=number_list,
     )
 
+    operators: bool = option(
+        False,
+        "Run each case once more under the runtime's profiler and show where the time goes, by kind of operator: "
+        "products, attention, norms, sampling (ONNX Runtime on the CPU).",
+        "--operators/--no-operators",
+    )
     quality: tuple[str, ...] = option(
         (),
         "What llmc eval --json wrote, or a directory of such files; repeatable. What llmc eval measured of the same "
@@ -43,13 +50,16 @@ class Studies:
         metavar="FILE",
     )
 
-    def plans(self, directories: Sequence[Path], labels: Sequence[str]) -> list[StudyPlan]:
+    def plans(
+        self, directories: Sequence[Path], labels: Sequence[str], cases: tuple[BenchCase, ...]
+    ) -> list[StudyPlan]:
         """Roofline and quality, which cost nothing, and what was asked for.
 
         Raises:
             UsageError: a context that is shorter than the steps, or a file that is no evaluation.
         """
         from llmc.compiler.driver.step_work import works_of
+        from llmc.runtimes.bench.operators_plan import OperatorsPlan
         from llmc.runtimes.bench.quality import read_evaluations
         from llmc.runtimes.bench.quality_plan import QualityPlan
         from llmc.runtimes.bench.roofline_plan import RooflinePlan
@@ -61,4 +71,6 @@ class Studies:
             plans.append(SweepPlan.curve())
         if self.contexts:
             plans.append(SweepPlan.contexts(self.contexts))
+        if self.operators:
+            plans.append(OperatorsPlan(cases))
         return plans

@@ -27,6 +27,7 @@ from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
 from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.gate.record import GateRecord
+from llmc.runtimes.bench.operators import OperatorTimes
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.quality import SubjectQuality
@@ -245,6 +246,7 @@ class BenchReport:
         ceilings: What the machine can do at most; ``bandwidth`` is the better of its reads.
         roofline: How near the subjects come to that.
         curve, contexts: Steps of more tokens, and behind more; None unless they were asked for.
+        operators: Where the time goes by kind of operator; None unless it was asked for.
         llmc: Version of llmc that measured.
         prompts: The file that tokens or texts came from; None: they were random.
         text_results, texts: Figures of the loop that users run, and each answer; empty unless it was asked for.
@@ -282,6 +284,7 @@ class BenchReport:
     roofline: Roofline | None = None
     curve: Sweep | None = None
     contexts: Sweep | None = None
+    operators: OperatorTimes | None = None
     gate: GateRecord | None = None
     conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)
     schema_version: Literal[2] = SCHEMA_VERSION

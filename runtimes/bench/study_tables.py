@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.figures import figures_table, spread
+from llmc.runtimes.bench.operators import KINDS, OperatorTimes
 from llmc.runtimes.bench.results import BenchReport
 from llmc.runtimes.bench.roofline import DECODE, PREFILL, Roofline
 from llmc.runtimes.bench.sweep import Sweep
@@ -27,7 +28,20 @@ def study_tables(report: BenchReport) -> list[Table | Text]:
         parts += sweep_parts(report.curve, "Tokens of a step (rows at a time)", "of one token's")
     if report.contexts is not None:
         parts += sweep_parts(report.contexts, "Tokens in the cache, one row", "of the shortest's")
+    if report.operators is not None:
+        parts += operator_parts(report.operators)
     return parts
+
+
+def operator_parts(times: OperatorTimes) -> list[Table | Text]:
+    """One row per case, subject and phase: milliseconds, and the share of each kind that anybody has."""
+    kinds = [kind for kind in KINDS if any(kind in share.kinds for share in times.shares)]
+    table = figures_table("Time by kind of operator, under a profiler", "phase", "ms", *kinds)
+    for share in times.shares:
+        cells = (f"{share.kinds.get(kind, 0.0) / share.seconds:.0%}" for kind in kinds)
+        table.add_row(share.case.name, share.label, share.phase, f"{1e3 * share.seconds:.2f}", *cells)
+    parts: list[Table | Text] = [table] if times.shares else []
+    return parts + [Text(remark, style="yellow") for remark in times.remarks]
 
 
 def roofline_table(roofline: Roofline) -> Table:

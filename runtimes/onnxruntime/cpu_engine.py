@@ -26,6 +26,7 @@ from llmc.compiler.base.targets import ORT_RELEASE
 from llmc.runtimes.device.graph_io import cache_tensor
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 from llmc.runtimes.onnxruntime.all_logits import all_logits
+from llmc.runtimes.onnxruntime.operator_profile import read_profile
 from llmc.runtimes.onnxruntime.session import OnnxRuntimeSession
 from llmc.runtimes.session.engine import (
     UNLIMITED,
@@ -36,6 +37,7 @@ from llmc.runtimes.session.engine import (
     GraphRun,
     Session,
 )
+from llmc.runtimes.session.operator_times import EndProfile
 
 log = logging.getLogger(__name__)
 PROVIDERS = ["CPUExecutionProvider"]
@@ -79,6 +81,25 @@ class OnnxRuntimeCpu(Engine):
         except _GraphUnavailable as reason:
             log.warning("%s", reason)
         return self._open(directory, manifest, threads, GRAPH, spinning=True)[0]
+
+    def open_profiled(
+        self, directory: Path, *, threads: int | None = None, folder: Path
+    ) -> tuple[Session, EndProfile]:
+        """Load what :meth:`open` does, with ONNX Runtime's profiler on, which sees custom operators too."""
+        manifest = open_artifact(directory).manifest
+        count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
+        options, graph = _session_options(count, spinning=True), GRAPH
+        if _has_engine_graph(manifest):
+            try:
+                _prepare_engine(manifest, options)
+                graph = ENGINE_GRAPH
+            except _GraphUnavailable as reason:
+                log.warning("%s", reason)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        inference = _make_inference(directory / graph, options)
+        session = OnnxRuntimeSession(inference, engine_info(manifest, self.name, count, inference), manifest.contract)
+        return session, lambda: read_profile(Path(inference.end_profiling()))
 
     def open_each(self, directory: Path, *, threads: int | None = None) -> Iterator[GraphRun]:
         """The engine's graph and the one that needs nothing but ONNX Runtime; of no engine the latter alone."""

@@ -31,6 +31,7 @@ from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.options import EngineOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.session.capabilities import CacheSpoiler, RowEditor, TokenChooser
+from llmc.runtimes.session.operator_times import EndProfile
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -302,3 +303,20 @@ class Engine(Protocol):
             A session, and one clause that says what it runs where that is not the engine itself; else empty.
         """
         return self.open(directory, threads=threads), ""
+
+    def open_profiled(
+        self, directory: Path, *, threads: int | None = None, folder: Path
+    ) -> tuple[Session, EndProfile]:
+        """As :meth:`open`, with the runtime's own profiler on.
+
+        Args:
+            directory, threads: As :meth:`open`.
+            folder: Where the profiler may write.
+
+        Returns:
+            A session, and what ends the profile and tells its runs.
+
+        Raises:
+            EngineError: the runtime has no profiler that llmc reads.
+        """
+        raise EngineError(f"{self.name} does not tell how long its operators take")

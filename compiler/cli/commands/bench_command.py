@@ -109,7 +109,7 @@ def bench(
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
-        studies = studied.plans(engines, subject_labels(engines))
+        studies = studied.plans(engines, subject_labels(engines), cases)
         if gate.asked:
             report = measure_gate(engines, asked.peers, cases, options, gate, studies, progress.step)
         else:

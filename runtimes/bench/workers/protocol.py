@@ -17,6 +17,8 @@ It stays alive while others run, blocked in a read of stdin, so that rounds can 
     {"command": "logits", "tokens": [ids], "first": 256, "file": …}
                                                                  -> {}; the file holds float32 [rows, vocabulary], for
                                                                      each position from first to the last but one
+    {"command": "operators", "path": …, "threads": …, and run's}
+                                                                 -> {"prefill": {…}, "decode": {…}} (profiled_run.py)
     {"command": "memory"}                    -> {"peak_rss_bytes": …, "rss_bytes": …, "device_bytes": …}
     {"command": "close"}                                         -> {}; the worker ends
     anything that fails                                          -> {"error": message, "kind": exception's name}
@@ -200,6 +202,9 @@ def _answer(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
     if command == "logits":
         target.logits(**fields)  # type: ignore[attr-defined]
         return {}
+    if command == "operators":
+        path, threads = fields.pop("path"), fields.pop("threads")
+        return dict(target.operators(path, threads, RunRequest(**fields)))  # type: ignore[attr-defined]
     if command == "memory":
         size = getattr(target, "device_bytes", lambda: None)()
         return memory_status() | ({} if size is None else {"device_bytes": int(size)})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
+from llmc.runtimes.bench.workers.profiled_run import profiled_case
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
 from llmc.runtimes.bench.workers.text_loop import answer_texts
 from llmc.runtimes.generation.batch import Batch
@@ -118,6 +119,10 @@ class SessionTarget:
         if self._session is None:
             raise EngineError("text before open")
         return answer_texts(self._session, self._directory, prompts, gen, SamplingParams(temperature, seed=seed))
+
+    def operators(self, path: str, threads: int | None, request: RunRequest) -> dict[str, Any]:
+        """Times of operators in a session of its own; see :func:`profiled_case`."""
+        return profiled_case(Path(path), threads, request)
 
     def device_bytes(self) -> int | None:
         """Most bytes of the device's memory in use while the session was open; None on the host."""

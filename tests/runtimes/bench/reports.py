@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.ceilings import Ceilings, DeviceCeilings
+from llmc.runtimes.bench.operators import OperatorShares, OperatorTimes
 from llmc.runtimes.bench.prompts import PromptFacts
 from llmc.runtimes.bench.quality import SubjectQuality
 from llmc.runtimes.bench.ratio_interval import RatioInterval
@@ -155,4 +156,7 @@ def with_studies(report: BenchReport) -> BenchReport:
         roofline=Roofline({"mine": work}, shares),
         curve=Sweep((point,), ("slow",)),
         contexts=Sweep((), ()),
+        operators=OperatorTimes(
+            (OperatorShares("mine", CASE, "prefill", 0.5, {"rest": 0.25}, {"Add": 0.25}, {"Add": 3}),), ("other",)
+        ),
     )

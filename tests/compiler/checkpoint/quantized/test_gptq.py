@@ -136,6 +136,7 @@ def read_and_said(layer: Any, **config: Any) -> tuple[Array, Array]:
     return the_layer(tensors, **config).rows(0, OUT), said
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_values_are_those_of_auto_gptq(bits: int) -> None:
     read, said = read_and_said(packed_by_auto_gptq("cuda_old", bits), bits=bits)
@@ -143,6 +144,7 @@ def test_values_are_those_of_auto_gptq(bits: int) -> None:
     assert len(np.unique(read)) > 2**bits
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_order_of_activations_is_that_of_auto_gptq(bits: int) -> None:
     index = np.random.default_rng(1).permutation(np.arange(FEATURES) // (FEATURES // GROUPS))
@@ -150,6 +152,7 @@ def test_the_order_of_activations_is_that_of_auto_gptq(bits: int) -> None:
     assert np.array_equal(read, said)
 
 
+@pytest.mark.producers
 def test_the_largest_stored_zero_point_is_zero_in_auto_gptq() -> None:
     layer = packed_by_auto_gptq("cuda_old", 4)
     layer.qzeros[:] = -1

@@ -128,6 +128,7 @@ def test_a_checkpoint_is_read_by_its_method(tmp_path: Path) -> None:
     assert np.array_equal(weights.read("q.weight"), values)
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize(
     ("bits", "axis", "floats"),
     [

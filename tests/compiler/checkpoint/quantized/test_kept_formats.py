@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.checkpoint.quantized.awq import awq_layers
+from llmc.compiler.checkpoint.quantized.bitsandbytes import bitsandbytes_layers
 from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_layers
 from llmc.compiler.checkpoint.quantized.fp4 import PackedFloat4
 from llmc.compiler.checkpoint.quantized.gptq import gptq_layers
@@ -88,6 +89,30 @@ def of_hqq(bits: int, size: int, dtype: type = np.float16) -> Array:
     return layer.rows(0, OUT)
 
 
+def of_bitsandbytes_int8() -> Array:
+    draws = np.random.default_rng(0)
+    tensors = {
+        "weight": draws.normal(0, 40, (OUT, FEATURES)).clip(-127, 127).astype(np.int8),
+        "SCB": draws.uniform(0.5, 2, OUT).astype(np.float32),
+    }
+    [layer] = bitsandbytes_layers({}, parts(tensors))
+    return layer.rows(0, OUT)
+
+
+def of_torchao_bytes(bits: int, size: int) -> Array:
+    """Signed numbers with whole zero points, a byte each."""
+    draws, top = np.random.default_rng(0), 2 ** (bits - 1)
+    shape = (OUT, FEATURES // size)
+    tensors = {
+        "_weight_qdata": draws.integers(-top, top, (OUT, FEATURES)).astype(np.int8),
+        "_weight_scale": draws.uniform(0.01, 0.02, shape).astype(np.float32),
+        "_weight_zero_point": draws.integers(-top, top, shape).astype(np.int8),
+    }
+    stated = {"q.weight": '{"_type": "IntxUnpackedToInt8Tensor"}'}
+    [layer] = torchao_layers({}, Parts(ArrayWeights(under("q", tensors)), stated))
+    return layer.rows(0, OUT)
+
+
 def of_torchao_int4(size: int) -> Array:
     draws = np.random.default_rng(0)
     shape = (FEATURES // size, OUT)
@@ -143,6 +168,9 @@ def test_zeros_between_levels_need_offsets(make: Callable[[], Array], bits: int,
         (of_int8_rows, 8, 128),
         (lambda: of_float4(16), 8, 16),
         (lambda: of_float4(32), 8, 32),
+        (lambda: of_torchao_bytes(4, 32), 4, 32),
+        (lambda: of_torchao_bytes(4, 128), 4, 128),
+        (lambda: of_torchao_bytes(8, 128), 8, 128),
     ],
 )
 def test_numbers_come_back(make: Callable[[], Array], bits: int, block: int) -> None:
@@ -154,6 +182,16 @@ def test_numbers_come_back(make: Callable[[], Array], bits: int, block: int) -> 
     assert grid.zero != "offset"
     scheme = scheme_of(grid)
     assert np.array_equal(dequantize(ExactGrid().solve(rows, None, scheme), scheme, FEATURES), rows)
+
+
+def test_products_that_are_rounded_twice_come_back_but_for_that() -> None:
+    """bitsandbytes multiplies a level by its scale and the product by 1 / 127; operators by one scale."""
+    rows = of_bitsandbytes_int8()
+    grid = find_grid(rows, 8)
+    assert grid == Grid(8, 128, "none")
+    scheme = scheme_of(grid)
+    found = dequantize(ExactGrid().solve(rows, None, scheme), scheme, FEATURES)
+    assert np.abs(found - rows).max() <= 2.0**-23 * np.abs(rows).max()
 
 
 def scheme_of(grid: Grid) -> Scheme:

@@ -54,6 +54,7 @@ def test_scaled_activations_are_refused() -> None:
         torchao_layers({}, Parts(ArrayWeights(stored), metadata("Int8Tensor")))
 
 
+@pytest.mark.producers
 @pytest.mark.parametrize("kind", ["int8", "int4", "float8"])
 def test_values_are_those_of_the_package(kind: str, tmp_path: Path) -> None:
     """Quantized, flattened and written as transformers does."""

@@ -96,6 +96,7 @@ def test_words_of_other_numbers_of_tiles(inner: int) -> None:
     assert np.array_equal(the_layer(tensors, TILED).rows(0, OUT), expected)
 
 
+@pytest.mark.producers
 def test_arithmetic_is_the_packages() -> None:
     torch = pytest.importorskip("torch")
     primitives: Any = pytest.importorskip("torchao.quantization.quant_primitives")

@@ -17,6 +17,7 @@ def in_blocks(
     head_bits: int = 4,
     accuracy_level: int = 4,
     kept_zeros: tuple[Zero, ...] = (),
+    linear_block: int | None = None,
 ) -> QuantizeWeights:
     """Blocks of integers for ONNX Runtime's operators; experts have a zero point where layers have an offset."""
     zero = "" if symmetric else "-zero"
@@ -27,6 +28,7 @@ def in_blocks(
         "experts": f"int{bits}-zero" if offset else f"int{bits}{zero}",
     }
     plan = {kind: scheme_name(name, block_size) for kind, name in names.items()}
+    plan["linear"] = scheme_name(names["linear"], linear_block or block_size)
     return QuantizeWeights(plan, accuracy_level, kept_zeros)
 
 

@@ -26,6 +26,7 @@ from llmc.runtimes.bench.peers.options import NamedPeers
 if TYPE_CHECKING:
     from llmc.compiler.base.progress import Progress
     from llmc.runtimes.bench.results import BenchReport, Subject
+    from llmc.runtimes.bench.token_cost import Price
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,8 @@ def bench(
     with told.recording("llmc bench", subject) as recording, shown.working(measures=True) as progress:
         from llmc.compiler.base.processors import physical_cores
         from llmc.runtimes.bench import latency
-        from llmc.runtimes.bench.machine_costs import with_price
-        from llmc.runtimes.bench.token_cost import parse_price
 
-        for file in filter(None, (asked.output, asked.file, asked.html)):
-            require_writable(Path(file))
-        price = None if asked.price is None else parse_price(asked.price)
+        price = checked_price(asked)
         if asked.peers and options.threads is None:
             options = replace(options, threads=physical_cores())  # peers' own defaults differ: one number for all
         cases = latency.make_cases(asked.prompts, asked.gen, asked.batches)
@@ -116,21 +113,36 @@ def bench(
             subjects = subjects_of(engines, asked.peers, named, progress)
             report = latency.run_benchmark(subjects, cases, options, progress=progress.step, studies=studies)
         recording.suite = bench_suite(report, gate)
-    hand_out(report if price is None else with_price(report, price), asked, shown)
+    hand_out(report, price, asked, shown)
     end_gate(report, gate, shown)
 
 
-def hand_out(report: BenchReport, asked: Question, shown: Output) -> None:
-    """Write the report where it is wanted, in the forms that are.
+def checked_price(asked: Question) -> Price | None:
+    """The price that is asked for, once it is certain that the report can be written.
+
+    Raises:
+        UsageError, MachineError: it is no price, or a place cannot be written.
+    """
+    from llmc.runtimes.bench.token_cost import parse_price
+
+    for file in filter(None, (asked.output, asked.file, asked.html)):
+        require_writable(Path(file))
+    return None if asked.price is None else parse_price(asked.price)
+
+
+def hand_out(report: BenchReport, price: Price | None, asked: Question, shown: Output) -> None:
+    """Write the report where it is wanted, in the forms that are, with what tokens cost at a price.
 
     Raises:
         MachineError: a file cannot be written.
     """
     from llmc.runtimes.bench.document import write_report
     from llmc.runtimes.bench.formats import FORMATS
+    from llmc.runtimes.bench.machine_costs import with_price
     from llmc.runtimes.bench.page.documents import write_page_of
     from llmc.runtimes.bench.report import render_report
 
+    report = report if price is None else with_price(report, price)
     report = replace(report, command=shlex.join(["llmc", *sys.argv[1:]]))
     form = "md" if asked.form == "table" else asked.form
     try:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from llmc.compiler.base.option_field import option
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
 from llmc.runtimes.bench.peers.environments import ALL, ENVIRONMENTS, chosen_environments
-from llmc.runtimes.bench.peers.installation import PeerState, find_installation, install_peers, peers_root
+
+if TYPE_CHECKING:
+    from llmc.runtimes.bench.peers.installation import PeerState
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class NamedPeers:
     @property
     def root(self) -> Path:
         """The folder with environments and models."""
+        from llmc.runtimes.bench.peers.installation import peers_root
+
         return peers_root(None if self.directory is None else Path(self.directory))
 
     @property
@@ -57,6 +61,8 @@ class NamedPeers:
 
         Errors are those of :func:`~.installation.install_peers`.
         """
+        from llmc.runtimes.bench.peers.installation import PeerState, find_installation, install_peers
+
         if self.install is not None:
             install_peers(chosen_environments(self.install), self.root, progress)
         return tuple(PeerState(each, find_installation(each, self.root)) for each in ENVIRONMENTS.values())

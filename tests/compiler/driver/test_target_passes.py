@@ -206,7 +206,7 @@ def test_cudas_kernels_are_compared_with(geometry: ModelGeometry) -> None:
         ({"precision": "fp8"}, {"quantization": in_fp8(128)}),
         ({"precision": "fp8", "block_size": 64}, {"quantization": in_fp8(64)}),
         ({"precision": "int4"},
-         {"quantization": {"bits": 4, "kept_zeros": ("none", "integer")}, "pack_gate_up": False}),
+         {"quantization": {"bits": 4, "linear_block": 16, "kept_zeros": ("none", "integer")}, "pack_gate_up": False}),
         ({"precision": "int4", "symmetric": False},
          {"quantization": {"bits": 4, "symmetric": False}, "pack_gate_up": False}),
         ({"precision": "int8", "activations": "bf16"},

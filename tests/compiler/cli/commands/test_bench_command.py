@@ -273,7 +273,7 @@ def test_peers_are_listed_and_installed_without_an_engine(
     llmc: Run, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed: list[Any] = []
-    monkeypatch.setattr("llmc.runtimes.bench.peers.options.install_peers", lambda *args: installed.append(args))
+    monkeypatch.setattr("llmc.runtimes.bench.peers.installation.install_peers", lambda *args: installed.append(args))
     listed = llmc("bench", "--list-peers", "--peers-dir", tmp_path, "--json", "-")
     assert listed.exit_code == 0, listed.stderr
     states = json.loads(listed.stdout)["peers"]

@@ -190,7 +190,7 @@ def test_what_a_peer_has_not_is_refused(text, message):
 
 def test_the_state_of_each_is_told(root, monkeypatch):
     installed: list[Any] = []
-    monkeypatch.setattr("llmc.runtimes.bench.peers.options.install_peers", lambda *args: installed.append(args))
+    monkeypatch.setattr("llmc.runtimes.bench.peers.installation.install_peers", lambda *args: installed.append(args))
     (environment_directory(ENVIRONMENTS["ctranslate2"], root) / RECORD).unlink()
     states = {state.environment.name: state for state in NamedPeers(directory=str(root)).installations()}
     assert not installed

@@ -17,8 +17,9 @@ from llmc.passes.quantization.sites import Site
 
 SEARCH = 1000
 """Operations for each weight in searching grids: some ratios, a few fits each, a dozen operations on every weight."""
-OVERHEAD = 1.6
-"""What a walk took, in units of its products alone: attention, norms, copies, files (SmolLM2-135M, two cores)."""
+OVERHEAD = 3.2
+"""What a walk took, in units of its products alone at the measured rate: attention, norms, copies, files, products of
+other shapes (two cores of an EPYC, Zen 5: 3.7 for SmolLM2-135M, 98 s; 2.7 for a layer of 8B geometry, 259 s)."""
 GPU_RATE, GPU_FEATURE, GPU_NUMBER = 40e12, 150e-6, 32e-9
 """Of a walk with a GPU: operations a second in products; seconds to solve a feature of some rows, which is a dozen
 small kernels; and seconds of one processor for each number that products read and make, since all between them is

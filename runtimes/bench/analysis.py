@@ -127,14 +127,19 @@ def request_records(generations: Generations) -> tuple[RequestRecord, ...]:
     )
 
 
-def prefill_rate(case: BenchCase, sample: Sample) -> float:
+def prefill_rate(case: BenchCase, sample: Sample | SampleRecord) -> float:
     """Prompt tokens per second, all rows."""
     return case.batch * case.prompt / sample.first_token_s
 
 
-def decode_rate(case: BenchCase, sample: Sample) -> float:
+def decode_rate(case: BenchCase, sample: Sample | SampleRecord) -> float:
     """Decoded tokens per second, all rows, the first token excluded."""
     return case.batch * len(sample.step_s) / sum(sample.step_s)
+
+
+def step_ms(sample: Sample) -> float:
+    """Milliseconds of a decode step, the mean of a run's."""
+    return 1e3 * sum(sample.step_s) / len(sample.step_s)
 
 
 def step_bytes(info: Mapping[str, Any], case: BenchCase) -> int:
@@ -156,7 +161,7 @@ def _result(
     peak: Peak | None,
     ceiling: Bandwidth | CopyBandwidth | None,
 ) -> BenchResult:
-    tpot_ms = Summary.of([1e3 * sum(sample.step_s) / len(sample.step_s) for sample in samples])
+    tpot_ms = Summary.of([step_ms(sample) for sample in samples])
     read = step_bytes(subject.info, case)
     share = read / (tpot_ms.median / 1e3) / ceiling.bytes_per_second.median if read and ceiling else None
     energies = [(sample.energy_j, sample) for sample in samples if sample.energy_j is not None]

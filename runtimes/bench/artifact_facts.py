@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.compiler.artifact.artifact import open_artifact
-from llmc.compiler.artifact.manifest import MANIFEST_NAME
+from llmc.compiler.artifact.manifest import MANIFEST_NAME, Manifest
 from llmc.compiler.base.contract import DATA
 from llmc.compiler.base.errors import LlmcError
 from llmc.runtimes.bench.workers.gguf_header import read_gguf
 
 GGUF_ENDING = ".gguf"
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,18 @@ def artifact_facts(path: Path) -> ArtifactFacts | None:
         if (path / MANIFEST_NAME).is_file():
             return _of_artifact(path)
         if path.is_dir():
-            files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
-            sizes = sum(file.stat().st_size for file in files.values())
-            return ArtifactFacts(sizes, _joined({name: _sha256(file) for name, file in files.items()}))
+            return ArtifactFacts(sum(file.stat().st_size for file in _files(path).values()), _of_folder(path))
         return ArtifactFacts(path.stat().st_size, _sha256(path), *_gguf_bits(path))
+    except (OSError, LlmcError):
+        return None
+
+
+def content_sha256(path: Path) -> str | None:
+    """:attr:`ArtifactFacts.sha256` alone, for which no graph is read."""
+    try:
+        if (path / MANIFEST_NAME).is_file():
+            return _recorded(open_artifact(path).manifest)
+        return _of_folder(path) if path.is_dir() else _sha256(path)
     except (OSError, LlmcError):
         return None
 
@@ -57,15 +64,27 @@ def _of_artifact(directory: Path) -> ArtifactFacts:
     from llmc.compiler.insight.inspection import inspect_path
     from llmc.compiler.insight.weight_formats import all_weights
 
-    files = open_artifact(directory).manifest.files
+    manifest = open_artifact(directory).manifest
+    files, digest = manifest.files, _recorded(manifest)
     data = directory / DATA
     size = data.stat().st_size if data.is_file() else sum(record.bytes for record in files.values())
-    digest = _joined({name: record.sha256 for name, record in files.items()})
     try:
         weights = all_weights(inspect_path(directory).formats)
     except LlmcError:
         return ArtifactFacts(size, digest)
     return ArtifactFacts(size, digest, weights.bits or None, weights.weights or None)
+
+
+def _recorded(manifest: Manifest) -> str:
+    return _joined({name: record.sha256 for name, record in manifest.files.items()})
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+
+
+def _of_folder(folder: Path) -> str:
+    return _joined({name: _sha256(file) for name, file in _files(folder).items()})
 
 
 def _joined(hashes: Mapping[str, str]) -> str:
@@ -74,11 +93,8 @@ def _joined(hashes: Mapping[str, str]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _gguf_bits(path: Path) -> tuple[float | None, int | None]:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
 from llmc.compiler.base.json_record import decode, from_text, schema, to_text
-from llmc.compiler.base.whole_file import require_writable as require_writable
-from llmc.compiler.base.whole_file import write_whole as write_whole
+from llmc.compiler.base.whole_file import write_whole
 from llmc.runtimes.bench.results import SCHEMA_VERSION, BenchReport
 
 READABLE = (1, SCHEMA_VERSION)

@@ -23,9 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmc.compiler.base.json_record import encode
+from llmc.runtimes.bench.analysis import decode_rate, prefill_rate
 from llmc.runtimes.bench.document import report_text
 from llmc.runtimes.bench.report import render_report
-from llmc.runtimes.bench.results import BenchReport, BenchResult, SampleRecord, SubjectRecord
+from llmc.runtimes.bench.results import BenchReport, BenchResult, SubjectRecord
 
 _SPREADS = ("ttft_s", "prefill_tokens_per_s", "tpot_ms", "decode_tokens_per_s", "joules_per_token", "power_w")
 _SINGLES = ("peak_rss_bytes", "device_peak_bytes", "step_bytes", "bandwidth_share")
@@ -124,13 +125,10 @@ def _llama_rows(report: BenchReport, result: BenchResult) -> Iterator[list[str]]
     size = "" if facts is None else _binary(facts.bytes)
     weights = "" if facts is None or facts.weights is None else _decimal(facts.weights)
     start = [_cell(subject.label), size, weights, str(subject.info.get("runtime", "")), _threads(subject)]
-    tests: dict[str, Callable[[SampleRecord], float]] = {
-        f"pp{case.prompt}{rows}": lambda run: case.batch * case.prompt / run.first_token_s,
-        f"tg{case.gen - 1} @ d{case.prompt}{rows}": lambda run: case.batch * len(run.step_s) / sum(run.step_s),
-    }
+    tests = {f"pp{case.prompt}{rows}": prefill_rate, f"tg{case.gen - 1} @ d{case.prompt}{rows}": decode_rate}
     medians = (result.prefill_tokens_per_s.median, result.decode_tokens_per_s.median)
     for (test, rate), median in zip(tests.items(), medians, strict=True):
-        rates = [rate(run) for run in runs] or [median]
+        rates = [rate(case, run) for run in runs] or [median]
         deviation = stdev(rates) if len(rates) > 1 else 0.0
         yield [*start, test, f"{fmean(rates):.2f} ± {deviation:.2f}"]
 

@@ -140,7 +140,9 @@ def run_benchmark(
         ceilings = replace(ceilings, device=DeviceCeilings(copy_bandwidth_of_device(), matmul_rate_of_device()))
     load_after, gpu_after = other_load(chosen.load_window_s), gpu and gpu.load()
     gpu_load = GpuLoads(gpu_before, gpu_after) if gpu_before and gpu_after and bench.on_cuda else None
-    records = tuple(bench.opened[subject.label].record(artifact_facts(subject.path)) for subject in subjects)
+    # Variants of a peer are of the same files.
+    facts = {path: artifact_facts(path) for path in {subject.path for subject in subjects}}
+    records = tuple(bench.opened[subject.label].record(facts[subject.path]) for subject in subjects)
     reached, copies = ceilings.read, ceilings.device.copies if ceilings.device else None
     results = analyze(bench.samples, records, cases, bench.peaks, reached, copies)
     report = BenchReport(

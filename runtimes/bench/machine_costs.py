@@ -92,9 +92,7 @@ def machine_costs(reports: Sequence[tuple[str, BenchReport]], prices: Sequence[P
     for case in dict.fromkeys(row.cost.case for row in rows):
         same = sorted((row for row in rows if row.cost.case == case), key=lambda row: row.cost.per_request)
         least = same[0].cost.per_request
-        ordered += [
-            MachineCost(row.source, row.machine, row.price, row.cost, row.cost.per_request / least) for row in same
-        ]
+        ordered += [replace(row, times=row.cost.per_request / least) for row in same]
     return tuple(ordered)
 
 

@@ -22,7 +22,7 @@ from llmc.compiler.base.errors import ArtifactError, LlmcError, UsageError
 from llmc.compiler.base.json_record import from_text
 from llmc.compiler.base.user_cache import user_cache
 from llmc.compiler.base.whole_file import write_whole
-from llmc.runtimes.bench.artifact_facts import artifact_facts
+from llmc.runtimes.bench.artifact_facts import content_sha256
 
 log = logging.getLogger(__name__)
 FOLDER = "quality"
@@ -130,11 +130,11 @@ def _document(file: Path) -> dict[str, Any]:
 def remember(document: Mapping[str, Any], folder: Path | None = None) -> None:
     """Keep each row of an evaluation's document under the hash of what it measured; a cache may be missing."""
     for row in document["artifacts"]:
-        facts = artifact_facts(Path(row["path"]))
-        if facts is None:
+        content = content_sha256(Path(row["path"]))
+        if content is None:
             continue
         try:
-            target = (folder or user_cache(FOLDER)) / f"{facts.sha256}.json"
+            target = (folder or user_cache(FOLDER)) / f"{content}.json"
             write_whole(json.dumps({**document, "artifacts": [row]}, indent=2) + "\n", target)
         except (OSError, LlmcError) as error:
             log.warning("the quality of %s is not kept for benchmarks: %s", row["label"], error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.compiler.base.errors import UsageError
-from llmc.runtimes.bench.analysis import decode_rate, step_bytes
+from llmc.runtimes.bench.analysis import decode_rate, step_bytes, step_ms
 from llmc.runtimes.bench.case import BenchCase
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.results import BenchReport, Subject
@@ -123,8 +123,8 @@ def _measure(
     for tokens, case in cases.items():
         for subject in subjects:
             samples = rounds.samples[subject.label, case]
-            step_ms = Summary.of([1e3 * sum(sample.step_s) / len(sample.step_s) for sample in samples])
+            each = Summary.of([step_ms(sample) for sample in samples])
             rates = Summary.of([decode_rate(case, sample) for sample in samples])
             size, raw = step_bytes(infos[subject.label], case), tuple(sample.step_s for sample in samples)
-            points.append(SweepPoint(subject.label, tokens, step_ms, rates, size, raw))
+            points.append(SweepPoint(subject.label, tokens, each, rates, size, raw))
     return points

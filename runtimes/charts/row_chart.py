@@ -60,7 +60,6 @@ def row_chart(
     kind: Literal["bars", "points"] = "bars",
     log: bool = False,
     reference: float | None = None,
-    least_top: float = 0.0,
 ) -> Markup:
     """The chart.
 
@@ -71,10 +70,9 @@ def row_chart(
         kind: Bars begin at zero, so they are linear.
         log: Whether equal ratios have equal distances.
         reference: A value with a line through all rows, as 1 for ratios.
-        least_top: What a linear axis holds at least.
     """
     values = [value for row in rows for value in row.values] + ([] if reference is None else [reference])
-    scale = log_scale(values) if log else linear_scale([*values, least_top])
+    scale = log_scale(values) if log else linear_scale(values)
     scale = scale.between(SIDE, WIDTH - SIDE)
     line = 0.0 if all(text_width(row.name + row.text, FONT) + 12 <= WIDTH for row in rows) else LINE
     pitch = PITCH + line

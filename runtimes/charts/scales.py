@@ -54,9 +54,7 @@ def linear_scale(values: Iterable[float], *, most: int = MOST_TICKS) -> Scale:
     return Scale(0.0, count * step, ticks=tuple(round(step * i, 12) for i in range(count + 1)))
 
 
-def log_scale(
-    values: Iterable[float], *, ticks: Iterable[float] | None = None, free: float = 0.05, most: int = MOST_TICKS
-) -> Scale:
+def log_scale(values: Iterable[float], *, ticks: Iterable[float] | None = None, free: float = 0.05) -> Scale:
     """Around the positive values, a share ``free`` of their span at both ends; ``ticks``: at these values alone."""
     found = [value for value in values if value > 0]
     least, largest = (min(found), max(found)) if found else (1.0, 10.0)
@@ -64,7 +62,7 @@ def log_scale(
     if largest / least < 1.1:
         room = 1.1
     low, high = least / room, largest * room
-    chosen = _log_ticks(low, high, most) if ticks is None else [tick for tick in ticks if low <= tick <= high]
+    chosen = _log_ticks(low, high) if ticks is None else [tick for tick in ticks if low <= tick <= high]
     return Scale(low, high, log=True, ticks=tuple(chosen))
 
 
@@ -75,11 +73,11 @@ def _step(span: float, most: int) -> float:
     return next((power * it for it in (1.0, 2.0, 2.5, 5.0) if power * it >= raw * 0.9999), power * 10.0)
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
+def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in _MULTIPLES:
         inside = [10.0**power * it for power in powers for it in multiples if low <= 10.0**power * it <= high]
         if len(inside) >= 3:
-            return inside[:: math.ceil(len(inside) / most)]
-    step = _step(high - low, most)
+            return inside[:: math.ceil(len(inside) / MOST_TICKS)]
+    step = _step(high - low, MOST_TICKS)
     return [round(step * i, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
-import logging
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmc.compiler.base.errors import EngineError, LlmcError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
+from llmc.runtimes.machine.own_process import measured_apart, print_measured
 from llmc.runtimes.machine.summary import Summary
-
-log = logging.getLogger(__name__)
 
 SMALLEST_BUFFER = 1 << 30
 CACHE_MULTIPLE = 8
@@ -116,26 +112,13 @@ def _checked(runtime: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def copy_bandwidth_of_device() -> CopyBandwidth | None:
     """Measure in a process of its own; None, and a warning in the log, where it cannot be measured."""
-    try:
-        done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if not done.returncode:
-            return CopyBandwidth.from_json(json.loads(done.stdout))
-        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
-    log.warning("the GPU's copy bandwidth was not measured: %s", why)
-    return None
+    found = measured_apart(COMMAND, TIMEOUT_S, "the GPU's copy bandwidth")
+    return None if found is None else CopyBandwidth.from_json(found)
 
 
 def main() -> int:
     """Measure and print JSON; returns the exit status (an :class:`LlmcError`'s own code when one is raised)."""
-    try:
-        found = measure_copy_bandwidth()
-    except LlmcError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    sys.stdout.write(json.dumps(found.to_json()) + "\n")
-    return 0
+    return print_measured(measure_copy_bandwidth)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ of its own: torch and a CUDA context keep gigabytes.
 from __future__ import annotations
 
 import importlib
-import json
-import logging
-import subprocess
 import sys
 from typing import Any
 
-from llmc.compiler.base.errors import EngineError, LlmcError, MissingDependencyError
+from llmc.compiler.base.errors import EngineError, MissingDependencyError
 from llmc.runtimes.machine.arithmetic import Rate
+from llmc.runtimes.machine.own_process import measured_apart, print_measured
 from llmc.runtimes.machine.summary import Summary
 
-log = logging.getLogger(__name__)
 SIZE = 8192
 PRODUCTS_IN_A_PASS = 5
 TIMEOUT_S = 180.0
@@ -61,26 +58,13 @@ def _timed_pass(torch: Any, left: Any, right: Any) -> float:
 
 def matmul_rate_of_device() -> Rate | None:
     """Measure in a process of its own; None, and a warning in the log, where it cannot be measured."""
-    try:
-        done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if not done.returncode:
-            return Rate.from_json(json.loads(done.stdout))
-        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
-    log.warning("the GPU's arithmetic was not measured: %s", why)
-    return None
+    found = measured_apart(COMMAND, TIMEOUT_S, "the GPU's arithmetic")
+    return None if found is None else Rate.from_json(found)
 
 
 def main() -> int:
     """Measure and print JSON; returns the exit status (an :class:`LlmcError`'s own code when one is raised)."""
-    try:
-        rate = measure_matmul()
-    except LlmcError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    sys.stdout.write(json.dumps(rate.to_json()) + "\n")
-    return 0
+    return print_measured(measure_matmul)
 
 
 if __name__ == "__main__":

@@ -88,13 +88,8 @@ class OnnxRuntimeCpu(Engine):
         """Load what :meth:`open` does, with ONNX Runtime's profiler on, which sees custom operators too."""
         manifest = open_artifact(directory).manifest
         count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
-        options, graph = _session_options(count, spinning=True), GRAPH
-        if _has_engine_graph(manifest):
-            try:
-                _prepare_engine(manifest, options)
-                graph = ENGINE_GRAPH
-            except _GraphUnavailable as reason:
-                log.warning("%s", reason)
+        options = _session_options(count, spinning=True)
+        graph = _runnable_graph(manifest, options)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         inference = _make_inference(directory / graph, options)
@@ -141,18 +136,23 @@ class OnnxRuntimeCpu(Engine):
         manifest = open_artifact(directory).manifest
         count = engine_threads(threads, manifest.engine.threads if manifest.engine else None)
         options = _session_options(count)
-        graph = GRAPH
-        if _has_engine_graph(manifest):
-            try:
-                _prepare_engine(manifest, options)
-                graph = ENGINE_GRAPH
-            except _GraphUnavailable as reason:
-                log.warning("%s", reason)
+        graph = _runnable_graph(manifest, options)
         return _open_every(directory, manifest, manifest.contract, directory / graph, options), ""
 
 
 def _has_engine_graph(manifest: Manifest) -> bool:
     return manifest.engine is not None and not manifest.engine.details.keys().isdisjoint({"kernels", "onnxruntime"})
+
+
+def _runnable_graph(manifest: Manifest, options: Any) -> str:
+    """The graph that this machine runs, options made fit for it: an engine's own, else the other and a warning."""
+    if _has_engine_graph(manifest):
+        try:
+            _prepare_engine(manifest, options)
+            return ENGINE_GRAPH
+        except _GraphUnavailable as reason:
+            log.warning("%s", reason)
+    return GRAPH
 
 
 def _prepare_engine(manifest: Manifest, options: Any) -> str:

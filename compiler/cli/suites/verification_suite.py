@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmc.compiler.ci.suite import Suite, Verdict
-from llmc.compiler.cli.tables.verification_table import number, tolerance
+from llmc.compiler.cli.tables.verification_table import cure, number, tolerance
 
 if TYPE_CHECKING:
     from llmc.compiler.artifact.reports import Check, VerifyReport
@@ -38,7 +38,7 @@ def _loss(report: VerifyReport) -> Verdict:
 
 def _verdict(check: Check, where: str, remedy: str) -> Verdict:
     limit = "" if check.tolerance is None else tolerance(check)
-    cure = "" if check.passed else remedy or "compile it again, at a higher precision if need be"
-    return Verdict(
-        f"{where}{check.name}", "passed" if check.passed else "failed", number(check.measured), limit, cure
-    )
+    name, measured = f"{where}{check.name}", number(check.measured)
+    if check.passed:
+        return Verdict(name, "passed", measured, limit)
+    return Verdict(name, "failed", measured, limit, cure(remedy))

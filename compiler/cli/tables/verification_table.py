@@ -67,8 +67,12 @@ def failure_of(report: VerifyReport, directory: Path) -> VerificationError:
         for check, where in checks
         if not check.passed
     )
-    cure = report.remedy or "compile it again, at a higher precision if need be"
-    return VerificationError(f"{directory} does not say what its model says: {failed}; {cure}")
+    return VerificationError(f"{directory} does not say what its model says: {failed}; {cure(report.remedy)}")
+
+
+def cure(remedy: str) -> str:
+    """What to do where a check failed."""
+    return remedy or "compile it again, at a higher precision if need be"
 
 
 def tolerance(check: Check) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmc.runtimes.bench.analysis import Sample, decode_rate, prefill_rate
+from llmc.runtimes.bench.analysis import Sample, decode_rate, prefill_rate, step_ms
 from llmc.runtimes.bench.results import BenchCase
 from llmc.runtimes.machine.summary import Percentiles, Summary
 
@@ -52,7 +52,7 @@ METRICS: Mapping[str, Callable[[ProcessRuns], float | None]] = {
     "decode_tokens_per_s": _median(decode_rate),
     "prefill_tokens_per_s": _median(prefill_rate),
     "ttft_s": _median(lambda case, sample: sample.first_token_s),
-    "tpot_ms": _median(lambda case, sample: 1e3 * sum(sample.step_s) / len(sample.step_s)),
+    "tpot_ms": _median(lambda case, sample: step_ms(sample)),
     **{f"itl_ms.{percentile}": _gaps(percentile) for percentile in ("p50", "p90", "p95", "p99")},
     "load_s": lambda runs: runs.load_s,
     "peak_rss_bytes": lambda runs: None if runs.peak_rss_bytes is None else float(runs.peak_rss_bytes),

@@ -78,13 +78,13 @@ def _machine(document: Document, *, alone: bool) -> list[str]:
     """The ceilings in words, where they were measured."""
     ceilings = document.value.at("ceilings")
     names = {
-        "read": ("bytes_per_second", "reads {} GB/s"),
+        "reads": ("bytes_per_second", "reads {} GB/s"),
         "float32": ("operations_per_second", "float32 {} GFLOP/s"),
         "int8": ("operations_per_second", "int8 {} GOP/s"),
     }
     parts = []
     for name, (rate, text) in names.items():
-        rates = [it.at(rate).spread for it in [*ceilings.at(name), *ceilings.at(f"{name}s")]]
+        rates = [it.at(rate).spread for it in ceilings.at(name)]
         best = max((rate.median for rate in rates if rate is not None), default=None)
         if best is not None:
             parts.append(text.format(figure(best / 1e9)))

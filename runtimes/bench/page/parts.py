@@ -57,9 +57,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Child]]) -> Markup:
     return element("table", *groups, role="table", class_="wide" if len(headings) >= WIDE else None)
 
 
-def shown(title: str, chart: Markup, numbers: Markup, note: str = "") -> Markup:
+def shown(title: str, chart: Markup, numbers: Markup) -> Markup:
     """A chart with its title, and the same numbers as a table that opens."""
-    caption = element("figcaption", element("strong", title), element("span", note) if note else None)
+    caption = element("figcaption", element("strong", title))
     opened = element(
         "details", element("summary", "The numbers", element("span", f" of {title}", class_="unseen")), numbers
     )

@@ -32,7 +32,6 @@ code { font: 0.9em ui-monospace, monospace }
   margin-top: 12px }
 figure { margin: 0; min-width: 0; max-width: 470px }
 figcaption { margin-bottom: 6px; font-size: 0.95rem; line-height: 1.3 }
-figcaption span { display: block; color: var(--soft) }
 .chart { display: block; width: 100%; height: auto; overflow: visible }
 .chart text { fill: var(--ink); font-size: 12px; font-family: system-ui, sans-serif;
   paint-order: stroke; stroke: var(--ground); stroke-width: 3px; stroke-linejoin: round }

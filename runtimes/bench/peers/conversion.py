@@ -20,11 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmc.compiler.artifact.staging import Staging, remove_stale
-from llmc.compiler.base.errors import CheckpointError, EngineError, MachineError, UsageError
+from llmc.compiler.base.errors import CheckpointError, EngineError, UsageError
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.runtimes.bench.peers.environments import FOLDER
-from llmc.runtimes.bench.peers.installation import SOURCE_FOLDER, Installation
+from llmc.runtimes.bench.peers.installation import SOURCE_FOLDER, Installation, whole_folder
 
 MODEL, RECORD = "model", "source.json"
 GGUF_SUFFIX = ".gguf"
@@ -112,30 +110,20 @@ def converted(
     directory = root / "models" / f"{environment.name}-{kind}-{key}"
     if not (directory / RECORD).is_file():
         progress.start(f"Converting {source.path.name} for {environment.name}: {kind}")
-        _convert(installation, source, kind, directory)
+        _convert(installation, script, source, kind, directory)
     return directory / MODEL
 
 
-def _convert(installation: Installation, source: SourceModel, kind: str, directory: Path) -> None:
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(directory)
-        staging = Staging(directory)
-    except OSError as error:
-        raise MachineError(f"{directory.parent} cannot be written: {error.strerror}") from error
-    try:
-        _run_converter(installation, source, kind, staging.path / MODEL)
+def _convert(installation: Installation, script: Path, source: SourceModel, kind: str, directory: Path) -> None:
+    with whole_folder(directory) as folder:
+        _run_converter(installation, script, source, kind, folder / MODEL)
         record = {"source": source.path.name, "digest": source.digest, "versions": installation.versions}
-        (staging.path / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        staging.publish(replace=True)
-    finally:
-        staging.close()
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _run_converter(installation: Installation, source: SourceModel, kind: str, output: Path) -> None:
+def _run_converter(installation: Installation, script: Path, source: SourceModel, kind: str, output: Path) -> None:
     """``PYTHON converters/SCRIPT SOURCE OUTPUT TYPE ENVIRONMENT'S-SOURCE-FOLDER``, off the network."""
     environment = installation.environment
-    script = FOLDER / "converters" / str(environment.converter)
     arguments = [source.path, output, kind, installation.directory / SOURCE_FOLDER]
     settings = [f"{key}={value}" for key, value in OFFLINE.items()]
     command = ["env", *settings, str(installation.python), "-I", str(script), *map(str, arguments)]

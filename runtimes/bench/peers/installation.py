@@ -12,13 +12,14 @@ KEY changes with the versions, so that an environment of other versions is never
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +160,18 @@ def _check_room(environments: Sequence[Environment], root: Path) -> None:
 
 
 def _install(environment: Environment, root: Path, progress: Progress) -> None:
-    directory = environment_directory(environment, root)
+    with whole_folder(environment_directory(environment, root)) as folder:
+        _fill(environment, folder, progress)
+        progress.start(f"{environment.name}: writing to the disk")
+
+
+@contextlib.contextmanager
+def whole_folder(directory: Path) -> Iterator[Path]:
+    """A folder that gets its name, in place of an older one, at the end of the block; after an error there is none.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(directory)
@@ -167,8 +179,7 @@ def _install(environment: Environment, root: Path, progress: Progress) -> None:
     except OSError as error:
         raise MachineError(f"{directory.parent} cannot be written: {error.strerror}") from error
     try:
-        _fill(environment, staging.path, progress)
-        progress.start(f"{environment.name}: writing to the disk")
+        yield staging.path
         staging.publish(replace=True)
     finally:
         staging.close()

@@ -23,7 +23,7 @@ from typing import Any
 
 from llmc.runtimes.bench.workers.protocol import Prepared, RunRequest, RunTimes, serve
 
-MODEL, VOCABULARY, CONFIG = "model.bin", "vocabulary.json", "config.json"
+MODEL, VOCABULARY = "model.bin", "vocabulary.json"
 WARM_PROMPT = 2
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from llmc.compiler.base.errors import EngineError, MissingDependencyError, UsageError
-from llmc.runtimes.machine import copy_bandwidth
+from llmc.runtimes.machine import copy_bandwidth, own_process
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth, copy_bandwidth_of_device, measure_copy_bandwidth
 from llmc.runtimes.machine.summary import Summary
 
@@ -166,9 +166,7 @@ def test_a_process_that_hangs_is_given_up(monkeypatch, caplog):
     def run(command, *, timeout, **options):
         raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(
-        copy_bandwidth, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
-    )
+    monkeypatch.setattr(own_process, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
     assert copy_bandwidth_of_device() is None
     assert "timed out after 120" in caplog.text
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from llmc.compiler.base.errors import CheckpointError, EngineError, MachineError, UsageError
-from llmc.runtimes.bench.peers import conversion
 from llmc.runtimes.bench.peers.conversion import SourceModel, converted
 from llmc.runtimes.bench.peers.environments import FOLDER
 from llmc.runtimes.bench.peers.installation import Installation
@@ -43,7 +42,6 @@ def peer(make_environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A peer whose converter notes how it is called."""
     environment = make_environment(converter="convert.py")
     environment.script.write_text(SCRIPT.format(log=str(tmp_path / "log")))
-    monkeypatch.setattr(conversion, "FOLDER", environment.script.parents[1])
     directory = tmp_path / "environment"
     (directory / "bin").mkdir(parents=True)
     (directory / "bin" / "python").symlink_to(sys.executable)

@@ -60,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(peers, "WorkerProcess", Worker)
 
-    def convert(installation: Any, source: Any, kind: str, output: Path) -> None:
+    def convert(installation: Any, script: Path, source: Any, kind: str, output: Path) -> None:
         output.mkdir()
         (output / "float.gguf").write_text(kind)
 

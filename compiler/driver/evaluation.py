@@ -26,7 +26,8 @@ from llmc.compiler.checkpoint.checkpoint import Checkpoint
 from llmc.compiler.driver.captured_model import model_weights
 from llmc.compiler.driver.opened_model import open_model
 from llmc.compiler.driver.reference_model import load_model
-from llmc.runtimes.bench.workers.logits_peer import LogitsPeer
+from llmc.runtimes.bench.peers.options import NamedPeers
+from llmc.runtimes.bench.workers.logits_peer import LogitsPeer, require_logits
 from llmc.runtimes.bench.workers.peers import PeerChoice
 from llmc.runtimes.engines import open_for_evaluation, runtime_of
 from llmc.runtimes.evaluation.options import EvaluationOptions
@@ -132,13 +133,33 @@ def evaluate(
     return EvaluationReport(facts, ReferenceFacts(reference.name, reference.runtime, perplexity), tuple(rows))
 
 
-def logits_peers(choices: Sequence[str]) -> list[LogitsPeer]:
-    """What ``--peer`` names, each.
+def logits_peers(
+    choices: Sequence[str],
+    named: NamedPeers | None = None,
+    locate: Callable[[str], Path] = Path,
+    progress: Progress = NO_PROGRESS,
+) -> list[LogitsPeer]:
+    """What ``--peer`` names, each in the order given; those by name convert ``named``'s checkpoint.
+
+    Args:
+        choices: As ``NAME=PYTHON:SOURCE`` or ``NAME[@TYPE]``.
+        named: Where peers by name are, and what they convert; None: where they are by default, nothing.
+        locate: Finds the checkpoint.
+        progress: Told how far it is.
 
     Raises:
         UsageError: a peer that does not exist, whose interpreter or model does not, or that gives no logits.
+        MissingDependencyError: peers by name that are not installed.
+        EngineError: a peer or its converter refused its model.
     """
-    return [LogitsPeer.of(PeerChoice.parse(choice)) for choice in choices]
+    from llmc.runtimes.bench.peers.named import NamedChoice, named_peers
+
+    by_name = {text: choice for text in choices if (choice := NamedChoice.parse(text))}
+    for choice in by_name.values():
+        require_logits(choice.environment.peer, choice.environment.name)
+    prepared = named_peers(list(by_name.values()), named or NamedPeers(), locate, progress)
+    found = dict(zip(by_name, map(LogitsPeer.of_prepared, prepared), strict=True))
+    return [found[text] if text in found else LogitsPeer.of(PeerChoice.parse(text)) for text in choices]
 
 
 def open_reference(
@@ -236,8 +257,7 @@ def _peer(peer: LogitsPeer, threads: int | None) -> Iterator[Candidate]:
             for index, window in enumerate(windows):
                 yield ScoredRows(index, 0, logits(window, first))
 
-        size = peer.path.stat().st_size
-        yield Candidate(info["runtime"], info["precision"], "", size, int(info["vocab_size"]), source)
+        yield Candidate(info["runtime"], info["precision"], "", peer.bytes, int(info["vocab_size"]), source)
 
 
 def _evaluated(

@@ -43,10 +43,16 @@ def artifact_facts(path: Path) -> ArtifactFacts | None:
         if (path / MANIFEST_NAME).is_file():
             return _of_artifact(path)
         if path.is_dir():
-            return ArtifactFacts(sum(file.stat().st_size for file in _files(path).values()), _of_folder(path))
-        return ArtifactFacts(path.stat().st_size, _sha256(path), *_gguf_bits(path))
+            return ArtifactFacts(disk_bytes(path), _of_folder(path))
+        return ArtifactFacts(disk_bytes(path), _sha256(path), *_gguf_bits(path))
     except (OSError, LlmcError):
         return None
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    files = _files(path).values() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def content_sha256(path: Path) -> str | None:

@@ -3,9 +3,10 @@
 In: documents of ``llmc eval --json``, given or kept from earlier evaluations on this machine. Out:
 :class:`SubjectQuality`.
 
-``llmc eval`` keeps the figures of each engine and file that it measured under the hash of its content
-(``quality/HASH.json`` in the user's cache: its own document with one row), where a benchmark of the same content
-finds them. An evaluation on another text takes their place.
+``llmc eval`` keeps the figures of each engine and file that it measured under the hash of its content and the numbers
+that it ran in (``quality/HASH.PRECISION.json`` in the user's cache: its own document with one row), where a benchmark
+of the same finds them: one checkpoint may be run in several types of numbers. An evaluation on another text takes
+their place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from llmc.compiler.base.errors import ArtifactError, LlmcError, UsageError
 from llmc.compiler.base.json_record import from_text
@@ -43,6 +45,7 @@ class SubjectQuality:
         text, window, positions: What was read: its name, tokens of a window, scored positions.
         reference, reference_ppl: What counted as right, and its perplexity.
         source: The file that says so.
+        precision: The numbers that it ran in; empty: not known.
     """
 
     evaluated: str
@@ -56,6 +59,7 @@ class SubjectQuality:
     reference: str
     reference_ppl: float | None
     source: str
+    precision: str = ""
 
     def comparable(self, other: SubjectQuality) -> bool:
         """Whether both were measured on the same positions against the same reference."""
@@ -86,7 +90,7 @@ def evaluated_rows(document: Mapping[str, Any], source: str) -> list[tuple[Path,
                 SubjectQuality(
                     *(str(row["label"]), float(row["mean_kl"]), _number(row["mean_kl_error"]), _number(row["ppl"])),
                     *(_number(row["top1_agreement"]), str(text["name"]), int(text["window"]), int(row["positions"])),
-                    *(str(reference["name"]), _number(reference["ppl"]), source),
+                    *(str(reference["name"]), _number(reference["ppl"]), source, str(row.get("precision", ""))),
                 ),
             )
             for row in document["artifacts"]
@@ -128,21 +132,25 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def remember(document: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Keep each row of an evaluation's document under the hash of what it measured; a cache may be missing."""
+    """Keep each row of an evaluation's document under what it measured; a cache may be missing."""
     for row in document["artifacts"]:
         content = content_sha256(Path(row["path"]))
         if content is None:
             continue
         try:
-            target = (folder or user_cache(FOLDER)) / f"{content}.json"
+            target = _place(content, row["precision"], folder)
             write_whole(json.dumps({**document, "artifacts": [row]}, indent=2) + "\n", target)
         except (OSError, LlmcError) as error:
             log.warning("the quality of %s is not kept for benchmarks: %s", row["label"], error)
 
 
-def recall(sha256: str, folder: Path | None = None) -> SubjectQuality | None:
-    """What was kept of this content; None where nothing was, or where it cannot be read."""
-    file = (folder or user_cache(FOLDER)) / f"{sha256}.json"
+def _place(sha256: str, precision: str, folder: Path | None) -> Path:
+    return (folder or user_cache(FOLDER)) / f"{sha256}.{quote(precision, safe='')}.json"
+
+
+def recall(sha256: str, precision: str, folder: Path | None = None) -> SubjectQuality | None:
+    """What was kept of this content in these numbers; None where nothing was, or where it cannot be read."""
+    file = _place(sha256, precision, folder)
     if not file.is_file():
         return None
     try:
@@ -156,11 +164,16 @@ def recall(sha256: str, folder: Path | None = None) -> SubjectQuality | None:
 def quality_of(
     label: str,
     path: Path,
+    precision: str,
     sha256: str | None,
     rows: Sequence[tuple[Path, SubjectQuality]],
     folder: Path | None = None,
 ) -> SubjectQuality | None:
-    """A subject's figures: of the rows that were given, by its path, else by its label; else what was kept of it."""
-    named = [quality for place, quality in rows if place == path.resolve()]
-    named += [quality for _, quality in rows if quality.evaluated == label]
-    return named[0] if named else None if sha256 is None else recall(sha256, folder)
+    """A subject's figures: of the rows that were given, by its path, else by its label; else what was kept of it.
+
+    A row in other numbers than the subject's is none of its.
+    """
+    fitting = [row for row in rows if not precision or row[1].precision in ("", precision)]
+    named = [quality for place, quality in fitting if place == path.resolve()]
+    named += [quality for _, quality in fitting if quality.evaluated == label]
+    return named[0] if named else None if sha256 is None else recall(sha256, precision, folder)

@@ -40,7 +40,8 @@ class QualityPlan:
         records = []
         for record in report.subjects:
             digest = None if record.artifact is None else record.artifact.sha256
-            quality = quality_of(record.label, Path(record.path), digest, self.rows, self.folder)
+            precision = str(record.info.get("precision", ""))
+            quality = quality_of(record.label, Path(record.path), precision, digest, self.rows, self.folder)
             records.append(replace(record, quality=quality))
         known = {record.label: record.quality for record in records if record.quality is not None}
         comparisons = [replace(item, standing=_standing(item, known)) for item in report.comparisons]

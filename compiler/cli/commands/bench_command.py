@@ -182,7 +182,7 @@ def subjects_of(
         EngineError: a peer or its converter refused its model.
     """
     from llmc.runtimes.bench.latency import llmc_subject
-    from llmc.runtimes.bench.peers.named import NamedChoice, named_subjects
+    from llmc.runtimes.bench.peers.named import NamedChoice, named_peers
     from llmc.runtimes.bench.workers.peers import PeerChoice, distinct_labels, peer_subjects
 
     if not directories:
@@ -191,7 +191,8 @@ def subjects_of(
     engines = [llmc_subject(path, label) for path, label in zip(directories, labels, strict=True)]
     by_name = {text: choice for text in peers if (choice := NamedChoice.parse(text))}
     choices = [PeerChoice.parse(text) for text in peers if text not in by_name]
-    others = named_subjects(list(by_name.values()), named, lambda model: checkpoint_path(model, progress), progress)
+    prepared = named_peers(list(by_name.values()), named, lambda model: checkpoint_path(model, progress), progress)
+    others = [subject for peer in prepared for subject in peer.subjects]
     others += [subject for choice in choices for subject in peer_subjects(choice)]
     return [*engines, *distinct_labels(others)]
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmc.compiler.artifact.manifest import MANIFEST_NAME
+from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
 from llmc.compiler.base.options import ExportOptions
 from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.compiler.cli.ci_output import CiOutput
-from llmc.compiler.cli.commands.bench_command import subject_labels
+from llmc.compiler.cli.commands.bench_command import checkpoint_path, subject_labels
 from llmc.compiler.cli.output import Output
 from llmc.compiler.cli.signature import Without
 from llmc.compiler.cli.tables.evaluation_table import evaluation_tables
+from llmc.runtimes.bench.peers.options import NamedPeers
 from llmc.runtimes.evaluation.options import EvaluationOptions
+
+if TYPE_CHECKING:
+    from llmc.compiler.base.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,12 @@ class Comparison:
 
     peers: tuple[str, ...] = option(
         (),
-        "A model file that another program runs, as a row of its own; repeatable. NAME is llamacpp-python, PYTHON "
-        "the interpreter that has it, FILE a GGUF file.",
+        "Another runtime, as a row of its own; repeatable. By its name alone, as llmc bench --install-peers made it, "
+        "with what its own converter makes of the reference: llama.cpp@Q4_0, onnxruntime-genai, openvino-genai@int8, "
+        "ctranslate2, transformers@bfloat16. Or with an interpreter of your own and a model as it is: NAME is "
+        "llamacpp-python (SOURCE: a GGUF file), genai, openvino-genai, ctranslate2 or transformers (a directory).",
         "--peer",
-        metavar="NAME=PYTHON:FILE",
+        metavar="NAME[@TYPE]|NAME=PYTHON:SOURCE",
     )
     file: str | None = option(None, "Write the report there; - for stdout.", "--json", metavar="FILE")
 
@@ -51,6 +59,7 @@ def eval_(
     ],
     asked: Comparison,
     options: EvaluationOptions,
+    named: Annotated[NamedPeers, Without({"checkpoint", "install", "listing"})],
     reading: Annotated[ExportOptions, Without({"dtype", "verify", "weights"})],
     told: CiOutput,
     shown: Annotated[Output, Without({"json"})],
@@ -70,7 +79,8 @@ def eval_(
         from llmc.runtimes.bench.quality import remember
 
         engines = list(zip(subject_labels(directories), directories, strict=True))
-        peers = logits_peers(asked.peers)
+        named = replace(named, checkpoint=reference)
+        peers = logits_peers(asked.peers, named, lambda model: converted_model(model, reading, progress), progress)
         report = evaluate(engines, peers, reference, options, reading, progress=progress)
         recording.suite = evaluation_suite(report)
         remember(report.to_json())
@@ -79,3 +89,20 @@ def eval_(
             write_whole(json.dumps(report.to_json(), indent=2) + "\n", file)
     finally:
         shown.show(lambda: evaluation_tables(report), report.to_json())
+
+
+def converted_model(model: str, reading: ExportOptions, progress: Progress) -> Path:
+    """The checkpoint of a reference, which peers' converters read as it is.
+
+    Raises:
+        UsageError: the reference is an engine, or is changed by options before it is evaluated.
+        CheckpointError: there is none.
+    """
+    if (Path(model) / MANIFEST_NAME).is_file():
+        raise UsageError(f"peers by name convert the reference, and {model} is an engine: name the model")
+    if reading.adapters or reading.revision is not None:
+        raise UsageError(
+            "peers by name convert the reference as it lies on the disk: name its directory, without --adapter and "
+            "--revision"
+        )
+    return checkpoint_path(model, progress)

@@ -16,8 +16,7 @@ import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llmc.compiler.base.errors import CheckpointError, EngineError, UsageError
@@ -33,17 +32,18 @@ PIECE = 1 << 22
 TAIL_LINES = 15
 
 
-@dataclass(frozen=True)
 class SourceModel:
     """What is converted: a folder with ``config.json`` and safetensors, or a GGUF file.
 
     Attributes:
         path: It, absolute.
-        digest: Of its files' names and bytes.
+        files: Its files: one, or those of the folder.
     """
 
-    path: Path
-    digest: str
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        """Nothing is read yet."""
+        self.path, self.files = path, tuple(files)
+        self._digest: str | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -51,8 +51,8 @@ class SourceModel:
         return self.path.is_file()
 
     @classmethod
-    def read(cls, path: Path, progress: Progress = NO_PROGRESS) -> SourceModel:
-        """Read all bytes once.
+    def find(cls, path: Path) -> SourceModel:
+        """Look what lies there.
 
         Raises:
             CheckpointError: neither a GGUF file nor a folder with a configuration and safetensors.
@@ -67,16 +67,22 @@ class SourceModel:
                 f"{path} is neither a GGUF file nor a folder with config.json and safetensors, which is what peers' "
                 "converters read"
             )
-        total = sum(file.stat().st_size for file in files)
-        progress.start(f"Reading {path.name}", total, "bytes")
-        digest, done = hashlib.sha256(), 0
-        for file in files:
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            for piece in _pieces(file):
-                digest.update(piece)
-                done += len(piece)
-                progress.advance(done)
-        return cls(path, digest.hexdigest())
+        return cls(path, files)
+
+    def digest(self, progress: Progress = NO_PROGRESS) -> str:
+        """Hash of the files' names and bytes, which are read once, when somebody first asks."""
+        if self._digest is None:
+            total = sum(file.stat().st_size for file in self.files)
+            progress.start(f"Reading {self.path.name}", total, "bytes")
+            digest, done = hashlib.sha256(), 0
+            for file in self.files:
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+                for piece in _pieces(file):
+                    digest.update(piece)
+                    done += len(piece)
+                    progress.advance(done)
+            self._digest = digest.hexdigest()
+        return self._digest
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
@@ -106,7 +112,8 @@ def converted(
     script = environment.script
     if script is None or source.is_gguf:
         return source.path
-    key = hashlib.sha256(f"{source.digest} {environment.key}".encode() + script.read_bytes()).hexdigest()[:16]
+    content = f"{source.digest(progress)} {environment.key}".encode() + script.read_bytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
     directory = root / "models" / f"{environment.name}-{kind}-{key}"
     if not (directory / RECORD).is_file():
         progress.start(f"Converting {source.path.name} for {environment.name}: {kind}")
@@ -117,7 +124,7 @@ def converted(
 def _convert(installation: Installation, script: Path, source: SourceModel, kind: str, directory: Path) -> None:
     with whole_folder(directory) as folder:
         _run_converter(installation, script, source, kind, folder / MODEL)
-        record = {"source": source.path.name, "digest": source.digest, "versions": installation.versions}
+        record = {"source": source.path.name, "digest": source.digest(), "versions": installation.versions}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,6 +1,7 @@
 """``--peer NAME[/VARIANT][@TYPE]``: a peer in its own environment, with the checkpoint that its converter made.
 
-In: what the options say. Out: subjects of a benchmark, as those of ``--peer NAME=PYTHON:SOURCE``.
+In: what the options say. Out: peers with their models, as those of ``--peer NAME=PYTHON:SOURCE``: subjects of a
+benchmark, and rows of an evaluation.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from llmc.runtimes.bench.peers.conversion import MODEL, SourceModel, converted
 from llmc.runtimes.bench.peers.environments import ENVIRONMENTS, Environment
 from llmc.runtimes.bench.peers.installation import Installation, require_installed
 from llmc.runtimes.bench.peers.options import NamedPeers
-from llmc.runtimes.bench.results import Subject
-from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice, peer_subjects
+from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice, PreparedPeer, prepared_peer
 
 FLOAT_GGUF = "float.gguf"
 
@@ -50,13 +50,13 @@ class NamedChoice:
         return cls(ENVIRONMENTS[name], variant if slash else None, kind if at else None)
 
 
-def named_subjects(
+def named_peers(
     choices: Sequence[NamedChoice],
     named: NamedPeers,
     locate: Callable[[str], Path],
     progress: Progress = NO_PROGRESS,
-) -> list[Subject]:
-    """Convert what was not converted before; the variants of all as subjects, in the order given.
+) -> list[PreparedPeer]:
+    """Convert what was not converted before; all peers in the order given.
 
     ``locate`` finds the checkpoint that the option names.
 
@@ -72,13 +72,13 @@ def named_subjects(
     present = require_installed(unique, root, told=named.directory is not None)
     if named.checkpoint is None:
         raise UsageError("peers by name convert a checkpoint: say which with --checkpoint MODEL")
-    source = SourceModel.read(locate(named.checkpoint), progress)
-    return [each for choice in choices for each in _subjects(choice, present, source, root, progress)]
+    source = SourceModel.find(locate(named.checkpoint))
+    return [_prepared(choice, present, source, root, progress) for choice in choices]
 
 
-def _subjects(
+def _prepared(
     choice: NamedChoice, present: dict[str, Installation], source: SourceModel, root: Path, progress: Progress
-) -> list[Subject]:
+) -> PreparedPeer:
     environment = choice.environment
     installation = present[environment.name]
     kind = choice.kind or environment.types[0]
@@ -96,7 +96,7 @@ def _subjects(
         choice.variant,
         quantize=(choice.kind if source.is_gguf else kind) if quantizes else None,
     )
-    return peer_subjects(
+    return prepared_peer(
         chosen,
         model.parent if model.parent.name == MODEL else root / "models",
         name=environment.name,

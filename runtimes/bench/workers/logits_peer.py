@@ -1,6 +1,7 @@
 """A peer that says what it predicts: the logits of windows of text, from its own process.
 
-In: ``NAME=PYTHON:FILE``. Out: :class:`LogitsPeer`, which runs a worker and reads what it writes.
+In: ``NAME=PYTHON:SOURCE``, or a peer by its name with its model. Out: :class:`LogitsPeer`, which runs a worker and
+reads what it writes.
 
 Logits are too many for the workers' lines of JSON: a worker writes those of one window into a file of floats, which
 lies in memory where there is such a folder, and is overwritten by the next.
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.base.errors import EngineError, UsageError
-from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
+from llmc.runtimes.bench.artifact_facts import disk_bytes
+from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice, PreparedPeer, prepared_peer
 from llmc.runtimes.bench.workers.remote import WorkerProcess, peer_command
 from llmc.runtimes.session.engine import FloatArray
 
@@ -27,19 +29,35 @@ WindowLogits = Callable[[Sequence[int], int], FloatArray]
 """Tokens of a window and its first scored position in; [positions, vocab] float32 of those up to the last but one."""
 
 
+def require_logits(peer: str, name: str) -> None:
+    """Refuse a peer, one of :data:`PEERS`, that a user calls ``name`` and whose worker gives no logits.
+
+    Raises:
+        UsageError: it names those that do.
+    """
+    if not PEERS[peer].gives_logits:
+        able = ", ".join(key for key, each in PEERS.items() if each.gives_logits)
+        raise UsageError(f"peer {name} gives no logits; those that do: {able}")
+
+
 @dataclass(frozen=True)
 class LogitsPeer:
-    """A model file, and the program that runs it.
+    """A model, and the program that runs it.
 
     Attributes:
         label: Its name in a report.
         command: Starts the worker.
-        path: What it opens, as it is.
+        path: The file or folder that it opens, as it is.
     """
 
     label: str
     command: tuple[str, ...]
     path: Path
+
+    @property
+    def bytes(self) -> int:
+        """Of the file, or of all files of the folder."""
+        return disk_bytes(self.path)
 
     @classmethod
     def of(cls, choice: PeerChoice) -> LogitsPeer:
@@ -48,11 +66,12 @@ class LogitsPeer:
         Raises:
             UsageError: a file that is not there, a file that the peer would have to make, or a peer that gives no
                 logits.
+            EngineError: the peer's interpreter cannot run it, or the peer refused the model.
         """
         peer = PEERS[choice.name]
-        if not peer.gives_logits:
-            able = ", ".join(name for name, each in PEERS.items() if each.gives_logits)
-            raise UsageError(f"peer {choice.name} gives no logits; those that do: {able}")
+        require_logits(choice.name, choice.name)
+        if not peer.quantizes:
+            return cls.of_prepared(prepared_peer(choice))
         if choice.quantize is not None:
             raise UsageError(f"peer {choice.name}: a file is evaluated as it is; leave @{choice.quantize} away")
         for path in (choice.python, choice.source):
@@ -61,6 +80,11 @@ class LogitsPeer:
         arguments = peer.variants[choice.variant] if choice.variant is not None else ()
         command = peer_command(choice.python.absolute(), peer.module, *arguments)
         return cls(choice.source.stem, command, choice.source.resolve())
+
+    @classmethod
+    def of_prepared(cls, peer: PreparedPeer) -> LogitsPeer:
+        """A peer with its model, in the first of the variants that fit: they compute the same."""
+        return cls(peer.label, next(iter(peer.commands.values())), peer.path)
 
     @contextmanager
     def opened(self, threads: int | None) -> Iterator[tuple[dict[str, Any], WindowLogits]]:

@@ -18,6 +18,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ class CTranslate2Target:
         if seen != [len(prompts)] * count:
             raise RuntimeError(f"CTranslate2 made {sum(seen)} tokens, not {count} for each of {len(prompts)} rows")
         return moments
+
+    def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
+        """Write the logits after each token from ``first`` to the last but one of a text of its own.
+
+        Raises:
+            RuntimeError: nothing is open, or CTranslate2 failed.
+        """
+        import numpy as np
+
+        if self._generator is None:
+            raise RuntimeError("logits before open")
+        found = self._generator.forward_batch([[self._tokens[token] for token in tokens[:-1]]])
+        rows = np.array(found.to(self._native.DataType.float32), np.float32)[0, first:]
+        with Path(file).open("wb") as output:
+            output.write(rows.tobytes())
 
     def close(self) -> None:
         """Free the model."""

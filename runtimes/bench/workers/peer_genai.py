@@ -23,7 +23,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,37 @@ class GenaiTarget:
         ticks = _generate(generator, prompt, request.gen)
         ended = time.time()
         return RunTimes(ticks[0], tuple(ticks[1:]), decode_window=(ended - sum(ticks[1:]), ended))
+
+    def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
+        """Write the logits after each token from ``first`` to the last but one of a text of its own.
+
+        GenAI hands out those of the last token that it was given, as the head of a model made with
+        ``prune_lm_head`` sees no other: the tokens behind ``first`` are given to it one by one.
+
+        Raises:
+            RuntimeError: nothing is open, the text is longer than the context or holds the token that marks padding,
+                or GenAI failed.
+        """
+        import numpy as np
+
+        geometry = self._geometry
+        if geometry is None:
+            raise RuntimeError("logits before open")
+        if len(tokens) > geometry.context:
+            raise RuntimeError(f"{len(tokens)} tokens are beyond the context {geometry.context}")
+        if geometry.pad in tokens:
+            raise RuntimeError(f"the text holds token {geometry.pad}, which GenAI takes for padding and does not see")
+        parameters = self._native.GeneratorParams(self._model)
+        parameters.set_search_options(
+            do_sample=False, num_beams=1, batch_size=1, max_length=len(tokens), past_present_share_buffer=True
+        )
+        generator = self._native.Generator(self._model, parameters)
+        ids = np.array(tokens, dtype=np.int32)[None]
+        with Path(file).open("wb") as output:
+            for begin, end in [(0, first + 1), *((at, at + 1) for at in range(first + 1, len(tokens) - 1))]:
+                generator.append_tokens(np.ascontiguousarray(ids[:, begin:end]))
+                rows = np.asarray(generator.get_logits(), np.float32).reshape(-1, geometry.vocab)
+                output.write(rows[-1].tobytes())
 
     def close(self) -> None:
         """Free the model."""

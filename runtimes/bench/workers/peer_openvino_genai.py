@@ -13,6 +13,9 @@ is. A model that takes more from ``attention_mask`` than its attention does (llm
 all``) is refused by the former. GenAI keeps the cache of earlier prompts (prefix caching) unless told otherwise, and
 a prompt that it saw before costs next to nothing: it is off here.
 
+Logits are those of the model as OpenVINO runs it by itself (GenAI hands out none), with the same options and
+therefore in the same numbers: what ``stateful`` computes.
+
 A float32 model of llmc's is computed in float32, as llmc does; the library by itself takes bfloat16 where the
 processor has it, and rounds the cache to eight bits.
 """
@@ -25,6 +28,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +81,9 @@ class OpenVinoGenaiTarget:
         self._openvino: Any = importlib.import_module("openvino")
         self._native: Any = importlib.import_module("openvino_genai")
         self._pipeline: Any = None
+        self._request: Any = None
+        self._path = ""
+        self._options: dict[str, Any] = {}
         self._facts: ModelFacts | None = None
 
     def prepare(self, source: str, cache: str) -> Prepared:
@@ -97,9 +104,10 @@ class OpenVinoGenaiTarget:
         """
         facts = read_facts(self._openvino, Path(path))
         count = threads or os.cpu_count() or 1
-        options = {"INFERENCE_NUM_THREADS": count, "ATTENTION_BACKEND": BACKENDS[self._backend]}
+        self._path, self._options = path, {"INFERENCE_NUM_THREADS": count}
         if facts.precision == "fp32" and (Path(path) / MANIFEST).is_file():
-            options.update(EXACT)
+            self._options.update(EXACT)
+        options = {**self._options, "ATTENTION_BACKEND": BACKENDS[self._backend]}
         more = {}
         if self._backend == "paged":
             more["scheduler_config"] = self._native.SchedulerConfig()
@@ -134,7 +142,7 @@ class OpenVinoGenaiTarget:
             RuntimeError: nothing is open, the case is longer than the context, or GenAI failed.
         """
         facts = self._facts
-        if facts is None:
+        if facts is None or self._pipeline is None:
             raise RuntimeError("run before open")
         if request.capacity > facts.context:
             raise RuntimeError(f"prompt {request.prompt} + gen {request.gen} is beyond the context {facts.context}")
@@ -164,9 +172,52 @@ class OpenVinoGenaiTarget:
             raise RuntimeError(f"GenAI made {made} tokens, not {count} a row")
         return result.perf_metrics.raw_metrics
 
+    def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
+        """Write the logits after each token from ``first`` to the last but one of a text of its own.
+
+        The text is one call, or, where a model gives its last position's alone, one for each of these tokens.
+
+        Raises:
+            RuntimeError: nothing is open, the text is longer than the context, or OpenVINO failed.
+        """
+        import numpy as np
+
+        facts = self._facts
+        if facts is None:
+            raise RuntimeError("logits before open")
+        if len(tokens) > facts.context:
+            raise RuntimeError(f"{len(tokens)} tokens are beyond the context {facts.context}")
+        if self._request is None:
+            self._pipeline = None  # the weights once in memory, not twice
+            model = self._openvino.Core().read_model(str(Path(self._path) / MODEL))
+            self._request = self._openvino.compile_model(model, "CPU", self._options).create_infer_request()
+        self._request.reset_state()
+        ids, last = np.array(tokens, np.int64)[None], len(tokens) - 1
+        singles = [(at, at + 1) for at in range(first + 1, last)]
+        pieces = [(0, last)] if facts.logits == "all" else [(0, first + 1), *singles]
+        with Path(file).open("wb") as output:
+            for begin, end in pieces:
+                rows = self._infer(ids[:, begin:end], begin)
+                output.write(rows[first if facts.logits == "all" else -1 :].tobytes())
+
+    def _infer(self, ids: Any, past: int) -> Any:
+        """Logits [tokens or 1, vocab] float32 of ``ids`` [1, tokens] behind ``past`` tokens."""
+        import numpy as np
+
+        end = past + ids.shape[1]
+        known = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": np.arange(past, end, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        names = [name for item in self._request.model_inputs for name in item.get_names()]
+        self._request.infer({name: value for name, value in known.items() if name in names})
+        return np.asarray(self._request.get_tensor("logits").data, np.float32)[0]
+
     def close(self) -> None:
         """Free the model."""
-        self._pipeline = self._facts = None
+        self._pipeline = self._request = self._facts = None
 
 
 def split_times(metrics: Any, count: int) -> tuple[float, tuple[float, ...]]:

@@ -34,7 +34,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,23 @@ class TransformersTarget:
         """Logits after each row's last token, [batch, vocab]."""
         options = {"logits_to_keep": 1} if self._keeps_last else {}
         return function(input_ids=tokens, past_key_values=cache, use_cache=True, **options).logits[:, -1]
+
+    def logits(self, tokens: Sequence[int], first: int, file: str) -> None:
+        """Write the logits after each token from ``first`` to the last but one of a text of its own, one call.
+
+        Raises:
+            RuntimeError: nothing is open.
+        """
+        import torch
+
+        if self._model is None:
+            raise RuntimeError("logits before open")
+        ids = torch.tensor([list(tokens[:-1])], device=self._model.device)
+        options = {"logits_to_keep": ids.shape[1] - first} if self._keeps_last else {}
+        with torch.no_grad():
+            rows = self._model(input_ids=ids, use_cache=False, **options).logits[0, first - ids.shape[1] :]
+        with Path(file).open("wb") as output:
+            output.write(rows.float().cpu().contiguous().numpy())
 
     def device_bytes(self) -> int | None:
         """Most bytes that torch's allocator held on the device; None on a CPU."""

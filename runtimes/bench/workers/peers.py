@@ -55,21 +55,25 @@ PEERS: Mapping[str, Peer] = {
         "llmc.runtimes.bench.workers.peer_transformers",
         {name: (name,) for name in ("eager", "compile", "loop", "generate")},
         "a directory with config.json; without weights they are random",
+        gives_logits=True,
     ),
     "genai": Peer(
         "llmc.runtimes.bench.workers.peer_genai",
         {"graph": ("cuda",), "launches": ("cuda", "launches"), "cpu": ("cpu",)},
         "a directory with genai_config.json",
+        gives_logits=True,
     ),
     "openvino-genai": Peer(
         "llmc.runtimes.bench.workers.peer_openvino_genai",
         {"stateful": ("stateful",), "paged": ("paged",)},
         "a directory with openvino_model.xml",
+        gives_logits=True,
     ),
     "ctranslate2": Peer(
         "llmc.runtimes.bench.workers.peer_ctranslate2",
         {"": ()},
         "a directory with model.bin, of ct2-transformers-converter",
+        gives_logits=True,
     ),
     "vllm": Peer(
         "llmc.runtimes.bench.workers.peer_vllm",
@@ -133,7 +137,30 @@ class PeerChoice:
         return cls(name, Path(python), Path(source), variant if slash else None)
 
 
-def peer_subjects(
+@dataclass(frozen=True)
+class PreparedPeer:
+    """A peer with the model that it opens.
+
+    Attributes:
+        label: The peer's name, and the type of the model's numbers where it is known.
+        path: The model.
+        commands: Variant's name -> what starts its worker, of the variants that fit the model; at least one.
+    """
+
+    label: str
+    path: Path
+    commands: Mapping[str, tuple[str, ...]]
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Its variants as subjects of a benchmark; a label has the variant behind it."""
+        return [
+            Subject(f"{self.label}, {variant}" if variant else self.label, self.path, command)
+            for variant, command in self.commands.items()
+        ]
+
+
+def prepared_peer(
     choice: PeerChoice,
     cache: Path | None = None,
     *,
@@ -141,11 +168,10 @@ def peer_subjects(
     settings: tuple[str, ...] = (),
     variants: Sequence[str] | None = None,
     kind: str = "",
-) -> list[Subject]:
-    """Have a peer make its model where it makes one, and return its variants as subjects.
+) -> PreparedPeer:
+    """Have a peer make its model where it makes one.
 
-    Models are kept in ``cache``; None: the user's. A label has the peer's name, the type of the file where the peer
-    names one, and the variant.
+    Models are kept in ``cache``; None: the user's.
 
     Args:
         choice: The peer, its interpreter and what it opens.
@@ -171,21 +197,25 @@ def peer_subjects(
     with WorkerProcess(name, peer_command(interpreter, peer.module, *made)) as worker:
         prepared = worker.request("prepare", source=str(choice.source.resolve()), cache=str(kept.resolve()))
     _require_type(name, kind, prepared["details"].get("ftype", kind))
-    label = f"{name} {prepared['details'].get('ftype', kind)}".strip()
     fitting = prepared["details"].get("variants", peer.variants)
     if variants is not None:
         fitting = [each for each in fitting if each in variants]
     if choice.variant is not None:
         fitting = (choice.variant,)
-    return [
-        Subject(
-            f"{label}, {variant}" if variant else label,
-            Path(prepared["path"]),
-            peer_command(interpreter, peer.module, *arguments, *settings),
-        )
+    commands = {
+        variant: peer_command(interpreter, peer.module, *arguments, *settings)
         for variant, arguments in peer.variants.items()
         if variant in fitting
-    ]
+    }
+    return PreparedPeer(f"{name} {prepared['details'].get('ftype', kind)}".strip(), Path(prepared["path"]), commands)
+
+
+def peer_subjects(choice: PeerChoice, cache: Path | None = None) -> list[Subject]:
+    """The variants of a peer as subjects; its model is made in ``cache`` where it makes one.
+
+    Errors are those of :func:`prepared_peer`.
+    """
+    return prepared_peer(choice, cache).subjects
 
 
 def _require_type(name: str, kind: str, actual: str) -> None:

@@ -20,7 +20,9 @@ from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.driver import evaluation
 from llmc.compiler.driver.driver import compile_model
 from llmc.compiler.driver.evaluation import evaluate, logits_peers
+from llmc.runtimes.bench.peers.options import NamedPeers
 from llmc.runtimes.bench.workers.logits_peer import LogitsPeer
+from llmc.runtimes.bench.workers.peers import PreparedPeer
 from llmc.runtimes.evaluation.options import EvaluationOptions
 from llmc.runtimes.evaluation.perplexity import LogitsComparison
 from llmc.runtimes.evaluation.report import EvaluatedRow, EvaluationReport
@@ -243,14 +245,41 @@ def test_a_peer_with_another_vocabulary_is_refused(shared: Shared, source: Path,
 
 
 def test_peers_that_give_no_logits_are_refused() -> None:
-    with pytest.raises(UsageError, match="peer genai gives no logits; those that do: llamacpp-python"):
-        logits_peers([f"genai={sys.executable}:{Path(__file__).parent}"])
+    able = "llamacpp-python, transformers, genai, openvino-genai, ctranslate2"
+    with pytest.raises(UsageError, match=f"peer vllm gives no logits; those that do: {able}"):
+        logits_peers([f"vllm={sys.executable}:{Path(__file__).parent}"])
+    with pytest.raises(UsageError, match="peer vllm gives no logits"):
+        logits_peers(["vllm@auto"])
     with pytest.raises(UsageError, match="does not exist"):
         logits_peers([f"llamacpp-python={sys.executable}:none.gguf"])
     with pytest.raises(UsageError, match="evaluated as it is; leave @Q4_0 away"):
         logits_peers([f"llamacpp-python={sys.executable}:{__file__}@Q4_0"])
     (peer,) = logits_peers([f"llamacpp-python={sys.executable}:{__file__}"])
     assert (peer.label, peer.path) == ("test_evaluation", Path(__file__).resolve())
+
+
+def test_peers_by_name_stand_in_the_order_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def prepared(choices: Any, named: Any, locate: Any, progress: Any) -> list[PreparedPeer]:
+        asked.append(([choice.environment.name for choice in choices], named, locate("model")))
+        return [PreparedPeer(f"{c.environment.name} int8", tmp_path, {"a": ("a",), "b": ("b",)}) for c in choices]
+
+    monkeypatch.setattr("llmc.runtimes.bench.peers.named.named_peers", prepared)
+    gguf = f"llamacpp-python={sys.executable}:{__file__}"
+    options = NamedPeers("model")
+    found = logits_peers(["openvino-genai@int8", gguf, "ctranslate2"], options, lambda model: tmp_path / model)
+    assert [peer.label for peer in found] == ["openvino-genai int8", "test_evaluation", "ctranslate2 int8"]
+    assert found[0].command == ("a",), "one row for all variants"
+    assert asked == [(["openvino-genai", "ctranslate2"], options, tmp_path / "model")]
+
+
+def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name, size in (("a", 3), ("inner/b", 4)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert LogitsPeer("peer", (), tmp_path).bytes == 7
+    assert LogitsPeer("peer", (), tmp_path / "a").bytes == 3
 
 
 def test_a_single_prompt_has_no_error() -> None:

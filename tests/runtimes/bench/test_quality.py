@@ -27,7 +27,7 @@ from llmc.runtimes.bench.quality import (
 
 
 def made(label: str = "int4", **figures: Any) -> SubjectQuality:
-    first = SubjectQuality(label, 0.05, 0.003, 20.5, 0.88, "a text", 512, 1020, "model", 19.8, "eval.json")
+    first = SubjectQuality(label, 0.05, 0.003, 20.5, 0.88, "a text", 512, 1020, "model", 19.8, "eval.json", "int4")
     return replace(first, **figures)
 
 
@@ -37,6 +37,7 @@ def document(*paths: Path | str, **row: Any) -> dict[str, Any]:
         {
             "label": Path(path).name,
             "path": str(path),
+            "precision": "int4",
             "positions": 1020,
             "mean_kl": 0.05,
             "mean_kl_error": 0.003,
@@ -102,14 +103,33 @@ def test_figures_are_kept_by_content(tmp_path: Path) -> None:
     facts = [artifact_facts(path) for path in (copy, other)]
     assert facts[0] is not None
     assert facts[1] is not None
-    found = recall(facts[0].sha256, kept)
-    assert found == made("model.bin", mean_kl=0.25, source=str(kept / f"{facts[0].sha256}.json"))
-    assert recall(facts[1].sha256, kept) is None
+    found = recall(facts[0].sha256, "int4", kept)
+    assert found == made("model.bin", mean_kl=0.25, source=str(kept / f"{facts[0].sha256}.int4.json"))
+    assert recall(facts[1].sha256, "int4", kept) is None
     remember(document(model, mean_kl=0.125), kept)
-    again = recall(facts[0].sha256, kept)
+    again = recall(facts[0].sha256, "int4", kept)
     assert again is not None
     assert again.mean_kl == 0.125
     assert len(list(kept.iterdir())) == 1
+
+
+def test_one_checkpoint_in_two_types_of_numbers_has_figures_of_both(tmp_path: Path) -> None:
+    model, kept = tmp_path / "model.bin", tmp_path / "kept"
+    model.write_bytes(b"weights")
+    remember(document(model, precision="fp32", mean_kl=0.0), kept)
+    remember(document(model, precision="../bf16", mean_kl=0.125), kept)
+    facts = artifact_facts(model)
+    assert facts is not None
+    found = [recall(facts.sha256, precision, kept) for precision in ("fp32", "../bf16", "int8")]
+    assert [each and each.mean_kl for each in found] == [0.0, 0.125, None]
+    assert len(list(kept.iterdir())) == 2, "a name of numbers is no path"
+
+
+def test_a_row_in_other_numbers_is_not_a_subjects(tmp_path: Path) -> None:
+    rows = [(tmp_path, made("wide", precision="fp32", mean_kl=0.0)), (tmp_path, made("narrow", precision="bf16"))]
+    assert quality_of("mine", tmp_path, "bf16", None, rows) == rows[1][1]
+    assert quality_of("wide", tmp_path, "int8", None, rows) is None
+    assert quality_of("mine", tmp_path, "int8", None, [(tmp_path, made(precision=""))]) == made(precision="")
 
 
 def test_a_place_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,21 +142,21 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyt
 
 @pytest.mark.parametrize("text", ["[]", "{}", json.dumps(document("a", "b"))])
 def test_what_is_damaged_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
-    (tmp_path / "ab.json").write_text(text)
+    (tmp_path / "ab.int4.json").write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert recall("ab", tmp_path) is None
+        assert recall("ab", "int4", tmp_path) is None
     assert "is not what llmc eval wrote there" in caplog.text
 
 
 def test_a_row_of_the_path_comes_before_one_of_the_name_and_both_before_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "recall", lambda sha256, folder: made("kept", source=sha256))
+    monkeypatch.setattr(quality, "recall", lambda sha256, precision, folder: made("kept", source=sha256))
     by_name, by_path = (tmp_path / "x", made("mine")), (tmp_path / "engine", made("other"))
-    assert quality_of("mine", tmp_path / "engine", "ab", [by_name, by_path]) == by_path[1]
-    assert quality_of("mine", tmp_path / "elsewhere", "ab", [by_name, by_path]) == by_name[1]
-    assert quality_of("new", tmp_path / "new", "ab", [by_name, by_path]) == made("kept", source="ab")
-    assert quality_of("new", tmp_path / "new", None, [by_name, by_path]) is None
+    assert quality_of("mine", tmp_path / "engine", "int4", "ab", [by_name, by_path]) == by_path[1]
+    assert quality_of("mine", tmp_path / "elsewhere", "int4", "ab", [by_name, by_path]) == by_name[1]
+    assert quality_of("new", tmp_path / "new", "int4", "ab", [by_name, by_path]) == made("kept", source="ab")
+    assert quality_of("new", tmp_path / "new", "int4", None, [by_name, by_path]) is None
 
 
 def test_losses_within_the_noise_are_equal() -> None:

@@ -71,10 +71,12 @@ def test_what_eval_kept_is_found_by_content(tmp_path: Path, monkeypatch: pytest.
     from llmc.runtimes.bench import quality
 
     asked = []
-    monkeypatch.setattr(quality, "recall", lambda sha256, folder: asked.append((sha256, folder)))
+    monkeypatch.setattr(quality, "recall", lambda *of: asked.append(of))
     report = make_report()
-    QualityPlan((), tmp_path).extended(report, [A], Steps(0, None))
-    assert asked == [(it.artifact.sha256, tmp_path) for it in report.subjects if it.artifact is not None]
+    subjects = tuple(replace(it, info={**it.info, "precision": it.label}) for it in report.subjects)
+    QualityPlan((), tmp_path).extended(replace(report, subjects=subjects), [A], Steps(0, None))
+    wanted = [(it.artifact.sha256, it.label, tmp_path) for it in report.subjects if it.artifact is not None]
+    assert asked == wanted
     assert asked
 
 

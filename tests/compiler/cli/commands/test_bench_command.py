@@ -24,7 +24,7 @@ from llmc.runtimes.bench.results import BenchCase, BenchReport, OtherLoad, Subje
 from llmc.runtimes.bench.roofline_plan import RooflinePlan
 from llmc.runtimes.bench.sweep_plan import SweepPlan
 from llmc.runtimes.bench.workers import peers
-from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice
+from llmc.runtimes.bench.workers.peers import PEERS, PeerChoice, PreparedPeer
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.fingerprint import machine_fingerprint
 from llmc.runtimes.machine.summary import Summary
@@ -246,11 +246,11 @@ def test_peers_by_name_are_measured_behind_the_engines(
 ) -> None:
     asked: list[Any] = []
 
-    def subjects(choices: Any, named: Any, locate: Any, progress: Any) -> list[Subject]:
+    def prepared(choices: Any, named: Any, locate: Any, progress: Any) -> list[PreparedPeer]:
         asked.append(([each.environment.name for each in choices], locate(named.checkpoint)))
-        return [Subject("ctranslate2 int8", tmp_path, ("worker",))]
+        return [PreparedPeer("ctranslate2 int8", tmp_path, {"": ("worker",)})]
 
-    monkeypatch.setattr("llmc.runtimes.bench.peers.named.named_subjects", subjects)
+    monkeypatch.setattr("llmc.runtimes.bench.peers.named.named_peers", prepared)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     words = ["--peer", "ctranslate2", "--checkpoint", tmp_path / "model"]

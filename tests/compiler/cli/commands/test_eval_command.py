@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -11,6 +12,10 @@ from unittest.mock import create_autospec
 import pytest
 from typer.testing import Result
 
+from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.options import ExportOptions
+from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.cli.commands.eval_command import converted_model
 from llmc.compiler.driver import evaluation
 from llmc.runtimes.evaluation.perplexity import Estimate, Quality
 from llmc.runtimes.evaluation.report import EvaluatedRow, EvaluationReport, ReferenceFacts, TextFacts
@@ -96,6 +101,33 @@ def test_a_peer_that_does_not_exist(llmc: Run, evaluated: Any) -> None:
     result = llmc("eval", "engine", "--reference", "m", "--peer", "llamacpp-python=python:none.gguf")
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+
+
+def test_peers_by_name_convert_the_reference(
+    llmc: Run, evaluated: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def peers(choices: Any, named: Any, locate: Any, progress: Any) -> list[Any]:
+        asked.append((choices, named.checkpoint, named.directory, locate(named.checkpoint)))
+        return []
+
+    monkeypatch.setattr(evaluation, "logits_peers", peers)
+    (tmp_path / "config.json").write_text("{}")
+    words = ("--peer", "ctranslate2", "--peer", "openvino-genai@int8", "--peers-dir", "kept")
+    result = llmc("eval", "engine", "--reference", tmp_path, *words)
+    assert result.exit_code == 0, result.stderr
+    assert asked == [(("ctranslate2", "openvino-genai@int8"), str(tmp_path), "kept", tmp_path)]
+
+
+def test_what_peers_cannot_convert_is_said(llmc: Run, evaluated: Any, tmp_path: Path) -> None:
+    reading = ExportOptions()
+    (tmp_path / "llmc.json").write_text("{}")
+    with pytest.raises(UsageError, match="is an engine: name the model"):
+        converted_model(str(tmp_path), reading, NO_PROGRESS)
+    for changed in (replace(reading, adapters=("a",)), replace(reading, revision="main")):
+        with pytest.raises(UsageError, match="as it lies on the disk: name its directory"):
+            converted_model("model", changed, NO_PROGRESS)
 
 
 def test_a_reference_is_asked_for(llmc: Run) -> None:

@@ -13,7 +13,7 @@ from llmc.compiler.base.errors import EngineError, MissingDependencyError, Usage
 from llmc.runtimes.bench.peers import conversion, named
 from llmc.runtimes.bench.peers.environments import ENVIRONMENTS
 from llmc.runtimes.bench.peers.installation import RECORD, environment_directory
-from llmc.runtimes.bench.peers.named import NamedChoice, named_subjects
+from llmc.runtimes.bench.peers.named import NamedChoice, named_peers
 from llmc.runtimes.bench.peers.options import NamedPeers
 from llmc.runtimes.bench.workers import peers
 
@@ -72,7 +72,7 @@ def subjects(texts: list[str], root: Path, checkpoint: Path | None) -> Any:
     choices = [choice for text in texts if (choice := NamedChoice.parse(text))]
     assert len(choices) == len(texts)
     options = NamedPeers(None if checkpoint is None else str(checkpoint), directory=str(root))
-    return named_subjects(choices, options, Path)
+    return [subject for peer in named_peers(choices, options, Path) for subject in peer.subjects]
 
 
 def test_each_peer_opens_what_its_converter_made(asked, root, checkpoint):
@@ -152,7 +152,7 @@ def test_peers_that_are_missing_are_all_named_before_anything_is_read(asked, roo
 def test_a_checkpoint_has_to_be_named(asked, root):
     with pytest.raises(UsageError, match="--checkpoint MODEL"):
         subjects(["ctranslate2"], root, None)
-    assert named_subjects([], NamedPeers(), Path) == []
+    assert named_peers([], NamedPeers(), Path) == []
 
 
 @pytest.mark.parametrize(

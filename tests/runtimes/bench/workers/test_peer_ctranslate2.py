@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmc.runtimes.bench.workers import peer_ctranslate2
@@ -24,6 +25,12 @@ class Generator:
         self.path, self.options, self.compute_type = path, options, "int8_float32"
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.lost = 0
+
+    def forward_batch(self, prompts: Any) -> Any:
+        """Logits of each token: its place, its number, and zeros; in numbers of the library's own until asked."""
+        ((row,),) = [prompts]
+        values = [[10.0 * place, float(VOCABULARY.index(token)), 0.0, 0.0] for place, token in enumerate(row)]
+        return SimpleNamespace(to=lambda kind: {"float32": np.array([values])}[kind])
 
     def generate_batch(self, prompts: Any, callback: Any, **options: Any) -> None:
         self.calls.append((prompts, options))
@@ -42,6 +49,7 @@ def target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     )
     native: Any = ModuleType("ctranslate2")
     native.__version__, native.Generator = "4.8.5", Generator
+    native.DataType = SimpleNamespace(float32="float32")
     monkeypatch.setattr(Generator, "clock", clock, raising=False)
     monkeypatch.setitem(sys.modules, "ctranslate2", native)
     (tmp_path / "model.bin").write_bytes(bytes(77))
@@ -88,3 +96,12 @@ def test_another_folder_is_named(target, tmp_path):
         target.prepare(str(tmp_path), "")
     with pytest.raises(RuntimeError, match="run before open"):
         target.run(RunRequest(prompt=3, gen=4, batch=2))
+
+
+def test_logits_of_the_scored_positions(target, tmp_path):
+    with pytest.raises(RuntimeError, match="logits before open"):
+        target.logits([1, 2], 0, "none")
+    target.open(str(tmp_path), 1)
+    target.logits([3, 1, 2, 0, 3], 2, str(tmp_path / "logits"))
+    found = np.fromfile(tmp_path / "logits", np.float32).reshape(-1, len(VOCABULARY))
+    assert found.tolist() == [[20, 2, 0, 0], [30, 0, 0, 0]], "after the third and the fourth of five tokens"

@@ -348,3 +348,42 @@ def test_an_interpreter_without_the_peer_is_named():
     with WorkerProcess("genai", command) as worker, pytest.raises(EngineError) as caught:
         worker.request("prepare", source="x", cache="y")
     assert "No module named 'onnxruntime_genai'" in str(caught.value)
+
+
+class Generator:
+    """GenAI's, whose logits are those of its last token alone: its number in the place of its position."""
+
+    def __init__(self, library, parameters):
+        self.given = []
+        library.generators.append(self)
+
+    def append_tokens(self, ids):
+        assert ids.flags.c_contiguous
+        self.given.append(ids.tolist()[0])
+
+    def get_logits(self):
+        text = [token for piece in self.given for token in piece]
+        values = np.zeros((1, 1, VOCAB), np.float16)
+        values[0, 0, len(text) - 1] = text[-1]
+        return values
+
+
+def test_logits_of_the_scored_positions(native, directory, monkeypatch, tmp_path):
+    native.generators = []
+    monkeypatch.setattr(native, "Generator", lambda model, parameters: Generator(native, parameters), raising=False)
+    target = GenaiTarget("cpu")
+    with pytest.raises(RuntimeError, match="logits before open"):
+        target.logits([1, 2], 0, "none")
+    target.open(str(directory), 1)
+    for _ in range(2):
+        target.logits([7, 30, 2, 9, 11, 1], 2, str(tmp_path / "logits"))
+        found = np.fromfile(tmp_path / "logits", np.float32).reshape(-1, VOCAB)
+        assert [(row.argmax(), row.max()) for row in found] == [(2, 2.0), (3, 9.0), (4, 11.0)]
+    first, second = native.generators
+    assert first.given == second.given == [[7, 30, 2], [9], [11]], "each text has a cache of its own"
+    options = dict(next(call for call in native.calls if call[0] == "set_search_options")[1:])
+    assert (options["batch_size"], options["max_length"]) == (1, 6)
+    with pytest.raises(RuntimeError, match="65 tokens are beyond the context 64"):
+        target.logits([1] * 65, 2, "none")
+    with pytest.raises(RuntimeError, match="token 39, which GenAI takes for padding"):
+        target.logits([1, 39, 2, 3], 2, "none")

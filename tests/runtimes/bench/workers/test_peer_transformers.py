@@ -343,3 +343,22 @@ def test_on_a_gpu(checkpoint, variant):
     assert max(first.step_s) < 0.5
     assert sum(first.step_s) <= first.decode_window[1] - first.decode_window[0] + 1e-3
     assert target.device_bytes() > 0
+
+
+@pytest.mark.parametrize("keeps_last", [True, False])
+def test_logits_of_the_scored_positions(checkpoint, tmp_path, keeps_last):
+    import numpy as np
+    import torch
+
+    target = TransformersTarget("eager", "float32")
+    text = [7, 30, 2, 9, 11, 1]
+    with pytest.raises(RuntimeError, match="logits before open"):
+        target.logits(text, 2, "none")
+    target.open(str(checkpoint), 1)
+    target._keeps_last = keeps_last
+    target.logits(text, 2, str(tmp_path / "logits"))
+    found = np.fromfile(tmp_path / "logits", np.float32).reshape(-1, LLAMA["vocab_size"])
+    with torch.no_grad():
+        wanted = target._model(torch.tensor([text], device=target._model.device)).logits[0, 2:5].cpu().numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert found.shape == (3, LLAMA["vocab_size"])

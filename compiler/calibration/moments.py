@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmc.compiler.quantization.products import product
+from llmc.compiler.quantization.products import product, right_hand
 from llmc.compiler.quantization.solvers.gptq import WIDE
 
 PIECES = 8
@@ -45,10 +45,12 @@ class Moments:
         left = right if other is None else other.T.contiguous()
 
         def piece(start: int) -> None:
-            stop = min(start + self._step, x.shape[1])
-            # One half of a symmetric matrix is enough.
-            first = start if other is None else 0
-            self.total[first:, start:stop] += product(left[first:], right[start:stop])
+            columns = slice(start, min(start + self._step, x.shape[1]))
+            factor = right_hand(right[columns])
+            # One half of a symmetric matrix is enough. A product copies its operands, so each thread takes few.
+            for low in range(start if other is None else 0, len(left), self._step):
+                rows = slice(low, low + self._step)
+                self.total[rows, columns] += product(left[rows], factor)
 
         for _ in pool.map(piece, self._starts):
             pass

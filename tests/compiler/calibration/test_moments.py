@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmc.compiler.calibration.moments import Moments
+from llmc.compiler.calibration.moments import PIECES, Moments
+from llmc.compiler.quantization.products import product
 
 CPU = torch.device("cpu")
 
@@ -55,3 +56,19 @@ def test_do_not_depend_on_the_number_of_threads() -> None:
                 moments.add(x, pool)
         totals.append(moments.of_itself().numpy().tobytes())
     assert len(set(totals)) == 1
+
+
+def test_a_thread_holds_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product copies its operands: what each of many threads copies must not be the whole input."""
+    sizes: list[int] = []
+
+    def noted(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        sizes.extend((x.numel(), matrix.numel()))
+        return product(x, matrix)
+
+    monkeypatch.setattr("llmc.compiler.calibration.moments.product", noted)
+    x, f = inputs(96)[0], inputs(200, 5)[0]
+    with ThreadPoolExecutor(2) as pool:
+        Moments(96, CPU).add(x, pool)
+        Moments(96, CPU, 200).add(x, pool, f)
+    assert max(sizes) == x.numel() // PIECES

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from llmc.compiler.artifact.reports import CompileReport
 from llmc.compiler.base.options import CompileOptions
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.runtimes.generation.chat import Message
 from llmc.runtimes.session.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from llmc.runtimes.generation.chat import Message
     from llmc.runtimes.generation.text_engine import TextEngine
     from llmc.runtimes.session.engine import EngineInfo, FloatArray
 
-Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+Prompt: TypeAlias = "str | Sequence[Message] | Sequence[int]"
 """A text, a chat's messages (``{"role": "user", "content": "…"}``), or token ids."""
 GREEDY = SamplingParams()
 
@@ -92,7 +92,7 @@ class Engine:
         if isinstance(prompt, str):
             return self._text_engine.encode(prompt)
         if any(isinstance(item, Mapping) for item in prompt):
-            return self._text_engine.encode_chat(cast(Sequence[Message], prompt))
+            return self._text_engine.encode_chat(cast("Sequence[Message]", prompt))
         return list(cast(Sequence[int], prompt))
 
     def stream(

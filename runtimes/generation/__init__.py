@@ -1,1 +1,5 @@
-"""The decode loop, and text in and out of it."""
+"""The decode loop, and text in and out of it. For programs: :class:`Generator`, token ids in and out."""
+
+from llmc.runtimes.generation.generator import Generator
+
+__all__ = ["Generator"]

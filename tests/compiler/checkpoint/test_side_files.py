@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.checkpoint import side_files
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.side_files import (
     check_other_weights,
@@ -97,7 +98,10 @@ def test_shards_of_another_set_are_said(tmp_path: Path, caplog: pytest.LogCaptur
     assert record.getMessage().endswith("and not from model-00001-of-00003.safetensors")
 
 
-def test_values_are_compared_to_the_end() -> None:
+@pytest.mark.parametrize("piece", [1, 16, side_files._COMPARED_BYTES])
+def test_values_are_compared_to_the_end(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """However many rows are read at a time: one, two, all."""
+    monkeypatch.setattr(side_files, "_COMPARED_BYTES", piece)
     one = np.full((5, 2), np.nan, np.float32)
     other = one.copy()
     assert same_values(ArrayWeights({"x": one}), "x", ArrayWeights({"y": other}), "y")

@@ -26,9 +26,11 @@ from llmc.compiler.base.json_record import JsonValue
 from llmc.compiler.base.options import Zero
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.base.versions import tool_versions
+from llmc.compiler.calibration.expert_layer import is_known
 from llmc.compiler.calibration.journal import Journal
+from llmc.compiler.calibration.recipe import Recipe, SitePlan
 from llmc.compiler.calibration.steps import cut_steps
-from llmc.compiler.calibration.walk import Recipe, SitePlan, Walk
+from llmc.compiler.calibration.walk import Walk
 from llmc.compiler.graph.write_model import INLINE_BYTES, referring_proto
 from llmc.compiler.quantization.scheme import Scheme
 from llmc.compiler.quantization.solver import Solver
@@ -137,8 +139,8 @@ def site_plans(request: Request, sites: Sequence[Site]) -> dict[ir.Node, SitePla
 
 def _why_not(request: Request, site: Site, scheme: Scheme | None, others: Sequence[Site]) -> str:
     """Why a site cannot be calibrated; empty where it can. ``others`` have the same weights."""
-    if site.kind == "experts":
-        return "what each expert reads is not recorded"
+    if site.kind == "experts" and not is_known(site):
+        return "experts that run as their operator's body keep their floats"
     if site.kind == "embedding":
         # A head's numbers are its table's, too.
         return "" if _is_tied_head(request, others, site) else "a table is looked up in and multiplies nothing"

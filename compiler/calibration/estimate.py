@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from llmc.compiler.calibration.expert_layer import ExpertLayer
+from llmc.compiler.calibration.expert_walk import ENOUGH, OTHERS
+from llmc.compiler.calibration.matrices import GPU_ROWS
 from llmc.compiler.calibration.steps import Step
 from llmc.passes.quantization.sites import Site
 
@@ -25,8 +28,6 @@ GPU_RATE, GPU_FEATURE, GPU_NUMBER = 40e12, 150e-6, 32e-9
 small kernels; and seconds of one processor for each number that products read and make, since all between them is
 computed there. Those give what an H200 took for SmolLM2-135M (89 s beside 4 threads), for eight layers of 8B geometry
 (231 s beside 3) and for walks that solve nothing (5 and 25 s)."""
-GPU_ROWS = 32768
-"""Rows of a weight that a GPU solves at once: a few take as long as many."""
 SEEN, SEEN_SECONDS, OFF = 0.05, 20.0, 1.5
 """Share of the work, and seconds, after which its pace is known; the ratio from which a user is told."""
 _SIZE, _LEAST_SECONDS = 768, 0.15
@@ -35,6 +36,8 @@ _SIZE, _LEAST_SECONDS = 768, 0.15
 def operations(step: Step, tokens: int, streams: int, calibrated: Callable[[Site], bool]) -> float:
     """Additions and multiplications of a step over all tokens, in ``streams`` streams."""
     group = step.group
+    if group is not None and group.experts is not None:
+        return _of_experts(group.experts, tokens, streams, solved=calibrated(group.sites[0]), runs=bool(step.keeps))
     if group is None or not group.is_product:
         return 0.0
     weights = sum(height * features for height, features in _shapes(group.sites))
@@ -50,14 +53,34 @@ def operations(step: Step, tokens: int, streams: int, calibrated: Callable[[Site
 def gpu_seconds(step: Step, tokens: int, streams: int, calibrated: Callable[[Site], bool], threads: int) -> float:
     """What a step takes where its products, and what is solved, are a GPU's."""
     group = step.group
+    work = operations(step, tokens, streams, calibrated)
+    if group is not None and group.experts is not None:
+        layer, (both, hidden) = group.experts, (0, group.experts.first[0].features)
+        if calibrated(group.sites[0]):
+            both = layer.count * sum(item[0].features for item in (layer.first, layer.second))
+        return work / GPU_RATE + both * GPU_FEATURE + 2 * tokens * streams * hidden * GPU_NUMBER / threads
     if group is None or not group.is_product:
         return 0.0
     shapes, features = _shapes(group.sites), group.sites[0].weights[0][1].stored_shape[1]
     solved = _shapes(site for site in group.sites if calibrated(site))
     columns = sum(width * math.ceil(height / GPU_ROWS) for height, width in solved)
     numbers = tokens * streams * (features + (sum(height for height, _ in shapes) if step.keeps else 0))
-    work = operations(step, tokens, streams, calibrated)
     return work / GPU_RATE + columns * GPU_FEATURE + numbers * GPU_NUMBER / threads
+
+
+def _of_experts(layer: ExpertLayer, tokens: int, streams: int, *, solved: bool, runs: bool) -> float:
+    """Of a layer of experts, each of which gets its share of the tokens."""
+    share = tokens * layer.chosen / layer.count
+    shapes = [(item[0].height, item[0].features) for item in (layer.first, layer.second)]
+    total = 2.0 * tokens * layer.chosen * sum(height * features for height, features in shapes) * streams * runs
+    for place, (height, features) in enumerate(shapes if solved else []):
+        read = share if share >= ENOUGH * features else share + min(OTHERS, tokens)
+        each = (read * features**2 + features**3) * (1 + 2 * (streams - 1))
+        each += height * (features**2 * streams + features * SEARCH)
+        # What the second product reads is made of what the first one does.
+        each += 2.0 * read * shapes[0][0] * shapes[0][1] * streams * place
+        total += layer.count * each
+    return total
 
 
 def measured_rate(threads: int) -> float:

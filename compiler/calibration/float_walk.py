@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from llmc.compiler.base.progress import Progress
 from llmc.compiler.calibration.journal import Journal
+from llmc.compiler.calibration.recipe import Recipe, SitePlan
 from llmc.compiler.calibration.steps import cut_steps
-from llmc.compiler.calibration.walk import Recipe, SitePlan, Walk
+from llmc.compiler.calibration.walk import Walk
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.sites import Site

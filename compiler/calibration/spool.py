@@ -77,6 +77,13 @@ class Spool:
         kind, path = np.dtype(entry.dtype), self.directory / entry.file
         return np.fromfile(path, kind, count, offset=window * entry.nbytes).reshape(entry.shape)
 
+    def read_rows(self, name: str, rows: Array) -> Array:
+        """Some rows [n, features] of a value [..., features] of all windows, counted over all of them."""
+        entry = self.entries[name]
+        width = entry.shape[-1]
+        mapped = np.memmap(self.directory / entry.file, np.dtype(entry.dtype), "r").reshape(-1, width)
+        return np.array(mapped[rows])
+
     def free(self, names: Iterable[str]) -> None:
         """Forget values, and remove their files."""
         for name in names:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from llmc.compiler.calibration.expert_layer import ExpertLayer, is_known
+from llmc.compiler.graph.operators.microsoft import MOE
 from llmc.passes.quantization.sites import Site
 
 PRODUCTS = frozenset({"linear", "head"})
@@ -25,11 +27,18 @@ class Group:
 
     Attributes:
         value: Activations [..., features], or the ids that are looked up.
-        sites: Products, or look-ups, in graph order.
+        sites: Products, or look-ups, in graph order; or one layer of experts.
+        experts: That layer; None: it is none.
     """
 
     value: ir.Value
     sites: tuple[Site, ...]
+    experts: ExpertLayer | None = None
+
+    @property
+    def reads(self) -> tuple[ir.Value, ...]:
+        """All values that it reads."""
+        return (self.value,) if self.experts is None else (self.value, self.experts.probs)
 
     @property
     def is_product(self) -> bool:
@@ -56,6 +65,11 @@ class Step:
     frees: tuple[ir.Value, ...]
 
 
+def groups_of(steps: Iterable[Step]) -> Iterator[Group]:
+    """Of steps that have one."""
+    return (step.group for step in steps if step.group is not None)
+
+
 def cut_steps(graph: ir.Graph, sites: Sequence[Site]) -> list[Step]:
     """All steps up to the last group, behind which nothing is needed."""
     parts = list(_parts(graph, [site for site in sites if _value_of(site) is not None]))
@@ -75,7 +89,7 @@ def cut_steps(graph: ir.Graph, sites: Sequence[Site]) -> list[Step]:
         reads = _ordered(value for node in kept for value in _reads(node) if value not in inside)
         needed -= inside
         if group is not None:
-            needed.add(group.value)
+            needed.update(group.reads)
         kept_values = _ordered(value for value in inside if value in later)
         frees = _ordered(value for value in needed - later if not value.is_graph_input())
         steps.append(Step(group, tuple(reversed(kept)), reads, kept_values, frees))
@@ -97,16 +111,21 @@ def _parts(graph: ir.Graph, sites: Sequence[Site]) -> Iterator[tuple[Group | Non
         yield group, nodes
         value, product = _value_of(at[node]), at[node].kind in PRODUCTS
         assert value is not None
+        if at[node].kind == "experts":
+            group, nodes = Group(value, (at[node],), ExpertLayer.of(at[node])), []
+            continue
         same = [site for site in sites if _value_of(site) is value and (site.kind in PRODUCTS) == product]
-        group, nodes = Group(value, tuple(same)), []
+        group, nodes = Group(value, tuple(site for site in same if site.kind != "experts")), []
         done.update(site.node for site in same)
     yield group, nodes
 
 
 def _value_of(site: Site) -> ir.Value | None:
-    """What a site reads besides its weight; None: it is no product and no look-up of rows."""
+    """What a site reads besides its weight; None: it is no product, no look-up of rows and no known experts."""
     if site.kind in PRODUCTS:
         return site.node.inputs[0]
+    if is_known(site):
+        return MOE.arguments(site.node)["input"]
     if site.kind == "embedding" and site.node.attributes.get_int("axis", 0) == 0:
         return site.node.inputs[1]
     return None

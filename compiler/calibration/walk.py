@@ -17,11 +17,9 @@ so the numbers do not depend on how many threads there are.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +27,8 @@ import onnx_ir as ir
 import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS, Progress
-from llmc.compiler.calibration.activations import BITS, rounded_activations
+from llmc.compiler.calibration.activations import rounded_activations
 from llmc.compiler.calibration.estimate import (
-    GPU_ROWS,
     OVERHEAD,
     Pace,
     duration_words,
@@ -40,66 +37,29 @@ from llmc.compiler.calibration.estimate import (
     measured_rate,
     operations,
 )
-from llmc.compiler.calibration.fit import Fit, Sketch
+from llmc.compiler.calibration.expert_walk import ExpertWalk
+from llmc.compiler.calibration.fit import Sketch
 from llmc.compiler.calibration.inputs import graph_inputs
 from llmc.compiler.calibration.journal import Journal
+from llmc.compiler.calibration.matrices import Matrices, Matrix
 from llmc.compiler.calibration.moments import Moments
+from llmc.compiler.calibration.recipe import Recipe, SitePlan
 from llmc.compiler.calibration.residual import residual
 from llmc.compiler.calibration.segment import Segment
 from llmc.compiler.calibration.spool import Spool
-from llmc.compiler.calibration.steps import Group, Step
+from llmc.compiler.calibration.steps import Group, Step, groups_of
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.products import product, right_hand
 from llmc.compiler.quantization.scheme import Scheme
-from llmc.compiler.quantization.solved_store import SolvedStore, Stored
-from llmc.compiler.quantization.solver import Solved, Solver
-from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
-from llmc.compiler.quantization.solvers.round import RoundToNearest
+from llmc.compiler.quantization.solved_store import SolvedStore, Stored, StoredStack
 from llmc.passes.quantization.sites import Site
 
 log = logging.getLogger(__name__)
-ROWS = 1024
-"""Rows of a weight that are solved at once, by one thread."""
 LONG = 600
 """Seconds from which on a user is told without asking."""
 TOGETHER = 8
 """Windows whose activations are summed at once."""
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """How a site is stored.
-
-    Attributes:
-        scheme: None: its floats are kept.
-        solver: Of sites that are not calibrated, row by row.
-        calibrated: It is solved for what it reads.
-        activation_bits: To which the engine's operator rounds what a product reads.
-    """
-
-    scheme: Scheme | None
-    solver: Solver
-    calibrated: bool
-    activation_bits: int = 8
-
-    @property
-    def rounds(self) -> bool:
-        """Its product reads integers of few bits, and is solved for these: a packed one that takes no more."""
-        return self.scheme is not None and self.scheme.form == "packed" and self.activation_bits == BITS
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How calibrated sites are solved.
-
-    Attributes:
-        solver: Chooses their numbers.
-        match_float: Solve for the float model's output instead of for the layer's own.
-    """
-
-    solver: Gptq = field(default_factory=Gptq)
-    match_float: bool = False
 
 
 class Walk:
@@ -132,15 +92,17 @@ class Walk:
             watched: Values of nodes that somebody looks at, one window after the other in any order.
         """
         self._model, self._steps, self._windows = model, steps, windows
-        self._plans, self._recipe, self._journal, self._dtype = plans, recipe, journal, dtype
+        self._plans, self._recipe, self._journal = plans, recipe, journal
         self._threads, self._watched = threads, watched or {}
         self._store = SolvedStore(journal.directory / "solved")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._streams = 2 if recipe.match_float else 1
-        self._reading = threading.Lock()
+        self._matrices = Matrices(self._store, dtype, self._device)
+        self._reading = self._matrices.reading
+        self._experts = ExpertWalk(self._matrices, recipe, len(windows), threads)
         self._pace: Pace | None = None
 
-    def run(self, progress: Progress = NO_PROGRESS) -> dict[str, Stored]:
+    def run(self, progress: Progress = NO_PROGRESS) -> dict[str, Stored | StoredStack]:
         """Solve all calibrated sites; what an earlier run has solved is kept."""
         work = self._work()
         if sum(work[self._journal.done :]):
@@ -160,9 +122,17 @@ class Walk:
             # What is not begun is not begun any more, so that an interruption need not wait.
             self._pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
-        sites = [site for step in self._steps if step.group is not None for site in step.group.sites]
-        solvers = {site.name: self._store.solver(site.name) for site in sites if self._plans[site.node].calibrated}
-        return {name: solver for name, solver in solvers.items() if solver is not None}
+        return {name: solver for group in groups_of(self._steps) for name, solver in self._solvers(group)}
+
+    def _solvers(self, group: Group) -> Iterator[tuple[str, Stored | StoredStack]]:
+        """What reads the numbers of a group's calibrated weights, by their names."""
+        calibrated = [site for site in group.sites if self._plans[site.node].calibrated]
+        if calibrated and group.experts is not None:
+            yield from self._experts.solvers(group.experts)
+            return
+        for site in calibrated:
+            if (solver := self._store.solver(site.name)) is not None:
+                yield site.name, solver
 
     def _walk(self, work: Sequence[float], progress: Progress) -> None:
         spools = self._journal.open_spools(self._streams)
@@ -199,6 +169,10 @@ class Walk:
         ]
 
     def _solve(self, group: Group, spools: Sequence[Spool]) -> None:
+        if group.experts is not None:
+            if (plan := self._plans[group.experts.node]).calibrated:
+                self._experts.solve(group.experts, plan, spools, self._pool)
+            return
         wanted = [
             (site, plan.scheme)
             for site in (group.sites if group.is_product else ())
@@ -224,12 +198,13 @@ class Walk:
         # Of a wide layer it is a gigabyte.
         del moments
         # All at once: a small layer would leave threads idle.
-        pieces = [(site, self._pieces(site, factored[scheme])) for site, scheme in wanted]
-        for site, solved in pieces:
-            self._store.write(site.name, site.weights[0][1].stored_shape[0], solved)
+        matrices = [(Matrix.of(site.name, site.weights[0][1]), scheme) for site, scheme in wanted]
+        pieces = [(item, self._matrices.pieces(item, factored[scheme], self._pool)) for item, scheme in matrices]
+        for matrix, solved in pieces:
+            self._store.write(matrix.name, matrix.height, solved)
         sketches = {scheme: Sketch.of(each) for scheme, each in factored.items()}
-        for site, scheme in wanted:
-            self._hold(site, scheme, sketches[scheme])
+        for matrix, scheme in matrices:
+            self._matrices.hold(matrix, scheme, sketches[scheme], self._pool)
 
     def _moments(
         self, group: Group, spools: Sequence[Spool], *, rounds: bool
@@ -265,56 +240,24 @@ class Walk:
         rows = torch.from_numpy(activations.reshape(-1, activations.shape[-1])).to(self._device)
         return rounded_activations(rows) if rounds else rows
 
-    def _pieces(self, site: Site, moments: FactoredMoments) -> Iterator[Solved]:
-        weight = site.weights[0][1]
-        height = weight.stored_shape[0]
-
-        count = ROWS if self._device.type == "cpu" else GPU_ROWS
-
-        def solve(start: int) -> Solved:
-            with self._reading:
-                rows = weight.rows(start, min(start + count, height)).astype(np.float32)
-            return moments.solve(rows, self._dtype, start)
-
-        return iter(self._pool.map(solve, range(0, height, count)))
-
-    def _hold(self, site: Site, scheme: Scheme, sketch: Sketch) -> None:
-        """Look at what was stored; a site whose numbers are not what they were to be is rounded."""
-        weight, stored = site.weights[0][1], self._store.solver(site.name)
-        assert stored is not None
-        height, features = weight.stored_shape
-
-        def rounded(start: int) -> Solved:
-            with self._reading:
-                rows = weight.rows(start, min(start + ROWS, height)).astype(self._dtype)
-            return RoundToNearest().solve(rows, None, scheme)
-
-        def fit(start: int) -> Fit:
-            stop = min(start + ROWS, height)
-            with self._reading:
-                rows = torch.from_numpy(weight.rows(start, stop).astype(np.float32)).to(self._device)
-            # The first rows speak for all; what rounding would cost is not worth more.
-            solved = [stored.read(start, stop), *([rounded(start)] if start == 0 else [])]
-            floats = [torch.from_numpy(dequantize(each, scheme, features)).to(self._device) for each in solved]
-            return Fit.of(sketch.wanted(rows, start), *(each @ sketch.numbers for each in floats))
-
-        starts = range(0, height, ROWS)
-        if fault := sum(self._pool.map(fit, starts), Fit()).fault:
-            log.warning("%s is rounded, since the numbers that were solved for it are wrong: %s", site.name, fault)
-            self._store.write(site.name, height, iter(self._pool.map(rounded, starts)))
-
     def _advance(self, step: Step, spool: Spool, *, exact: bool) -> None:
         """Run a step's products and nodes over all windows; ``exact``: with float weights."""
         watched = {value.name or "": watch for value, watch in self._watched.items()}
         segment = Segment(self._model, step.nodes, [*step.keeps, *(self._watched.keys() - set(step.keeps))])
         weights = self._weights(step.group, exact=exact) if step.group else []
+        experts = step.group.experts if step.group else None
+        if experts is not None:
+            self._experts.run(experts, self._plans[experts.node], spool, self._pool, exact=exact)
         kept = {value.name or "" for value in step.keeps}
 
         def run(window: int) -> None:
             values = graph_inputs(self._model.graph, self._windows[window])
             spooled = [value.name or "" for value in step.reads if value.name in spool.entries]
             values |= {name: spool.read(name, window) for name in spooled}
-            if step.group is not None:
+            if experts is not None:
+                name = experts.output.name or ""
+                values[name] = spool.read(name, window)
+            elif step.group is not None:
                 name = step.group.value.name or ""
                 x = values[name] if name in values else spool.read(name, window)
                 values |= self._products(step.group, weights, x, exact=exact)
@@ -330,6 +273,8 @@ class Walk:
 
         for _ in self._pool.map(run, range(len(self._windows))):
             pass
+        if experts is not None and experts.output not in step.keeps:
+            spool.free([experts.output.name or ""])
 
     def _weights(self, group: Group, *, exact: bool) -> list[torch.Tensor | None]:
         """Of products, [n, k] as :func:`product` takes them; None of tables, whose rows are made once known."""
@@ -338,26 +283,10 @@ class Walk:
             if not group.is_product:
                 weights.append(None)
                 continue
-            values = self._site_values(site, 0, site.weights[0][1].stored_shape[0], exact=exact)
+            matrix = Matrix.of(site.name, site.weights[0][1])
+            values = self._matrices.values(matrix, self._plans[site.node], exact=exact)
             weights.append(right_hand(torch.from_numpy(values).to(self._device)))
         return weights
-
-    def _site_values(self, site: Site, start: int, stop: int, *, exact: bool) -> Array:
-        """Rows of a site's weight as float32: its own, or what its numbers stand for."""
-        plan, weight = self._plans[site.node], site.weights[0][1]
-        features = weight.stored_shape[1]
-        values = np.empty((stop - start, features), np.float32)
-        for low in range(start, stop, ROWS):
-            high = min(low + ROWS, stop)
-            stored = self._store.solver(site.name) if plan.calibrated else None
-            if exact or plan.scheme is None:
-                part = weight.rows(low, high).astype(np.float32)
-            elif stored is not None:
-                part = dequantize(stored.read(low, high), plan.scheme, features)
-            else:
-                part = dequantize(plan.solver.solve(weight.rows(low, high), None, plan.scheme), plan.scheme, features)
-            values[low - start : high - start] = part
-        return values
 
     def _products(
         self, group: Group, weights: Sequence[torch.Tensor | None], x: Array, *, exact: bool

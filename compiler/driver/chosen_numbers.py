@@ -172,7 +172,7 @@ class _Case:
     def calibrated(self, effort: ChosenEffort) -> Iterator[Numbers]:
         """Numbers of weights that are solved for what they read on a text."""
         from llmc.compiler.calibration.calibrate import Request, calibrated
-        from llmc.compiler.calibration.walk import Recipe
+        from llmc.compiler.calibration.recipe import Recipe
         from llmc.compiler.quantization.solvers.gptq import Gptq
 
         options = self.options

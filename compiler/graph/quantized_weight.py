@@ -7,6 +7,7 @@ rows at a time, or the rows of a layer, as the solver needs them (:func:`pieces_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from llmc.compiler.base.ordered_map import ordered_map
 from llmc.compiler.graph import lazy_weight
 from llmc.compiler.graph.lazy_weight import Array, LazyWeight, numpy_dtype
 from llmc.compiler.quantization.scheme import Scheme
-from llmc.compiler.quantization.solved_store import Stored
+from llmc.compiler.quantization.solved_store import Stored, StoredStack
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics, pack
 
 Made = TypeVar("Made")
@@ -52,7 +53,7 @@ class QuantizedWeight:
         A few threads read, solve and compute ``function`` ahead; what comes out, and in which order, is the same for
         any number of them. A matrix that is solved whole has memory and processors for itself.
         """
-        if isinstance(self.solver, Stored):
+        if isinstance(self.solver, Stored | StoredStack):
             return self._known(self.solver, start, stop, function)
         whole = self.solver.needs_layer(self.scheme)
 
@@ -61,9 +62,13 @@ class QuantizedWeight:
 
         return ordered_map(work, row_reads(self.base, start, stop, whole=whole), 1 if whole else None)
 
-    def _known(self, stored: Stored, start: int, stop: int, function: Callable[[Solved], Made]) -> Iterator[Made]:
+    def _known(
+        self, stored: Stored | StoredStack, start: int, stop: int, function: Callable[[Solved], Made]
+    ) -> Iterator[Made]:
         """The same of numbers that are on the disk: the base is not read."""
-        few = max(1, lazy_weight.MAPPED_CHUNK_BYTES // self.base.stored_shape[-1])
+        _, *heights, features = self.base.stored_shape
+        few, height = max(1, lazy_weight.MAPPED_CHUNK_BYTES // features), math.prod(heights)
+        start, stop = start * height, stop * height
         ranges = ((low, min(low + few, stop)) for low in range(start, stop, few))
         return ordered_map(lambda rows: function(stored.read(*rows)), ranges)
 

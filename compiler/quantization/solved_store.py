@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,6 +51,40 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class StoredStack:
+    """The same of matrices that lie one behind the other.
+
+    Attributes:
+        parts: What reads each one's numbers.
+        height: Rows of each.
+    """
+
+    parts: tuple[Stored, ...]
+    height: int
+
+    def needs_layer(self, scheme: Scheme) -> bool:
+        """Any rows can be read alone."""
+        return False
+
+    def solve(self, rows: Array, seen: Statistics | None, scheme: Scheme) -> Solved:
+        """All numbers; ``rows`` [count * height, k] are those that were solved."""
+        return self.read(0, len(rows))
+
+    def read(self, start: int, stop: int) -> Solved:
+        """The numbers of rows ``start:stop``, counted over all matrices."""
+        pieces = []
+        for index in range(start // self.height, -(-stop // self.height)):
+            first = index * self.height
+            pieces.append(self.parts[index].read(max(start - first, 0), min(stop - first, self.height)))
+        arrays: dict[str, Array] = {}
+        for name in PARTS:
+            each = [array for piece in pieces if (array := getattr(piece, name)) is not None]
+            if each:
+                arrays[name] = np.concatenate(each)
+        return Solved(**arrays)
+
+
+@dataclass(frozen=True)
 class SolvedStore:
     """A directory with the numbers of many sites.
 
@@ -64,6 +98,11 @@ class SolvedStore:
         """What reads a site's numbers; None where they are not all there."""
         path = self._place(site)
         return Stored(path) if path.is_dir() else None
+
+    def stack(self, names: Sequence[str], height: int) -> StoredStack | None:
+        """What reads the numbers of matrices of ``height`` rows each, one behind the other; None as above."""
+        parts = [part for name in names if (part := self.solver(name)) is not None]
+        return StoredStack(tuple(parts), height) if len(parts) == len(names) else None
 
     def write(self, site: str, height: int, pieces: Iterable[Solved]) -> Stored:
         """Keep a site's numbers, in the place of others; they come a few rows at a time, ``height`` rows in all."""

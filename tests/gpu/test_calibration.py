@@ -10,7 +10,7 @@ import torch
 
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration.calibrate import Request, calibrated
-from llmc.compiler.calibration.walk import Recipe
+from llmc.compiler.calibration.recipe import Recipe
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
 from llmc.compiler.quantization.solver import Array, Solved, Statistics

@@ -16,7 +16,7 @@ import pytest
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration import calibrate
 from llmc.compiler.calibration.calibrate import Request, calibrated, site_plans
-from llmc.compiler.calibration.walk import Recipe
+from llmc.compiler.calibration.recipe import Recipe
 from llmc.compiler.quantization.scheme import scheme_of
 from llmc.compiler.quantization.solved_store import Stored
 from llmc.compiler.quantization.solvers.gptq import Gptq

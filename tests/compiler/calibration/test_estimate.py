@@ -26,6 +26,7 @@ from llmc.compiler.calibration.steps import cut_steps
 from llmc.passes.quantization.sites import find_sites
 
 from .calibration_graphs import small_model
+from .expert_graphs import expert_model
 from .test_calibrate import request
 
 
@@ -115,3 +116,31 @@ def test_a_walk_says_again_what_it_takes(
     (said,) = [record for record in caplog.records if "in all" in record.getMessage()]
     assert said.levelno == level
     assert f"calibration takes about {duration_words(seconds)} in all here, by what" in said.getMessage()
+
+
+def test_experts_get_their_share_of_the_tokens() -> None:
+    """Two of four experts each; 2 * 64 x 32 and 32 x 64; 100,000 tokens are enough for all."""
+    model = expert_model()
+    step, tokens = cut_steps(model.graph, find_sites(model))[-2], 100_000
+    products = 2 * 2 * tokens * 3 * 64 * 32
+    assert operations(step, tokens, 1, lambda _: False) == products
+    share = tokens / 2
+    first = share * 32**2 + 32**3 + 128 * (32**2 + 32 * SEARCH)
+    second = share * 64**2 + 64**3 + 32 * (64**2 + 64 * SEARCH) + 2 * share * 128 * 32
+    assert operations(step, tokens, 1, lambda _: True) == products + 4 * (first + second)
+    beside = operations(step, tokens, 2, lambda _: True)
+    first = 3 * (share * 32**2 + 32**3) + 128 * (2 * 32**2 + 32 * SEARCH)
+    second = 3 * (share * 64**2 + 64**3) + 32 * (2 * 64**2 + 64 * SEARCH) + 4 * share * 128 * 32
+    assert beside == 2 * products + 4 * (first + second)
+    took = gpu_seconds(step, tokens, 2, lambda _: True, 4)
+    assert took == pytest.approx(beside / GPU_RATE + 4 * 96 * GPU_FEATURE + 4 * tokens * 32 * GPU_NUMBER / 4)
+
+
+def test_experts_with_few_tokens_read_others_too() -> None:
+    model = expert_model()
+    step, tokens = cut_steps(model.graph, find_sites(model))[-2], 10
+    solved = operations(step, tokens, 1, lambda _: True) - operations(step, tokens, 1, lambda _: False)
+    read = 10 / 2 + 10
+    first = read * 32**2 + 32**3 + 128 * (32**2 + 32 * SEARCH)
+    second = read * 64**2 + 64**3 + 32 * (64**2 + 64 * SEARCH) + 2 * read * 128 * 32
+    assert solved == 4 * (first + second)

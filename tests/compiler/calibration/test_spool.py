@@ -54,3 +54,13 @@ def test_files_that_no_entry_names_are_removed_and_their_names_not_taken(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [entries["a"].file]
     again.write("new", 0, np.zeros(3, np.float32))
     np.testing.assert_array_equal(again.read("a", 0), np.ones(3))
+
+
+def test_rows_are_counted_over_all_windows(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    whole = np.arange(60, dtype=np.float32).reshape(4, 1, 5, 3)
+    for window in range(4):
+        spool.write("x", window, whole[window])
+    rows = np.asarray([17, 0, 4, 5, 17])
+    np.testing.assert_array_equal(spool.read_rows("x", rows), whole.reshape(20, 3)[rows])
+    assert spool.read_rows("x", rows[:0]).shape == (0, 3)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
+
 from llmc.compiler.calibration.steps import Step, cut_steps
 from llmc.passes.quantization.sites import find_sites
 
 from .calibration_graphs import small_model
+from .expert_graphs import expert_model
 
 
 def steps_of() -> list[Step]:
@@ -58,3 +62,38 @@ def test_a_node_reads_what_its_subgraph_reads_from_outside() -> None:
         }"""
     )
     assert sorted({value.name or "" for value in all_reads(model.graph[0])}) == ["flag", "x", "y"]
+
+
+def test_a_layer_of_experts_is_a_group_that_reads_its_routing_too() -> None:
+    model = expert_model()
+    steps = cut_steps(model.graph, find_sites(model))
+    assert [step.group.sites[0].kind if step.group else "" for step in steps] == ["", "embedding", "experts", "head"][
+        -len(steps) :
+    ]
+    experts = steps[-2].group
+    assert experts is not None
+    assert experts.experts is not None
+    assert not experts.is_product
+    assert [value.name for value in experts.reads] == ["flat", experts.experts.probs.name]
+    before = {value.name for value in steps[-3].keeps}
+    assert before == {"hidden", "flat", experts.experts.probs.name}
+    # The router's product is computed before, by the nodes of the step before.
+    assert "TopK" in {node.op_type for node in steps[-3].nodes}
+    assert {value.name for value in steps[-2].frees} == {"hidden", "flat", experts.experts.probs.name}
+    assert [value.name for value in steps[-2].keeps] == ["stream"]
+
+
+def test_products_that_read_what_experts_read_are_a_group_of_their_own() -> None:
+    model = expert_model()
+    (node,) = [node for node in model.graph if node.op_type == "MoE"]
+    weight = ir.val("beside.weight", const_value=ir.tensor(np.ones((32, 32), np.float32)))
+    beside = ir.node("MatMul", [node.inputs[0], weight])
+    model.graph.initializers["beside.weight"] = weight
+    model.graph.insert_after(node, beside)
+    add = ir.node("Add", [node.outputs[0], beside.outputs[0]])
+    ir.convenience.replace_all_uses_with(node.outputs[0], add.outputs[0])
+    add.replace_input_with(0, node.outputs[0])
+    model.graph.insert_after(beside, add)
+    steps = cut_steps(model.graph, find_sites(model))
+    kinds = [[site.kind for site in step.group.sites] for step in steps if step.group is not None]
+    assert kinds == [["embedding"], ["experts"], ["linear"], ["head"]]

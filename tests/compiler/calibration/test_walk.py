@@ -17,7 +17,8 @@ from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration import activations
 from llmc.compiler.calibration.activations import rounded_activations
 from llmc.compiler.calibration.calibrate import Request, calibrated
-from llmc.compiler.calibration.walk import Recipe, Walk
+from llmc.compiler.calibration.recipe import Recipe
+from llmc.compiler.calibration.walk import Walk
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
@@ -176,7 +177,7 @@ def test_what_the_stream_lacks_is_made_up_for_in_part(tmp_path: Path, monkeypatc
     require_near(found[DOWN], expected(behind, model, DOWN, before, lacks))
     assert (np.abs(found[DOWN] - expected(behind, model, DOWN, before)) > 1e-3).mean() > 0.02
     # Rows that are solved a few at a time each get their own part.
-    monkeypatch.setattr("llmc.compiler.calibration.walk.ROWS", 7)
+    monkeypatch.setattr("llmc.compiler.calibration.matrices.ROWS", 7)
     pieces = solved(tmp_path / "pieces", plan=plan, recipe=recipe)
     require_near(pieces[DOWN], found[DOWN])
 

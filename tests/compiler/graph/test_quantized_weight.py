@@ -23,6 +23,7 @@ from llmc.compiler.graph.lazy_weight import LazyWeight, SourceWeight, StackedWei
 from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight, pieces_of
 from llmc.compiler.graph.write_model import write_model
 from llmc.compiler.quantization.scheme import SCHEMES, Scheme
+from llmc.compiler.quantization.solved_store import SolvedStore
 from llmc.compiler.quantization.solver import Solved, Solver, Statistics, low_plane
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 
@@ -305,3 +306,21 @@ def test_each_tensor_of_a_checkpoint_is_read_once(name: str, tmp_path: Path) -> 
         read = onnx.load(tmp_path / "model.onnx")
         tensor = next(tensor for tensor in read.graph.initializer if tensor.name == value.name)
         assert tensor.raw_data == value.const_value.tobytes(), value.name
+
+
+def test_numbers_that_are_known_are_those_of_any_matrices_of_a_stack(tmp_path: Path) -> None:
+    """Rows on disk lie one matrix behind the other; a slice of the stack is whole matrices."""
+    scheme = SCHEMES["int8"]
+    weight = TensorWeight(ir.tensor(np.zeros((3, 2, 32), np.float32)), ir.DataType.FLOAT, transposed=False)
+    levels = np.random.default_rng(0).integers(0, 256, (6, 32), np.uint8)
+    store, names = SolvedStore(tmp_path), ["a", "b", "c"]
+    for index, name in enumerate(names):
+        rows = levels[2 * index : 2 * index + 2]
+        store.write(name, 2, [Solved(rows, np.ones((2, 1), np.float32))])
+    stack = store.stack(names, 2)
+    assert stack is not None
+    known = QuantizedWeight(weight, scheme, stack)
+    part = QuantizedPart(known, "packed", (3, 2, 32), ir.DataType.UINT8, lambda solved: solved.levels)
+    np.testing.assert_array_equal(part.numpy(), levels.reshape(3, 2, 32))
+    np.testing.assert_array_equal(part.rows(1, 3), levels.reshape(3, 2, 32)[1:3])
+    np.testing.assert_array_equal(part.rows(2, 3), levels.reshape(3, 2, 32)[2:])

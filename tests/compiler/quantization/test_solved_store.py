@@ -70,3 +70,18 @@ def test_a_site_that_was_interrupted_is_not_there(tmp_path: Path) -> None:
         store.write("x", 4, pieces())
     assert store.solver("x") is None
     require_equal(store.write("x", 4, [whole]).read(0, 4), whole)
+
+
+def test_matrices_of_a_stack_are_read_as_one(tmp_path: Path) -> None:
+    whole, store = solved(12), SolvedStore(tmp_path)
+    names = ["x[0]", "x[1]", "x[2]"]
+    for index in (2, 0):
+        store.write(names[index], 4, [part(whole, 4 * index, 4 * index + 4)])
+    assert store.stack(names, 4) is None
+    store.write(names[1], 4, [part(whole, 4, 8)])
+    stack = store.stack(names, 4)
+    assert stack is not None
+    for start, stop in ((0, 12), (0, 4), (4, 8), (3, 9), (5, 6), (8, 12)):
+        require_equal(stack.read(start, stop), part(whole, start, stop))
+    require_equal(stack.solve(np.zeros((12, 64), np.float32), None, SCHEME), whole)
+    assert not stack.needs_layer(SCHEME)

@@ -44,7 +44,9 @@ OTHERS = 4096
 TOGETHER = 4096
 """Tokens whose activations are in memory at once."""
 ROOM = 1 << 30
-"""Bytes of moments, and of weights, of experts that are worked on side by side."""
+"""Bytes of moments of experts that are solved side by side."""
+WEIGHTS = 1 << 29
+"""Bytes of experts' weights, in float32, that the text passes at once."""
 COPIES = 8
 """Of a matrix of moments that solving makes, in float64, at most."""
 
@@ -118,7 +120,7 @@ class ExpertWalk:
         routing = self._routing(layer, spool)
         hidden, output = layer.hidden.name or "", layer.output.name or ""
         count = len(routing) // self._windows
-        step = max(1, ROOM // sum(4 * item[0].height * item[0].features for item in (layer.first, layer.second)))
+        step = max(1, WEIGHTS // sum(4 * item[0].height * item[0].features for item in (layer.first, layer.second)))
         for start in range(0, layer.count, step):
             experts = range(start, min(start + step, layer.count))
             products = {index: self.products(layer, plan, index, exact=exact) for index in experts}

@@ -29,19 +29,20 @@ from llmc.compiler.base.user_cache import user_cache
 from llmc.compiler.calibration.windows import text_windows
 from llmc.compiler.driver.capabilities import Capabilities
 from llmc.compiler.driver.target_passes import Numbers, float_passes, max_context
+from llmc.compiler.graph.operators import moe
 from llmc.compiler.quantization.plan import kept_zeros, make_plan
 from llmc.compiler.quantization.solvers.search import SearchedScales
 from llmc.passes.quantization.kept_grids import require_kept
 from llmc.passes.quantization.move_scales import MoveScales
 from llmc.passes.quantization.quantize_cache import Reaches
-from llmc.passes.quantization.sites import find_sites
+from llmc.passes.quantization.sites import Site, find_sites
 from llmc.passes.runner import run_passes
 from llmc.runtimes.evaluation.texts import calibration_text, read_texts
 
 log = logging.getLogger(__name__)
 FEW_WEIGHTS = 600_000_000
-"""In products, up to which ``--effort auto`` calibrates: some minutes on two cores. A search without a text, which
-wins little, takes as long for ten times as many."""
+"""In products and experts, up to which ``--effort auto`` calibrates: some minutes on two cores. A search without a
+text, which wins little, takes as long for ten times as many."""
 FAST, NORMAL, SEARCHED = SearchedScales(6), SearchedScales(), "searched scales"
 _TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -146,9 +147,7 @@ class _Case:
             return self.options.effort
         if self.options.calibration is not None:
             return "normal"
-        sites = find_sites(self.model)
-        count = sum(math.prod(w.stored_shape) for site in sites if site.kind == "linear" for _, w in site.weights)
-        if count > FEW_WEIGHTS:
+        if sum(map(_calibrated_weights, find_sites(self.model))) > FEW_WEIGHTS:
             return "round"
         return "normal" if self._has_tokenizer() else "fast"
 
@@ -228,6 +227,14 @@ class _Case:
         passes = float_passes(self.portable.model, self.options, self.capabilities.here())
         run_passes(floats, passes, progress=self.progress)
         return floats
+
+
+def _calibrated_weights(site: Site) -> int:
+    """Of linear layers and of experts, whose operator is the portable graph's own."""
+    if site.kind == "linear":
+        return sum(math.prod(weight.stored_shape) for _, weight in site.weights)
+    stacks = [moe.SIGNATURE.get(site.node, name) for name in ("fc1", "fc2") if moe.is_moe(site.node)]
+    return sum(value.const_value.size for value in stacks if value is not None and value.const_value is not None)
 
 
 def _digest(moved: MoveScales | None) -> str:

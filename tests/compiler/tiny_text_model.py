@@ -30,3 +30,22 @@ def text_model(shared: Shared) -> Path:
         (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE}))
 
     return shared.make("tiny-text-model", make)
+
+
+def expert_model(shared: Shared) -> Path:
+    """The same with two layers of four experts, of which a token has two."""
+    source = text_model(shared)
+
+    def make(path: Path) -> None:
+        import torch
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
+        config = MixtralConfig(**sizes, **heads, vocab_size=len(WORDS), max_position_embeddings=512)
+        MixtralForCausalLM(config).save_pretrained(path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(source / name, path / name)
+
+    return shared.make("tiny-expert-model", make)

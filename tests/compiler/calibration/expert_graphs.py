@@ -92,3 +92,12 @@ def behind(rows: Array, x: Array) -> Array:
     products = x @ rows.T
     gate, upper = products[:, 0::2], products[:, 1::2]
     return np.asarray(gate / (1 + np.exp(-gate)) * upper)
+
+
+def graph_feeds(ids: Array) -> dict[str, Array]:
+    """Of rows of tokens behind nothing."""
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones(ids.shape, np.int64),
+        "past_key_values.0.key": np.zeros((len(ids), 2, 0, 4), np.float32),
+    }

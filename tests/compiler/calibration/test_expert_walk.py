@@ -36,6 +36,7 @@ from .expert_graphs import (
     WIDTH,
     behind,
     expert_model,
+    graph_feeds,
     halves,
     routed,
     tokens,
@@ -192,8 +193,9 @@ def test_the_numbers_depend_neither_on_threads_nor_on_who_works_side_by_side(
 ) -> None:
     recipe = Recipe(match_float=match)
     results = [solved(tmp_path / str(threads), threads=threads, recipe=recipe) for threads in (1, 2, 3)]
-    # One after the other, each by all threads; and one product in memory at a time.
+    # One after the other, each by all threads; and one expert's weights in memory at a time.
     monkeypatch.setattr(expert_walk, "ROOM", 1)
+    monkeypatch.setattr(expert_walk, "WEIGHTS", 1)
     results.append(solved(tmp_path / "one", threads=3, recipe=recipe))
     for other in results[1:]:
         for name, values in results[0].items():
@@ -252,7 +254,7 @@ def test_a_walk_that_was_killed_while_it_adds_experts_up_goes_on(
 ) -> None:
     """What is half added up is thrown away."""
     whole = solved(tmp_path / "whole", threads=1)
-    monkeypatch.setattr(expert_walk, "ROOM", 1)
+    monkeypatch.setattr(expert_walk, "WEIGHTS", 1)
     run_layer = expert_walk.ExpertWalk.products
     monkeypatch.setattr(expert_walk.ExpertWalk, "products", killed_at(2, run_layer))
     with pytest.raises(Killed):
@@ -296,14 +298,6 @@ def test_what_is_written_is_what_was_solved(tmp_path: Path) -> None:
     for stack, initializer in ((FC1, f"{FC1}.by_output"), (FC2, FC2)):
         floats.graph.initializers[initializer].const_value = ir.tensor(stacks[stack], name=initializer)
     np.testing.assert_allclose(found, run(floats, feeds)["logits"], rtol=2e-3, atol=2e-3)
-
-
-def graph_feeds(ids: Array) -> dict[str, Array]:
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones(ids.shape, np.int64),
-        "past_key_values.0.key": np.zeros((len(ids), 2, 0, 4), np.float32),
-    }
 
 
 def divergence(found: Array, exact: Array) -> float:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration.float_walk import watch_floats
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.passes.quantization.sites import find_sites
 
+from ...passes.graphs import run
 from .calibration_graphs import small_model, tokens
+from .expert_graphs import expert_model, graph_feeds
+from .expert_graphs import tokens as expert_tokens
 
 
 def test_every_window_is_shown_as_floats_make_it() -> None:
@@ -25,3 +29,14 @@ def test_every_window_is_shown_as_floats_make_it() -> None:
     assert len(seen) == len(windows)
     for window in wanted:
         assert any(np.allclose(shown[0], window, rtol=1e-4, atol=1e-4) for shown in seen)
+
+
+def test_behind_experts_is_seen_what_the_runtime_makes_of_them() -> None:
+    model, seen = expert_model(), list[Array]()
+    windows = expert_tokens(3, 8)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    watch_floats(model, find_sites(model), windows, {values["stream"]: seen.append}, 1, NO_PROGRESS)
+    model.graph.outputs[:] = [values["stream"]]
+    values["stream"].dtype = ir.DataType.FLOAT
+    for window, shown in zip(windows, seen, strict=True):
+        np.testing.assert_allclose(shown, run(model, graph_feeds(window[None]))["stream"], rtol=1e-4, atol=1e-4)

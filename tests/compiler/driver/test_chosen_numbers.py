@@ -23,12 +23,12 @@ from llmc.compiler.driver.driver import compile_model, export, optimize
 from llmc.compiler.driver.target_passes import Numbers, float_passes
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.plan import make_plan
-from llmc.compiler.quantization.solved_store import Stored
+from llmc.compiler.quantization.solved_store import Stored, StoredStack
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
 
 from ...shared import Shared
-from ..tiny_text_model import WORDS, text_model
+from ..tiny_text_model import WORDS, expert_model, text_model
 
 TEXT = " ".join(np.random.default_rng(0).choice(WORDS[5:], 4000))
 
@@ -59,7 +59,7 @@ def numbers(portable: Path, directory: Path | None = None, **options: Any) -> tu
     capabilities = find_capabilities(installed=False)
     with chosen_numbers(model, manifest, asked, capabilities, directory or portable, NO_PROGRESS) as chosen:
         for solver in chosen.solvers.values():
-            assert isinstance(solver, Stored)
+            assert isinstance(solver, Stored | StoredStack)
             assert len(solver.read(0, 4).levels) == 4
         return chosen, set(chosen.solvers)
 
@@ -290,3 +290,41 @@ def test_a_cache_without_a_text_or_a_graph_that_runs_has_no_ranges(
         "the cache's scales come from the golden data, if there are any, and not from a text: no kernel"
         in caplog.text
     )
+
+
+@pytest.fixture(scope="session")
+def expert_portable() -> Path:
+    shared = Shared.current()
+    model = expert_model(shared)
+    return shared.make("expert-portable", lambda path: export(str(model), path, ExportOptions(verify="off")))
+
+
+def test_experts_count_among_the_weights_that_are_few(expert_portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each of two layers 3 * 32 x 64 of 4 experts, and 64 x (64 + 32 + 32 + 64) of attention."""
+    count = 2 * (4 * 3 * 32 * 64 + 64 * 192)
+    for few, effort in ((count, "normal"), (count - 1, "round")):
+        monkeypatch.setattr(module, "FEW_WEIGHTS", few)
+        assert numbers(expert_portable, effort="auto")[0].effort == effort
+
+
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "int4"), ("cuda", "int4"), ("cpu", "int8")])
+def test_experts_are_calibrated_and_written(
+    expert_portable: Path, tmp_path: Path, target: str, precision: str
+) -> None:
+    """The graph has their numbers, and verification measures them; what differs from searched ones are they."""
+    contents = []
+    for known in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not known:
+                patch.setattr("llmc.compiler.calibration.calibrate.is_known", lambda _: False)
+            options = OptimizeOptions(target=target, precision=precision, effort="normal")
+            report = optimize(expert_portable, tmp_path / str(known), options)
+        assert report.manifest.effort == "normal"
+        contents.append(ir.load(tmp_path / str(known) / GRAPH).graph.initializers)
+    experts = [name for name in contents[0] if "expert" in name and name.endswith(".packed")]
+    assert len(experts) == 4
+    for name in experts:
+        one, other = (initializers[name].const_value for initializers in contents)
+        assert one is not None
+        assert other is not None
+        assert (one.numpy() != other.numpy()).mean() > 0.03

@@ -134,6 +134,11 @@ GATE_ENGINE ?= $(DEMO)
 gate-check: $(GATE_ENGINE)/llmc.json ## does the gate of llmc bench hold what it promises here? (an hour or two; resumes; GATE="--gates 3")
 	$(BIN)/python -m tests.gate.run $(GATE_ENGINE) $(GATE)
 
+# AGREEMENT has options of tests/agreement/run.py: AGREEMENT="--llama-bench FILE --gguf FILE.gguf --transformers-model DIR".
+.PHONY: bench-agreement
+bench-agreement: $(STAMP) ## are figures of other runtimes those of their own programs? (minutes; AGREEMENT="--llama-bench FILE …")
+	$(BIN)/python -m tests.agreement.run $(AGREEMENT)
+
 # In a folder of their own: transformers imports torchao wherever it finds it, which costs every process seconds.
 $(VENV)/.stamp-producers: $(STAMP)
 	$(PIP) install -qq --no-deps --upgrade --target $(VENV)/producers $(PRODUCERS)

@@ -96,8 +96,8 @@ class SweepPlan:
 
 
 def _options(options: BenchOptions) -> BenchOptions:
-    """Those of a sweep: no process for memory alone, no requests."""
-    return replace(options, measure_memory=False, generate=0)
+    """Those of a sweep: no process for memory alone, no requests, no texts."""
+    return replace(options, measure_memory=False, generate=0, mode="tokens")
 
 
 def no_room(info: Mapping[str, Any], case: BenchCase) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llmc.compiler.base.errors import UsageError
 from llmc.runtimes.bench.latency import run_benchmark
 from llmc.runtimes.bench.options import BenchOptions
-from llmc.runtimes.bench.results import BenchReport
+from llmc.runtimes.bench.results import BenchReport, Subject
 from llmc.runtimes.bench.sweep_plan import SweepPlan, context_case, curve_case, no_room
+from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.bandwidth import Bandwidth
 
 from .office import ONE, A, B, Office
@@ -46,6 +49,12 @@ def test_no_request_and_no_process_for_memory_alone(office: Office, bandwidth: B
     measure(bandwidth, SweepPlan.curve([1]))
     assert [command for _, _, command, _ in office.asked].count("generate") <= before
     assert "memory" not in [command for _, _, command, _ in office.asked]
+
+
+def test_texts_are_no_steps_of_a_sweep() -> None:
+    llmc, plan = Subject("llmc", Path("engine"), LLMC_WORKER), SweepPlan.curve([1, 2])
+    counts = {plan.count_steps([llmc], BenchOptions(runs=3, mode=mode, prompts="f")) for mode in ("tokens", "text")}
+    assert counts == {2 * (3 + 1)}
 
 
 def test_who_has_no_room_is_named(office: Office, bandwidth: Bandwidth) -> None:

@@ -39,7 +39,7 @@ from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import TokenText, read_prompts
 from llmc.runtimes.bench.results import BenchCase, BenchReport, BenchResult, GpuLoads, OtherLoad, Subject
 from llmc.runtimes.bench.rounds import Progress, Rounds, Steps, count_steps, runs_loop
-from llmc.runtimes.bench.text_mode import analyze_texts
+from llmc.runtimes.bench.text_mode import analyze_texts, compare_texts
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.machine.bandwidth import Bandwidth
@@ -166,6 +166,7 @@ def run_benchmark(
         prompts=None if prompts is None else prompts.facts,
         text_results=analyze_texts(bench.texts),
         texts=tuple(bench.texts),
+        text_comparisons=compare_texts(bench.texts),
         ceilings=ceilings,
     )
     for plan in studies:

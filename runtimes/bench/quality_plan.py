@@ -15,6 +15,7 @@ from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.quality import BETTER, UNKNOWN, WORSE, SubjectQuality, quality_of
 from llmc.runtimes.bench.results import BenchReport, Comparison, Subject
 from llmc.runtimes.bench.rounds import Steps
+from llmc.runtimes.bench.text_mode import TextComparison
 
 ORDER = (BETTER, UNKNOWN, WORSE)
 
@@ -45,14 +46,21 @@ class QualityPlan:
             records.append(replace(record, quality=quality))
         known = {record.label: record.quality for record in records if record.quality is not None}
         comparisons = [replace(item, standing=_standing(item, known)) for item in report.comparisons]
-        comparisons.sort(key=lambda item: ORDER.index(item.standing))
-        remarks = _unlike(list(known.items()))
+        texts = [replace(item, standing=_standing(item, known)) for item in report.text_comparisons]
         return replace(
-            report, subjects=tuple(records), comparisons=tuple(comparisons), warnings=(*report.warnings, *remarks)
+            report,
+            subjects=tuple(records),
+            comparisons=tuple(sorted(comparisons, key=_place)),
+            text_comparisons=tuple(sorted(texts, key=_place)),
+            warnings=(*report.warnings, *_unlike(list(known.items()))),
         )
 
 
-def _standing(item: Comparison, known: dict[str, SubjectQuality]) -> str:
+def _place(item: Comparison | TextComparison) -> int:
+    return ORDER.index(item.standing)
+
+
+def _standing(item: Comparison | TextComparison, known: dict[str, SubjectQuality]) -> str:
     if item.numerator not in known or item.denominator not in known:
         return UNKNOWN
     return known[item.numerator].standing(known[item.denominator])

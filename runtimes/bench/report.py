@@ -5,7 +5,7 @@ In: a :class:`~.results.BenchReport`. Out: rich renderables (nothing is printed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Group
 from rich.table import Column, Table
@@ -16,6 +16,7 @@ from llmc.runtimes.bench.gate.table import gate_lines
 from llmc.runtimes.bench.quality import WORSE
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult, Comparison, SubjectRecord
 from llmc.runtimes.bench.study_tables import study_tables
+from llmc.runtimes.bench.text_mode import TextComparison
 from llmc.runtimes.bench.token_cost import amount_text
 
 
@@ -29,6 +30,8 @@ def render_report(report: BenchReport) -> Group:
         parts.append(text_table(report))
     if report.comparisons:
         parts.append(comparison_table(report))
+    if report.text_comparisons:
+        parts.append(text_comparison_table(report))
     if report.price is not None:
         parts.append(price_table(report))
     parts += study_tables(report)
@@ -161,20 +164,31 @@ def text_table(report: BenchReport) -> Table:
 
 def comparison_table(report: BenchReport) -> Table:
     """Ratio of throughputs of the first subject over each other one: median, its interval, and each round's."""
-    names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
     title = f"{report.subjects[0].label} / other, same round (above 1: faster)"
+    return _ratio_table(title, [(item.case.name, item) for item in report.comparisons])
+
+
+def text_comparison_table(report: BenchReport) -> Table:
+    """The same of the loop that users run."""
+    title = f"{report.text_comparisons[0].numerator} / other, text in, text out, same round (above 1: faster)"
+    return _ratio_table(title, [("text", item) for item in report.text_comparisons])
+
+
+def _ratio_table(title: str, items: Sequence[tuple[str, Comparison | TextComparison]]) -> Table:
+    """A row for each comparison, behind the name of what ran."""
+    names = (Column(heading, no_wrap=True) for heading in ("case", "other", "metric"))
     figures = (Column("median ratio", justify="right"), Column("95 % interval", justify="right"))
-    graded = any(item.standing for item in report.comparisons)
+    graded = any(item.standing for _, item in items)
     table = Table(*names, *figures, "each round", *(["quality"] if graded else []), title=title)
-    for item in report.comparisons:
+    for name, item in items:
         rounds, bounds = " ".join(f"{ratio:.2f}" for ratio in item.rounds), item.interval
         interval = "" if bounds is None else f"{bounds.low:.3f} - {bounds.high:.3f}"
-        cells = (item.case.name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
+        cells = (name, item.denominator, item.metric, f"{item.ratio.median:.3f}", interval, rounds)
         table.add_row(*cells, *([standing_text(item)] if graded else []))
     return table
 
 
-def standing_text(item: Comparison) -> str:
+def standing_text(item: Comparison | TextComparison) -> str:
     """How the numerator's loss stands to the other's, and what that makes of a ratio above 1."""
     if item.standing == WORSE:
         return "faster but worse" if item.ratio.median > 1 else WORSE

@@ -34,7 +34,7 @@ from llmc.runtimes.bench.quality import SubjectQuality
 from llmc.runtimes.bench.ratio_interval import RatioInterval
 from llmc.runtimes.bench.roofline import Roofline
 from llmc.runtimes.bench.sweep import Sweep
-from llmc.runtimes.bench.text_mode import TextRecord, TextResult
+from llmc.runtimes.bench.text_mode import TextComparison, TextRecord, TextResult
 from llmc.runtimes.bench.token_cost import Price, TokenCost
 from llmc.runtimes.machine.bandwidth import Bandwidth
 from llmc.runtimes.machine.copy_bandwidth import CopyBandwidth
@@ -249,7 +249,8 @@ class BenchReport:
         operators: Where the time goes by kind of operator; None unless it was asked for.
         llmc: Version of llmc that measured.
         prompts: The file that tokens or texts came from; None: they were random.
-        text_results, texts: Figures of the loop that users run, and each answer; empty unless it was asked for.
+        text_results, texts, text_comparisons: Figures of the loop that users run, each answer, and the first subject
+            over the others; empty unless it was asked for.
         energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         gate: What decided whether it failed, and the figures of each process; None where nothing was asked.
@@ -274,6 +275,7 @@ class BenchReport:
     prompts: PromptFacts | None = None
     text_results: tuple[TextResult, ...] = ()
     texts: tuple[TextRecord, ...] = ()
+    text_comparisons: tuple[TextComparison, ...] = ()
     energy: EnergyFacts | None = None
     price: Price | None = None
     costs: tuple[TokenCost, ...] = ()

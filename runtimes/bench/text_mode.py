@@ -1,8 +1,9 @@
 """The loop that users run, measured: text in, text out.
 
 In: clock readings of each prompt's answer, from a worker (``workers/text_loop.py``). Out: :class:`TextRecord`, which
-the report keeps, and :class:`TextResult`, its figures. Inside the clock: the chat template, tokenization, prefill,
-sampling, detokenization. The end token is not heeded, so that all engines write as much.
+the report keeps, :class:`TextResult`, its figures, and :class:`TextComparison`, ratios of two subjects. Inside the
+clock: the chat template, tokenization, prefill, sampling, detokenization. The end token is not heeded, so that all
+engines write as much.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.runtimes.machine.summary import Percentiles, Summary
+from llmc.runtimes.bench.ratio_interval import RatioInterval, ratio_interval
+from llmc.runtimes.machine.summary import Percentiles, Summary, paired_ratios
 
 _MS = 1e-6
 
@@ -78,6 +80,28 @@ class TextResult:
     characters_per_s: Summary
 
 
+@dataclass(frozen=True)
+class TextComparison:
+    """First subject over another one, round by round; above 1 where the first is faster.
+
+    Attributes:
+        numerator, denominator: Labels of the two.
+        metric: ``ttft``, the mean of a round's prompts, the other's over the first's; or ``characters`` a second of a
+            round, the first's over the other's, which compare where tokens do not.
+        rounds, ratio: Ratio of each round; their median, least and most.
+        interval: Where the median of such rounds lies; None of a single round.
+        standing: As of a :class:`~.results.Comparison`.
+    """
+
+    numerator: str
+    denominator: str
+    metric: str
+    rounds: tuple[float, ...]
+    ratio: Summary
+    interval: RatioInterval | None = None
+    standing: str = ""
+
+
 def text_records(label: str, turn: int, answers: Sequence[Mapping[str, Any]]) -> list[TextRecord]:
     """What a worker answered in one round, prompt by prompt."""
     return [
@@ -101,9 +125,41 @@ def analyze_texts(records: Sequence[TextRecord]) -> tuple[TextResult, ...]:
     return tuple(_result(label, [record for record in records if record.label == label]) for label in labels)
 
 
+def compare_texts(records: Sequence[TextRecord]) -> tuple[TextComparison, ...]:
+    """The first subject over each other one; no TTFT where an answer had no character."""
+    first, *others = dict.fromkeys(record.label for record in records) or [""]
+    found = []
+    for other in others:
+        for metric, speeds in {"ttft": _first_speeds, "characters": _character_speeds}.items():
+            sides = [speeds(_rounds([it for it in records if it.label == label])) for label in (first, other)]
+            if all(sides):
+                ratios = paired_ratios(*sides)
+                summary, interval = Summary.of(ratios), ratio_interval(ratios)
+                found.append(TextComparison(first, other, metric, ratios, summary, interval))
+    return tuple(found)
+
+
+def _rounds(records: Sequence[TextRecord]) -> list[list[TextRecord]]:
+    return [[record for record in records if record.round == turn] for turn in sorted({it.round for it in records})]
+
+
+def _first_speeds(rounds: Sequence[Sequence[TextRecord]]) -> list[float]:
+    """First characters by milliseconds of waiting, of each round; empty where one never came."""
+    waits = [[it.ttft_ms for it in each] for each in rounds]
+    known = [[wait for wait in each if wait is not None] for each in waits]
+    return [len(each) / sum(each) for each in known] if known == waits else []
+
+
+def _character_speeds(rounds: Sequence[Sequence[TextRecord]]) -> list[float]:
+    return [sum(it.characters for it in each) / _seconds(each) for each in rounds]
+
+
+def _seconds(records: Sequence[TextRecord]) -> float:
+    return sum(it.ticks_ns[-1] - it.ticks_ns[0] for it in records) / 1e9
+
+
 def _result(label: str, records: Sequence[TextRecord]) -> TextResult:
-    rounds = [[record for record in records if record.round == turn] for turn in sorted({it.round for it in records})]
-    seconds = [sum(it.ticks_ns[-1] - it.ticks_ns[0] for it in each) / 1e9 for each in rounds]
+    rounds = _rounds(records)
     return TextResult(
         label=label,
         prompts=len(rounds[0]),
@@ -112,10 +168,8 @@ def _result(label: str, records: Sequence[TextRecord]) -> TextResult:
         ttft_ms=_percentiles(ttft for it in records if (ttft := it.ttft_ms) is not None),
         tpot_ms=_percentiles(sum(it.itl_ms) / len(it.itl_ms) for it in records if it.itl_ms),
         itl_ms=_percentiles(gap for it in records for gap in it.itl_ms),
-        tokens_per_s=Summary.of([sum(it.tokens for it in each) / s for each, s in zip(rounds, seconds, strict=True)]),
-        characters_per_s=Summary.of(
-            [sum(it.characters for it in each) / s for each, s in zip(rounds, seconds, strict=True)]
-        ),
+        tokens_per_s=Summary.of([sum(it.tokens for it in each) / _seconds(each) for each in rounds]),
+        characters_per_s=Summary.of(_character_speeds(rounds)),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.runtimes.bench.page.parts import Section, grid, key, paragraph, shorts, shown, table
+from llmc.runtimes.bench.page.parts import Section, charts_section, grid, key, shorts, shown, table
 from llmc.runtimes.bench.page.runs import Case, Document, Engine, Runs
 from llmc.runtimes.charts.figures import figure, tick_text
 from llmc.runtimes.charts.line_chart import Axes, Point, Series, line_chart
@@ -41,8 +41,7 @@ def roofline_section(runs: Runs) -> Section:
         _chart(case, phase, [it for it in shares if (it.case, it.phase) == (case, phase)]) for case, phase in groups
     ]
     machines = [line for document in runs.documents for line in _machine(document, alone=len(runs.documents) == 1)]
-    body = join([paragraph(_NOTE), *map(paragraph, machines), grid(figures)]) if figures else None
-    return Section("roofline", "Share of the ceiling", body, "llmc bench ENGINE")
+    return charts_section("roofline", "Share of the ceiling", [_NOTE, *machines], figures, "llmc bench ENGINE")
 
 
 def _shares(runs: Runs, document: Document) -> list[Share]:

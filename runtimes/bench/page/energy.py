@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmc.runtimes.bench.page.parts import Section, grid, paragraph, spread_figure
+from llmc.runtimes.bench.page.parts import Section, charts_section, spread_figure
 from llmc.runtimes.bench.page.runs import Result, Runs
-from llmc.runtimes.charts.markup import Markup, join
+from llmc.runtimes.charts.markup import Markup
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ COST = (
 def energy_section(runs: Runs) -> Section:
     """Joules per token and watts."""
     figures = _charts(runs.results(), ENERGY)
-    body = join([paragraph("Of decode steps, idle power included."), grid(figures)]) if figures else None
-    return Section("energy", "Energy", body, "llmc bench where RAPL or NVML can be read")
+    note, wanted = "Of decode steps, idle power included.", "llmc bench where RAPL or NVML can be read"
+    return charts_section("energy", "Energy", [note], figures, wanted)
 
 
 def cost_section(runs: Runs) -> Section:
@@ -54,8 +54,7 @@ def cost_section(runs: Runs) -> Section:
         if (text := document.value.at("price", "text").text)
     ]
     note = " ".join([*told, "A machine that never waits; the share of time in which it is busy divides the cost."])
-    body = join([paragraph(note), grid(figures)]) if figures else None
-    return Section("cost", "Cost", body, "llmc bench --price 2.5/h")
+    return charts_section("cost", "Cost", [note], figures, "llmc bench --price 2.5/h")
 
 
 def _charts(results: Sequence[Result], quantities: Sequence[Quantity]) -> list[Markup]:

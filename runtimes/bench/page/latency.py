@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmc.runtimes.bench.page.parts import Section, grid, paragraph, shown, spread_figure, table
+from llmc.runtimes.bench.page.parts import Section, charts_section, shown, spread_figure, table
 from llmc.runtimes.bench.page.runs import Case, Engine, Result, Runs
 from llmc.runtimes.bench.page.values import Value
 from llmc.runtimes.charts.figures import figure
-from llmc.runtimes.charts.markup import Markup, join
+from llmc.runtimes.charts.markup import Markup
 from llmc.runtimes.charts.row_chart import Row, row_chart
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -25,8 +25,7 @@ def latency_section(runs: Runs) -> Section:
     """TTFT and ITL of every case."""
     results = runs.results()
     figures = [it for case in _cases(results) for it in (_first(case, results), _gaps(case, results, "itl_ms")) if it]
-    body = join([paragraph(_EXPLAINED), grid(figures)]) if figures else None
-    return Section("latency", "Latency", body, "llmc bench ENGINE")
+    return charts_section("latency", "Latency", [_EXPLAINED], figures, "llmc bench ENGINE")
 
 
 def generation_section(runs: Runs) -> Section:
@@ -36,8 +35,8 @@ def generation_section(runs: Runs) -> Section:
     charts = [_gaps(case, results, metric, name) for case in _cases(results) for metric, name in names.items()]
     figures = [chart for chart in charts if chart]
     note = "Of each request, sampling included: the marker is p50, the short lines are p90, p95 and p99."
-    body = join([paragraph(note), grid(figures)]) if figures else None
-    return Section("requests", "Requests through the generation loop", body, "llmc bench --generate 16")
+    title, wanted = "Requests through the generation loop", "llmc bench --generate 16"
+    return charts_section("requests", title, [note], figures, wanted)
 
 
 def text_section(runs: Runs) -> Section:
@@ -51,8 +50,7 @@ def text_section(runs: Runs) -> Section:
     ]
     figures = [chart for chart in charts if chart]
     note = "Tokenization, sampling and detokenization included. The marker is p50, short lines are p90, p95 and p99."
-    body = join([paragraph(note), grid(figures)]) if figures else None
-    return Section("text", "Text in, text out", body, "llmc bench --prompts FILE --mode text")
+    return charts_section("text", "Text in, text out", [note], figures, "llmc bench --prompts FILE --mode text")
 
 
 def _cases(results: Sequence[Result]) -> list[Case]:

@@ -18,6 +18,8 @@ from llmc.runtimes.charts.row_chart import Row, row_chart
 
 LONGEST_SHORT, MOST_SHORT = 13, 6
 """Characters of a name that is written inside a chart, and how many of them."""
+MOST_OPEN = 6
+"""Charts of a section that are seen at once: those of three cases, where each has two."""
 WIDE = 4
 """Columns from which a table's rows are stacked on a phone."""
 
@@ -91,6 +93,24 @@ def _end(value: float | None) -> str:
 def grid(figures: Iterable[Markup]) -> Markup:
     """Figures beside each other where there is room."""
     return element("div", *figures, class_="grid")
+
+
+def charts_section(
+    anchor: str, title: str, notes: Sequence[str], figures: Sequence[Markup], wanted: str = ""
+) -> Section:
+    """Notes and the charts below them, those beyond :data:`MOST_OPEN` behind a line that opens.
+
+    Without charts there is no body.
+    """
+    if not figures:
+        return Section(anchor, title, None, wanted)
+    shown_first, more = figures[:MOST_OPEN], figures[MOST_OPEN:]
+    body = [*map(paragraph, notes), grid(shown_first)]
+    if more:
+        name = f"{len(more)} more {'chart' if len(more) == 1 else 'charts'}"
+        of = element("span", f" of {title}", class_="unseen")
+        body.append(element("details", element("summary", name, of), grid(more), class_="more"))
+    return Section(anchor, title, join(body), wanted)
 
 
 def paragraph(text: str) -> Markup:

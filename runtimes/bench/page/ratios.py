@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.runtimes.bench.page.parts import Section, grid, paragraph, shown, spread_cells, spread_text, table
+from llmc.runtimes.bench.page.parts import Section, charts_section, shown, spread_cells, spread_text, table
 from llmc.runtimes.bench.page.runs import Case, Document, Engine, Runs
 from llmc.runtimes.bench.page.values import Spread, Value
 from llmc.runtimes.bench.quality import WORSE
-from llmc.runtimes.charts.markup import Markup, join
+from llmc.runtimes.charts.markup import Markup
 from llmc.runtimes.charts.row_chart import Row, row_chart
 
 UNEQUAL = " *"
@@ -24,6 +24,7 @@ class Ratio:
     """One comparison.
 
     Attributes:
+        case: None of the loop that users run.
         spread: The median, with the interval's ends where the document has one, else the least and most.
         loses_more: The numerator is known to be further from its model than the other.
     """
@@ -31,7 +32,7 @@ class Ratio:
     document: Document
     numerator: str
     other: Engine
-    case: Case
+    case: Case | None
     metric: str
     spread: Spread
     rounds: tuple[float, ...]
@@ -47,21 +48,22 @@ def ratio_section(runs: Runs) -> Section:
         _chart(group[1], group[2], [it for it in ratios if (it.document, it.numerator, it.metric, it.case) == group])
         for group in groups
     ]
-    if not figures:
-        return Section("ratios", "Ratios", None, "llmc bench ENGINE OTHER, or --peer")
     levels = {it.confidence for it in ratios if it.confidence is not None}
     bars = f"{max(levels):.0%} bootstrap interval of the median" if levels else "least and most of the rounds"
     note = f"Both sides ran in the same round; above 1 the first is faster. Marker: median. Line: {bars}."
-    notes = [paragraph(note)] + ([paragraph(_UNEQUAL)] if any(it.loses_more for it in ratios) else [])
-    return Section("ratios", "Ratios", join([*notes, grid(figures)]))
+    notes = [note, *([_UNEQUAL] if any(it.loses_more for it in ratios) else [])]
+    return charts_section("ratios", "Ratios", notes, figures, "llmc bench ENGINE OTHER, or --peer")
 
 
 def _ratios(runs: Runs, document: Document) -> list[Ratio]:
+    values = [(value, Case.of(value.at("case"))) for value in document.value.at("comparisons")]
+    listed: list[tuple[Value, Case | None]] = [(value, case) for value, case in values if case is not None]
+    listed += [(value, None) for value in document.value.at("text_comparisons")]
     found = []
-    for value in document.value.at("comparisons"):
-        other, case = runs.engine(document, value.at("denominator").text), Case.of(value.at("case"))
+    for value, case in listed:
+        other = runs.engine(document, value.at("denominator").text)
         spread, confidence = _spread(value)
-        if other is not None and case is not None and spread is not None:
+        if other is not None and spread is not None:
             rounds = tuple(ratio for ratio in value.at("rounds").numbers if ratio > 0)
             head = value.at("numerator").text, value.at("metric").text
             loses_more = value.at("standing").text == WORSE
@@ -91,7 +93,8 @@ def _chart(numerator: str, metric: str, ratios: Sequence[Ratio]) -> Markup:
         )
         for it in ratios
     ]
-    title = f"{numerator} / other, {metric}, {ratios[0].case.name}"
+    name = "text in, text out" if ratios[0].case is None else ratios[0].case.name
+    title = f"{numerator} / other, {metric}, {name}"
     axis = f"{metric} speed of {numerator} over the other's"
     axis = axis if len(axis) < 50 else "ratio"
     chart = row_chart(title, axis, rows, kind="points", log=True, reference=1.0)

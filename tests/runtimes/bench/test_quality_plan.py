@@ -10,9 +10,10 @@ import pytest
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.quality import BETTER, UNKNOWN, WORSE
 from llmc.runtimes.bench.quality_plan import QualityPlan
-from llmc.runtimes.bench.report import comparison_table, results_table, standing_text
+from llmc.runtimes.bench.report import comparison_table, results_table, standing_text, text_comparison_table
 from llmc.runtimes.bench.results import BenchReport
 from llmc.runtimes.bench.rounds import Steps
+from llmc.runtimes.bench.text_mode import TextComparison
 
 from .office import A
 from .reports import make_report
@@ -82,3 +83,20 @@ def test_what_eval_kept_is_found_by_content(tmp_path: Path, monkeypatch: pytest.
 
 def test_nothing_runs_for_it() -> None:
     assert QualityPlan().count_steps([A], BenchOptions()) == 0
+
+
+def test_ratios_of_the_loop_that_users_run_are_graded_too(tmp_path: Path) -> None:
+    report = make_report()
+    (first,) = report.comparisons
+    pairs = [("unknown", "ttft"), ("other", "ttft")]
+    texts = tuple(TextComparison(first.numerator, name, kind, (1.2,), first.ratio) for name, kind in pairs)
+    rows = tuple((tmp_path / name, made(name, mean_kl=loss)) for name, loss in {"mine": 0.1, "other": 0.2}.items())
+    plan = QualityPlan(rows, tmp_path)
+    graded = plan.extended(replace(report, text_comparisons=texts), [A], Steps(0, None))
+    assert [(it.denominator, it.standing) for it in graded.text_comparisons] == [
+        ("other", BETTER),
+        ("unknown", UNKNOWN),
+    ]
+    shown = cells(text_comparison_table(graded))
+    assert (shown["case"], shown["metric"]) == (["text"] * 2, ["ttft"] * 2)
+    assert shown["quality"] == ["equal or better", "not known"]

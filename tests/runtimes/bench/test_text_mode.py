@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts, text_records
+from llmc.runtimes.bench.text_mode import TextRecord, analyze_texts, compare_texts, text_records
 from llmc.runtimes.machine.summary import Percentiles, Summary
 
 MS = 1_000_000
@@ -60,3 +60,27 @@ def test_one_token_without_text() -> None:
     (result,) = analyze_texts([single])
     assert (result.ttft_ms, result.tpot_ms, result.itl_ms) == (None, None, None)
     assert analyze_texts([]) == ()
+
+
+def slower(times: int, rounds: int, **changes: Any) -> list[TextRecord]:
+    return [
+        replace(record, label="b", ticks_ns=tuple(times * tick for tick in record.ticks_ns), **changes)
+        for record in records(rounds=rounds)
+    ]
+
+
+def test_the_first_is_compared_round_by_round() -> None:
+    """Waits of 40 and 20 ms beside three times as long ones; twice as many characters in three times the time."""
+    ttft, characters = compare_texts([*records(rounds=2), *slower(3, 2, characters=24)])
+    assert (ttft.numerator, ttft.denominator, ttft.metric, characters.metric) == ("a", "b", "ttft", "characters")
+    assert ttft.rounds == pytest.approx((3, 3))
+    assert characters.rounds == pytest.approx((1.5, 1.5))
+    assert characters.ratio.median == pytest.approx(1.5)
+    assert characters.interval is not None
+    assert (characters.interval.low, characters.standing) == (pytest.approx(1.5), "")
+
+
+def test_what_never_wrote_has_no_first_character_to_compare() -> None:
+    (only,) = compare_texts([*records(), *slower(2, 1, first_text=None)])
+    assert (only.metric, only.interval) == ("characters", None)
+    assert compare_texts(records()) == compare_texts([]) == ()

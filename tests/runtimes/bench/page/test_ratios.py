@@ -57,3 +57,14 @@ def test_a_fast_loss_is_marked_and_stands_last() -> None:
     plain = section(parsed(page(benchmark())), "ratios")
     assert plain is not None
     assert "loses more" not in "".join(plain.itertext())
+
+
+def test_the_loop_that_users_run_has_a_chart_of_its_own() -> None:
+    document = benchmark()
+    text = {name: value for name, value in document["comparisons"][0].items() if name != "case"}
+    document["text_comparisons"] = [text | {"metric": "ttft"}]
+    drawn = charts(section(parsed(page(document)), "ratios"))
+    chart = drawn["int4 / other, ttft, text in, text out"]
+    x = axis(chart, "x", log=True)
+    assert x(marker(having(chart, "path", "mark")[0])[0]) == pytest.approx(1.2, rel=2e-3)
+    assert len(drawn) == len(charts(section(parsed(page(benchmark())), "ratios"))) + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,17 +24,21 @@ def file_sha256(path: Path, stop: threading.Event | None = None) -> str:
 
     Args:
         path: The file.
-        stop: Once set, the rest is left out and the hash means nothing.
+        stop: Once set, the rest is left out, and there is no hash.
 
     Raises:
         CheckpointError: it cannot be read.
+        CancelledError: it was stopped before the file's end.
     """
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
             piece = memoryview(bytearray(min(PIECE_BYTES, max(1, path.stat().st_size))))
-            while (stop is None or not stop.is_set()) and (count := file.readinto(piece)):
+            while count := file.readinto(piece):
                 digest.update(piece[:count])
+                if stop is not None and stop.is_set():
+                    # The hash of a part would be taken for the file's.
+                    raise CancelledError(f"{path} was not read to its end")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and try again.") from error
     return digest.hexdigest()
@@ -46,7 +50,8 @@ def content_hashes(
 ) -> Iterator[Future[dict[str, str]]]:
     """Hashes by file name, sorted, and then of ``others`` by their keys; whoever asks for the result waits for it.
 
-    The end of the block, also by an error or Ctrl-C, ends the thread.
+    It is asked for in the block. The block's end, also by an error or Ctrl-C, ends the thread, and hashes that were not
+    made by then are never made.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="llmc-hashes") as executor:

@@ -181,10 +181,11 @@ def open_reference(
     with checkpoint.content_hashes() as hashes, tempfile.TemporaryDirectory() as folder:
         checkpoint.write_assets(Path(folder))
         tokenizer = _tokenizer(Path(folder), model)
+        identity = {"transformers": hashes.result()}  # in the block, whose end ends the hashing
     return Reference(
         checkpoint.name,
         "transformers, eager, float32",
-        {"transformers": hashes.result()},
+        identity,
         tokenizer,
         lambda: _transformers(checkpoint, threads),
     )

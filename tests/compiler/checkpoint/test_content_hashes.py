@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,13 @@ def test_an_error_in_the_block_ends_the_hashing(tmp_path: Path, monkeypatch: pyt
         interrupted()
     assert len(kept) < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("llmc-hashes")]
+
+
+def test_there_is_no_hash_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for behind the block, which ended the hashing."""
+    monkeypatch.setattr(module, "PIECE_BYTES", 1)
+    (tmp_path / "file").write_bytes(bytes(10))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError, match="file was not read to its end"):
+        file_sha256(tmp_path / "file", stop)

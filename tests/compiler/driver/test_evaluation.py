@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from llmc.compiler.artifact.artifact import open_artifact, write_manifest
 from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.base.progress import NO_PROGRESS
+from llmc.compiler.checkpoint import content_hashes
 from llmc.compiler.driver import evaluation
 from llmc.compiler.driver.driver import compile_model
 from llmc.compiler.driver.evaluation import evaluate, logits_peers
@@ -209,6 +213,20 @@ def test_a_model_without_a_tokenizer_has_no_text(
     shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     with caplog.at_level(logging.ERROR), pytest.raises(UsageError, match="has no tokenizer"):
         run([engine(shared)], bare, options)
+
+
+def test_a_reference_is_known_by_all_bytes_of_its_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly they are read: the tokenizer is there long before."""
+    read = content_hashes.file_sha256
+
+    def slowly(path: Path, stop: threading.Event) -> str:
+        time.sleep(0.05)
+        return read(path, stop)
+
+    monkeypatch.setattr(content_hashes, "file_sha256", slowly)
+    hashes = evaluation.open_reference(str(source), ExportOptions(), None).identity["transformers"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= hashes.keys()
+    assert hashes == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in hashes}
 
 
 def worker(source: Path, shift: float) -> LogitsPeer:

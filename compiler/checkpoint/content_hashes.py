@@ -50,8 +50,8 @@ def content_hashes(
 ) -> Iterator[Future[dict[str, str]]]:
     """Hashes by file name, sorted, and then of ``others`` by their keys; whoever asks for the result waits for it.
 
-    It is asked for in the block. The block's end, also by an error or Ctrl-C, ends the thread, and hashes that were not
-    made by then are never made.
+    It is asked for in the block. The block's end, also by an error or Ctrl-C, ends the thread, and hashes that were
+    not made by then are never made.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="llmc-hashes") as executor:

@@ -16,6 +16,7 @@ from typing import Any
 from llmc.compiler.artifact.loss import ALONG_TEXT, KL, LOGIT_ERROR, TOP1, loss_of
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.input_file import read_input
 
 _FLOATS = frozenset({"fp32", "fp16", "bf16"})
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -61,7 +62,7 @@ def read_speed(path: Path, directory: Path) -> Speed:
         UsageError: no such report, or none of this artifact.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_input(path).decode("utf-8"))
         labels = {item["label"] for item in report["subjects"] if _same(item["path"], directory)}
         rows = tuple(_speed_row(item) for item in report["results"] if item["label"] in labels)
         machine, gpus = report["machine"], report["machine"]["gpus"]

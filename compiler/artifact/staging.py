@@ -25,6 +25,8 @@ from llmc.compiler.artifact.atomic_rename import exchange, move_without_replacin
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
+_SPARE = 6
+"""Descriptors that are held for the removal of the directory, which must work where no more may be opened."""
 # A directory without a lock on it may be one whose writer is just about to take the lock, or to give it its name.
 _GRACE_SECONDS = 60.0
 
@@ -47,10 +49,16 @@ class Staging:
         self.path = output.with_name(f".{output.name}.{token}.partial")
         self._old = output.with_name(f".{output.name}.{token}.old")
         self.path.mkdir()
+        self._lock, self._spare = -1, list[int]()
         try:
             self._lock = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            for _ in range(_SPARE):
+                self._spare.append(os.dup(self._lock))
         except OSError:
-            shutil.rmtree(self.path, ignore_errors=True)
+            for descriptor in (*self._spare, *([] if self._lock < 0 else [self._lock])):
+                os.close(descriptor)
+            (self.path / LOCK_NAME).unlink(missing_ok=True)
+            self.path.rmdir()
             raise
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,6 +90,8 @@ class Staging:
         """Remove what is left of the directory (after a swap, the old artifact) and give the lock back."""
         if self._lock < 0:
             return
+        while self._spare:
+            os.close(self._spare.pop())
         if self.path.exists():
             remove_tree(self.path)
         # Where the new directory could not take its place nor the old one come back, the old one is all there is.

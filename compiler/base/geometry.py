@@ -132,6 +132,11 @@ def _first(config: Any, names: Sequence[str]) -> int | None:
     return None
 
 
+def stated_context(config: Any) -> int | None:
+    """The longest context that a transformers configuration states; None where it states no limit."""
+    return _max_positions(config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config)
+
+
 def _max_positions(config: Any) -> int | None:
     positions = _first(config, _MAX_POSITIONS)
     return positions if positions is not None and positions > 0 else None  # XLNet says "no limit" by -1

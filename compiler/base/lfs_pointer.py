@@ -1,4 +1,4 @@
-"""Files that are not the content that they are named for: a git repository's that git-lfs has not fetched, and pipes.
+"""Files that are not the content that they are named for: a git repository's that git-lfs has not fetched.
 
 In: files. Out: an error that names those which are pointers: a few lines of text where weights or a vocabulary should
 be. A clone without git-lfs, and a download of the raw files, leave them.
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llmc.compiler.base.errors import LlmcError
+from llmc.compiler.base.input_file import require_files
 
 _BEGINNING = b"version https://git-lfs.github.com/spec/"
 _LARGEST = 1024
@@ -30,15 +31,13 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def require_content(paths: Iterable[Path], error: type[LlmcError]) -> None:
-    """Refuse files that are pointers, and what is no file: reading a pipe would wait for ever.
+    """Refuse files that are pointers, and what is no file (see :mod:`llmc.compiler.base.input_file`).
 
     Raises:
         LlmcError: of the class ``error``; names the first, and says how many pointers there are.
     """
     paths = list(paths)
-    for path in paths:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise error(f"{path} is a pipe, a socket or a device; put the file itself there, or name another.")
+    require_files(paths, error)
     pointers = [path for path in paths if is_lfs_pointer(path)]
     if not pointers:
         return

@@ -32,6 +32,8 @@ ChosenEffort = Literal["round", "fast", "normal", "best"]
 MODEL_PATH_VARIABLE = "LLMC_MODEL_PATH"
 DEFAULT_CONTEXT = 8192
 """Longest context of an engine unless the user asks for another; a model made for less gets its own limit."""
+SHORTEST_CONTEXT = 2
+"""Tokens of a prompt and the one that follows: an engine of less can neither be run nor compared."""
 PACKED_ALONE = ("int6", "int5")
 """Precisions of weights that are packed or not there at all."""
 PACKED_MULTIPLE = 32
@@ -179,8 +181,8 @@ class OptimizeOptions:
                 "--keep-quantization stores numbers as a checkpoint has them, which --no-keep-grid, and blocks, zero "
                 "points or a layout that are asked for, do not; give one of them"
             )
-        if self.context is not None and self.context < 1:
-            raise UsageError(f"--context {self.context} leaves no room for a token")
+        if self.context is not None and self.context < SHORTEST_CONTEXT:
+            raise UsageError(f"--context {self.context} leaves no room for a prompt and a token behind it")
         require_divergence(self.max_kl)
         if self.precision == "auto":
             object.__setattr__(self, "precision", target.precisions[0])
@@ -286,11 +288,27 @@ class EngineOptions:
         for flag, size in (("--max-batch", self.max_batch), ("--chunk", self.chunk)):
             if size < 1:
                 raise UsageError(f"{flag} {size} leaves nothing to compute; give at least 1")
-        if any(size < 1 for size in self.capacities):
-            raise UsageError("a cache of less than 1 token holds nothing; give --capacity lengths of at least 1")
+        if any(size < SHORTEST_CONTEXT for size in self.capacities):
+            raise UsageError(
+                f"a cache of less than {SHORTEST_CONTEXT} tokens holds no prompt and a token behind it; give "
+                "--capacity longer ones"
+            )
         for capability in self.capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise UsageError(f"--gpu {capability} is no compute capability; write it as 8.9, several as 8.9,12.0")
+
+    def require_context(self, context: int | None) -> None:
+        """Refuse a cache that is longer than the graph's context.
+
+        Raises:
+            UsageError: it is.
+        """
+        longest = max(self.capacities, default=0)
+        if context is not None and longest > context:
+            raise UsageError(
+                f"--capacity {longest} is more than the {context} tokens that the graph was made for; "
+                "optimize the model again with a longer --context"
+            )
 
     def require_target(self, target: str | None) -> None:
         """Refuse what only TensorRT builds for, on another target.

@@ -9,7 +9,6 @@ arithmetic and is not known here is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, UsageError, first_line
+from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError, UsageError
+from llmc.compiler.checkpoint.json_file import read_json_object
 from llmc.compiler.checkpoint.safetensors_weights import SafetensorsWeights
 from llmc.compiler.checkpoint.side_files import ADAPTER_CONFIG, is_adapter
 
@@ -139,12 +139,7 @@ def open_adapter(directory: Path, scale: float = 1.0) -> Adapter:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); fetch it again.") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
+    raw = read_json_object(path)
     if str(raw.get("peft_type", "")).upper() != "LORA":
         raise UnsupportedModelError(
             f"{path.parent} is an adapter of the kind {raw.get('peft_type')}, and llmc merges LORA (DoRA with it); "

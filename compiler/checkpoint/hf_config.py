@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import causal_class
+from llmc.compiler.checkpoint.json_file import read_json_object
 from llmc.compiler.checkpoint.quantized.open_quantized import (
     KEYS,
     Quantization,
-    read_settings,
     stated_quantization,
 )
 
@@ -177,4 +177,4 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} has no config.json; name a directory with a Hugging Face checkpoint, or a .gguf file."
         )
-    return read_settings(path)
+    return read_json_object(path)

@@ -20,12 +20,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path.name} of the checkpoint is not a JSON object ({first_line(error)}); fetch {path} again."
-        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); see to it, or fetch it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a JSON object ({first_line(error)}); fetch it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path.name} of the checkpoint is not a JSON object but a {type(content).__name__}; fetch {path} again."
-        )
+        raise CheckpointError(f"{path} is not a JSON object but a {type(content).__name__}; fetch it again.")
     return content

@@ -6,13 +6,13 @@ what is not, as transformers chooses; or an error where two sources contradict e
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.base.errors import CheckpointError, first_line
+from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.checkpoint.json_file import read_json_object
 from llmc.compiler.checkpoint.safetensors_weights import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
 from llmc.compiler.checkpoint.weights import WeightSource, row_bounds
 
@@ -79,11 +79,7 @@ def is_adapter(directory: Path) -> bool:
 def adapter_base(directory: Path) -> str | None:
     """The model that the adapter in ``directory`` says it was trained on; None: it does not say."""
     path = directory / ADAPTER_CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({first_line(error)}); fetch it again.") from error
-    base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
+    base = read_json_object(path).get("base_model_name_or_path") if path.is_file() else None
     return base if isinstance(base, str) and base else None
 
 

@@ -20,8 +20,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmc.compiler.base.errors import LlmcError, OutputError
-from llmc.compiler.cli.machine_limits import machine_error
+from llmc.compiler.base.errors import LlmcError, MachineError, OutputError
+from llmc.compiler.cli.machine_limits import machine_error, no_more_files
 
 log = logging.getLogger(__name__)
 DEBUG_VARIABLE = "LLMC_DEBUG"
@@ -51,6 +51,8 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Say what went wrong."""
+        if not isinstance(error, MachineError) and (refusal := no_more_files(error)) is not None:
+            return cls.of(refusal)
         if isinstance(error, LlmcError):
             return cls(type(error).__name__, str(error), error.exit_code)
         if isinstance(error, InterruptError | KeyboardInterrupt):

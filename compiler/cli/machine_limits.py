@@ -12,7 +12,7 @@ import os
 import resource
 from collections.abc import Iterator
 
-from llmc.compiler.base.errors import MachineError
+from llmc.compiler.base.errors import LlmcError, MachineError
 
 _NO_MEMORY = (
     *("bad_alloc", "can't allocate memory", "cannot allocate memory"),
@@ -33,14 +33,30 @@ def machine_error(error: BaseException) -> MachineError | None:
     return None
 
 
+def no_more_files(error: BaseException) -> MachineError | None:
+    """Whether no more files could be opened, whatever a reader then made of that: no file is to blame for it."""
+    if any(_is_no_more_files(cause) for cause in _causes(error) if not isinstance(cause, LlmcError)):
+        return MachineError(_no_more_files())
+    return None
+
+
+def _is_no_more_files(error: BaseException) -> bool:
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    return number in {errno.EMFILE, errno.ENFILE} or any(text in str(error).lower() for text in _NO_FILES)
+
+
+def _no_more_files() -> str:
+    return f"too many files are open{_limit(resource.RLIMIT_NOFILE, '-n')}; allow more: ulimit -n 1024"
+
+
 def _sentence(error: BaseException) -> str | None:
     number, words = getattr(error, "errno", None) if isinstance(error, OSError) else None, str(error).lower()
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(text in words for text in _NO_MEMORY):
         return (
             f"there is not enough memory{_limit(resource.RLIMIT_AS, '-v', 1024)}; free some, or take a smaller model"
         )
-    if number in {errno.EMFILE, errno.ENFILE} or any(text in words for text in _NO_FILES):
-        return f"too many files are open{_limit(resource.RLIMIT_NOFILE, '-n')}; allow more: ulimit -n 1024"
+    if _is_no_more_files(error):
+        return _no_more_files()
     if number == errno.EFBIG:
         limit = _limit(resource.RLIMIT_FSIZE, "-f", 1024)
         return f"a file would be larger than may be written there{limit}; allow more, or name a place on another disk"

@@ -219,8 +219,17 @@ def _model_weights(checkpoint: Checkpoint, weights: WeightSource) -> AccountedWe
         return load_weights(weights, checkpoint.config, checkpoint.path, ignored=ignored)
 
 
-def write_golden(captured: Captured, directory: Path, options: ExportOptions, progress: Progress) -> str | None:
+def write_golden(
+    captured: Captured, directory: Path, options: ExportOptions, progress: Progress, context: int | None = None
+) -> str | None:
     """Run the reference on the golden prompts and write ``golden.npz``.
+
+    Args:
+        captured: The model.
+        directory: Of its assets, where the file goes.
+        options: Whether it is wanted.
+        progress: Told how far it is.
+        context: Most tokens of an engine that is to be compared by them; None: as many as the model takes.
 
     Returns:
         Why it was skipped, or None.
@@ -242,7 +251,9 @@ def write_golden(captured: Captured, directory: Path, options: ExportOptions, pr
         if options.verify == "on":
             raise UsageError(f"{reason}; use --verify off")
         return reason
-    reading, context = _reading(captured, available - int(needed)), captured.manifest.model.max_position_embeddings
+    reading = _reading(captured, available - int(needed))
+    if context is None:
+        context = captured.manifest.model.max_position_embeddings
     progress.start("Running the reference" + (f" on a text of {reading.length:,} tokens" if reading else ""))
     from llmc.runtimes.reference.session import TransformersSession
 

@@ -21,7 +21,7 @@ from llmc.compiler.artifact.manifest import ArtifactKind, EngineRecord, Manifest
 from llmc.compiler.artifact.reports import CompileReport, OptimizeReport, PassOutcome, PlannedPass, VerifyReport
 from llmc.compiler.base.contract import DATA, ENGINE_GRAPH, GRAPH
 from llmc.compiler.base.errors import ArtifactError, FusionContractError, UsageError
-from llmc.compiler.base.geometry import ModelGeometry
+from llmc.compiler.base.geometry import ModelGeometry, stated_context
 from llmc.compiler.base.options import (
     CompileOptions,
     EngineOptions,
@@ -40,7 +40,7 @@ from llmc.compiler.driver.genai_config import write_genai_config
 from llmc.compiler.driver.kept_ledger import keeping_ledger
 from llmc.compiler.driver.measured_artifact import measure_and_record, measure_graphs, report
 from llmc.compiler.driver.opened_model import open_model
-from llmc.compiler.driver.target_passes import Numbers, engine_passes, max_context, target_passes
+from llmc.compiler.driver.target_passes import Numbers, engine_passes, longest_context, max_context, target_passes
 from llmc.compiler.graph.census import read_bytes
 from llmc.compiler.graph.read_model import read_model
 from llmc.compiler.graph.write_model import write_model
@@ -119,6 +119,7 @@ def optimize(
             "a portable graph does not say how its checkpoint was quantized; --keep-quantization is for llmc compile"
         )
     portable = _open_input(directory, "portable", "optimize takes what export made")
+    _require_golden_within(max_context(portable.model, options), directory)
     with new_artifact(output, overwrite=overwrite) as staging:
         model = read_model(directory / GRAPH)
         capabilities = find_capabilities(installed=options.installed_runtime)
@@ -163,6 +164,8 @@ def build(
         VerificationError: the engine computes something else.
     """
     target = _open_input(directory, "target", "build takes what optimize made")
+    if options is not None:
+        options.require_context(target.max_context)
     with new_artifact(output, overwrite=overwrite) as staging:
         progress.start("Copying weights")
         for name in (GRAPH, DATA):
@@ -188,14 +191,16 @@ def compile_model(
     exporting = options.export
     progress.start("Reading checkpoint")
     checkpoint = open_model(model, exporting, progress)
+    options.engine.require_context(longest_context(stated_context(checkpoint.config), options.optimize))
     with new_artifact(output, overwrite=overwrite) as staging:
         captured = capture_model(checkpoint, exporting, progress)
         graph, portable, optimizing = captured.model, captured.manifest, options.optimize
+        context = max_context(portable.model, optimizing)
         capabilities = find_capabilities(installed=optimizing.installed_runtime)
         if optimizing.keep_quantization:
             require_kept_numbers(graph, portable, optimizing, capabilities, progress)
         checkpoint.write_assets(staging)
-        skipped = write_golden(captured, staging, exporting, progress)
+        skipped = write_golden(captured, staging, exporting, progress, context)
         with chosen_numbers(
             graph, portable, optimizing, capabilities, staging, progress, weights=exporting.weights
         ) as numbers:
@@ -242,6 +247,17 @@ def _open_input(directory: Path, kind: ArtifactKind, takes: str) -> Manifest:
     if not (directory / DATA).exists():
         raise ArtifactError(f"{directory} was made without weights ({DATA}); export the model again with them")
     return manifest
+
+
+def _require_golden_within(context: int, directory: Path) -> None:
+    """Refuse a context in which nothing of the artifact's golden data fits: no engine of it could be compared."""
+    golden = load_golden(directory)
+    shortest = 0 if golden is None else int(golden.lengths.min())
+    if shortest >= context:
+        raise UsageError(
+            f"--context {context} holds none of the prompts that {directory} brings to compare engines by; give at "
+            f"least {shortest + 1}, or make the engine in one go with llmc compile"
+        )
 
 
 def _optimize(

@@ -155,7 +155,15 @@ def max_context(geometry: ModelGeometry, options: OptimizeOptions) -> int:
     Raises:
         UsageError: more is asked for than the model was made for.
     """
-    limit = geometry.max_position_embeddings
+    return longest_context(geometry.max_position_embeddings, options)
+
+
+def longest_context(limit: int | None, options: OptimizeOptions) -> int:
+    """Longest context of the target graph of a model that was made for ``limit`` tokens, None: any number.
+
+    Raises:
+        UsageError: more is asked for.
+    """
     if options.context is None:
         return min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     if limit is not None and options.context > limit:

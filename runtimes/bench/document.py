@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
+from llmc.compiler.base.input_file import read_input
 from llmc.compiler.base.json_record import decode, from_text, schema, to_text
 from llmc.compiler.base.whole_file import write_whole
 from llmc.runtimes.bench.results import SCHEMA_VERSION, BenchReport
@@ -41,7 +42,7 @@ def read_report(path: Path) -> BenchReport:
         UsageError: there is no such file, or it is no such report.
     """
     try:
-        value = from_text(path.read_text(encoding="utf-8"), str(path))
+        value = from_text(read_input(path).decode("utf-8"), str(path))
         version = value.get("schema_version") if isinstance(value, dict) else None
         if not isinstance(value, dict) or "results" not in value or version is None:
             raise UsageError(f"{path} is no report of a benchmark; write one with llmc bench ENGINE --json {path}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.input_file import read_input
 from llmc.runtimes.bench.case import BenchCase
 from llmc.runtimes.generation.text import TextTokenizer
 
@@ -90,7 +91,7 @@ def read_prompts(path: Path) -> Prompts:
         UsageError: no such file, no text, no prompt in it, or a line of JSON that is no prompt.
     """
     try:
-        content = path.read_bytes()
+        content = read_input(path)
         lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--prompts {path} cannot be read as text: {error}") from error

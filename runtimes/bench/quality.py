@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llmc.compiler.base.errors import ArtifactError, LlmcError, UsageError
+from llmc.compiler.base.input_file import read_input
 from llmc.compiler.base.json_record import from_text
 from llmc.compiler.base.user_cache import user_cache
 from llmc.compiler.base.whole_file import write_whole
@@ -125,7 +126,7 @@ def read_evaluations(paths: Iterable[Path]) -> list[tuple[Path, SubjectQuality]]
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        value = from_text(file.read_text(encoding="utf-8"), str(file))
+        value = from_text(read_input(file).decode("utf-8"), str(file))
     except (OSError, UnicodeDecodeError, ArtifactError) as error:
         raise UsageError(f"{file} cannot be read as a report of an evaluation: {error}") from error
     return dict(value) if isinstance(value, Mapping) else {}

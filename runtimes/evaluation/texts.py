@@ -30,6 +30,7 @@ from pathlib import Path
 
 from llmc.compiler.base.decoded_text import decode_text, is_utf8
 from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.input_file import read_input
 
 JSON_LINES = (".jsonl", ".ndjson")
 """Names of files that hold one JSON object a line."""
@@ -57,7 +58,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, is not UTF-8 or holds no text, or a line is no such object.
     """
     try:
-        content = decode_text(path.read_bytes(), str(path))
+        content = decode_text(read_input(path), str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); name a text file") from error
     if path.suffix in JSON_LINES:

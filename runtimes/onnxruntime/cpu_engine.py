@@ -237,7 +237,7 @@ def engine_info(
         cache=manifest.contract.cache,
         cache_bytes_per_token=sum(tensor.nbytes(1, 1) for tensor in past if tensor.axis is not None),
         weight_bytes=manifest.weight_bytes,
-        precision=manifest.precision,
+        precision=manifest.weights_label,
         threads=threads,
         details=engine_details(manifest, **({} if device is None else {"device": device})),
     )

@@ -90,7 +90,7 @@ def engine_info(openvino: ModuleType, manifest: Manifest, model: Any, compiled: 
         cache=manifest.contract.cache,
         cache_bytes_per_token=numbers * element.size,
         weight_bytes=manifest.weight_bytes,
-        precision=manifest.precision,
+        precision=manifest.weights_label,
         threads=threads,
         details=engine_details(
             manifest,

@@ -52,7 +52,7 @@ class EngineInfo:
         cache: ``shared``: past and present are one fixed buffer; ``grow``: present = past + new.
         cache_bytes_per_token: Bytes of KV cache that one token of one row takes, all layers.
         weight_bytes: Bytes of weights that one decode step reads (embedding rows excluded).
-        precision: ``fp32``, ``int8``, ``int4``, …
+        precision: ``fp32``, ``int8``, ``int4``, …; of one that was asked for and of which no weight is, in words.
         threads: Threads that the runtime computes with; 0 when it has no such notion.
         profiles: Chunk lengths (min, max) that the engine was built for; empty when any will do.
         details: What a report says besides, as the device's name; no session decides anything by it.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import DEFAULT_CONTEXT, EngineOptions
 
 SHORTEST, FACTOR = 1024, 8
@@ -34,12 +33,7 @@ class BuildOptions:
         Raises:
             UsageError: it is.
         """
-        longest = max(self.engine.capacities, default=0)
-        if self.context is not None and longest > self.context:
-            raise UsageError(
-                f"--capacity {longest} is more than the {self.context} tokens that the graph was made for; "
-                "optimize the model again with a longer --context"
-            )
+        self.engine.require_context(self.context)
 
     @property
     def capacities(self) -> tuple[int, ...]:

@@ -163,7 +163,7 @@ def open_on(
         cache=manifest.contract.cache,
         cache_bytes_per_token=sum(tensor.nbytes(1, 1) for tensor in decoder.cache),
         weight_bytes=manifest.weight_bytes,
-        precision=manifest.precision,
+        precision=manifest.weights_label,
         threads=0,
         profiles=((1, plan.chunk),),
         max_batch=plan.max_batch,

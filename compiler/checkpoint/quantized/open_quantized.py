@@ -9,7 +9,6 @@ in a file beside it.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
+from llmc.compiler.checkpoint.json_file import read_json_object
 from llmc.compiler.checkpoint.quantized.awq import awq_layers
 from llmc.compiler.checkpoint.quantized.bitsandbytes import bitsandbytes_layers
 from llmc.compiler.checkpoint.quantized.compressed_tensors import compressed_layers
@@ -107,7 +107,7 @@ def stated_settings(directory: Path, config: Mapping[str, Any]) -> tuple[object,
                 return settings, "", directory / "config.json"
     for name, method in SIDE_FILES.items():
         if (directory / name).is_file():
-            settings = read_settings(directory / name)
+            settings = read_json_object(directory / name)
             return settings.get("quantization", settings), method, directory / name
     return None
 
@@ -164,18 +164,3 @@ def _rounded(method: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]
     packing = str(settings.get("packing_format") or "")
     layout = next((name for name in ("gptq", "awq") if packing.endswith(name)), None)
     return (layout, {**settings, "version": "gemm"}) if layout else (f"{method} {packing}".strip(), settings)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object of ``config.json``, or of a file beside it that speaks of quantization.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
-    return content

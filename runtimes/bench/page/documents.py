@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmc.compiler.base.errors import ArtifactError, UsageError
+from llmc.compiler.base.input_file import read_input
 from llmc.compiler.base.json_record import from_text
 from llmc.compiler.base.whole_file import require_writable, write_whole
 from llmc.runtimes.bench.page.page import render_page
@@ -55,7 +56,7 @@ def read_value(path: Path) -> Value:
         UsageError: it cannot be read, or is something else.
     """
     try:
-        value = Value(from_text(path.read_text(encoding="utf-8"), str(path)))
+        value = Value(from_text(read_input(path).decode("utf-8"), str(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     except ArtifactError as error:

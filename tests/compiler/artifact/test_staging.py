@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -337,4 +339,48 @@ def test_a_lock_that_cannot_be_made_leaves_no_directory(output: Path, monkeypatc
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(OSError, match="No space left"):
         Staging(output)
+    assert left_beside(output) == []
+
+
+def no_more_files(free: int) -> list[int]:
+    """All descriptors that this process may open but so many."""
+    taken = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    for _ in range(free):
+        os.close(taken.pop())
+    return taken
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_directory_goes_although_no_file_can_be_opened(few_files: None, output: Path) -> None:
+    written = Staging(output)
+    fill(written.path, "half")
+    (written.path / "data" / "deeper" / "still").mkdir(parents=True)
+    taken = no_more_files(0)
+    written.close()
+    for descriptor in taken:
+        os.close(descriptor)
+    assert left_beside(output) == []
+
+
+@pytest.mark.parametrize("free", range(10))
+def test_a_directory_that_cannot_have_its_descriptors_is_not_there(few_files: None, output: Path, free: int) -> None:
+    taken, refused = no_more_files(free), False
+    try:
+        Staging(output).close()
+    except OSError as error:
+        refused = error.errno == errno.EMFILE
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+    assert refused == (free < 1 + staging._SPARE)
     assert left_beside(output) == []

@@ -169,7 +169,8 @@ def test_the_cache_is_quantized_on_a_gpu_alone(kind: Any) -> None:
         ({"zero_points": "integer", "symmetric": True}, "^--symmetric contradicts --zero-points integer; give one"),
         ({"zero_points": "none", "symmetric": False}, "^--asymmetric contradicts --zero-points none; give one"),
         ({"head": "fp16"}, "--head fp16 is none of auto, int8, int6, int5, int4"),
-        ({"context": 0}, "--context 0 leaves no room for a token"),
+        ({"context": 1}, "--context 1 leaves no room for a prompt"),
+        ({"context": 0}, "--context 0 leaves no room for a prompt"),
         ({"block_size": 48}, "--block-size 48 is not a power of two from 16 up"),
         ({"block_size": 8}, "--block-size 8 is not a power of two from 16 up"),
         ({"target": "cuda", "precision": "fp8", "block_size": 100}, "--block-size 100 is not a power of two"),
@@ -232,7 +233,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("block_size", [16, 64, 1024])
 def test_blocks_of_powers_of_two(block_size: int) -> None:
     assert OptimizeOptions(precision="int4", block_size=block_size).blocks == block_size
-    assert OptimizeOptions(context=1).context == 1
+    assert OptimizeOptions(context=2).context == 2
 
 
 def test_an_engine_for_the_cpu_needs_weights() -> None:
@@ -254,8 +255,9 @@ def test_unknown_weights() -> None:
         ({"max_batch": 0}, "--max-batch 0 leaves nothing to compute"),
         ({"chunk": 0}, "--chunk 0 leaves nothing to compute"),
         ({"max_batch": -1}, "--max-batch -1 leaves nothing to compute; give at least 1"),
-        ({"capacities": (1024, 0)}, "a cache of less than 1 token holds nothing"),
-        ({"capacities": (0, 1024)}, "a cache of less than 1 token holds nothing"),
+        ({"capacities": (1024, 0)}, "a cache of less than 2 tokens holds no prompt"),
+        ({"capacities": (1, 1024)}, "a cache of less than 2 tokens holds no prompt"),
+        ({"capacities": (0, 1024)}, "a cache of less than 2 tokens holds no prompt"),
         *(
             ({"capabilities": given}, rf"--gpu {given[-1]} is no compute capability; write it as 8\.9")
             for given in (("sm89",), ("8.9", "sm89"), ("8.9a",), ("8.90",), ("8",), ("112.0",), (" 8.9",))
@@ -268,7 +270,7 @@ def test_engines_that_make_no_sense(options: dict[str, Any], message: str) -> No
 
 
 def test_the_least_that_an_engine_is_built_for() -> None:
-    made = EngineOptions(max_batch=1, chunk=1, capacities=(1, 2), capabilities=("8.9", "12.0"))
+    made = EngineOptions(max_batch=1, chunk=1, capacities=(2, 3), capabilities=("8.9", "12.0"))
     assert made.capabilities == ("8.9", "12.0")
 
 

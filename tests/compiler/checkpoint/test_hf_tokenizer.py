@@ -291,7 +291,7 @@ def test_damaged_vocabularies_are_named(tmp_path: Path, name: str, content: byte
 def test_damaged_side_files_are_named(tmp_path: Path, name: str) -> None:
     source = directory_of(tmp_path / "in", tokenizer__json=byte_level().to_str())
     (source / name).write_text("[1]")
-    with pytest.raises(CheckpointError, match=f"{name} of the checkpoint is not a JSON object but a list"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a JSON object but a list"):
         read_hf_tokenizer(source)
 
 

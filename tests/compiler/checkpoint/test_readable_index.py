@@ -39,7 +39,7 @@ def test_the_entry_is_added_beside_links(tmp_path: Path, extra: dict[str, object
 def test_a_broken_index_is_named(tmp_path: Path) -> None:
     (tmp_path / INDEX_NAME).write_text("{")
     with (
-        pytest.raises(CheckpointError, match=r"index\.json of the checkpoint is not a JSON object"),
+        pytest.raises(CheckpointError, match=r"index\.json is not a JSON object"),
         readable_index(tmp_path),
     ):
         pass

@@ -122,7 +122,7 @@ def test_an_adapter_alone_names_its_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not say of which model"):
         require_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not valid JSON"):
+    with pytest.raises(CheckpointError, match="is not a JSON object"):
         require_model(tmp_path)
 
 

@@ -50,5 +50,5 @@ def test_a_gguf_file(tmp_path: Path, write_gguf: GgufWriter) -> None:
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     directory_with(tmp_path, {})
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json of the checkpoint is not a JSON object"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not a JSON object"):
         stored_as(tmp_path)

@@ -169,7 +169,7 @@ def test_of_several_templates_the_file_of_its_own_goes_first(
 def test_a_broken_template_file_is_named(tiny_hf: Path, tmp_path: Path, content: str) -> None:
     source = copy_without(tiny_hf, tmp_path / "in", "chat_template*")
     (source / "chat_template.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"chat_template\.json of the checkpoint is not a JSON object"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.json is not a JSON object"):
         write_hf_assets(source, tmp_path / "out")
 
 

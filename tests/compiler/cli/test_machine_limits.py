@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmc.compiler.base.errors import ArtifactError
 from llmc.compiler.cli import machine_limits
 from llmc.compiler.cli.failures import Failure
 from llmc.compiler.cli.machine_limits import machine_error
@@ -79,3 +80,15 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(machine_error(raised.value)) == (
         "the working directory does not exist any more; change to one that does"
     )
+
+
+def test_no_file_is_blamed_where_no_more_can_be_opened() -> None:
+    blamed = ArtifactError("golden.npz is damaged; compile the model again")
+    blamed.__cause__ = os_error(errno.EMFILE, "/x/golden.npz")
+    failure = Failure.of(blamed)
+    assert (failure.kind, failure.exit_code) == ("MachineError", 71)
+    assert failure.message.startswith("too many files are open")
+    blamed.__cause__ = os_error(errno.ENOENT, "/x/golden.npz")
+    assert Failure.of(blamed).message == "golden.npz is damaged; compile the model again"
+    # What llmc says itself is no proof.
+    assert Failure.of(ArtifactError("too many open files in x")).kind == "ArtifactError"

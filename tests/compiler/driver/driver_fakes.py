@@ -111,8 +111,10 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
         made.note("capture", options=options)
         return SimpleNamespace(model=graph("past"), manifest=portable(manifest))
 
-    def write_golden(captured: Any, directory: Path, options: Any, progress: Any) -> str | None:
-        made.note("write_golden")
+    def write_golden(
+        captured: Any, directory: Path, options: Any, progress: Any, context: int | None = None
+    ) -> str | None:
+        made.note("write_golden", context=context)
         golden().save(directory)
         return "the model needs 32 GiB"
 
@@ -127,7 +129,8 @@ def install(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Remembered:
     monkeypatch.setattr(driver, "capture_model", capture_model)
     monkeypatch.setattr(driver, "write_golden", write_golden)
     monkeypatch.setattr(driver, "write_genai_config", lambda *_: "it has states")
-    monkeypatch.setattr(driver, "open_model", lambda *_, **__: SimpleNamespace(write_assets=write_assets))
+    checkpoint = SimpleNamespace(write_assets=write_assets, config=SimpleNamespace())
+    monkeypatch.setattr(driver, "open_model", lambda *_, **__: checkpoint)
     return made
 
 

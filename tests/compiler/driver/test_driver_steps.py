@@ -20,7 +20,7 @@ from llmc.compiler.base.progress import NoProgress
 from llmc.compiler.base.versions import tool_versions
 from llmc.compiler.driver import driver
 
-from .driver_fakes import OTHER_TOOLS, WEIGHT_BYTES, Remembered, install, make, outcome, portable, target
+from .driver_fakes import OTHER_TOOLS, WEIGHT_BYTES, Remembered, golden, install, make, outcome, portable, target
 
 
 @pytest.fixture
@@ -70,6 +70,29 @@ def test_a_graph_without_weights_goes_no_further(
             if command == "optimize"
             else driver.build(path, tmp_path / "out")
         )
+    assert helpers.calls == []
+
+
+def test_a_context_that_holds_no_golden_prompt_is_refused_before_any_work(
+    source: Path, tmp_path: Path, helpers: Remembered
+) -> None:
+    one = golden()
+    replace(one, lengths=one.lengths + 20).save(source)
+    record = driver.Manifest.from_json((source / "llmc.json").read_text())
+    write_manifest(source, replace(record, files={}))
+    with pytest.raises(UsageError, match=r"--context 21 holds none of the prompts that .* give at least 22"):
+        driver.optimize(source, tmp_path / "out", OptimizeOptions(context=21))
+    assert helpers.calls == []
+    assert driver.optimize(source, tmp_path / "out", OptimizeOptions(context=22)).manifest.max_context == 22
+
+
+def test_a_cache_beyond_the_graphs_context_is_refused_before_any_work(
+    lowered: Path, tmp_path: Path, helpers: Remembered
+) -> None:
+    context = open_artifact(lowered).manifest.max_context
+    assert context is not None
+    with pytest.raises(UsageError, match=f"--capacity {context + 1} is more than the {context} tokens"):
+        driver.build(lowered, tmp_path / "out", EngineOptions(capacities=(context + 1,)))
     assert helpers.calls == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembere
         "build",
         "measure",
     ]
+    assert helpers.given["write_golden"]["context"] == 99
     assert helpers.given["target_passes"]["golden"] is not None
     assert helpers.given["build"]["options"] is engine
     assert report.outcomes == tuple(helpers.outcomes)
@@ -160,6 +162,29 @@ def test_compile_is_export_optimize_and_build(tmp_path: Path, helpers: Remembere
     assert helpers.given["measure"]["max_kl"] == 0.25
     assert (report.skipped, report.genai_refusal) == ("the model needs 32 GiB", "it has states")
     assert {"config.json", "model.onnx.data", GOLDEN} <= set(made.files)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (CompileOptions(optimize=OptimizeOptions(context=65)), "--context 65 is more than the 64 positions"),
+        (
+            CompileOptions(
+                optimize=OptimizeOptions(target="tensorrt-rtx"), engine=EngineOptions(capacities=(32, 65))
+            ),
+            "--capacity 65 is more than the 64 tokens",
+        ),
+    ],
+)
+def test_a_length_that_the_model_has_not_is_refused_before_any_work(
+    tmp_path: Path, helpers: Remembered, monkeypatch: pytest.MonkeyPatch, options: CompileOptions, message: str
+) -> None:
+    config = SimpleNamespace(max_position_embeddings=64)
+    monkeypatch.setattr(driver, "open_model", lambda *_, **__: SimpleNamespace(config=config))
+    monkeypatch.setattr("llmc.compiler.base.targets.Target.require_installed", lambda self: None)
+    with pytest.raises(UsageError, match=message):
+        driver.compile_model("model", tmp_path / "out", options)
+    assert (helpers.calls, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_runtime_that_is_not_installed_is_said_before_any_work(

@@ -28,7 +28,7 @@ Level = onnxruntime.GraphOptimizationLevel
 def manifest(details: dict[str, Any] | None = None, threads: int | None = None, **fields: Any) -> SimpleNamespace:
     """Of an engine where there are details, else of a graph."""
     engine = None if details is None else SimpleNamespace(details=details, threads=threads)
-    known = {"max_context": None, "contract": Contract(), "weight_bytes": 1, "precision": "fp32"}
+    known = {"max_context": None, "contract": Contract(), "weight_bytes": 1, "weights_label": "fp32"}
     return SimpleNamespace(engine=engine, **{**known, **fields})
 
 
@@ -304,6 +304,8 @@ def test_what_is_said_of_an_engine() -> None:
     info = engine_info(made, "onnxruntime-cpu", 3, load(GROWING))  # type: ignore[arg-type]
     assert (info.runtime, info.threads, info.max_context) == ("onnxruntime-cpu", 3, 77)
     assert info.details == {"onnxruntime": "1"}
+    none = "int4 asked for, none made: 3 float"
+    assert engine_info(manifest(weights_label=none), "x", 1, load(GROWING)).precision == none  # type: ignore[arg-type]
     on_gpu = engine_info(manifest(), "x", 0, load(GROWING), device="cuda:0 H")  # type: ignore[arg-type]
     assert (on_gpu.max_context, on_gpu.details["device"]) == (1 << 30, "cuda:0 H")
 

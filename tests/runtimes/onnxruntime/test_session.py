@@ -286,7 +286,7 @@ def test_the_most_likely_token_follows_each_row_s_last_valid_one(half: bool) -> 
 def test_bytes_per_token_count_what_grows() -> None:
     """Two heads of one key and one value and three of an indexer, in float32; no state."""
     manifest: Any = SimpleNamespace(
-        engine=None, max_context=None, contract=Contract(), weight_bytes=1, precision="fp32"
+        engine=None, max_context=None, contract=Contract(), weight_bytes=1, precision="fp32", weights_label="fp32"
     )
     info = engine_info(manifest, "test", 1, load(GROWING))
     assert (info.cache_bytes_per_token, info.num_layers, info.vocab_size) == (4 * (2 + 2 + 3), 1, WIDTH)

@@ -37,6 +37,7 @@ def artifact(built: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
     manifest = SimpleNamespace(
         engine=SimpleNamespace(details=details, threads=None),
         precision="fp32",
+        weights_label="fp32",
         max_context=None,
         contract=Contract(),
         weight_bytes=5,

@@ -134,5 +134,5 @@ def test_other_formats_are_named(tmp_path: Path, stated: Any, name: str) -> None
 
 def test_a_side_file_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "hf_quant_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"hf_quant_config\.json is not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"hf_quant_config\.json is not a JSON object"):
         stated_quantization(tmp_path, {})

@@ -29,7 +29,7 @@ class Option:
         parse: Makes the value of a text; gets the flag, for its error, and the text. Without it the field's type says
             how, and a tuple is an option that may be repeated.
         variable: Environment variable that gives the value where the command line does not.
-        least: Smallest number that is accepted.
+        least, most: Smallest and largest number that is accepted.
         counts: The value is how often the flag stands there.
         panel: Heading under which help shows it: the ``PANEL`` of its dataclass; empty: the general one.
     """
@@ -40,6 +40,7 @@ class Option:
     parse: Callable[[str, str], Any] | None = None
     variable: str = ""
     least: int | None = None
+    most: int | None = None
     counts: bool = False
     panel: str = ""
 
@@ -52,10 +53,11 @@ def option(
     parse: Callable[[str, str], Any] | None = None,
     variable: str = "",
     least: int | None = None,
+    most: int | None = None,
     counts: bool = False,
 ) -> Value:
     """A dataclass field with an :class:`Option`; ``flags`` are made of the field's name where none is given."""
-    record = Option(help, flags, metavar, parse, variable, least, counts)
+    record = Option(help, flags, metavar, parse, variable, least, most, counts)
     return field(default=default, metadata={_KEY: record})
 
 

@@ -38,6 +38,8 @@ PACKED_ALONE = ("int6", "int5")
 """Precisions of weights that are packed or not there at all."""
 PACKED_MULTIPLE = 32
 """Of which packed blocks are multiples."""
+MOST_THREADS = 1024
+"""Beyond which no machine gains, and runtimes count no further."""
 BLOCK_SIZE, FP8_BLOCK_SIZE = 32, 128
 """Input features that share a scale, unless the user says otherwise."""
 
@@ -337,7 +339,9 @@ class CompileOptions:
 
     export: ExportOptions = field(default_factory=ExportOptions)
     optimize: OptimizeOptions = field(default_factory=OptimizeOptions)
-    threads: int | None = option(None, "Threads to compute with. Default: one per physical core.", least=1)
+    threads: int | None = option(
+        None, "Threads to compute with. Default: one per physical core.", least=1, most=MOST_THREADS
+    )
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
@@ -347,8 +351,8 @@ class CompileOptions:
         if self.export.weights == "none" and not target.builds_without_weights:
             others = " and ".join(row.name for row in TARGETS if row.builds_without_weights)
             raise UsageError(f"--weights none is for --target {others}; {target.name} reads them to build an engine")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads {self.threads} leaves nobody to compute")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"--threads {self.threads} is no number of threads; give 1 to {MOST_THREADS}")
         if self.optimize.max_kl is not None and self.export.verify == "off":
             raise UsageError("--max-kl needs the comparison that --verify off leaves out; give one of them")
 

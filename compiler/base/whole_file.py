@@ -7,12 +7,18 @@ written as it stands.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
+from typing import Final
 
 from llmc.compiler.base.errors import MachineError, UsageError
+
+READER_SECONDS: Final = 5.0
+"""How long a pipe may lie there before somebody opens it to read."""
 
 
 def require_writable(path: Path) -> None:
@@ -34,12 +40,14 @@ def write_whole(text: str, path: Path) -> None:
     """Write UTF-8 so that the file is at every moment what it was or ``text`` in full; missing folders are made.
 
     Raises:
-        MachineError: it cannot be written; what was there still is.
+        MachineError: it cannot be written, or is a pipe that nobody reads; what was there still is.
     """
     try:
         target = path.resolve()  # so that a link goes on pointing to the file
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+        if target.is_fifo():
+            _write_pipe(target, text)
+        elif (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
             target.write_text(text, encoding="utf-8")
         else:
             _replace(target, text)
@@ -61,6 +69,23 @@ def _exists(path: Path) -> bool:
 def _nearest_folder(path: Path) -> Path:
     """The first of the folders above ``path`` that exists."""
     return next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+
+
+def _write_pipe(pipe: Path, text: str) -> None:
+    """Into a pipe that somebody reads; opening it would wait for a reader for ever."""
+    deadline, descriptor = time.monotonic() + READER_SECONDS, -1
+    while descriptor < 0:
+        try:
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise MachineError(f"nobody reads the pipe {pipe}; name a file, or start its reader first") from error
+            time.sleep(0.02)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _replace(target: Path, text: str) -> None:

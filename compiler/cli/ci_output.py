@@ -84,6 +84,9 @@ class CiOutput:
 
 
 def _append(text: str, path: Path) -> None:
+    if path.is_fifo():  # what goes into a pipe comes after what went before
+        write_whole(text, path)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

@@ -108,6 +108,7 @@ def _told(entry: Option, *, shown: bool) -> Any:
         rich_help_panel=entry.panel or None,
         envvar=entry.variable or None,
         min=entry.least,
+        max=entry.most,
         count=entry.counts,
         show_default=shown,
     )

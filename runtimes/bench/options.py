@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
+from llmc.compiler.base.options import MOST_THREADS
 
 BenchFormat: TypeAlias = Literal["table", "json", "jsonl", "csv", "md", "llama-bench"]
 BenchMode: TypeAlias = Literal["tokens", "text"]
@@ -28,7 +29,10 @@ class BenchOptions:
 
     runs: int = option(5, "Rounds; figures are medians.")
     threads: int | None = option(
-        None, "Threads of every subject. Default: each engine's own; with a peer, one per physical core.", least=1
+        None,
+        "Threads of every subject. Default: each engine's own; with a peer, one per physical core.",
+        least=1,
+        most=MOST_THREADS,
     )
     seed: int = 0
     warm_steps: int = 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
+from llmc.compiler.base.options import MOST_THREADS
 
 WINDOW = 512
 """Tokens of a window unless the user asks for another number: llama-perplexity's."""
@@ -27,7 +28,9 @@ class EvaluationOptions:
     )
     tokens: int | None = option(None, "Most tokens of the text. Default: all.", metavar="N")
     window: int = option(WINDOW, "Tokens of a window; the second half of each is scored.", metavar="N")
-    threads: int | None = option(None, "Threads of the reference and of every engine.", metavar="N", least=1)
+    threads: int | None = option(
+        None, "Threads of the reference and of every engine.", metavar="N", least=1, most=MOST_THREADS
+    )
     cache: Path | None = option(
         None, "Where the reference's logits are kept. Default: the user's cache.", "--cache", metavar="DIR"
     )

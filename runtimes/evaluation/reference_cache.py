@@ -103,10 +103,11 @@ class ReferenceCache:
         missing = self.missing
         if not missing and (self.directory / GREEDY).is_file():
             return
+        # First of all: a place that cannot be written is said before anything is opened.
+        self._write(ABOUT, lambda path: path.write_text(json.dumps(self._about, indent=2) + "\n"))
         progress.start("Opening the reference")
         session = reference()
         try:
-            self._write(ABOUT, lambda path: path.write_text(json.dumps(self._about, indent=2) + "\n"))
             progress.start("Running the reference", total=len(missing), unit="windows")
             for done, index in enumerate(missing, 1):
                 self._record(session, index)
@@ -148,7 +149,8 @@ class ReferenceCache:
                 "directory with --cache"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what could not be made is not to be removed either
+                temporary.unlink(missing_ok=True)
 
 
 def _save(path: Path, content: Tokens | dict[str, Any]) -> None:

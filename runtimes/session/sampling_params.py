@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option
 
 _SEED_LIMIT = 2**64
+_LARGEST = 1e6
+"""Of what logits are divided by or multiplied with; beyond it and below its inverse float32 ends."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,21 @@ class SamplingParams:
     seed: int = option(0, "Of the random draws; the same seed gives the same text.")
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature is {self.temperature}: it must be 0 (greedy) or positive, for example 0.7")
+        if self.temperature != 0 and not 1 / _LARGEST <= self.temperature <= _LARGEST:
+            raise UsageError(
+                f"temperature is {self.temperature}: it must be 0 (greedy) or positive, for example 0.7, and from "
+                f"{1 / _LARGEST:g} to {_LARGEST:g}"
+            )
         if self.top_k < 0:
             raise UsageError(f"top-k is {self.top_k}: it must be 0 (keep all) or a number of tokens")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p is {self.top_p}: it must be above 0 and at most 1 (keep all)")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p is {self.min_p}: it must lie between 0 (keep all) and 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not 1 / _LARGEST <= self.repetition_penalty <= _LARGEST:
             raise UsageError(
-                f"the repetition penalty is {self.repetition_penalty}: it must be positive; 1 changes nothing"
+                f"the repetition penalty is {self.repetition_penalty}: it must be positive, from {1 / _LARGEST:g} to "
+                f"{_LARGEST:g}; 1 changes nothing"
             )
         if not 0 <= self.seed < _SEED_LIMIT:
             raise UsageError(f"the seed is {self.seed}: it must be at least 0 and below 2^64")

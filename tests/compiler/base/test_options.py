@@ -214,8 +214,8 @@ def test_unknown_ways_to_capture(options: dict[str, Any], message: str) -> None:
 
 def test_somebody_must_compute() -> None:
     assert (CompileOptions(threads=1).threads, CompileOptions().threads) == (1, None)
-    for threads in (0, -1):
-        with pytest.raises(UsageError, match=f"--threads {threads} leaves nobody to compute"):
+    for threads in (0, -1, 1025, 10**30):
+        with pytest.raises(UsageError, match=f"--threads {threads} is no number of threads; give 1 to 1024"):
             CompileOptions(threads=threads)
 
 

@@ -47,12 +47,19 @@ def test_what_is_no_file_is_written_as_it_stands(tmp_path: Path) -> None:
     pipe, got = tmp_path / "pipe", []
     os.mkfifo(pipe)
     require_writable(pipe)
-    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader = threading.Timer(0.1, lambda: got.append(pipe.read_text()))  # it may come late
     reader.start()
     write_whole("text", pipe)
     reader.join()
     assert got == ["text"]
     assert pipe.is_fifo()
+
+
+def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_file, "READER_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MachineError, match=r"nobody reads the pipe .*/pipe; name a file, or start its reader first"):
+        write_whole("text", tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(

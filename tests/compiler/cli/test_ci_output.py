@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -116,3 +118,16 @@ def test_a_device_is_written_as_it_is(tmp_path: Path) -> None:
     with CiOutput(Path("/dev/null")).recording("llmc verify", "engine") as recording:
         recording.suite = SUITE
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_summary_may_be_a_pipe_with_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.compiler.base.whole_file.READER_SECONDS", 0.1)
+    pipe, got = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    with pytest.raises(MachineError, match="nobody reads the pipe"):
+        record_into(CiOutput(summary=pipe))
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    record_into(CiOutput(summary=pipe))
+    reader.join()
+    assert got[0].startswith("#")

@@ -147,3 +147,14 @@ def test_where_the_reference_is_not_finite(tmp_path: Path, fake_session: Make) -
     session.forward = broken
     with pytest.raises(EngineError, match=r"the reference's logits .* nan for token 3 after 9 tokens of window 3;"):
         ReferenceCache(tmp_path, IDENTITY, windows()).complete(lambda: session, NO_PROGRESS)
+
+
+@pytest.mark.parametrize("name", ["file", "file/under", "loop"])
+def test_a_place_that_holds_no_folder_is_said_before_the_reference_is_opened(
+    tmp_path: Path, fake_session: Make, opened: list[Any], name: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArtifactError, match=rf"{name}/.* cannot be written \(.*\); free some space, or name another"):
+        complete(ReferenceCache(tmp_path / name, {"a": "b"}, windows()), fake_session, opened)
+    assert opened == []

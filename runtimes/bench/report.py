@@ -93,7 +93,7 @@ SUBJECT_COLUMNS: dict[str, Callable[[SubjectRecord], str]] = {
     "bits/weight": lambda it: (
         "" if it.artifact is None or it.artifact.bits_per_weight is None else f"{it.artifact.bits_per_weight:.2f}"
     ),
-    "mean KL": lambda it: "" if it.quality is None else f"{it.quality.mean_kl:.4f}",
+    "mean KL": lambda it: "" if it.quality is None else f"{it.quality.mean_kl:z.4f}",
     "PPL": lambda it: "" if it.quality is None or it.quality.ppl is None else f"{it.quality.ppl:.2f}",
 }
 """Of a subject whatever the case, so that a speed stands beside what was lost for it."""

@@ -48,10 +48,10 @@ def test_comparisons_at_equal_or_better_loss_come_first(tmp_path: Path) -> None:
 
 
 def test_each_subject_has_its_figures_beside_its_speed(tmp_path: Path) -> None:
-    report = graded(tmp_path, mine=0.1, other=0.2)
-    assert [it.quality and it.quality.mean_kl for it in report.subjects] == [0.1, None, None, 0.2]
+    report = graded(tmp_path, mine=-1e-9, other=0.2)
+    assert [it.quality and it.quality.mean_kl for it in report.subjects] == [-1e-9, None, None, 0.2]
     columns = cells(results_table(report))
-    assert (columns["mean KL"], columns["PPL"]) == (["0.1000", "0.2000"], ["20.50", "20.50"])
+    assert (columns["mean KL"], columns["PPL"]) == (["0.0000", "0.2000"], ["20.50", "20.50"])
 
 
 def test_without_figures_nothing_is_graded(tmp_path: Path) -> None:

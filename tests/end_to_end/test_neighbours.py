@@ -18,7 +18,9 @@ import pytest
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
 from llmc.compiler.driver.driver import compile_model, optimize
 from llmc.compiler.driver.genai_config import GENAI_CONFIG
+from llmc.runtimes.bench.workers.peer_genai import GenaiTarget
 from llmc.runtimes.engines import open_session
+from llmc.runtimes.evaluation.scored_rows import session_source
 from llmc.runtimes.generation.text import TextTokenizer
 from llmc.runtimes.kernels.library import KernelsUnavailable, kernel_library
 
@@ -78,6 +80,24 @@ def test_each_prompt_alone(directory: Path, loop: GenaiLoop, prompts: list[list[
         (expected,) = own_tokens(directory, [prompt], TOKENS, ends)
         assert loop.generate([prompt], TOKENS) == [expected]
         assert len(expected) == TOKENS, "an end token made the comparison short"
+
+
+def test_logits_that_an_evaluation_asks_for(directory: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+    """The benchmark's worker gives them as GenAI computes them; llmc's session on the same graph says the same."""
+    text, first = prompts[0], 30
+    target = GenaiTarget("cpu")
+    target.open(str(directory), THREADS)
+    target.logits(text, first, str(tmp_path / "logits"))
+    target.close()
+    session = open_session(directory, threads=THREADS)
+    try:
+        parts = [rows.logits.copy() for rows in session_source(session)(np.array([text]), first)]
+    finally:
+        session.close()
+    own = np.concatenate(parts)
+    found = np.fromfile(tmp_path / "logits", np.float32).reshape(own.shape)
+    assert len(own) == len(text) - 1 - first
+    np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-3)
 
 
 def test_a_batch_of_unequal_prompts(

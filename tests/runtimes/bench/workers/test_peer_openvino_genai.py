@@ -316,5 +316,7 @@ def test_logits_are_computed_in_the_numbers_of_the_runs(
     target.open(str(tmp_path), 1)
     for _ in range(2):
         target.logits(TEXT, 2, str(tmp_path / "logits"))
+    lengths = [item.state.shape[2] for item in target._request.query_state()]
+    assert lengths == [len(TEXT) - 1] * 2, "each text has a cache of its own"
     assert seen == [{"INFERENCE_NUM_THREADS": 1, **(peer_openvino_genai.EXACT if precision == "fp32" else {})}]
     assert Pipeline.opened[0][1].items() >= seen[0].items()

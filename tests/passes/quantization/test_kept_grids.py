@@ -220,6 +220,23 @@ def test_what_a_plan_leaves_in_floats_is_not_kept() -> None:
         require_kept(sites, {"linear": "float"}, ALL)
 
 
+@pytest.mark.parametrize(
+    ("name", "keep", "refused"), [("Q4_0", True, False), ("F32", True, True), ("F32", False, False)]
+)
+def test_the_pass_refuses_what_it_converts(name: str, keep: bool, refused: bool) -> None:
+    """Whatever was asked before: it is the pass that knows what it stored."""
+    rows = np.ascontiguousarray(gguf_rows(name)) if name != "F32" else draw(96, 64)
+    weight = SourceWeight(Stored({"q": rows}), "q", rows.shape, ir.DataType.FLOAT, transposed=True)
+    model = linear(rows)
+    model.graph.initializers["w"].const_value = weight
+    change = QuantizeWeights({"linear": "q4"}, kept_zeros=ALL, keep_stored=keep)
+    if refused:
+        with pytest.raises(UnsupportedModelError, match=r"the numbers of w \(some int4\)"):
+            apply(change, model)
+    else:
+        assert apply(change, model).fired == {"linear": 1, **({"kept exactly": 1} if keep else {})}
+
+
 def test_a_weight_of_two_sites_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, reads = stored_weight("q", np.ascontiguousarray(gguf_rows("Q4_0"))), list[int]()
     read = type(weight).rows

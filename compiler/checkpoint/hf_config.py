@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.base.foreign_errors import told_as
 from llmc.compiler.checkpoint.causal_class import causal_class
 from llmc.compiler.checkpoint.json_file import read_json_object
+from llmc.compiler.checkpoint.other_directory import no_checkpoint
 from llmc.compiler.checkpoint.quantized.open_quantized import (
     KEYS,
     Quantization,
@@ -46,6 +48,8 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
         raise CheckpointError(
             f"model_type in {directory / 'config.json'} is {model_type!r}, and no name; correct it."
         )
+    if (place := _not_a_number(raw)) is not None:
+        raise CheckpointError(f"{place} in {directory / 'config.json'} is NaN, and no number; correct it.")
     known = model_type in transformers.CONFIG_MAPPING
     stated = raw.get("auto_map")
     remote: dict[str, Any] = stated if isinstance(stated, dict) else {}
@@ -53,6 +57,11 @@ def read_hf_config(directory: Path, *, trust_remote_code: bool = False) -> PreTr
         raise UnsupportedModelError(
             f"{directory} brings model code of its own ({', '.join(sorted(remote))}) that would run on this machine; "
             "read it, and pass --trust-remote-code if you trust it."
+        )
+    if model_type is None and not remote:
+        raise CheckpointError(
+            f"{directory / 'config.json'} states no model_type, so it is not that of a model for transformers; name "
+            "another directory, or state the model's type there."
         )
     if not known and not remote:
         raise UnsupportedModelError(
@@ -172,9 +181,16 @@ def _warn_of_silent_ends(settings: GenerationConfig, config: PreTrainedConfig, p
         )
 
 
+def _not_a_number(value: object, place: str = "") -> str | None:
+    """Where a setting is NaN, as ``rope_parameters.factor``; None: nowhere. Infinity is a bound of some models."""
+    if isinstance(value, float) and math.isnan(value):
+        return place
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    wrong = (_not_a_number(item, f"{place}.{key}".strip(".")) for key, item in inner)
+    return next((name for name in wrong if name is not None), None)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no config.json; name a directory with a Hugging Face checkpoint, or a .gguf file."
-        )
+        raise CheckpointError(no_checkpoint(path.parent))
     return read_json_object(path)

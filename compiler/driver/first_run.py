@@ -14,11 +14,13 @@ import numpy as np
 
 from llmc.compiler.artifact.manifest import Manifest
 from llmc.compiler.base.contract import DATA
+from llmc.compiler.base.errors import EngineError
 from llmc.compiler.base.progress import Progress
 from llmc.runtimes.engines import get_engine, runtime_of
 from llmc.runtimes.generation.batch import Batch
 from llmc.runtimes.generation.request import Request
 from llmc.runtimes.session.engine import Session
+from llmc.runtimes.session.sampling import NotFiniteError
 
 log = logging.getLogger(__name__)
 PROMPT: Final = 5
@@ -51,6 +53,12 @@ def run_once(directory: Path, manifest: Manifest, progress: Progress) -> None:
             continue
         try:
             two_tokens(run.session)
+        except NotFiniteError as error:
+            raise EngineError(
+                f"the logits of {run.graph} are not finite ({manifest.precision}, a prompt of {PROMPT} tokens): a "
+                "setting of config.json makes them so, or an activation is beyond the precision; --verify on says "
+                "whether the model's own are finite."
+            ) from error
         finally:
             run.session.close()
 

@@ -58,7 +58,9 @@ class TextTokenizer:
         )
         self.eos_ids = self._all_eos_ids(eos_ids)
         ends = frozenset(self.eos_ids) & tokenizer.get_added_tokens_decoder().keys()
-        self._markers = LiteralMarkers(tokenizer, self._special_ids | ends)
+        # As transformers: such a tokenizer reads special tokens nowhere, in prompts that a template wrote neither.
+        splits = tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
+        self._markers = LiteralMarkers(tokenizer, ends - self._special_ids if splits else self._special_ids | ends)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> TextTokenizer:
@@ -104,8 +106,8 @@ class TextTokenizer:
             add_special_tokens: Add what a text begins and ends with, such as ``bos``, by the rule in
                 ``tokenizer.json``. (Like transformers 5, this does not read ``add_bos_token`` of
                 ``tokenizer_config.json`` where there is a ``tokenizer.json``.)
-            parse_special: Special tokens that the text spells out are what they stand for, as in transformers; else
-                they are text.
+            parse_special: Special tokens that the text spells out are what they stand for, as in transformers (and
+                text where ``tokenizer_config.json`` says ``split_special_tokens``); else they are text.
         """
         if not parse_special and self._markers.within(text):
             return self._markers.encode(text, add_special_tokens=add_special_tokens)

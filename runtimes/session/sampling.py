@@ -28,9 +28,13 @@ _DRAW_BLOCK = 512  # exponentials summed together when the whole vocabulary can 
 _FIRST_TOP_P = 128  # candidates first tried for top-p without top-k; eight times as many while they do not suffice
 
 
-def not_finite(row_id: int, step: int) -> EngineError:
+class NotFiniteError(EngineError):
+    """Logits hold NaN or infinity."""
+
+
+def not_finite(row_id: int, step: int) -> NotFiniteError:
     """What is wrong with logits that hold NaN or infinity."""
-    return EngineError(
+    return NotFiniteError(
         f"the engine's logits for row {row_id} are not finite at step {step}; "
         "check the engine with `llmc verify`, or compile at a higher precision"
     )

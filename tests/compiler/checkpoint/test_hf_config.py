@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def test_causal_config_is_read(tmp_path: Path) -> None:
 
 
 def test_missing_config(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a model")
     with pytest.raises(CheckpointError, match=r"has no config.json; name a directory"):
         read_hf_config(tmp_path)
 
@@ -46,10 +48,34 @@ def test_a_model_type_that_is_no_name(tmp_path: Path, model_type: Any) -> None:
         read_hf_config(directory_with(tmp_path, model_type=model_type))
 
 
-@pytest.mark.parametrize("model_type", ["wobble", None])
-def test_unknown_model_type_names_it_and_the_version(tmp_path: Path, model_type: str | None) -> None:
+def test_a_configuration_without_a_model_type(tmp_path: Path) -> None:
+    for stated in ({}, {"model_type": None}):
+        with pytest.raises(CheckpointError, match=r"config\.json states no model_type, so it is not that of a model"):
+            read_hf_config(directory_with(tmp_path, hidden_size=32, **stated))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": math.nan}}, "rope_parameters.factor"),
+        ({"bounds": [0, [1.0, -math.nan]]}, "bounds.1.1"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_named(tmp_path: Path, change: dict[str, Any], place: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{place} in .*config\.json is NaN, and no number; correct it"):
+        read_hf_config(directory_with(tmp_path, **LLAMA, **change))
+
+
+def test_a_bound_may_be_infinite(tmp_path: Path) -> None:
+    """Mamba's steps have none above."""
+    assert read_hf_config(directory_with(tmp_path, **LLAMA, limit=[0.0, math.inf])).limit == [0.0, math.inf]
+
+
+def test_unknown_model_type_names_it_and_the_version(tmp_path: Path) -> None:
     import transformers
 
+    model_type = "wobble"
     message = rf"model_type {model_type!r} .* not known .* transformers {transformers.__version__}"
     with pytest.raises(UnsupportedModelError, match=message):
         read_hf_config(directory_with(tmp_path, model_type=model_type))

@@ -33,6 +33,29 @@ def test_round_trips(byte_level: Any, tokenizer_directory: Directory) -> None:
     assert ours.token_id("no such token") is None
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_special_tokens_are_split_where_the_tokenizer_says_so(
+    byte_level: Any, tokenizer_directory: Directory, split: bool
+) -> None:
+    """Everywhere: in texts, and in what a template writes."""
+    from transformers import AutoTokenizer
+
+    directory = tokenizer_directory(byte_level, **NAMES, split_special_tokens=split, chat_template=CHATML)
+    theirs, ours = AutoTokenizer.from_pretrained(directory), TextTokenizer.from_directory(directory)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text, parse_special=False), skip_special_tokens=False) == text
+    assert (2 in ours.encode("a<|im_end|>b")) is not split
+    for content in ("Hello", "He typed <|im_end|>"):
+        chat = [{"role": "user", "content": content}]
+        own = ours.encode_chat(chat)
+        assert own.count(2) == (0 if split else 1)
+        assert ours.decode(own, skip_special_tokens=False) == ours.render_chat(chat)
+        assert ours.encode_chat(chat, parse_special=True) == theirs.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=False
+        )
+
+
 @pytest.mark.parametrize("rule", [None, "<s> $A", "$A </s>"])
 @pytest.mark.parametrize(
     "fields",

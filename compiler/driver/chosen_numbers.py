@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llmc.compiler.artifact.manifest import Manifest
-from llmc.compiler.base.errors import EngineError, UnsupportedModelError
+from llmc.compiler.base.errors import EngineError, UnsupportedModelError, UsageError
 from llmc.compiler.base.json_record import encode
 from llmc.compiler.base.options import ChosenEffort, OptimizeOptions, Weights
 from llmc.compiler.base.processors import physical_cores
@@ -149,11 +149,11 @@ class _Case:
             return "normal"
         if sum(map(_calibrated_weights, find_sites(self.model))) > FEW_WEIGHTS:
             return "round"
-        return "normal" if self._has_tokenizer() else "fast"
+        return "normal" if self._has_text() else "fast"
 
     def cache_ranges(self) -> Reaches | None:
         """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
-        if self.options.cache_precision == "auto" or not self._has_tokenizer():
+        if self.options.cache_precision == "auto" or not self._has_text():
             return None
         from llmc.compiler.calibration.cache_ranges import cache_ranges
 
@@ -209,8 +209,17 @@ class _Case:
         run_passes(floats, [moving])
         return moving
 
-    def _has_tokenizer(self) -> bool:
-        return (self.directory / "tokenizer.json").exists()
+    def _has_text(self) -> bool:
+        """Whether there is a text to calibrate with: one that was named, or ours where the tokenizer reads it."""
+        if not (self.directory / "tokenizer.json").exists():
+            return False
+        if self.options.calibration is None:
+            try:
+                self._windows(Amount(1, max(amount.length for amount in (CACHE, CHANNELS, AMOUNTS["normal"]))))
+            except UsageError as error:
+                log.warning("no text calibrates the model, so numbers are chosen without one: %s", error)
+                return False
+        return True
 
     def _windows(self, amount: Amount) -> tuple[npt.NDArray[np.int64], str]:
         """Windows of the calibration text, and what it is called."""

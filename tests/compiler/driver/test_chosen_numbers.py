@@ -113,6 +113,21 @@ def test_auto_calibrates_small_models_that_have_a_tokenizer(
     assert (chosen.chosen_by, sites) == ("rounding", set())
 
 
+def test_auto_needs_a_text_that_the_tokenizer_reads(
+    portable: Path, monkeypatch: pytest.MonkeyPatch, little_text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model of proteins or music knows none of our words; its user names a text, or goes without."""
+    monkeypatch.setattr(module, "calibration_text", lambda: " ")
+    cuda: dict[str, Any] = {"target": "cuda", "layout": "auto", "cache_precision": "int8"}
+    for options in ({}, cuda):
+        chosen, sites = numbers(portable, **options)
+        assert (chosen.effort, chosen.cache_ranges, sites) == ("fast", None, set())
+    assert "llmc's own text has 0 tokens" in caplog.text
+    assert numbers(portable, calibration=little_text)[1]
+    with pytest.raises(UsageError, match="llmc's own text has 0 tokens, which fill no window"):
+        numbers(portable, effort="normal")
+
+
 def test_a_text_is_a_reason_to_calibrate(portable: Path, little_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEW_WEIGHTS", 0)
     assert numbers(portable, calibration=little_text)[1]

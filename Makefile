@@ -123,10 +123,15 @@ test-gpu: setup ## the tests that need a CUDA device
 mutants: setup $(VENV)/.stamp-mutmut ## do the tests notice? planted faults and mutmut's mutants (15 minutes; MUTANTS="sampling" for some)
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
+# WALK has options of tests/fuzz/walk.py: WALK="--only 'bench --batch'", WALK="--every 20".
 # FUZZ has options of tests/fuzz/run.py: FUZZ="--count 200 --seed 7", FUZZ="--only 17", FUZZ=--write-docs.
 .PHONY: fuzz
 fuzz: setup ## changed checkpoints, tokenizers, graphs and manifests: a sentence or a result (an hour at most; FUZZ="--count 100")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(FUZZ)
+
+.PHONY: walk
+walk: setup ## every option of every command with unkind values, and signals at every stage (an hour at most; WALK="--every 20")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.walk $(WALK)
 
 # GATE has options of tests/gate/run.py: GATE="--gates 3", GATE=--fresh; GATE_ENGINE names another engine than the demo's.
 GATE_ENGINE ?= $(DEMO)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 140
 """Columns of a table that goes into a file or a pipe."""
+LIBRARIES = {"transformers": "TRANSFORMERS_VERBOSITY", "huggingface_hub": "HF_HUB_VERBOSITY"}
+"""Loggers that write to stderr themselves, for people who write programs, and what their first level comes from."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -72,6 +75,9 @@ class Output:
             if (quota := cgroup_cpu_quota()) is not None and quota < len(usable_cpus()):
                 # Of a quota OpenMP knows nothing: threads for all processors would be stopped most of the time.
                 os.environ.setdefault("OMP_NUM_THREADS", str(most_threads()))
+        if self._level > logging.DEBUG:
+            for variable in LIBRARIES.values():
+                os.environ.setdefault(variable, "critical")
         console = open_console(sys.stderr)
         with _logging_to(console, self._level), contextlib.redirect_stdout(sys.stderr):
             if self.quiet or self.json or not console.is_terminal:
@@ -126,7 +132,7 @@ def open_console(stream: TextIO) -> Console:
 
 @contextlib.contextmanager
 def _logging_to(console: Console, level: int) -> Iterator[None]:
-    """Send llmc's log, and other packages' Python warnings at the lowest level, to a console."""
+    """Send llmc's log to a console; what other packages log and warn of is seen at the lowest level alone."""
     handler = ConsoleHandler(console)
     loggers = [logging.getLogger("llmc"), *([logging.getLogger("py.warnings")] if level == logging.DEBUG else [])]
     before = [(log, log.level, log.propagate) for log in loggers]
@@ -137,8 +143,14 @@ def _logging_to(console: Console, level: int) -> Iterator[None]:
         log.addHandler(handler)
         log.setLevel(level)
         log.propagate = False
+    if level > logging.DEBUG:  # for good: they go on to work when the result is shown
+        for name in LIBRARIES:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            if level == logging.DEBUG and not sys.warnoptions:
+                warnings.simplefilter("default")
+            yield
     finally:
         logging.captureWarnings(False)
         quiet.disabled = was_silent

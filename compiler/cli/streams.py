@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Literal, NoReturn, TextIO
@@ -49,6 +50,8 @@ def settle_process() -> None:
         if signal.getsignal(signal_number) is signal.SIG_DFL:  # nohup ignores one, and that stays so
             signal.signal(signal_number, _exit_on_signal)
     sys.unraisablehook = _resent
+    if not sys.warnoptions:  # these are for people who write programs; -vv shows them while a library works
+        warnings.simplefilter("ignore")
 
 
 def replaced(error: UnicodeError) -> tuple[str, int]:

@@ -77,7 +77,8 @@ def try_case(seeds: Path, seed: int, number: int, keep: Path | None = None) -> O
             shutil.rmtree(folder)
 
 
-def _begin(seeds: Path) -> None:
+def begin(seeds: Path) -> None:
+    """Make a process of the pool one that runs commands."""
     os.environ["XDG_CACHE_HOME"] = str(seeds / "cache")
     import_everything()
 
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.only:
             keep = Path(tempfile.mkdtemp(prefix="llmc-fuzz-kept-"))
         with ProcessPoolExecutor(
-            options.processes, get_context("spawn"), initializer=_begin, initargs=(seeds,)
+            options.processes, get_context("spawn"), initializer=begin, initargs=(seeds,)
         ) as pool:
             pool.submit(make_seeds, seeds).result()
             tasks = [pool.submit(try_case, seeds, options.seed, number, keep) for number in numbers]

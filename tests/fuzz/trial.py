@@ -21,6 +21,18 @@ WALL = 180.0
 """Seconds, whoever else is busy: what waits for nothing takes no processor."""
 NO_RESOURCE = 71
 """Exit code where the machine has not the memory that an input asks for."""
+NO_OUTPUT = 74
+"""Exit code where stdout cannot be written."""
+NOISE = (
+    "pad_token_id",
+    "Warning:",
+    "site-packages",
+    "[W:onnx",
+    "[E:onnx",
+    "[transformers]",
+    "huggingface/tokenizers",
+)
+"""Of what libraries say to their own users."""
 MEMORY = 24 << 30
 """Bytes of addresses that a command may have."""
 _OUT, _ERR = "stdout.txt", "stderr.txt"
@@ -122,8 +134,18 @@ def run_command(arguments: Sequence[str], folder: Path) -> Ending:
 
 
 def _faults(code: int, error: str, folder: Path, makes: bool) -> list[str]:
-    faults = []
+    faults = faults_of(code, error)
     output = (folder / "out").exists()
+    # What a killed process leaves, the next one for the same directory removes.
+    left = {path.name for path in folder.iterdir()} - _OWN
+    if code >= 0 and ((makes and output != (code == 0)) or left):
+        faults.append("half written")
+    return faults
+
+
+def faults_of(code: int, error: str) -> list[str]:
+    """What is wrong with an exit code and what was said, a clause each."""
+    faults = []
     said = [line for line in error.splitlines() if line.startswith("llmc: error: ")]
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         faults.append("too long")
@@ -131,14 +153,12 @@ def _faults(code: int, error: str, folder: Path, makes: bool) -> list[str]:
         faults.append("killed by a signal")
     elif code == 70:
         faults.append("unexpected error")
-    elif code not in (*range(12), NO_RESOURCE):
+    elif code not in (*range(14), NO_RESOURCE, NO_OUTPUT):
         faults.append("another exit code")
     elif code and len(said) != 1:
         faults.append("not one sentence")
     if "Traceback (most recent call last)" in error:
         faults.append("traceback")
-    # What a killed process leaves, the next one for the same directory removes.
-    left = {path.name for path in folder.iterdir()} - _OWN
-    if code >= 0 and ((makes and output != (code == 0)) or left):
-        faults.append("half written")
+    if any(word in error for word in NOISE):
+        faults.append("words of a library")
     return faults

@@ -16,7 +16,7 @@ from rich.table import Table
 from llmc.compiler.base import processors
 from llmc.compiler.base.errors import VerificationError
 from llmc.compiler.cli import output as output_module
-from llmc.compiler.cli.output import PIPE_WIDTH, Output, open_console
+from llmc.compiler.cli.output import LIBRARIES, PIPE_WIDTH, Output, open_console
 
 LOG = logging.getLogger("llmc.compiler.somewhere")
 
@@ -174,6 +174,26 @@ def width_of(columns: str | None, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_tables_in_a_pipe_have_room_unless_the_user_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
     assert width_of(None, monkeypatch) == PIPE_WIDTH
     assert width_of("70", monkeypatch) == 70
+
+
+@pytest.mark.parametrize(("verbosity", "seen"), [(0, False), (1, False), (2, True)])
+def test_what_libraries_log_for_programmers_is_not_for_users(
+    monkeypatch: pytest.MonkeyPatch, verbosity: int, seen: bool
+) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    for name, variable in LIBRARIES.items():
+        monkeypatch.setenv(variable, "")  # so that it is as it was before when the test ends
+        monkeypatch.delenv(variable)
+        log = logging.getLogger(name)
+        monkeypatch.setattr(log, "level", logging.WARNING)
+        monkeypatch.setattr(log, "_cache", {})
+        monkeypatch.setattr(log, "handlers", [handler])
+        with Output(verbosity=verbosity).working():
+            log.warning("`pad_token_id` should be positive but got -1")
+        assert (os.environ.get(variable) != "critical") == seen
+    assert len(records) == (len(LIBRARIES) if seen else 0)
 
 
 def test_text_from_outside_may_hold_brackets_and_colons() -> None:

@@ -73,8 +73,11 @@ def _of_experts(layer: ExpertLayer, tokens: int, streams: int, *, solved: bool, 
     share = tokens * layer.chosen / layer.count
     shapes = [(item[0].height, item[0].features) for item in (layer.first, layer.second)]
     total = 2.0 * tokens * layer.chosen * sum(height * features for height, features in shapes) * streams * runs
+    if solved and share < ENOUGH * shapes[0][1]:
+        total += min(OTHERS, tokens) * shapes[0][1] ** 2 * (1 + 2 * (streams - 1))
     for place, (height, features) in enumerate(shapes if solved else []):
-        read = share if share >= ENOUGH * features else share + min(OTHERS, tokens)
+        others = min(OTHERS, ENOUGH * features, tokens) if place and share < ENOUGH * features else 0
+        read = share + others
         each = (read * features**2 + features**3) * (1 + 2 * (streams - 1))
         each += height * (features**2 * streams + features * SEARCH)
         # What the second product reads is made of what the first one does.

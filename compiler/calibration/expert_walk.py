@@ -12,7 +12,8 @@ for these tokens, wherever that model would send them. A token counts by the squ
 error does in the layer's output.
 
 An expert that gets fewer tokens than :data:`ENOUGH` times its features has moments that say little of what it will
-read. What is missing comes from tokens of all experts, evenly over the text, which count as many as are missing.
+read. What is missing comes from tokens of all experts, evenly over the text, which together count for as many as are
+missing. What the first matrix reads of them is the same for all experts, so its moments are summed once.
 
 In memory are an expert's matrices and moments, or those of a few experts that are solved side by side.
 """
@@ -37,10 +38,11 @@ from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.products import product, right_hand
 from llmc.compiler.quantization.solved_store import StoredStack
 
-ENOUGH = 4
+ENOUGH = 2
 """Tokens for each feature from which on an expert's own are all that count."""
 OTHERS = 4096
-"""Most tokens of all experts that stand for those that an expert does not get."""
+"""Most tokens of all experts that stand for those that an expert does not get; to the second matrix no more than
+:data:`ENOUGH` for each feature, since each expert has to compute what that reads."""
 TOGETHER = 4096
 """Tokens whose activations are in memory at once."""
 ROOM = 1 << 30
@@ -93,17 +95,21 @@ class ExpertWalk:
             for index in range(layer.count)
             if store.solver(layer.first[index].name) is None or store.solver(layer.second[index].name) is None
         ]
+        features, total = layer.first[0].features, len(weights)
+        needed = [len(other_tokens(own_tokens(weights[:, index]), features, total, OTHERS).rows) for index in left]
+        others = self._read_by_all(layer, total, spools, workers) if any(needed) else None
         beside = self._beside(layer)
         if beside == 1:
             for index in left:
-                _Expert(self, layer, plan, spools, index, workers).solve(weights[:, index])
+                _Expert(self, layer, plan, spools, others, index, workers).solve(weights[:, index])
             return
         pool = ThreadPoolExecutor(beside)
+
+        def solve(index: int) -> None:
+            _Expert(self, layer, plan, spools, others, index, Alone()).solve(weights[:, index])
+
         try:
-            tasks = pool.map(
-                lambda index: _Expert(self, layer, plan, spools, index, Alone()).solve(weights[:, index]), left
-            )
-            for _ in tasks:
+            for _ in pool.map(solve, left):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -140,6 +146,47 @@ class ExpertWalk:
 
             for _ in workers.map(run, range(self._windows)):
                 pass
+
+    def _read_by_all(
+        self, layer: ExpertLayer, total: int, spools: Sequence[Spool], workers: Workers
+    ) -> tuple[Tensor, Tensor | None]:
+        """Moments of what the first matrix reads of tokens of all experts; with what it reads in floats."""
+        count = min(total, OTHERS)
+        tokens = Tokens(np.arange(count) * total // count, np.ones(count, np.float32))
+        return self.moments(layer, tokens, layer.first[0].features, spools, [None] * len(spools), workers)
+
+    def moments(
+        self,
+        layer: ExpertLayer,
+        tokens: Tokens,
+        features: int,
+        spools: Sequence[Spool],
+        before: Sequence[_Products | None],
+        workers: Workers,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of what a matrix reads of some tokens; with what it reads in floats.
+
+        Args:
+            layer: Whose expert's it is.
+            tokens: Which.
+            features: That it reads.
+            spools: Of the walk, and of the model in floats.
+            before: What makes of the layer's inputs, in each spool, what the matrix reads.
+            workers: Work for it.
+        """
+        device, name = self.matrices.device, layer.hidden.name or ""
+        own = Moments(features, device)
+        cross = Moments(features, device) if len(spools) > 1 else None
+        for part in tokens.parts():
+            factors = torch.from_numpy(np.sqrt(part.costs)).to(device)[:, None]
+            read = []
+            for spool, expert in zip(spools, before, strict=True):
+                x = torch.from_numpy(spool.read_rows(name, part.rows)).to(device)
+                read.append((x if expert is None else expert.first(x)) * factors)
+            own.add(read[0], workers)
+            if cross is not None:
+                cross.add(read[0], workers, read[1])
+        return own.of_itself(), None if cross is None else cross.total
 
     def products(self, layer: ExpertLayer, plan: SitePlan, index: int, *, exact: bool) -> _Products:
         """An expert's products."""
@@ -200,6 +247,7 @@ class _Expert:
         layer: Whose expert it is.
         plan: How its numbers are stored.
         spools: Of the walk, and of the model in floats.
+        others: Moments of what its first matrix reads of tokens of all experts; None: no expert needs them.
         index: Which.
         workers: Work for it.
     """
@@ -208,6 +256,7 @@ class _Expert:
     layer: ExpertLayer
     plan: SitePlan
     spools: Sequence[Spool]
+    others: tuple[Tensor, Tensor | None] | None
     index: int
     workers: Workers
 
@@ -225,7 +274,7 @@ class _Expert:
         """One matrix; ``before``: what makes of the layer's inputs, in each spool, what the matrix reads."""
         scheme, solver, matrices = self.plan.scheme, self.walk.recipe.solver, self.walk.matrices
         assert scheme is not None
-        moments, cross = self._moments(tokens_of(weights, matrix.features), matrix.features, before)
+        moments, cross = self._moments(own_tokens(weights), len(weights), matrix.features, before)
         correction = None if cross is None else solver.correction(moments, cross, None, self.workers.map)
         factored = solver.prepare(moments, scheme, correction)
         del moments, cross
@@ -234,39 +283,41 @@ class _Expert:
         matrices.hold(held, scheme, Sketch.of(factored), self.workers)
 
     def _moments(
-        self, tokens: Tokens, features: int, before: Sequence[_Products | None]
+        self, own: Tokens, total: int, features: int, before: Sequence[_Products | None]
     ) -> tuple[Tensor, Tensor | None]:
-        """Of what a matrix reads; with what it reads in floats."""
-        device = self.walk.matrices.device
-        own = Moments(features, device)
-        cross = Moments(features, device) if len(self.spools) > 1 else None
-        for part in tokens.parts():
-            factors = torch.from_numpy(np.sqrt(part.costs)).to(device)[:, None]
-            pairs = zip(self.spools, before, strict=True)
-            read = [self._read(spool, part.rows, made) * factors for spool, made in pairs]
-            own.add(read[0], self.workers)
-            if cross is not None:
-                cross.add(read[0], self.workers, read[1])
-        return own.of_itself(), None if cross is None else cross.total
-
-    def _read(self, spool: Spool, rows: Array, before: _Products | None) -> Tensor:
-        x = torch.from_numpy(spool.read_rows(self.layer.hidden.name or "", rows)).to(self.walk.matrices.device)
-        return x if before is None else before.first(x)
+        """Of what a matrix reads, of its expert's tokens and, where these are few, of others."""
+        if all(expert is None for expert in before):
+            lacks = other_tokens(own, features, total, OTHERS)
+            sums = self.walk.moments(self.layer, own, features, self.spools, before, self.workers)
+            if len(lacks.rows):
+                assert self.others is not None
+                for part, other in zip(sums, self.others, strict=True):
+                    if part is not None and other is not None:
+                        part.add_(other, alpha=float(lacks.costs[0]))
+            return sums
+        lacks = other_tokens(own, features, total, min(OTHERS, ENOUGH * features))
+        tokens = Tokens(np.concatenate([own.rows, lacks.rows]), np.concatenate([own.costs, lacks.costs]))
+        return self.walk.moments(self.layer, tokens, features, self.spools, before, self.workers)
 
 
-def tokens_of(weights: Array, features: int) -> Tokens:
-    """Tokens that speak for an expert's matrix.
+def own_tokens(weights: Array) -> Tokens:
+    """Of an expert; ``weights`` [tokens]: 0 of those that it does not get."""
+    rows = np.flatnonzero(weights)
+    return Tokens(rows, np.square(weights[rows], dtype=np.float32))
+
+
+def other_tokens(own: Tokens, features: int, total: int, most: int) -> Tokens:
+    """Those that speak for an expert beside its own; none where these are enough.
 
     Args:
-        weights: [tokens], the expert's of each; 0 of those that it does not get.
-        features: That the matrix reads.
+        own: Its own.
+        features: That its matrix reads.
+        total: Of the text.
+        most: That may be taken.
     """
-    own = np.flatnonzero(weights)
-    costs = np.square(weights[own], dtype=np.float32)
-    missing = ENOUGH * features - len(own)
+    missing = ENOUGH * features - len(own.rows)
     if missing <= 0:
-        return Tokens(own, costs)
-    count = min(OTHERS, len(weights))
-    others = np.arange(count) * len(weights) // count
-    each = float(costs.mean() if len(own) else 1.0) * missing / count
-    return Tokens(np.concatenate([own, others]), np.concatenate([costs, np.full(count, each, np.float32)]))
+        return Tokens(own.rows[:0], own.costs[:0])
+    count = min(total, most)
+    each = float(own.costs.mean() if len(own.rows) else 1.0) * missing / count
+    return Tokens(np.arange(count) * total // count, np.full(count, each, np.float32))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.graph.operators.microsoft import MOE
 from llmc.compiler.graph.quantized_weight import QuantizedPart, QuantizedWeight
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.scheme import Scheme
@@ -49,18 +50,25 @@ def solved_graph(before: ir.Model, quantize: QuantizeWeights, solver: Solver | N
     model = before.clone()
     values, names = set[str](), set[str]()
     for site in find_sites(model, head="head" in quantize.plan):
-        scheme, known = site.placement(quantize.plan).scheme, quantize.solvers.get(site.name)
-        if scheme is None or known is None:
+        scheme = site.placement(quantize.plan).scheme
+        known = {name: quantize.solvers[name] for name, _ in site.weights if name in quantize.solvers}
+        if scheme is None or not known:
             continue
-        _replace(site, scheme, solver or known)
-        names.add(site.name)
+        for name, numbers in known.items():
+            _replace(site, name, scheme, solver or numbers)
+        names |= known.keys()
         values |= {node.outputs[0].name or "" for node in (site.node, added_bias(site.node)[1])}
     return SolvedGraph(model, frozenset(values), names == quantize.solvers.keys())
 
 
-def _replace(site: Site, scheme: Scheme, solver: Solver) -> None:
-    _, rows = site.weights[0]
-    read = site.node.inputs[0 if site.kind == "embedding" else 1]
+def _replace(site: Site, name: str, scheme: Scheme, solver: Solver) -> None:
+    """Put floats in the place of the weight ``name`` of a site."""
+    rows = dict(site.weights)[name]
+    if site.kind == "experts":
+        matrix = ("fc1", "fc2")[[stack for stack, _ in site.weights].index(name)]
+        read = MOE.get(site.node, f"{matrix}_experts_weights")
+    else:
+        read = site.node.inputs[0 if site.kind == "embedding" else 1]
     assert read is not None
     # A head that is tied reads the transpose of its table.
     turn = read.producer()
@@ -69,7 +77,7 @@ def _replace(site: Site, scheme: Scheme, solver: Solver) -> None:
     assert value.const_value is not None
 
     def floats(solved: Solved) -> Array:
-        return np.ascontiguousarray(dequantize(solved, scheme, rows.stored_shape[1]))
+        return np.ascontiguousarray(dequantize(solved, scheme, rows.stored_shape[-1]))
 
     value.const_value = QuantizedPart(
         QuantizedWeight(rows, scheme, solver),
@@ -77,5 +85,5 @@ def _replace(site: Site, scheme: Scheme, solver: Solver) -> None:
         rows.stored_shape,
         value.const_value.dtype,
         floats,
-        transposed=site.kind != "embedding" and turn is None,
+        transposed=site.kind not in {"embedding", "experts"} and turn is None,
     )

@@ -19,6 +19,8 @@ from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.quantization.sites import find_sites
 
 from ..compiler.calibration.calibration_graphs import small_model, tokens
+from ..compiler.calibration.expert_graphs import EXPERTS, INNER, ROWS, WIDTH, expert_model
+from ..compiler.calibration.expert_graphs import tokens as expert_tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 SCHEMES = ["int4@32", "int4-zero@32", "int4-offset@32", "q4@32", "q5@64", "qdq-int4@32"]
@@ -47,6 +49,26 @@ def test_a_walk_on_a_gpu_chooses_nearly_the_same_levels(tmp_path: Path, monkeypa
     on_gpu, on_host = (solved_values(tmp_path, device, monkeypatch) for device in ("cuda", "cpu"))
     assert on_gpu
     assert on_gpu.keys() == on_host.keys()
+    for name, levels in on_gpu.items():
+        assert np.mean(levels == on_host[name]) > 0.97, name
+
+
+def solved_experts(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Array]:
+    """Levels of a layer of experts and of the head behind it, whose walk goes on ``device``."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    plan = {"experts": "int4-zero@32", "head": "int4-zero@32"}
+    recipe, floats = Recipe(Gptq(), match_float=True), np.dtype(np.float32)
+    windows = expert_tokens(16, 64)
+    request = Request(expert_model(), plan, (), windows, recipe, RoundToNearest(), floats, [device], threads=2)
+    heights = {"fc1": EXPERTS * 2 * INNER, "fc2": EXPERTS * WIDTH, "head": ROWS}
+    with calibrated(request, tmp_path, NO_PROGRESS) as solvers:
+        rows = {name: np.empty((heights[name], 0), np.float32) for name in solvers}
+        return {name: solver.solve(rows[name], None, scheme(plan["head"])).levels for name, solver in solvers.items()}
+
+
+def test_experts_on_a_gpu_get_nearly_the_same_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu, on_host = (solved_experts(tmp_path, device, monkeypatch) for device in ("cuda", "cpu"))
+    assert set(on_gpu) == set(on_host) == {"fc1", "fc2", "head"}
     for name, levels in on_gpu.items():
         assert np.mean(levels == on_host[name]) > 0.97, name
 

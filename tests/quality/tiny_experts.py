@@ -20,7 +20,9 @@ SIZES = {
     "head_dim": 48, "max_position_embeddings": 1024, "norm_topk_prob": True, "router_aux_loss_coef": 0.01,
     "tie_word_embeddings": True,
 }  # fmt: skip
+"""Of the model."""
 LENGTH, ROWS = 256, 6
+"""Tokens of a piece, and pieces of a batch."""
 
 
 def tokenizer_of(text: str) -> Any:
@@ -64,7 +66,7 @@ def train(output: Path, steps: int) -> None:
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step + 1 == steps:
-            print(f"step {step}: loss {float(loss):.3f}, {time.perf_counter() - begin:.0f} s", flush=True)
+            print(f"step {step}: loss {loss.item():.3f}, {time.perf_counter() - begin:.0f} s", flush=True)
     model.eval().save_pretrained(output)
     tokenizer.save_pretrained(output)
 
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> int:
     """Parse, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory that is made")
-    parser.add_argument("--steps", type=int, default=600, help="batches (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="batches (default: %(default)s)")
     asked = parser.parse_args(arguments)
     train(asked.output, asked.steps)
     return 0

@@ -137,10 +137,15 @@ def test_experts_get_their_share_of_the_tokens() -> None:
 
 
 def test_experts_with_few_tokens_read_others_too() -> None:
+    """Of 100 tokens each has 50, which are fewer than 64 and 128. What the first matrices read is summed once."""
     model = expert_model()
-    step, tokens = cut_steps(model.graph, find_sites(model))[-2], 10
+    step, tokens = cut_steps(model.graph, find_sites(model))[-2], 100
     solved = operations(step, tokens, 1, lambda _: True) - operations(step, tokens, 1, lambda _: False)
-    read = 10 / 2 + 10
-    first = read * 32**2 + 32**3 + 128 * (32**2 + 32 * SEARCH)
-    second = read * 64**2 + 64**3 + 32 * (64**2 + 64 * SEARCH) + 2 * read * 128 * 32
+    first = 50 * 32**2 + 32**3 + 128 * (32**2 + 32 * SEARCH)
+    second = 150 * 64**2 + 64**3 + 32 * (64**2 + 64 * SEARCH) + 2 * 150 * 128 * 32
+    assert solved == 100 * 32**2 + 4 * (first + second)
+    # Of 200 the first matrices have enough; others are 128 at most.
+    solved = operations(step, 200, 1, lambda _: True) - operations(step, 200, 1, lambda _: False)
+    first = 100 * 32**2 + 32**3 + 128 * (32**2 + 32 * SEARCH)
+    second = 228 * 64**2 + 64**3 + 32 * (64**2 + 64 * SEARCH) + 2 * 228 * 128 * 32
     assert solved == 4 * (first + second)

@@ -15,7 +15,7 @@ import torch
 from llmc.compiler.base.progress import NO_PROGRESS
 from llmc.compiler.calibration import expert_walk
 from llmc.compiler.calibration.calibrate import Request, calibrated
-from llmc.compiler.calibration.expert_walk import tokens_of
+from llmc.compiler.calibration.expert_walk import other_tokens, own_tokens
 from llmc.compiler.calibration.recipe import Recipe
 from llmc.compiler.graph.lazy_weight import Array
 from llmc.compiler.quantization.dequantize import dequantize
@@ -100,12 +100,12 @@ def expected(read: Array, costs: Array, rows: Array, name: str, floats: Array | 
 
 
 def require_near(one: Array, other: Array) -> None:
-    """The same but for a few numbers that lay between two levels."""
-    assert (np.abs(one - other) > 1e-3).mean() < 0.01
+    """The same but for a few numbers that lay between two levels, and those behind them in their rows."""
+    assert (np.abs(one - other) > 1e-3).mean() < 0.05
 
 
 def differs(one: Array, other: Array) -> bool:
-    return bool((np.abs(one - other) > 1e-3).mean() > 0.02)
+    return bool((np.abs(one - other) > 1e-3).mean() > 0.1)
 
 
 def layer_inputs() -> tuple[dict[str, Array], Array, Array]:
@@ -155,36 +155,58 @@ def test_the_float_models_output_is_matched_where_that_is_asked(tmp_path: Path) 
 
 def test_tokens_of_an_expert_that_has_enough_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expert_walk, "ENOUGH", 2)
-    shares = np.asarray([0, 0.5, 0, 1, 0.25, 0.5, 0, 0], np.float32)
-    found = tokens_of(shares, 2)
-    assert found.rows.tolist() == [1, 3, 4, 5]
-    assert found.costs.tolist() == [0.25, 1, 0.0625, 0.25]
+    own = own_tokens(np.asarray([0, 0.5, 0, 1, 0.25, 0.5, 0, 0], np.float32))
+    assert own.rows.tolist() == [1, 3, 4, 5]
+    assert own.costs.tolist() == [0.25, 1, 0.0625, 0.25]
+    assert len(other_tokens(own, 2, 8, 8).rows) == 0
+    assert len(other_tokens(own, 3, 8, 8).rows) == 8
 
 
 def test_what_an_expert_lacks_comes_from_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four are missing, which four stand for; each counts as the expert's own do on average."""
+    """Four are missing, for which four or two stand; each token that is missing counts as its own do on average."""
     monkeypatch.setattr(expert_walk, "ENOUGH", 2)
-    monkeypatch.setattr(expert_walk, "OTHERS", 4)
-    shares = np.asarray([0, 0.5, 0, 1, 0, 0, 0, 0], np.float32)
-    found = tokens_of(shares, 3)
-    assert found.rows.tolist() == [1, 3, 0, 2, 4, 6]
-    assert found.costs.tolist() == [0.25, 1, 0.625, 0.625, 0.625, 0.625]
-    nobody = tokens_of(np.zeros(8, np.float32), 4)
-    assert nobody.rows.tolist() == [0, 2, 4, 6]
-    assert nobody.costs.tolist() == [2, 2, 2, 2]
+    own = own_tokens(np.asarray([0, 0.5, 0, 1, 0, 0, 0, 0], np.float32))
+    four, two = other_tokens(own, 3, 8, 4), other_tokens(own, 3, 8, 2)
+    assert (four.rows.tolist(), four.costs.tolist()) == ([0, 2, 4, 6], [0.625] * 4)
+    assert (two.rows.tolist(), two.costs.tolist()) == ([0, 4], [1.25] * 2)
+    nobody = other_tokens(own_tokens(np.zeros(8, np.float32)), 4, 8, 100)
+    assert (nobody.rows.tolist(), nobody.costs.tolist()) == (list(range(8)), [1.0] * 8)
 
 
-def test_an_expert_with_few_tokens_is_solved_for_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_walk, "ENOUGH", 20)
+@pytest.mark.parametrize("match", [False, True])
+def test_an_expert_with_few_tokens_is_solved_for_others_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: bool
+) -> None:
+    """Of 480 tokens 100 stand for those that are missing."""
+    monkeypatch.setattr(expert_walk, "ENOUGH", 12)
+    monkeypatch.setattr(expert_walk, "OTHERS", 100)
     given, x, shares = layer_inputs()
-    found, upper = solved(tmp_path), halves(given["fc1"])
+    found, upper = solved(tmp_path, recipe=Recipe(SOLVER, match_float=match)), halves(given["fc1"])
     for index in range(EXPERTS):
+        own = own_tokens(shares[:, index])
         for features, name, rows in ((WIDTH, FC1, upper[index]), (INNER, FC2, given["fc2"][index])):
-            speaking = tokens_of(shares[:, index], features)
-            assert len(speaking.rows) > np.count_nonzero(shares[:, index])
-            read = x[speaking.rows]
+            others = other_tokens(own, features, len(x), 100)
+            assert others.rows.tolist() == [480 * number // 100 for number in range(100)]
+            read = x[np.concatenate([own.rows, others.rows])]
+            costs = np.concatenate([own.costs, others.costs])
+            floats = read if name == FC1 else behind(upper[index], read)
             read = read if name == FC1 else behind(found[FC1][index], read)
-            require_near(found[name][index], expected(read, speaking.costs, rows, name))
+            require_near(found[name][index], expected(read, costs, rows, name, floats if match else None))
+
+
+def test_a_second_matrix_asks_for_no_more_others_than_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_walk, "ENOUGH", 5)
+    given, x, shares = layer_inputs()
+    found = solved(tmp_path)
+    for index in range(EXPERTS):
+        own = own_tokens(shares[:, index])
+        others = other_tokens(own, INNER, len(x), 5 * INNER)
+        assert len(others.rows) == (0 if len(own.rows) >= 5 * INNER else 5 * INNER)
+        read = behind(found[FC1][index], x[np.concatenate([own.rows, others.rows])])
+        costs = np.concatenate([own.costs, others.costs])
+        require_near(found[FC2][index], expected(read, costs, given["fc2"][index], FC2))
 
 
 @pytest.mark.parametrize("match", [False, True])

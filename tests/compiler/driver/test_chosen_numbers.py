@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.artifact.artifact import open_artifact
+from llmc.compiler.artifact.ledger_report import LedgerError
 from llmc.compiler.base.contract import DATA, GRAPH
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.options import CompileOptions, ExportOptions, OptimizeOptions
@@ -21,9 +22,12 @@ from llmc.compiler.driver.capabilities import Capabilities, find_capabilities
 from llmc.compiler.driver.chosen_numbers import Amount, chosen_numbers
 from llmc.compiler.driver.driver import compile_model, export, optimize
 from llmc.compiler.driver.target_passes import Numbers, float_passes
+from llmc.compiler.graph.quantized_weight import QuantizedPart
 from llmc.compiler.quantization.dequantize import dequantize
 from llmc.compiler.quantization.plan import make_plan
 from llmc.compiler.quantization.solved_store import Stored, StoredStack
+from llmc.passes.quantization import emit_qmoe
+from llmc.passes.quantization.emission import Emission
 from llmc.passes.quantization.sites import find_sites
 from llmc.passes.runner import run_passes
 
@@ -343,3 +347,27 @@ def test_experts_are_calibrated_and_written(
         assert one is not None
         assert other is not None
         assert (one.numpy() != other.numpy()).mean() > 0.03
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.03])
+def test_the_ledger_holds_experts_to_what_their_numbers_stand_for(
+    expert_portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Scales of one layer that are written larger than they were solved: the pass and the node are named."""
+    write = emit_qmoe.packed_parts
+
+    def planted(emission: Emission, stem: str, *rest: Any) -> dict[str, ir.Value]:
+        parts = write(emission, stem, *rest)
+        scales = parts["scales"].const_value
+        assert isinstance(scales, QuantizedPart)
+        if ".1." in stem:
+            scales.function = lambda solved: solved.scales * np.float32(factor)
+        return parts
+
+    monkeypatch.setattr(emit_qmoe, "packed_parts", planted)
+    options = OptimizeOptions(precision="int4", effort="normal")
+    if factor == 1:
+        optimize(expert_portable, tmp_path / "target", options, verify=True)
+        return
+    with pytest.raises(LedgerError, match=r"(?s)QuantizeWeights.*layers\.1\.\S*experts"):
+        optimize(expert_portable, tmp_path / "target", options, verify=True)

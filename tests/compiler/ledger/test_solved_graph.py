@@ -10,10 +10,15 @@ import onnx_ir as ir
 
 from llmc.compiler.ledger.solved_graph import solved_graph
 from llmc.compiler.quantization.dequantize import dequantize
+from llmc.compiler.quantization.scheme import scheme_of
+from llmc.compiler.quantization.solved_store import SolvedStore
+from llmc.compiler.quantization.solver import Solved, Solver
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 from llmc.passes.graph_pass import GraphPass
+from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.quantization.sites import find_sites
 
+from ..calibration.expert_graphs import expert_model
 from .solved import solved_passes
 
 Passes = Callable[..., list[GraphPass]]
@@ -59,3 +64,32 @@ def test_another_solver_takes_the_same_weights(portable: Path, passes_for: Passe
 def test_numbers_of_what_is_not_there_are_missed(portable: Path, passes_for: Passes, tmp_path: Path) -> None:
     _, quantize, _ = solved_passes(portable, passes_for(precision="int4"), tmp_path)
     assert not solved_graph(ir.load(portable / "model.onnx"), quantize).whole
+
+
+def test_both_stacks_of_experts_are_what_their_numbers_stand_for(tmp_path: Path) -> None:
+    before, scheme, store = expert_model(), scheme_of("int4@32"), SolvedStore(tmp_path)
+    assert scheme is not None
+    solvers: dict[str, Solver] = {}
+    (experts,) = [site for site in find_sites(before) if site.kind == "experts"]
+    for name, stack in experts.weights:
+        count, height, features = stack.stored_shape
+        rows = stack.rows(0, count).reshape(-1, features)
+        numbers = RoundToNearest().solve(rows, None, scheme)
+        for index in range(count):
+            part = slice(index * height, index * height + height)
+            store.write(f"{name}{index}", height, [Solved(numbers.levels[part], numbers.scales[part] * 1.5)])
+        solver = store.stack([f"{name}{index}" for index in range(count)], height)
+        assert solver is not None
+        solvers[name] = solver
+    quantize = QuantizeWeights({"experts": "int4@32"}, solvers=solvers)
+    for asked, factor in ((None, 1.5), (RoundToNearest(), 1.0)):
+        found = solved_graph(before, quantize, asked)
+        assert found.whole
+        assert found.values == {experts.node.outputs[0].name}
+        (site,) = [site for site in find_sites(found.model) if site.kind == "experts"]
+        for (_, floats), (_, solved) in zip(experts.weights, site.weights, strict=True):
+            count, _, features = floats.stored_shape
+            rows = floats.rows(0, count)
+            numbers = RoundToNearest().solve(rows.reshape(-1, features), None, scheme)
+            wanted = dequantize(numbers, scheme, features).reshape(rows.shape) * np.float32(factor)
+            np.testing.assert_allclose(solved.rows(0, count), wanted, rtol=1e-6)

@@ -125,8 +125,9 @@ def checked_price(asked: Question) -> Price | None:
     """
     from llmc.runtimes.bench.token_cost import parse_price
 
-    for file in filter(None, (asked.output, asked.file, asked.html)):
-        require_writable(Path(file))
+    for file in (asked.output, asked.file, asked.html):
+        if file is not None:
+            require_writable(Path(file))
     return None if asked.price is None else parse_price(asked.price)
 
 

@@ -166,9 +166,12 @@ def test_an_unknown_form(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert not measured.called
 
 
-@pytest.mark.parametrize("option", ["--json", "--output"])
-def test_a_place_that_cannot_be_written_is_told_before(llmc: Run, measured: Any, tmp_path: Path, option: str) -> None:
-    refused = llmc("bench", tmp_path / "engine", option, tmp_path)
+@pytest.mark.parametrize("name", [".", ""])
+@pytest.mark.parametrize("option", ["--json", "--output", "--html"])
+def test_a_place_that_cannot_be_written_is_told_before(
+    llmc: Run, measured: Any, tmp_path: Path, option: str, name: str
+) -> None:
+    refused = llmc("bench", tmp_path / "engine", f"{option}={name}")
     assert refused.exit_code == UsageError.exit_code
     assert "is a directory; name a file" in refused.stderr
     assert not measured.called

@@ -7,13 +7,16 @@ Out: for each parameter the checkpoint's tensor that fills it, or one error that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmc.compiler.base.errors import CheckpointError
 from llmc.compiler.checkpoint.weights import WeightSource
 
 # Named in a message before the rest is only counted.
 _SHOWN = 3
+# What wrappers of a model in training put into the names of its tensors.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Values of a tensor that are compared at a time.
 _COMPARED = 1 << 22
 
@@ -48,7 +51,7 @@ def check_shapes(
         raise CheckpointError(
             f"{_count(len(missing), 'tensor')} of {len(expected)} that the config asks for "
             f"{'is' if len(missing) == 1 else 'are'} not in the checkpoint: {_listed(missing)}; "
-            "check that config.json and the weights belong together."
+            f"{_longer_names(missing, infos) or 'check that config.json and the weights belong together.'}"
         )
     result = {name: tensor for name, tensor in found.items() if tensor is not None}
     wrong = [
@@ -96,6 +99,21 @@ def _equal(weights: WeightSource, one: str, other: str) -> bool:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _longer_names(missing: Sequence[str], names: Iterable[str]) -> str | None:
+    """What to do where all that is missing is there, with more in its names; None: it is not."""
+    there = set(names)
+    inner = {_WRAPPERS.sub("", name): name for name in there}
+    prefixes = (name.removesuffix(missing[0]) for name in sorted(there) if name.endswith(f".{missing[0]}"))
+    prefix = next((prefix for prefix in prefixes if all(prefix + name in there for name in missing)), None)
+    if prefix is None and not all(name in inner for name in missing):
+        return None
+    example = inner[missing[0]] if prefix is None else prefix + missing[0]
+    return (
+        f"they are there under longer names ({example}), as wrappers in training (torch.compile, DDP, FSDP) "
+        "and models that contain this one give: save the model itself, or take that part out of the names."
+    )
 
 
 def _listed(items: Sequence[str]) -> str:

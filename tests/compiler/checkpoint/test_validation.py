@@ -154,3 +154,26 @@ def test_every_disagreeing_shape_is_counted() -> None:
 def test_three_missing_tensors_are_all_named() -> None:
     with pytest.raises(CheckpointError, match=r"3 tensors of 3 .* are not in the checkpoint: a, b, c; check"):
         check_shapes(Shapes({"x": (2,)}), dict.fromkeys("abc", (2,)), {})
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (["module.a.w", "module.b.w"], "module.a.w"),
+        (["_orig_mod.module.a.w", "_orig_mod.module.b.w", "b.w"], "_orig_mod.module.a.w"),
+        (["a._orig_mod.w", "b.w"], "a._orig_mod.w"),
+        (["net.student.a.w", "net.student.b.w", "net.teacher.a.w"], "net.student.a.w"),
+        (["net.teacher.a.w", "net.student.a.w", "net.student.b.w"], "net.student.a.w"),
+    ],
+)
+def test_names_that_a_wrapper_made_longer_are_told(names: list[str], example: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"not in the checkpoint: .*under longer names \({example}\), as wrapp"
+    ):
+        check_shapes(Shapes(dict.fromkeys(names, (2, 3))), dict.fromkeys(["a.w", "b.w"], (2, 3)), {})
+
+
+@pytest.mark.parametrize("names", [["x.a.w", "y.b.w"], ["xa.w", "xb.w"], ["x_orig_mod.a.w", "x_orig_mod.b.v"], []])
+def test_longer_names_are_those_of_all_that_is_missing(names: list[str]) -> None:
+    with pytest.raises(CheckpointError, match=r"not in the checkpoint: a.w, b.w; check that config.json"):
+        check_shapes(Shapes(dict.fromkeys(names, (2, 3))), dict.fromkeys(["a.w", "b.w"], (2, 3)), {})

@@ -74,6 +74,17 @@ def test_weights_off_the_grid_have_none(bits: int, dtype: Any) -> None:
     assert find_grid((expanded.rows + moves.reshape(12, 256)).astype(dtype), 8) is None
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_block_has_as_many_levels_as_integers(bits: int) -> None:
+    """From the least to the largest; one more, as of signed levels with both ends, takes another width."""
+    half = 2 ** (bits - 1)
+    levels, step = np.resize(np.arange(-half, half + 1, dtype=np.float32), (4, 1024)), np.float32(0.3)
+    assert not block_grids(levels * step, 512, bits).known.any()
+    assert find_grid(levels * step, bits) is None
+    assert block_grids(np.minimum(levels, half - 1) * step, 512, bits).known.all()
+    assert block_grids(np.maximum(levels, 1 - half) * step, 512, bits).known.all()
+
+
 @pytest.mark.parametrize("moved", [1e-3, 0.1])
 def test_one_weight_off_its_level_is_enough(moved: float) -> None:
     """Wherever it is: in the last block of the last row."""

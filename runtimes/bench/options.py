@@ -14,6 +14,8 @@ from llmc.compiler.base.options import MOST_THREADS
 
 BenchFormat: TypeAlias = Literal["table", "json", "jsonl", "csv", "md", "llama-bench"]
 BenchMode: TypeAlias = Literal["tokens", "text"]
+MOST_ROUNDS, MOST_REQUESTS = 10_000, 100_000
+"""More would end on no machine, or fill its memory with what was measured."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class BenchOptions:
         load_warning: Share of the cores, or of the GPU's time, used by others from which the report warns.
     """
 
-    runs: int = option(5, "Rounds; figures are medians.")
+    runs: int = option(5, "Rounds; figures are medians.", most=MOST_ROUNDS)
     threads: int | None = option(
         None,
         "Threads of every subject. Default: each engine's own; with a peer, one per physical core.",
@@ -49,7 +51,10 @@ class BenchOptions:
         "models that do not fit into memory together.",
     )
     generate: int = option(
-        0, "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.", metavar="N"
+        0,
+        "Run N requests through the loop of llmc generate, too, --batch at a time, sampling included.",
+        metavar="N",
+        most=MOST_REQUESTS,
     )
     temperature: float = option(0.0, "Of --generate and --mode text; 0 is greedy.")
     prompts: str | None = option(

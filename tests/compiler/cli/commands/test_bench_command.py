@@ -166,6 +166,14 @@ def test_an_unknown_form(llmc: Run, measured: Any, tmp_path: Path) -> None:
     assert not measured.called
 
 
+@pytest.mark.parametrize("option", ["--runs", "--generate", "--threads"])
+def test_a_number_beyond_all_machines_is_told_before(llmc: Run, measured: Any, tmp_path: Path, option: str) -> None:
+    refused = llmc("bench", tmp_path / "engine", option, "1" + "0" * 30)
+    assert refused.exit_code == UsageError.exit_code
+    assert "less than or equal to 1" in refused.stderr
+    assert not measured.called
+
+
 @pytest.mark.parametrize("name", [".", ""])
 @pytest.mark.parametrize("option", ["--json", "--output", "--html"])
 def test_a_place_that_cannot_be_written_is_told_before(

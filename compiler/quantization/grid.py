@@ -233,10 +233,10 @@ def _extremes(blocks: Array) -> tuple[Array, Array]:
 def _candidates(width: int) -> tuple[tuple[bool, int], ...]:
     """What may be divided into how many steps, the distance of a block's ends or else its largest magnitude.
 
-    The likely ones come first: peaks are the ends of integers as files have them. Of the distances only those with
-    all bits are there, since fewer steps are each several of theirs.
+    The likely ones come first: peaks are the ends of integers as files have them, and of 4-bit floats, whose halves
+    reach 12. Of the distances only those with all bits are there, since fewer steps are each several of theirs.
     """
-    peaks = [8, 7] if width == 4 else [16, 15, 32, 31, 127, 128]
+    peaks = [8, 7] if width == 4 else [16, 15, 12, 32, 31, 127, 128]
     distances = range(2**width - 1, 2 ** (width - 1) - 1, -1)
     return (*((False, parts) for parts in peaks), *((True, parts) for parts in distances))
 

@@ -5,8 +5,8 @@
     value = (qdata - zero point) * scale
 
 The file's metadata name the class of each tensor. ``Int8Tensor``, ``IntxUnpackedToInt8Tensor`` (1 to 8 bits, a byte
-each) and ``Float8Tensor`` are read here, ``Int4Tensor`` and ``Int4TilePackedTo4dTensor`` in :mod:`torchao_int4`; what
-remains is packed for one kernel.
+each) and ``Float8Tensor`` are read here, packed integers of 4 bits in :mod:`torchao_int4`, floats in blocks in
+:mod:`torchao_floats`; what remains is packed for one kernel.
 
 Source: ``torchao/quantization/quantize_/workflows`` and ``prototype/safetensors``.
 """
@@ -20,11 +20,12 @@ from typing import Any
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
 from llmc.compiler.checkpoint.quantized.fp8 import CodedMatrix
 from llmc.compiler.checkpoint.quantized.layer import Parts, QuantizedLayer, endings
-from llmc.compiler.checkpoint.quantized.torchao_int4 import PlainInt4, TiledInt4
+from llmc.compiler.checkpoint.quantized.torchao_floats import MX, NVFP4, BlockFloats
+from llmc.compiler.checkpoint.quantized.torchao_int4 import PlainInt4, TiledInt4, WordInt4
 
 _BYTES = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
-_PLAIN, _TILED = "Int4Tensor", "Int4TilePackedTo4dTensor"
-_CLASSES = (*_BYTES, _PLAIN, _TILED)
+_PLAIN, _TILED, _WORDS = "Int4Tensor", "Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor"
+_CLASSES = (*_BYTES, _PLAIN, _TILED, _WORDS, NVFP4, MX)
 _MARK = "._weight_"
 
 
@@ -72,10 +73,15 @@ def _layer(parts: Parts, prefix: str) -> QuantizedLayer:
         )
     if kind == _PLAIN:
         return PlainInt4(parts, stem, name)
+    if kind == _WORDS:
+        return WordInt4(parts, stem, name)
+    if kind in _BYTES:
+        return TorchaoMatrix(parts, prefix)
+    data = stated.get("_data")
+    settings = data if isinstance(data, dict) else {}
     if kind == _TILED:
-        settings = stated.get("_data")
-        return TiledInt4(parts, stem, name, settings if isinstance(settings, dict) else {})
-    return TorchaoMatrix(parts, prefix)
+        return TiledInt4(parts, stem, name, settings)
+    return BlockFloats(parts, stem, name, kind, settings)
 
 
 def _stated(text: str | None) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""torchao's packed integers of 4 bits: two a byte, or in the tiles of a tensor core.
+"""torchao's packed integers of 4 bits: two a byte, eight a word, or in the tiles of a tensor core.
 
     Int4Tensor                 _weight_qdata int8 [out, in / 2]          value = level * scale + zero point,
                                _weight_scale [groups, out]               levels -8 … 7, the first of a byte in
                                _weight_zero_point [groups, out]          its low four bits
+    Int4PlainInt32Tensor       _weight_qdata int32 [out, in / 8]         value = (level - zero point) * scale,
+                               _weight_scale [groups, out]               levels 0 … 15, the first of a word in
+                               _weight_zero_point int8 [groups, out]     its lowest four bits
     Int4TilePackedTo4dTensor   _weight_qdata int32 [tall, wide, 32, n]   value = (level - 8) * scale + zero point
                                _weight_scale_and_zero [groups, tall * 8, 2]
 
@@ -11,8 +14,9 @@ features: row ``lane / 4``; features ``2 * (lane % 4)`` plus 0, 8, 16, 24 in a w
 its high one. Rows and features are padded.
 
 Source: ``torchao/quantization/quantize_/workflows/int4``; ``pack_int4`` of mslk; of PyTorch
-``aten/src/ATen/native/cuda/int4mm.cu``, ``matrix_to_m16n8k16_Bint4_layout``. A file that ROCm packed has other tiles
-and does not say so.
+``aten/src/ATen/native/cuda/int4mm.cu``, ``matrix_to_m16n8k16_Bint4_layout``; ``WeightInt4PackKernel.cpp`` of
+torch-xpu-ops. A file that ROCm packed has other tiles and does not say so. Words that an NPU reads have zero points
+that are floats, and are refused.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
-from llmc.compiler.checkpoint.quantized.layer import Array, FloatArray, Parts, QuantizedLayer
-from llmc.compiler.checkpoint.quantized.unpacking import nibbles
+from llmc.compiler.checkpoint.quantized.layer import Array, FloatArray, Parts, QuantizedLayer, affine
+from llmc.compiler.checkpoint.quantized.unpacking import nibbles, unpack_words
 
 _LANES, _TALL, _WIDE = 32, 8, 16
 """Of a warp; rows and features of a tile."""
@@ -47,11 +51,7 @@ class PlainInt4(QuantizedLayer):
         shape = parts.shape(self._codes)
         _require_matrix(self._codes, len(shape) == 2)
         height, features = shape[0], 2 * shape[1]
-        groups, *others = parts.shape(self._scales)
-        fits = others == [height] and parts.shape(self._zeros) == (groups, height) and groups
-        if not fits or features % groups or parts.infos[self._codes].dtype.name not in {"INT8", "UINT8"}:
-            raise _mismatch(self._codes, self._scales, [height, features])
-        self._size = features // groups
+        self._size = _group_size(parts, names, (height, features), {"INT8", "UINT8"})
         super().__init__(name, (height, features), f"torchao int4, groups of {self._size}", names)
 
     def rows(self, start: int, stop: int) -> FloatArray:
@@ -60,6 +60,39 @@ class PlainInt4(QuantizedLayer):
         levels = (codes ^ 8).astype(np.float32) - np.float32(8)
         scales, zeros = (self._parts.columns(name, start, stop) for name in (self._scales, self._zeros))
         return _shifted(levels, scales, zeros, self._size)
+
+
+class WordInt4(QuantizedLayer):
+    """A linear layer with eight levels a word, as oneDNN reads it on an XPU.
+
+    Args:
+        parts: The checkpoint's tensors.
+        stem: What stands before the names of the parts.
+        name: Of the weight.
+    """
+
+    def __init__(self, parts: Parts, stem: str, name: str) -> None:
+        self._parts = parts
+        self._codes, self._scales, self._zeros = names = [
+            f"{stem}{part}" for part in ("qdata", "scale", "zero_point")
+        ]
+        shape = parts.shape(self._codes)
+        _require_matrix(self._codes, len(shape) == 2)
+        height, features = shape[0], 8 * shape[1]
+        parts.shape(self._zeros)
+        if not (kind := parts.infos[self._zeros].dtype).is_integer():
+            raise UnsupportedModelError(
+                f"{name} is packed for the kernel of an NPU ({self._zeros} is {kind.name}), and llmc reads what is "
+                "packed for an XPU; name another checkpoint of the model."
+            )
+        self._size = _group_size(parts, names, (height, features), {"INT32"})
+        super().__init__(name, (height, features), f"torchao int4 in words, groups of {self._size}", names)
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Levels less zero points, times scales."""
+        levels = unpack_words(self._parts.rows(self._codes, start, stop), 4, self.shape[1])
+        scales, zeros = (self._parts.columns(name, start, stop) for name in (self._scales, self._zeros))
+        return affine(levels, scales, zeros, self._size)
 
 
 class TiledInt4(QuantizedLayer):
@@ -103,6 +136,17 @@ def untiled(tiles: Array) -> Array:
     # Tile, its neighbours, row, pair of features, word, odd, second tile of a word, second half of a tile.
     levels = levels.reshape(tall, wide, 8, 4, count, 2, 2, 2).transpose(0, 2, 1, 4, 6, 7, 3, 5)
     return levels.reshape(tall * _TALL, wide * count * 2 * _WIDE)
+
+
+def _group_size(parts: Parts, names: list[str], shape: tuple[int, int], types: set[str]) -> int:
+    """Features of a group, of which scales and zero points are [groups, out]."""
+    codes, scales, zeros = names
+    stored = parts.shape(scales)
+    groups = stored[0] if len(stored) == 2 else 0
+    fits = groups and stored[1] == shape[0] and parts.shape(zeros) == stored and not shape[1] % groups
+    if not fits or parts.infos[codes].dtype.name not in types:
+        raise _mismatch(codes, scales, list(shape))
+    return shape[1] // groups
 
 
 def _shifted(levels: FloatArray, scales: Array, zeros: Array, size: int) -> FloatArray:

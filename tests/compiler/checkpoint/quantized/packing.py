@@ -75,8 +75,10 @@ def under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {f"{prefix}.{name}": values for name, values in tensors.items()}
 
 
-def write(directory: Path, tensors: Mapping[str, Array], **config: Any) -> Path:
-    """A directory with these tensors, and with these entries in its configuration."""
+def write(
+    directory: Path, tensors: Mapping[str, Array], *, metadata: dict[str, str] | None = None, **config: Any
+) -> Path:
+    """A directory with these tensors and this beside them in their file, and these entries in its configuration."""
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,8 @@ def write(directory: Path, tensors: Mapping[str, Array], **config: Any) -> Path:
     stated = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps({**stated, **config}))
     save_file(
-        {name: np.ascontiguousarray(values) for name, values in tensors.items()}, directory / "model.safetensors"
+        {name: np.ascontiguousarray(values) for name, values in tensors.items()},
+        directory / "model.safetensors",
+        metadata=metadata or None,
     )
     return directory

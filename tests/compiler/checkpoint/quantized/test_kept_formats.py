@@ -72,6 +72,38 @@ def of_float4(group: int) -> Array:
     return layer.rows(0, OUT)
 
 
+def of_mxfp4() -> Array:
+    """Scales are powers of two, so that values look as if they had been rounded to bfloat16."""
+    draws = np.random.default_rng(0)
+    scales = draws.integers(118, 130, (OUT, FEATURES // 32)).astype(np.uint8)
+    tensors = {"p": draws.integers(0, 256, (OUT, FEATURES // 2)).astype(np.uint8), "s": scales}
+    return PackedFloat4(Parts(ArrayWeights(tensors)), "w", "p", "s", "").rows(0, OUT)
+
+
+def of_torchao_floats() -> Array:
+    draws = np.random.default_rng(0)
+    tensors = {
+        "_weight_qdata": draws.integers(0, 256, (OUT, FEATURES // 2)).astype(np.uint8),
+        "_weight_scale": draws.uniform(1, 300, (OUT, FEATURES // 16)).astype(ml_dtypes.float8_e4m3fn),
+        "_weight_per_tensor_scale": np.array(0.0021, np.float32),
+    }
+    stated = {"q.weight": '{"_type": "NVFP4Tensor", "_data": {"block_size": 16}}'}
+    [layer] = torchao_layers({}, Parts(ArrayWeights(under("q", tensors)), stated))
+    return layer.rows(0, OUT)
+
+
+def of_torchao_words(size: int) -> Array:
+    draws, shape = np.random.default_rng(0), (FEATURES // size, OUT)
+    tensors = {
+        "_weight_qdata": draws.integers(-(2**31), 2**31, (OUT, FEATURES // 8)).astype(np.int32),
+        "_weight_scale": draws.uniform(0.01, 0.02, shape).astype(np.float16),
+        "_weight_zero_point": draws.integers(0, 16, shape).astype(np.int8),
+    }
+    stated = {"q.weight": '{"_type": "Int4PlainInt32Tensor"}'}
+    [layer] = torchao_layers({}, Parts(ArrayWeights(under("q", tensors)), stated))
+    return layer.rows(0, OUT)
+
+
 def of_hqq(bits: int, size: int, dtype: type = np.float16) -> Array:
     draws = np.random.default_rng(0)
     groups = OUT * FEATURES // size
@@ -168,6 +200,9 @@ def test_zeros_between_levels_need_offsets(make: Callable[[], Array], bits: int,
         (of_int8_rows, 8, 128),
         (lambda: of_float4(16), 8, 16),
         (lambda: of_float4(32), 8, 32),
+        (of_mxfp4, 8, 32),
+        (of_torchao_floats, 8, 16),
+        (lambda: of_torchao_words(128), 4, 128),
         (lambda: of_torchao_bytes(4, 32), 4, 32),
         (lambda: of_torchao_bytes(4, 128), 4, 128),
         (lambda: of_torchao_bytes(8, 128), 8, 128),

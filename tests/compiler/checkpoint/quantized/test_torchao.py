@@ -42,7 +42,7 @@ def test_values_are_those_of_the_formula() -> None:
     assert set(found.parts) == stored.keys()
 
 
-@pytest.mark.parametrize("kind", ["Int4PlainInt32Tensor", "NVFP4Tensor", ""])
+@pytest.mark.parametrize("kind", ["Int4PreshuffledTensor", "IntxOpaqueTensor", ""])
 def test_other_classes_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"its class is {kind or 'not said'}"):
         torchao_layers({}, Parts(ArrayWeights(tensors()), metadata(kind)))

@@ -22,7 +22,7 @@ from .packing import Array
 
 OUT, FEATURES, SIZE = 20, 160, 32
 PADDED_OUT, PADDED = 24, 256
-PLAIN, TILED = "Int4Tensor", "Int4TilePackedTo4dTensor"
+PLAIN, TILED, WORDS = "Int4Tensor", "Int4TilePackedTo4dTensor", "Int4PlainInt32Tensor"
 
 
 def numbers(out: int, features: int) -> tuple[Array, Array, Array]:
@@ -53,6 +53,22 @@ def plain() -> tuple[dict[str, Array], Array]:
     return tensors, values(levels, scales, zeros)
 
 
+def words() -> tuple[dict[str, Array], Array]:
+    """Words with the first level in the lowest four bits; scales by group, zero points whole numbers."""
+    levels, scales, _ = numbers(OUT, FEATURES)
+    zeros = np.random.default_rng(1).integers(0, 16, scales.shape).astype(np.int8)
+    data = np.zeros((OUT, FEATURES // 8), np.uint32)
+    for row, column in np.ndindex(levels.shape):
+        data[row, column // 8] |= np.uint32(int(levels[row, column]) << (4 * (column % 8)))
+    tensors = {
+        "q._weight_qdata": data.view(np.int32),
+        "q._weight_scale": np.ascontiguousarray(scales.T),
+        "q._weight_zero_point": np.ascontiguousarray(zeros.T),
+    }
+    spread = [part.astype(np.float32).repeat(SIZE, axis=1) for part in (scales, zeros)]
+    return tensors, (levels - spread[1]).astype(np.float32) * spread[0]
+
+
 def tiled(inner: int = 8) -> tuple[dict[str, Array], Array]:
     """As the kernel packs: for each lane and pair of tiles the eight levels that it loads, into one word."""
     levels, scales, zeros = numbers(PADDED_OUT, PADDED)
@@ -79,12 +95,15 @@ def the_layer(tensors: dict[str, Array], kind: str, **stated: Any) -> QuantizedL
     return layer
 
 
-@pytest.mark.parametrize(("make", "kind"), [(plain, PLAIN), (tiled, TILED)])
+ALL = [(plain, PLAIN), (tiled, TILED), (words, WORDS)]
+
+
+@pytest.mark.parametrize(("make", "kind"), ALL)
 def test_values_are_those_of_the_formula(make: Any, kind: str) -> None:
     tensors, expected = make()
     layer = the_layer(tensors, kind)
     assert (layer.name, layer.shape) == ("q.weight", (OUT, FEATURES))
-    assert layer.format == f"torchao int4{' in tiles' if kind == TILED else ''}, groups of 32"
+    assert layer.format == f"torchao int4{ {TILED: ' in tiles', WORDS: ' in words'}.get(kind, '') }, groups of 32"
     assert np.array_equal(layer.rows(0, OUT), expected)
     for start, stop in ((0, 1), (7, 9), (3, 17), (OUT - 1, OUT)):
         assert np.array_equal(layer.rows(start, stop), expected[start:stop])
@@ -94,6 +113,27 @@ def test_values_are_those_of_the_formula(make: Any, kind: str) -> None:
 def test_words_of_other_numbers_of_tiles(inner: int) -> None:
     tensors, expected = tiled(inner)
     assert np.array_equal(the_layer(tensors, TILED).rows(0, OUT), expected)
+
+
+@pytest.mark.producers
+def test_arithmetic_of_words_is_the_packages() -> None:
+    torch = pytest.importorskip("torch")
+    primitives: Any = pytest.importorskip("torchao.quantization.quant_primitives")
+    tensors, _ = words()
+    levels, _, _ = numbers(OUT, FEATURES)
+    scales = torch.from_numpy(tensors["q._weight_scale"].T.astype(np.float32))
+    zeros = torch.from_numpy(tensors["q._weight_zero_point"].T.astype(np.int32))
+    expected = primitives.dequantize_affine(
+        torch.from_numpy(levels.astype(np.int32)), (1, SIZE), scales, zeros, torch.int32, 0, 15
+    )
+    assert np.array_equal(the_layer(tensors, WORDS).rows(0, OUT), expected.numpy())
+
+
+def test_words_for_an_npu_are_refused() -> None:
+    tensors, _ = words()
+    zeros = tensors["q._weight_zero_point"].astype(np.float16)
+    with pytest.raises(UnsupportedModelError, match=r"the kernel of an NPU \(q\._weight_zero_point is FLOAT16\)"):
+        the_layer({**tensors, "q._weight_zero_point": zeros}, WORDS)
 
 
 @pytest.mark.producers
@@ -117,6 +157,10 @@ def test_arithmetic_is_the_packages() -> None:
         (plain, PLAIN, "zero_point", np.zeros((4, OUT), np.float32)),
         (plain, PLAIN, "qdata", np.zeros((OUT, 80), np.int32)),
         (plain, PLAIN, "scale", np.zeros((0, OUT), np.float32)),
+        (plain, PLAIN, "scale", np.float32(1)),
+        (words, WORDS, "scale", np.zeros((5, OUT + 1), np.float32)),
+        (words, WORDS, "zero_point", np.zeros((4, OUT), np.int8)),
+        (words, WORDS, "qdata", np.zeros((OUT, 20), np.int8)),
         (tiled, TILED, "qdata", np.zeros((2, 2, 32, 4), np.int32)),
         (tiled, TILED, "qdata", np.zeros((3, 2, 16, 4), np.int32)),
         (tiled, TILED, "scale_and_zero", np.zeros((4, 24, 2), np.float32)),
@@ -128,7 +172,7 @@ def test_parts_that_do_not_belong_together(make: Any, kind: str, part: str, othe
         the_layer({**tensors, f"q._weight_{part}": other}, kind)
 
 
-@pytest.mark.parametrize(("make", "kind"), [(plain, PLAIN), (tiled, TILED)])
+@pytest.mark.parametrize(("make", "kind"), ALL)
 def test_stacks_are_refused(make: Any, kind: str) -> None:
     tensors, _ = make()
     stacked = {name: part[None] for name, part in tensors.items()}
@@ -142,7 +186,7 @@ def test_a_shape_that_is_not_said(shape: object) -> None:
         the_layer(tiled()[0], TILED, shape=shape)
 
 
-@pytest.mark.parametrize(("make", "kind"), [(plain, PLAIN), (tiled, TILED)])
+@pytest.mark.parametrize(("make", "kind"), ALL)
 def test_scaled_activations_are_refused(make: Any, kind: str) -> None:
     tensors, _ = make()
     with pytest.raises(UnsupportedModelError, match="what the layer reads is scaled"):

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.base.errors import CheckpointError
+from llmc.compiler.checkpoint.gguf_gpt_oss import gpt_oss_processor
 from llmc.compiler.checkpoint.gguf_header import GgufHeader
 from llmc.compiler.checkpoint.gguf_keys import GgufKeys
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 PLAIN, PERMUTED, SHIFTED, EXPERTS, PERMUTED_EXPERTS = "plain", "permuted", "shifted", "experts", "permuted experts"
-"""Kinds of processors: nothing; rows of queries and keys; norms are one larger; experts gate and up in one tensor."""
+GPT_OSS = "gpt-oss"
+"""Kinds of processors: nothing; rows of queries and keys; norms are one larger; experts gate and up in one tensor;
+and what :mod:`.gguf_gpt_oss` says."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "arcee": Architecture("arcee", PERMUTED),
         "command-r": Architecture("cohere", renamed={"logit_scale": "logit_scale"}),
         "gemma": Architecture("gemma", SHIFTED),
+        "gpt-oss": Architecture("gpt_oss", GPT_OSS),
         "granite": Architecture("granite", PERMUTED, _GRANITE),
         "olmo": Architecture("olmo", PERMUTED),
         "olmo2": Architecture("olmo2"),
@@ -148,5 +152,6 @@ def make_processor(architecture: Architecture, config: Mapping[str, Any]) -> Any
         SHIFTED: loader.Gemma2TensorProcessor,
         EXPERTS: loader.Qwen2MoeTensorProcessor,
         PERMUTED_EXPERTS: PermutedExperts,
+        GPT_OSS: gpt_oss_processor,
     }
     return kinds[architecture.processor](config=config)

@@ -28,6 +28,8 @@ _TOKENS_KEY = "tokenizer.ggml.tokens"
 # Stands for the vocabulary in the small file; no model has one of this size, so it is recognised in the config. More
 # than one element, because transformers unpacks an array of one.
 _PLACEHOLDER_TOKENS = ["<first>", "<second>"]
+# Read by transformers without undoing what the converter did: rows of queries, keys and values in another order.
+_MISREAD = frozenset({"falcon"})
 
 
 def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
@@ -39,6 +41,11 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    if header.architecture in _MISREAD:
+        raise UnsupportedModelError(
+            f"{header.path} is of the GGUF architecture {header.architecture}, which llmc does not read; use the "
+            "model's safetensors checkpoint."
+        )
     keys = GgufKeys(header)
     architecture = find_architecture(header)
     tokens = len(header.metadata.get(_TOKENS_KEY, ()))

@@ -159,8 +159,19 @@ class GgufWeights:
             # What is not a copy must be computed from the same rows that it is asked for.
             if rows is not None and (plain or bool((rows == np.arange(len(rows))).all())):
                 return _Recipe(sources=sources, shape=shape, rows=rows, plain=plain)
+        if len(first.shape) == 3 and self._by_matrix(result, sources):
+            one = {s.name: np.broadcast_to(np.float32(0), (1, *s.shape[1:])) for s in sources}
+            shape = (first.shape[0], *self._process(name, one).shape[1:])
+            return _Recipe(sources=sources, shape=shape, rows=np.arange(first.shape[0]), plain=False)
         zeros = {s.name: np.broadcast_to(np.float32(0), s.shape) for s in sources}
         return _Recipe(sources=sources, shape=self._process(name, zeros).shape, rows=None, plain=False)
+
+    def _by_matrix(self, numbers: FloatArray, sources: Sequence[GgufTensor]) -> bool:
+        """Whether each matrix of a stack is made of the sources' matrices of the same number."""
+        count = sources[0].shape[0]
+        if numbers.ndim != 3 or len(numbers) != count or any(source.shape[:1] != (count,) for source in sources):
+            return False
+        return bool((numbers == np.arange(count, dtype=np.float32)[:, None, None]).all())
 
     def _process(self, name: str, arrays: Mapping[str, FloatArray]) -> FloatArray:
         """The state dict's tensor ``name``, made by transformers' processor from the file's ``arrays``."""

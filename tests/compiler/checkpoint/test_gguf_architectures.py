@@ -40,6 +40,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"logit_scale": 0.25, "attention.layer_norm_epsilon": 1e-5, "rope.scaling.type": "none"},
     ),
     "gemma": ("gemma", {}, {}),
+    "gpt-oss": (
+        "gpt_oss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4, "rms_norm_eps": 1e-6},
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48, "attention.sliding_window": 4},
+    ),
     "granite": (
         "granite",
         {
@@ -107,6 +112,11 @@ MODELS_OF_TRANSFORMERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = 
         | {"expert_feed_forward_length": 24, "expert_shared_feed_forward_length": 40},
     ),
     "qwen3": ("qwen3", {}, {}),
+    "qwen3moe": (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True},
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24},
+    ),
     "stablelm": (
         "stablelm",
         {"layer_norm_eps": 1e-5, "use_qkv_bias": True}
@@ -153,6 +163,9 @@ def written(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]:
         if name == "lm_head.weight" and tied:
             continue
         values = tensor.numpy()
+        if architecture == "gpt-oss" and (parts := gpt_oss_parts(name, values)):
+            out |= parts
+            continue
         if name.endswith("experts.gate_up_proj"):
             layer = name.split(".")[2]
             gate, up = np.split(values, 2, axis=1)
@@ -170,6 +183,23 @@ def written(model: Any, architecture: str) -> dict[str, np.ndarray[Any, Any]]:
         assert target is not None, name
         out[f"{target}.{suffix}"] = values
     return out
+
+
+def gpt_oss_parts(name: str, values: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """llama.cpp's conversion/gpt_oss.py: experts stand upright, gate and up apart; sinks are called weights."""
+    last = name.rpartition(".")[2]
+    if last != "sinks" and "experts" not in name:
+        return {}
+    layer = name.split(".")[2]
+    if last == "sinks":
+        return {f"blk.{layer}.attn_sinks.weight": values}
+    end = "bias" if last.endswith("_bias") else "weight"
+    upright = np.ascontiguousarray(values if end == "bias" else values.swapaxes(1, 2))
+    if last.startswith("down_proj"):
+        return {f"blk.{layer}.ffn_down_exps.{end}": upright}
+    return {
+        f"blk.{layer}.ffn_{part}_exps.{end}": upright[:, first::2].copy() for first, part in enumerate(("gate", "up"))
+    }
 
 
 def file_of(architecture: str, model: Any, write: GgufWriter, path: Path, **other: Any) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmc.compiler.base.errors import CheckpointError, UnsupportedModelError
@@ -45,6 +46,16 @@ def test_gemma_config_is_transformers_own(gemma3_gguf: Path) -> None:
     assert config.model_type == "gemma3_text"
     assert config.vocab_size == 262144
     assert config.sliding_window == 512
+
+
+@pytest.mark.parametrize("name", ["falcon", "falcon-h1", "llama4", "deepseek2", "glm4", "jamba"])
+def test_architectures_of_llama_cpp_that_are_not_read_are_refused_by_name(
+    write_gguf: GgufWriter, tmp_path: Path, name: str
+) -> None:
+    tensors = {"token_embd.weight": np.zeros((32, 32), np.float32)}
+    path = write_gguf(tmp_path / "x.gguf", name, tiny_metadata(name), tensors)
+    with pytest.raises(UnsupportedModelError, match=f"GGUF architecture {name}.* safetensors"):
+        read_gguf_config(read_gguf_header(path))
 
 
 def test_unknown_architecture_is_refused(tiny_llama_gguf: Path) -> None:

@@ -4,6 +4,7 @@ In: numbers of layers. Out: a table and JSON: peak RSS and wall time of ``llmc c
 layer geometry with so many layers, and the ratio of the peaks. A compile that streams its weights has a ratio near 1.
 
     python -m llmc.runtimes.bench.tools.memory --layers 8,16 --json F
+    python -m llmc.runtimes.bench.tools.memory --layers 2,4 --gptq       # of a checkpoint in GPTQ, kept as it is
 
 One number of layers at a time is on the disk; what was written is deleted afterwards unless ``--keep`` is given.
 """
@@ -27,10 +28,12 @@ from llmc.compiler.base.errors import EngineError, LlmcError
 from llmc.runtimes.bench.tools.process_memory import run_measured
 from llmc.runtimes.bench.tools.random_weights import check_disk
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry, write_checkpoint
+from llmc.runtimes.bench.tools.synthetic_gptq import checkpoint_bytes, write_gptq_checkpoint
 from llmc.runtimes.machine.fingerprint import MachineFingerprint, machine_fingerprint
 
 COMPILE = (sys.executable, "-P", "-c", "from llmc.compiler.cli.app import main; main()", "compile")
 COMPILE_OPTIONS = ("--target", "cpu", "--precision", "int4", "--verify", "off")
+KEEP = "--keep-quantization"
 # The checkpoint, a portable graph that may hold float32, and the artifact.
 DISK_FACTOR = 3.5
 
@@ -72,9 +75,16 @@ class MemoryReport:
 
 
 def measure_compile(
-    geometry: LlamaGeometry, workspace: Path, *, command: Sequence[str] = COMPILE, keep: bool = False
+    geometry: LlamaGeometry,
+    workspace: Path,
+    *,
+    command: Sequence[str] = COMPILE,
+    options: Sequence[str] = COMPILE_OPTIONS,
+    keep: bool = False,
 ) -> CompileMemory:
     """Write (or reuse) the checkpoint in ``workspace``, compile it in a subprocess, and delete both unless ``keep``.
+
+    It is in GPTQ's layout where the options ask for what a checkpoint holds to be kept.
 
     Raises:
         ArtifactError: not enough room on the disk, or the checkpoint cannot be written.
@@ -82,13 +92,15 @@ def measure_compile(
     """
     workspace.mkdir(parents=True, exist_ok=True)
     advice = "free some, name another --workspace, or use fewer layers"
-    check_disk(workspace, int(geometry.checkpoint_bytes * DISK_FACTOR), advice)
-    checkpoint = workspace / f"llama-{geometry.hidden}-{geometry.layers}-layers"
+    write = write_gptq_checkpoint if KEEP in options else write_checkpoint
+    size = checkpoint_bytes(geometry) if KEEP in options else geometry.checkpoint_bytes
+    check_disk(workspace, int(size * DISK_FACTOR), advice)
+    checkpoint = workspace / f"llama-{geometry.hidden}-{geometry.layers}-layers{'-gptq' if KEEP in options else ''}"
     artifact = workspace / f"{checkpoint.name}-int4"
     try:
         shutil.rmtree(artifact, ignore_errors=True)
-        write_checkpoint(checkpoint, geometry)
-        usage = run_measured([*command, str(checkpoint), "-o", str(artifact), *COMPILE_OPTIONS])
+        write(checkpoint, geometry)
+        usage = run_measured([*command, str(checkpoint), "-o", str(artifact), *options])
         if usage.returncode != 0:
             raise EngineError(f"the compile ended with status {usage.returncode}:\n{usage.output.strip()}")
         written = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
@@ -98,7 +110,7 @@ def measure_compile(
             shutil.rmtree(checkpoint, ignore_errors=True)
     return CompileMemory(
         layers=geometry.layers,
-        checkpoint_bytes=geometry.checkpoint_bytes,
+        checkpoint_bytes=size,
         artifact_bytes=written,
         peak_rss_bytes=usage.peak_rss_bytes,
         peak_anonymous_bytes=usage.peak_anonymous_bytes,
@@ -134,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="llmc.runtimes.bench.tools.memory", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--layers", type=positive_numbers, default=(8, 16), help="numbers of layers, as 8,16")
+    parser.add_argument("--gptq", action="store_true", help="a checkpoint in GPTQ's layout, kept as it is")
     parser.add_argument("--workspace", type=Path, help="directory to write into (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave checkpoints and artifacts for the next time")
     parser.add_argument("--json", type=Path, help="write the report to this file")
@@ -145,18 +158,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     workspace = options.workspace or Path(tempfile.mkdtemp(prefix="llmc-memory-"))
+    asked = (*COMPILE_OPTIONS, KEEP) if options.gptq else COMPILE_OPTIONS
     compiles = []
     try:
         for layers in options.layers:
             console.print(f"{layers} layers: writing a checkpoint, compiling it …")
-            compiles.append(measure_compile(LlamaGeometry(layers), workspace, keep=options.keep))
+            compiles.append(measure_compile(LlamaGeometry(layers), workspace, options=asked, keep=options.keep))
     except LlmcError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
     finally:
         if options.workspace is None and not options.keep:
             shutil.rmtree(workspace, ignore_errors=True)
-    report = MemoryReport(machine_fingerprint(), COMPILE_OPTIONS, tuple(compiles))
+    report = MemoryReport(machine_fingerprint(), asked, tuple(compiles))
     console.print(render_memory(report))
     if options.json is not None:
         options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")

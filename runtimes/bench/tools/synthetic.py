@@ -176,12 +176,12 @@ def _write_shard(file: BinaryIO, shapes: Shapes, *, sparse: bool) -> None:
         file.truncate(file.tell() + offset)
         return
     for name, shape in shapes.items():
-        for piece in _values(name, shape):
+        for piece in tensor_values(name, shape):
             file.write(piece)
 
 
-def _values(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """The tensor's bytes, a piece at a time."""
+def tensor_values(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
+    """The bytes of a tensor in bfloat16, a piece at a time."""
     count = math.prod(shape)
     if len(shape) == 1:
         yield np.ones(count, dtype=ml_dtypes.bfloat16).tobytes()

@@ -22,6 +22,7 @@ from llmc.runtimes.bench.tools.memory import (
 from llmc.runtimes.bench.tools.process_memory import CommandUsage
 from llmc.runtimes.bench.tools.random_weights import check_disk
 from llmc.runtimes.bench.tools.synthetic import LlamaGeometry
+from llmc.runtimes.bench.tools.synthetic_gptq import checkpoint_bytes
 
 from ..reports import MACHINE
 
@@ -49,6 +50,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(memory, "run_measured", run)
     monkeypatch.setattr(memory, "write_checkpoint", write)
+    monkeypatch.setattr(memory, "write_gptq_checkpoint", write)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=made.free))
     return made
 
@@ -59,6 +61,13 @@ def test_what_a_compile_took(compiler: Any, tmp_path: Path) -> None:
     source, output = (str(tmp_path / "new" / name) for name in NAMES)
     assert compiler.commands == [["llmc", "compile", source, "-o", output, *COMPILE_OPTIONS]]
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_checkpoint_in_gptq_is_written_where_its_numbers_are_to_be_kept(compiler: Any, tmp_path: Path) -> None:
+    found = measure_compile(TINY, tmp_path, command=("llmc",), options=(*COMPILE_OPTIONS, memory.KEEP))
+    assert found.checkpoint_bytes == checkpoint_bytes(TINY)
+    source, output = (str(tmp_path / f"{NAMES[0]}-gptq{end}") for end in ("", "-int4"))
+    assert compiler.commands == [["llmc", source, "-o", output, *COMPILE_OPTIONS, "--keep-quantization"]]
 
 
 def test_what_was_kept_is_used_again_but_for_the_artifact(compiler: Any, tmp_path: Path) -> None:

@@ -142,10 +142,16 @@ def _quantized_cache(options: OptimizeOptions, golden: Golden | None, numbers: N
 def _quantization(options: OptimizeOptions, numbers: Numbers) -> QuantizeWeights | None:
     if not (plan := make_plan(options)):
         return None
-    accuracy_level = 4 if get_target(options.target).family == "ort-cpu" else 0
-    kept = kept_zeros(options)
+    row = get_target(options.target)
     return QuantizeWeights(
-        plan, accuracy_level, kept, numbers.chosen_by, numbers.solver, numbers.solvers, options.keep_quantization
+        plan,
+        accuracy_level=4 if row.family == "ort-cpu" else 0,
+        kept_zeros=kept_zeros(options),
+        chosen_by=numbers.chosen_by,
+        solver=numbers.solver,
+        solvers=numbers.solvers,
+        keep_stored=options.keep_quantization,
+        offsets_by_mean=row.family == "ort-cuda",
     )
 
 

@@ -258,7 +258,7 @@ def transposed_weight(tensor: ir.TensorProtocol) -> LazyWeight:
         return MappedWeight(base, tensor.stored_shape, tensor.dtype, tensor.function, key, transposed=flipped)
     rows = as_weight(tensor)
     # Its rows in stored orientation are the transpose of the tensor exactly when the tensor is the transpose of them.
-    return MappedWeight(rows, rows.stored_shape, rows.dtype, _same, ("same",), transposed=not rows.transposed)
+    return MappedWeight(rows, rows.stored_shape, rows.dtype, _same, _SAME, transposed=not rows.transposed)
 
 
 def cast_weight(tensor: ir.TensorProtocol, dtype: ir.DataType) -> LazyWeight:
@@ -270,7 +270,25 @@ def cast_weight(tensor: ir.TensorProtocol, dtype: ir.DataType) -> LazyWeight:
         return TensorWeight(weight.tensor, dtype, transposed=weight.transposed)
     if isinstance(weight, StackedWeight):  # by part: each says by its own name what does not fit
         return StackedWeight([cast_weight(part, dtype) for part in weight.parts], transposed=weight.transposed)
-    return MappedWeight(weight, weight.stored_shape, dtype, _same, ("same",), transposed=weight.transposed)
+    return MappedWeight(weight, weight.stored_shape, dtype, _same, _SAME, transposed=weight.transposed)
+
+
+def widened_weight(weight: LazyWeight) -> LazyWeight:
+    """The weight in float32, as it is before :func:`cast_weight` rounds it to a type of 16 bits."""
+    wide = ir.DataType.FLOAT
+    if weight.dtype == wide:
+        return weight
+    if isinstance(weight, StackedWeight):
+        return StackedWeight([widened_weight(part) for part in weight.parts], transposed=weight.transposed)
+    if isinstance(weight, TensorWeight):
+        return TensorWeight(weight.tensor, wide, transposed=weight.transposed)
+    if isinstance(weight, MappedWeight) and weight.key == _SAME:
+        base = widened_weight(weight.base)
+        return MappedWeight(base, weight.stored_shape, wide, _same, _SAME, transposed=weight.transposed)
+    return cast_weight(weight, wide)
+
+
+_SAME = ("same",)
 
 
 def _same(rows: Array) -> Array:

@@ -72,10 +72,11 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
         "int8": Meaning(("int8", "int8-offset", "int8-zero"), _CPU_ENDS, ("int8", "int8-zero")),
         "int4": Meaning(("int4", "int4-offset", "int4-zero"), _CPU_ENDS, ("int4", "int4-zero"), asymmetric=True),
     },
-    # Its kernels know zero points but no offsets. Smaller blocks cost them less than zero points do.
+    # Its fast kernels know whole zero points; offsets are a small product of their own, which is there for weights
+    # that have some already. Smaller blocks cost less than zero points do.
     "cuda": {
-        "int8": Meaning(("int8", "int8-zero"), _CUDA_ENDS, ("int8", "int8-zero")),
-        "int4": Meaning(("int4@16", "int4-zero"), _CUDA_ENDS, ("int4", "int4-zero")),
+        "int8": Meaning(("int8", "int8-zero", "int8-offset"), _CUDA_ENDS, ("int8", "int8-zero")),
+        "int4": Meaning(("int4@16", "int4-zero", "int4-offset"), _CUDA_ENDS, ("int4", "int4-zero")),
         "fp8": Meaning(("fp8",), {}),
     },
     "tensorrt": _TENSORRT,

@@ -32,6 +32,8 @@ class Emission:
         accuracy_level: Of the runtime's operators.
         solver: Chooses numbers …
         solvers: … where none is named here for a site.
+        offsets_by_mean: Whether offsets of ``nbits`` are multiplied with means of activations instead of sums.
+        read: A weight as solvers see it.
         first: Nodes that go before everything else, in the end.
         functions: Bodies of operators that were called.
     """
@@ -41,6 +43,8 @@ class Emission:
     accuracy_level: int = 0
     solver: Solver = field(default_factory=RoundToNearest)
     solvers: Mapping[str, Solver] = field(default_factory=dict)
+    offsets_by_mean: bool = False
+    read: Callable[[LazyWeight], LazyWeight] = lambda weight: weight
     first: list[ir.Node] = field(default_factory=list)
     functions: dict[ir.OperatorIdentifier, ir.Function] = field(default_factory=dict)
     _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class Emission:
 
     def quantized(self, name: str, weight: LazyWeight, scheme: Scheme) -> QuantizedWeight:
         """A site's weight, in the numbers that its solver chooses; ``name``: the site's."""
-        return QuantizedWeight(weight, scheme, self.solvers.get(name, self.solver))
+        return QuantizedWeight(self.read(weight), scheme, self.solvers.get(name, self.solver))
 
     def replace_product(self, node: ir.Node, make: Callable[[ir.Value | None], Sequence[ir.Node]]) -> None:
         """Put what ``make`` makes of the bias, the last of which gives the result, where product and bias were."""

@@ -2,12 +2,13 @@
 
 MatMul(x, W) (+ b)            →  com.microsoft::MatMulNBits(x, packed, scales, zero points, b)
 Gather(table, ids)            →  com.microsoft::GatherBlockQuantized(packed, ids, scales, zero points)
-MatMul(x, W) with offsets     →  MatMulNBits(x, …) + MatMul(sums of x by block, offsets)
+MatMul(x, W) with offsets     →  MatMulNBits(x, …) + MatMul(sums of x by block, offsets), or by means (block_offsets)
 MatMul(x, Transpose(table))   →  MatMulNBits over the same packed bytes: a tied table is stored once
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.lazy_weight import LazyWeight
@@ -38,7 +39,8 @@ def emit_matmul_nbits(emission: Emission, site: Site, scheme: Scheme) -> None:
         product = MATMUL_NBITS.make(inputs, attributes, name=node.name)
         if scheme.zero != "offset":
             return [product]
-        return [product, *add_offsets(emission.graph, node, product, parts["offsets"], block)]
+        means = emission.offsets_by_mean
+        return [product, *add_offsets(emission.graph, node, product, parts["offsets"], block, means=means)]
 
     emission.replace_product(node, make)
 
@@ -80,7 +82,11 @@ def packed_parts(
         parts.append(QuantizedPart(solved, "zero_points", packed, uint8, lambda rows: pack(rows.zero_points(), bits)))
     elif scheme.zero == "offset":
         # [blocks, out] in the graph.
-        parts.append(QuantizedPart(solved, "offsets", shape, dtype, lambda rows: rows.zero_points(), transposed=True))
+        times = np.float32(scheme.block or 1) if emission.offsets_by_mean else np.float32(1)
+        offsets = QuantizedPart(
+            solved, "offsets", shape, dtype, lambda rows: rows.zero_points() * times, transposed=True
+        )
+        parts.append(offsets)
     return emission.once(
         weight,
         (scheme, packed_shape),

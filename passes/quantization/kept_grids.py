@@ -9,7 +9,8 @@ site's weights exactly and takes no more bits, or None.
     Q5_0, planned int4            →   None: its levels need more bits than the plan has
 
 Packed blocks have codes for steps and zero points, on which those of a file seldom lie; so what is kept is stored for
-the runtime's own operators, whose scales are floats.
+the runtime's own operators, whose scales are floats. Weights are looked at as their checkpoint has them: in a graph
+whose floats have 16 bits their rounding would hide steps of 8 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import replace
 
 from llmc.compiler.base.errors import UnsupportedModelError
 from llmc.compiler.base.options import Zero
-from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.lazy_weight import LazyWeight, widened_weight
 from llmc.compiler.graph.weight_grid import weight_grid
 from llmc.compiler.quantization.grid import WIDTHS, ZEROS, Grid
 from llmc.compiler.quantization.scheme import SCHEMES, Scheme
@@ -48,7 +49,7 @@ def kept_scheme(site: Site, planned: Scheme, zeros: Collection[Zero], grid_of: G
         return None
     grids = []
     for _, weight in site.weights:
-        if (grid := grid_of(weight, largest_bits)) is None:
+        if (grid := grid_of(widened_weight(weight), largest_bits)) is None:
             return None
         grids.append(grid)
     return _scheme(grids, possible)

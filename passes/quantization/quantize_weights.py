@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.json_record import LEFT_OUT
 from llmc.compiler.base.options import Zero
-from llmc.compiler.graph.lazy_weight import LazyWeight
+from llmc.compiler.graph.lazy_weight import LazyWeight, widened_weight
 from llmc.compiler.graph.weight_grid import weight_grid
 from llmc.compiler.quantization.grid import Grid
 from llmc.compiler.quantization.plan import placement_of
@@ -66,6 +66,8 @@ class QuantizeWeights(GraphPass):
         solver: Chooses the numbers of all sites …
         solvers: … but those that are named here, whose numbers are known.
         keep_stored: Refuse weights that a checkpoint holds in small numbers and that are not kept on their grid.
+        offsets_by_mean: Offsets of ``nbits`` are multiplied with means of blocks of activations, which float16 holds
+            where it may not hold their sums.
     """
 
     plan: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class QuantizeWeights(GraphPass):
     solver: Solver = field(default_factory=RoundToNearest, metadata=LEFT_OUT)
     solvers: Mapping[str, Solver] = field(default_factory=dict, metadata=LEFT_OUT)
     keep_stored: bool = field(default=False, metadata=LEFT_OUT)
+    offsets_by_mean: bool = field(default=False, metadata=LEFT_OUT)
 
     # It takes the runtime's experts and a tied head's table; what is dead would be quantized as well.
     order = Order(needs=(Fact.EXPERTS, Fact.TABLES, Fact.NOTHING_DEAD), ends=(Fact.WEIGHTS,))
@@ -97,7 +100,9 @@ class QuantizeWeights(GraphPass):
 
     def rewrite(self, model: ir.Model, tally: Tally) -> None:
         """Visit every site."""
-        emission = Emission(model.graph, self.plan, self.accuracy_level, self.solver, self.solvers)
+        emission = Emission(
+            model.graph, self.plan, self.accuracy_level, self.solver, self.solvers, self.offsets_by_mean
+        )
         kept, converted, stored = dict[Scheme, int](), list[Site](), Counter[str]()
 
         def grid_of(weight: LazyWeight, bits: int) -> Grid | None:
@@ -118,7 +123,8 @@ class QuantizeWeights(GraphPass):
                 if exact is None:
                     converted.append(site)
                 emit = _emitter(site.kind, exact or scheme)
-                emit(replace(emission, solver=ExactGrid(), solvers={}) if exact else emission, site, exact or scheme)
+                keeping = replace(emission, solver=ExactGrid(), solvers={}, read=widened_weight)
+                emit(keeping if exact else emission, site, exact or scheme)
                 tally.count(site.kind)
                 stored[(exact or scheme).precision] += 1
                 if exact is not None:

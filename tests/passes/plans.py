@@ -18,6 +18,7 @@ def in_blocks(
     accuracy_level: int = 4,
     kept_zeros: tuple[Zero, ...] = (),
     linear_block: int | None = None,
+    by_mean: bool = False,
 ) -> QuantizeWeights:
     """Blocks of integers for ONNX Runtime's operators; experts have a zero point where layers have an offset."""
     zero = "" if symmetric else "-zero"
@@ -29,7 +30,7 @@ def in_blocks(
     }
     plan = {kind: scheme_name(name, block_size) for kind, name in names.items()}
     plan["linear"] = scheme_name(names["linear"], linear_block or block_size)
-    return QuantizeWeights(plan, accuracy_level, kept_zeros)
+    return QuantizeWeights(plan, accuracy_level, kept_zeros, offsets_by_mean=by_mean)
 
 
 def in_standard(
@@ -43,5 +44,5 @@ def in_standard(
 
 
 def in_fp8(block_size: int = 128) -> QuantizeWeights:
-    """8-bit floats for linear layers, the head among them."""
-    return QuantizeWeights({"linear": scheme_name("fp8", block_size)}, 0)
+    """8-bit floats for linear layers, the head among them, as CUDA has them."""
+    return QuantizeWeights({"linear": scheme_name("fp8", block_size)}, 0, offsets_by_mean=True)

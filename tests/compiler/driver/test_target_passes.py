@@ -42,6 +42,7 @@ from ...passes.plans import in_blocks, in_fp8, in_standard
 
 TENSORRT: list[Any] = ["tensorrt", "tensorrt-rtx"]
 LAYOUT: Any = {"layout": "nbits"}
+ALL = ("none", "integer", "offset")
 NEW = Capabilities(query_seqlens=True, expert_kernels=True)
 
 
@@ -142,9 +143,9 @@ def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, aske
         ({"precision": "int4"}, {"bits": 4, "offset": True}),
         (
             {"precision": "int4", "keep_grid": True},
-            {"bits": 4, "offset": True, "kept_zeros": ("none", "integer", "offset")},
+            {"bits": 4, "offset": True, "kept_zeros": ALL},
         ),
-        ({"precision": "int8", "keep_grid": True}, {"bits": 8, "kept_zeros": ("none", "integer", "offset")}),
+        ({"precision": "int8", "keep_grid": True}, {"bits": 8, "kept_zeros": ALL}),
         ({"precision": "int8", "symmetric": False}, {"bits": 8, "offset": True}),
         ({"precision": "int4", "symmetric": True}, {"bits": 4}),
         ({"precision": "int4", "head": "int4", "block_size": 64}, {"offset": True, "head_bits": 4, "block_size": 64}),
@@ -206,11 +207,11 @@ def test_cudas_kernels_are_compared_with(geometry: ModelGeometry) -> None:
         ({"precision": "fp8"}, {"quantization": in_fp8(128)}),
         ({"precision": "fp8", "block_size": 64}, {"quantization": in_fp8(64)}),
         ({"precision": "int4"},
-         {"quantization": {"bits": 4, "linear_block": 16, "kept_zeros": ("none", "integer")}, "pack_gate_up": False}),
+         {"quantization": {"bits": 4, "linear_block": 16, "kept_zeros": ALL}, "pack_gate_up": False}),
         ({"precision": "int4", "symmetric": False},
          {"quantization": {"bits": 4, "symmetric": False}, "pack_gate_up": False}),
         ({"precision": "int8", "activations": "bf16"},
-         {"quantization": {"bits": 8, "kept_zeros": ("none", "integer")}, "pack_gate_up": False,
+         {"quantization": {"bits": 8, "kept_zeros": ALL}, "pack_gate_up": False,
           "activations": "bf16"}),
         ({"precision": "int8", "head": "int4", "block_size": 16},
          {"quantization": {"bits": 8, "head_bits": 4, "block_size": 16}, "pack_gate_up": False}),
@@ -219,8 +220,9 @@ def test_cudas_kernels_are_compared_with(geometry: ModelGeometry) -> None:
     ],
 )  # fmt: skip
 def test_cuda(geometry: ModelGeometry, options: dict[str, Any], made: dict[str, Any]) -> None:
-    """Zero points or none, never offsets; activations are not rounded to 8 bits."""
+    """Offsets of weights that have some are multiplied with means; activations are not rounded to 8 bits."""
     defaults = {"bits": 4, "block_size": 32, "symmetric": True, "offset": False, "head_bits": 8, "accuracy_level": 0}
+    defaults["by_mean"] = True
     if isinstance(made.get("quantization"), dict):
         made = made | {"quantization": in_blocks(**defaults | made["quantization"])}
     passes = target_passes(geometry, OptimizeOptions(target="cuda", context=512, **options), NEW)

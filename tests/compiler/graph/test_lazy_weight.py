@@ -26,6 +26,7 @@ from llmc.compiler.graph.lazy_weight import (
     cast_weight,
     numpy_dtype,
     transposed_weight,
+    widened_weight,
 )
 
 Array = npt.NDArray[Any]
@@ -204,6 +205,25 @@ def test_a_cast_keeps_value_and_orientation(kind: str, dtype: ir.DataType) -> No
     cast = cast_weight(weight, dtype)
     check(cast, array.astype(numpy_dtype(dtype)))
     assert cast.transposed == weight.transposed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rounding_to_16_bits_can_be_taken_back(kind: str) -> None:
+    array = draw(5, 3)
+    weight = every_kind(array)[kind]
+    assert widened_weight(weight) is weight
+    cast = cast_weight(weight, HALF)
+    assert np.any(cast.numpy() != array)
+    check(widened_weight(cast), array)
+    check(widened_weight(transposed_weight(cast)), np.ascontiguousarray(array.T))
+    if not weight.transposed:
+        below = StackedWeight([cast, cast], transposed=False)
+        check(widened_weight(below), np.concatenate([array, array]))
+
+
+def test_what_is_made_in_16_bits_stays_as_it_is() -> None:
+    halves = MappedWeight(from_source(draw(4, 3)), (4, 3), HALF, lambda rows: rows / 3, ("third",))
+    check(widened_weight(halves), halves.numpy().astype(np.float32))
 
 
 def test_as_weight_changes_nothing_that_is_lazy() -> None:

@@ -89,8 +89,8 @@ def test_what_options_mean(options: dict[str, Any], plan: Any) -> None:
 ZEROS = {"none": "", "integer": "-zero", "offset": "-offset"}
 LINEAR: dict[tuple[str, str], dict[str, str]] = {
     **{("cpu", bits): {zero: f"{bits}{end}@32" for zero, end in ZEROS.items()} for bits in ("int4", "int8")},
-    ("cuda", "int4"): {"none": "int4@16", "integer": "int4-zero@32"},
-    ("cuda", "int8"): {"none": "int8@32", "integer": "int8-zero@32"},
+    ("cuda", "int4"): {"none": "int4@16", "integer": "int4-zero@32", "offset": "int4-offset@32"},
+    ("cuda", "int8"): {zero: f"int8{end}@32" for zero, end in ZEROS.items()},
     ("cuda", "fp8"): {"none": "fp8@128"},
     ("openvino", "int4"): {"none": "qdq-int4@32", "offset": "qdq-uint4-offset@32", "integer": "qdq-uint4-zero@32"},
     ("openvino", "int8"): {"none": "qdq-int8"},
@@ -238,7 +238,7 @@ def test_a_value_of_other_bits_stands_alone(plan: dict[str, str], alone: bool) -
         ({"precision": "int6"}, ("none", "integer", "offset")),
         ({"precision": "fp32"}, ()),
         ({"target": "cuda", "precision": "fp8"}, ()),
-        ({"target": "cuda"}, ("none", "integer")),
+        ({"target": "cuda"}, ("none", "integer", "offset")),
         ({"target": "tensorrt"}, ()),
         ({"target": "openvino"}, ()),
         ({"keep_grid": False}, ()),

@@ -10,10 +10,12 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.base.errors import UnsupportedModelError
-from llmc.compiler.base.options import Zero
+from llmc.compiler.base.options import OptimizeOptions, Zero
 from llmc.compiler.checkpoint.weights import ArrayWeights, TensorInfo
 from llmc.compiler.graph.lazy_weight import LazyWeight, RowScaledWeight, SourceWeight, StackedWeight, TensorWeight
+from llmc.compiler.quantization.plan import kept_zeros
 from llmc.compiler.quantization.scheme import Scheme, scheme_of
+from llmc.passes.lowering.convert_float import ConvertFloat
 from llmc.passes.quantization.kept_grids import kept_scheme, require_kept, require_stored
 from llmc.passes.quantization.quantize_weights import QuantizeWeights
 from llmc.passes.quantization.sites import Site, find_sites
@@ -105,8 +107,10 @@ def test_two_stacks_of_experts_share_a_scheme() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("kind", ["signed", "points", "offsets"])
-def test_a_product_says_what_its_floats_said(kind: str, full: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "by_mean"), [("signed", False), ("points", False), ("offsets", False), ("offsets", True)]
+)
+def test_a_product_says_what_its_floats_said(kind: str, by_mean: bool, full: bool) -> None:
     """ONNX Runtime computes it in float32; what packed weights lose is a thousand times as much.
 
     Rounding by a block's ends meets its levels only where the block uses the whole of its range.
@@ -115,13 +119,39 @@ def test_a_product_says_what_its_floats_said(kind: str, full: bool) -> None:
     outputs = {}
     for zeros in (ALL, ()):
         model = linear(rows)
-        tally = apply(QuantizeWeights({"linear": "q4"}, accuracy_level=0, kept_zeros=zeros), model)
+        weights = QuantizeWeights({"linear": "q4"}, accuracy_level=0, kept_zeros=zeros, offsets_by_mean=by_mean)
+        tally = apply(weights, model)
         assert tally.fired == ({"linear": 1, "kept exactly": 1} if zeros else {"linear": 1})
         assert tally.expected == {"linear": 1}
         outputs[zeros] = run(model, {"x": x})["y"]
     scale = np.abs(x @ rows.T).max()
     assert np.abs(outputs[ALL] - x @ rows.T).max() < 1e-5 * scale
     assert np.abs(outputs[()] - x @ rows.T).max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "signed"), (8, "offsets"), (4, "offsets")])
+def test_floats_of_16_bits_do_not_hide_a_grid(bits: int, kind: str) -> None:
+    """Weights are looked at before they are rounded; scales and offsets alone have the activations' type."""
+    rows, x = rows_of(kind, bits), draw(5, 64, seed=3).astype(np.float16)
+    model = linear(rows)
+    apply(ConvertFloat("fp16"), model)
+    tally = apply(QuantizeWeights({"linear": "int8@64"}, 0, ALL, offsets_by_mean=True), model)
+    assert tally.fired == {"linear": 1, "kept exactly": 1}
+    found = run(model, {"x": x})["y"]
+    expected = x.astype(np.float32) @ rows.T
+    assert found.dtype == np.float16
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def test_sums_that_16_bits_do_not_hold_are_means() -> None:
+    """A block's inputs add up to 96,000, and what the layer makes of them is far less."""
+    rows = rows_of("offsets")
+    model = linear(rows)
+    apply(ConvertFloat("fp16"), model)
+    apply(QuantizeWeights({"linear": "int4@32"}, 0, ALL, offsets_by_mean=True), model)
+    found = run(model, {"x": np.full((2, 64), 3000, np.float16)})["y"]
+    expected = 3000 * rows.sum(axis=1)
+    assert np.abs(found - expected).max() < 4e-3 * 3000 * np.abs(rows).sum(axis=1).max()
 
 
 def test_what_is_kept_is_said() -> None:
@@ -185,19 +215,17 @@ def test_floats_of_a_checkpoint_may_be_converted() -> None:
     require_stored([a_site("layers.3.k_proj", stored_weight("k")), a_site("layers.3.v_proj", plain)])
 
 
-WHOLE: tuple[Zero, ...] = ("none", "integer")
 KEPT_BY = {  # In the order of the columns of docs/gguf.md: CPU int4, CPU int8, CUDA int4, CUDA int8.
-    **dict.fromkeys(("Q4_0", "Q3_K"), "yes yes yes yes"),
-    **dict.fromkeys(("Q4_1", "Q4_K", "Q2_K"), "yes yes no no"),
-    **dict.fromkeys(("Q5_0", "Q8_0", "Q6_K", "IQ4_NL", "IQ4_XS"), "no yes no yes"),
-    **dict.fromkeys(("Q5_1", "Q5_K"), "no yes no no"),
+    **dict.fromkeys(("Q4_0", "Q3_K", "Q4_1", "Q4_K", "Q2_K"), "yes yes yes yes"),
+    **dict.fromkeys(("Q5_0", "Q8_0", "Q6_K", "IQ4_NL", "IQ4_XS", "Q5_1", "Q5_K", "MXFP4"), "no yes no yes"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"F32"}))
 @pytest.mark.parametrize("column", range(4))
 def test_a_type_of_gguf_is_kept_or_named(name: str, column: int) -> None:
-    plan, zeros = (("q4", ALL), ("q8", ALL), ("int4@32", WHOLE), ("int8@64", WHOLE))[column]
+    plan, target = (("q4", "cpu"), ("q8", "cpu"), ("int4@32", "cuda"), ("int8@64", "cuda"))[column]
+    zeros = kept_zeros(OptimizeOptions(target=target, precision="int4"))
     weight = stored_weight("q", np.ascontiguousarray(gguf_rows(name)))
     sites = [a_site("layers.0.q_proj", weight), a_site("layers.0.plain", draw_weight())]
     if KEPT_BY[name].split()[column] == "yes":

@@ -123,7 +123,7 @@ def test_a_context_beyond_the_models(geometry: ModelGeometry, target: Any) -> No
     ("made_for", "asked", "context"),
     [
         (None, None, DEFAULT_CONTEXT), (2048, None, 2048), (131072, None, DEFAULT_CONTEXT), (2048, 2048, 2048),
-        (131072, 131072, 131072), (None, 40000, 40000), (2048, 1, 1),
+        (131072, 131072, 131072), (None, 40000, 40000), (2048, 2, 2),
     ],
 )  # fmt: skip
 def test_the_longest_context(geometry: ModelGeometry, made_for: int | None, asked: int | None, context: int) -> None:

@@ -64,10 +64,10 @@ def test_what_a_compile_took(compiler: Any, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_in_gptq_is_written_where_its_numbers_are_to_be_kept(compiler: Any, tmp_path: Path) -> None:
-    found = measure_compile(TINY, tmp_path, command=("llmc",), options=(*COMPILE_OPTIONS, memory.KEEP))
+    found = measure_compile(TINY, tmp_path, command=("llmc", "compile"), options=(*COMPILE_OPTIONS, memory.KEEP))
     assert found.checkpoint_bytes == checkpoint_bytes(TINY)
     source, output = (str(tmp_path / f"{NAMES[0]}-gptq{end}") for end in ("", "-int4"))
-    assert compiler.commands == [["llmc", source, "-o", output, *COMPILE_OPTIONS, "--keep-quantization"]]
+    assert compiler.commands == [["llmc", "compile", source, "-o", output, *COMPILE_OPTIONS, memory.KEEP]]
 
 
 def test_what_was_kept_is_used_again_but_for_the_artifact(compiler: Any, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(command: list[str]) -> CommandUsage:
         made.commands.append(command)
-        output = Path(command[-len(COMPILE_OPTIONS) - 1])
+        output = Path(command[command.index("-o") + 1])
         output.mkdir()
         (output / "model.onnx").write_bytes(bytes(10))
         (output / "inner").mkdir()

@@ -84,7 +84,7 @@ def analyze(
     bandwidth: Bandwidth,
     copies: CopyBandwidth | None = None,
 ) -> tuple[BenchResult, ...]:
-    """Figures of every case for every subject, in that order; ``copies`` is the ceiling of those on a GPU."""
+    """Figures of each case for each subject that ran it, in that order; ``copies``: the ceiling of those on a GPU."""
     return tuple(
         _result(
             subject,
@@ -95,6 +95,7 @@ def analyze(
         )
         for case in cases
         for subject in subjects
+        if (subject.label, case) in samples
     )
 
 
@@ -205,10 +206,12 @@ def _generation(label: str, case: BenchCase, rounds: Sequence[Sequence[Timings]]
 
 
 def compare(samples: Samples, labels: Sequence[str], cases: Sequence[BenchCase]) -> tuple[Comparison, ...]:
-    """The first subject over each other one, prefill and decode, round by round."""
+    """The first subject over each other one, prefill and decode, round by round, where both ran the case."""
     rates = {"prefill": prefill_rate, "decode": decode_rate}
     found = []
     for case, other, (metric, rate) in itertools.product(cases, labels[1:], rates.items()):
+        if not {(labels[0], case), (other, case)} <= samples.keys():
+            continue
         first, second = ([rate(case, sample) for sample in samples[label, case]] for label in (labels[0], other))
         ratios = paired_ratios(first, second)
         interval = ratio_interval(ratios)

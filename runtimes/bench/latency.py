@@ -189,6 +189,7 @@ def _warnings(
     return (
         *warnings_of(bench.options, bandwidth, results, *loads, bench.idle_share, on_cuda=bench.on_cuda),
         *gpu_warnings(bench.options, on_gpu, loads_of_gpu, counts=counts),
+        *(f"{label} did not run {case.name}: {why}" for (label, case), why in bench.refusals.items()),
         *(f"{label} was not asked for text: its loop is its own, and --mode text runs llmc's" for label in mute),
     )
 

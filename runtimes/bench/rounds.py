@@ -10,7 +10,9 @@ subjects said of themselves. Three orders of things::
                    visits: A B C, half of the rounds each, then C B A          -> A A B B C C C C B B A A
     afresh         for each start: what "interleaved" or "one at a time" does, in processes of its own
 
-A visit that follows one of the same subject is joined with it (C above).
+A visit that follows one of the same subject is joined with it (C above). A case that a peer refuses when it is first
+asked is left out for it, with what it said; one that an engine of llmc's refuses ends the benchmark, and so does a
+peer that refuses all.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench.analysis import Generations, Opened, Peak, Sample, Samples, with_energy
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import Prompts, TokenText
@@ -99,7 +102,10 @@ def runs_loop(subject: Subject) -> bool:
 
 @dataclass
 class Rounds:
-    """The measurements as they grow; ``sampler`` watches the GPU and ``processor`` the CPU's energy, if at all."""
+    """The measurements as they grow; ``sampler`` watches the GPU and ``processor`` the CPU's energy, if at all.
+
+    ``refusals``: what a peer said of a case that it does not run.
+    """
 
     subjects: Sequence[Subject]
     cases: Sequence[BenchCase]
@@ -115,6 +121,7 @@ class Rounds:
     prompts: Prompts | None = None
     tokens: TokenText | None = None
     texts: list[TextRecord] = field(default_factory=list)
+    refusals: dict[tuple[str, BenchCase], str] = field(default_factory=dict)
 
     @property
     def on_cuda(self) -> frozenset[str]:
@@ -178,8 +185,8 @@ class Rounds:
             for case in self.cases:
                 self.steps.begin(f"{subject.label}, {case.name}: memory")
                 with self._alone(subject) as worker:
-                    self._run(worker, case, 0)
-                    self._note_memory(worker, case)
+                    if self._runs(worker, case):
+                        self._note_memory(worker, case)
 
     def _measure_latency(self) -> None:
         """All rounds, with one living worker per subject."""
@@ -209,7 +216,8 @@ class Rounds:
         with self._alone(visit.subject) as worker:
             for case in self.cases:
                 self._warm_up(label, worker, case)
-                if self.options.measure_memory and (label, case) not in self.peaks:
+                known = (label, case) in self.peaks or (label, case) in self.refusals
+                if self.options.measure_memory and not known:
                     self._note_memory(worker, case)
             if self.sampler is not None:
                 self.sampler.unfollow()
@@ -238,11 +246,33 @@ class Rounds:
 
     def _warm_up(self, label: str, worker: WorkerProcess, case: BenchCase) -> None:
         self.steps.begin(f"{label}, {case.name}: warm-up")
-        self._run(worker, case, 0)
+        self._runs(worker, case)
+
+    def _runs(self, worker: WorkerProcess, case: BenchCase) -> bool:
+        """Run a case untimed; whether it was run. A peer's refusal is noted, and the case not asked for again.
+
+        Raises:
+            LlmcError: an engine of llmc's refused it, or a peer refused every case.
+        """
+        key = worker.label, case
+        if key in self.refusals:
+            return False
+        try:
+            self._run(worker, case, 0)
+        except EngineError as error:
+            others = {(worker.label, each) for each in self.cases if each != case}
+            if runs_loop(self.opened[worker.label].subject) or others <= self.refusals.keys():
+                raise
+            log.info("%s", error)
+            self.refusals[key] = str(error).splitlines()[0].removeprefix(f"{worker.label}: ")
+        return key not in self.refusals
 
     def _round(self, workers: Mapping[str, WorkerProcess], turn: int) -> None:
         for case in self.cases:
             for label, worker in workers.items():
+                if (label, case) in self.refusals:
+                    self.steps.begin(f"{label}, {case.name}: left out")
+                    continue
                 self.steps.begin(f"{label}, {case.name}: run {turn % self.options.runs + 1} of {self.options.runs}")
                 idle = {name: other.cpu_seconds() for name, other in workers.items() if name != label}
                 begin, meter = time.perf_counter(), LoadMeter()

@@ -88,7 +88,9 @@ class SweepPlan:
         points: list[SweepPoint] = []
         for fitting, cases in groups.items():
             if fitting:
-                points += _measure(fitting, cases, report.options, steps, infos)
+                measured, refused = _measure(fitting, cases, report.options, steps, infos)
+                points += measured
+                remarks += refused
         points.sort(key=lambda point: point.tokens)
         cliffs = slow_steps(points) if self.key == CURVE else []
         sweep = Sweep(tuple(points), (*remarks, *cliffs))
@@ -116,15 +118,20 @@ def _measure(
     options: BenchOptions,
     steps: Steps,
     infos: Mapping[str, Mapping[str, Any]],
-) -> list[SweepPoint]:
+) -> tuple[list[SweepPoint], list[str]]:
+    """The points, and remarks on those that a peer refused."""
     rounds = Rounds(subjects, list(cases.values()), _options(options), steps)
     rounds.measure()
     points = []
     for tokens, case in cases.items():
         for subject in subjects:
+            if (subject.label, case) in rounds.refusals:
+                continue
             samples = rounds.samples[subject.label, case]
             each = Summary.of([step_ms(sample) for sample in samples])
             rates = Summary.of([decode_rate(case, sample) for sample in samples])
             size, raw = step_bytes(infos[subject.label], case), tuple(sample.step_s for sample in samples)
             points.append(SweepPoint(subject.label, tokens, each, rates, size, raw))
-    return points
+    by_case = {case: tokens for tokens, case in cases.items()}
+    refused = [f"{who} is left out at {by_case[case]}: {why}" for (who, case), why in rounds.refusals.items()]
+    return points, refused

@@ -18,7 +18,7 @@ from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.gpu import EnergyCurve
 from llmc.runtimes.machine.summary import Summary
 
-from .office import ONE, TWO, A, B, Office, Watcher, on_cuda
+from .office import ONE, TWO, A, B, Clerk, Office, Watcher, on_cuda
 
 
 def measure(
@@ -210,6 +210,38 @@ def test_the_first_failure_ends_everything(office: Office, one_at_a_time: bool) 
         measure([A, B], [ONE], runs=1, measure_memory=False, one_at_a_time=one_at_a_time)
     assert not any(worker.is_open for worker in office.workers)
     assert office.workers[-1].failure
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_a_case_that_a_peer_refuses_is_left_out_for_it_alone(
+    office: Office, monkeypatch: pytest.MonkeyPatch, one_at_a_time: bool
+) -> None:
+    usual = Clerk.run
+
+    def refusing(self: Clerk, batch: int, **fields: Any) -> dict[str, Any]:
+        if self.label == "b" and batch == TWO.batch:
+            raise EngineError("b: run failed, RuntimeError: one row at a time\nTraceback")
+        return usual(self, **fields)
+
+    monkeypatch.setattr(Clerk, "run", refusing)
+    bench, _ = measure([A, B], [ONE, TWO], runs=3, one_at_a_time=one_at_a_time)
+    assert bench.refusals == {("b", TWO): "run failed, RuntimeError: one row at a time"}
+    assert {key: len(runs) for key, runs in bench.samples.items()} == {
+        ("a", ONE): 3,
+        ("a", TWO): 3,
+        ("b", ONE): 3,
+    }
+    assert ("b", TWO) not in bench.peaks
+    assert ("b", ONE) in bench.peaks
+    asked = [fields["batch"] for _, label, command, fields in office.asked if (label, command) == ("b", "run")]
+    assert asked.count(TWO.batch) == 1, "it is not asked again"
+
+
+def test_what_an_engine_of_llmcs_refuses_ends_everything(office: Office) -> None:
+    engine = Subject("c", Path("c"), LLMC_WORKER)
+    office.said["c", "run"] = {"error": "out of memory"}
+    with pytest.raises(EngineError, match="c: out of memory"):
+        measure([A, engine], [ONE, TWO], runs=1)
 
 
 def test_requests_are_generated_after_each_run_by_those_who_can(office: Office) -> None:

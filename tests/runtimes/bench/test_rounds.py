@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from llmc.compiler.base.errors import EngineError
 from llmc.runtimes.bench import latency, rounds
 from llmc.runtimes.bench.analysis import Sample, gpu_warnings, with_energy
 from llmc.runtimes.bench.latency import make_cases, run_benchmark
@@ -215,3 +216,18 @@ def test_warnings_of_a_gpu(on_gpu, nvml, bandwidth):
     on_gpu(Desk(nvml))  # the counter does not move while it decodes
     report = run_benchmark([A], make_cases([4], 3), BenchOptions(runs=1, **ALONE), bandwidth=bandwidth)
     assert report.warnings == ("some decode parts were too short for the GPU's energy counter: use a larger --gen",)
+
+
+def test_a_refused_case_is_named_and_the_others_are_compared(monkeypatch, bandwidth):
+    def asked(worker, command, **fields):
+        if worker.label == "b" and command == "run" and fields["batch"] == 2:
+            raise EngineError("b: run failed, RuntimeError: one row at a time")
+        return getattr(worker, command)()
+
+    monkeypatch.setattr(Worker, "request", asked)
+    monkeypatch.setattr(rounds, "WorkerProcess", Desk(device="cpu"))
+    report = run_benchmark([A, B], make_cases([4], 3, [1, 2]), BenchOptions(runs=2, **ALONE), bandwidth=bandwidth)
+    assert [(it.label, it.case.batch) for it in report.results] == [("a", 1), ("b", 1), ("a", 2)]
+    assert {it.case.batch for it in report.comparisons} == {1}
+    assert "b did not run pp4+tg3 x2: run failed, RuntimeError: one row at a time" in report.warnings
+    assert "b did not run" in rendered(report)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmc.compiler.base.errors import UsageError
+from llmc.compiler.base.errors import EngineError, UsageError
 from llmc.runtimes.bench.latency import run_benchmark
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.results import BenchReport, Subject
@@ -14,7 +15,7 @@ from llmc.runtimes.bench.sweep_plan import SweepPlan, context_case, curve_case, 
 from llmc.runtimes.bench.workers.remote import LLMC_WORKER
 from llmc.runtimes.machine.bandwidth import Bandwidth
 
-from .office import ONE, A, B, Office
+from .office import ONE, A, B, Clerk, Office
 
 INFO = {"weight_bytes": 1000, "cache_bytes_per_token": 10, "details": {"device": "cpu"}}
 
@@ -55,6 +56,23 @@ def test_texts_are_no_steps_of_a_sweep() -> None:
     llmc, plan = Subject("llmc", Path("engine"), LLMC_WORKER), SweepPlan.curve([1, 2])
     counts = {plan.count_steps([llmc], BenchOptions(runs=3, mode=mode, prompts="f")) for mode in ("tokens", "text")}
     assert counts == {2 * (3 + 1)}
+
+
+def test_a_point_that_a_peer_refuses_is_named(
+    office: Office, monkeypatch: pytest.MonkeyPatch, bandwidth: Bandwidth
+) -> None:
+    usual = Clerk.run
+
+    def refusing(self: Clerk, batch: int, **fields: Any) -> dict[str, Any]:
+        if self.label == "b" and batch == 4:
+            raise EngineError("b: three rows at most")
+        return usual(self, **fields)
+
+    monkeypatch.setattr(Clerk, "run", refusing)
+    report, _ = measure(bandwidth, SweepPlan.curve([1, 4]))
+    assert report.curve is not None
+    assert [(point.tokens, point.label) for point in report.curve.points] == [(1, "a"), (1, "b"), (4, "a")]
+    assert report.curve.remarks[0] == "b is left out at 4: three rows at most"
 
 
 def test_who_has_no_room_is_named(office: Office, bandwidth: Bandwidth) -> None:

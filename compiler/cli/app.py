@@ -24,6 +24,7 @@ from llmc.compiler.cli.commands.export_command import export
 from llmc.compiler.cli.commands.generate_command import generate
 from llmc.compiler.cli.commands.inspect_command import inspect
 from llmc.compiler.cli.commands.lint_command import lint
+from llmc.compiler.cli.commands.load_command import load
 from llmc.compiler.cli.commands.optimize_command import optimize
 from llmc.compiler.cli.commands.push_command import push
 from llmc.compiler.cli.commands.report_command import report as report_
@@ -127,6 +128,17 @@ COMMANDS = (
             "llmc bench out/engine --prompts chats.jsonl --mode text --gen 64",
             "llmc bench out/int4 out/int8 --batch 1,4,16 --html report.html",
             "llmc bench out/int4 out/int8 --price 0.2/h --format md --output speed.md --json speed.json",
+        ),
+    ),
+    Command(
+        "load",
+        load,
+        (
+            "llmc load out/engine --users 1,2,4,8 --input-len 128 --output-len 64 --html load.html",
+            "llmc load out/engine --rate 0.5,1,2 --slo ttft=500ms,tpot=50ms --json load.json",
+            "llmc load --url http://127.0.0.1:8000/v1 --tokenizer out/engine --users 1,2,4,8",
+            "llmc load out/engine --trace trace.jsonl --speed 2",
+            "llmc load out/engine --users 4 --fail-if 'ttft_p99 > 500' --duration 20",
         ),
     ),
     Command(

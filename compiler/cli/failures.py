@@ -25,7 +25,7 @@ from llmc.compiler.cli.machine_limits import machine_error, no_more_files
 
 log = logging.getLogger(__name__)
 DEBUG_VARIABLE = "LLMC_DEBUG"
-_JSON_FILES = ("bench", "eval")
+_JSON_FILES = ("bench", "eval", "load")
 """Commands whose --json names a file."""
 USAGE, SOFTWARE, INTERRUPTED = 2, 70, 130
 
@@ -96,7 +96,9 @@ def is_usage_error(error: BaseException) -> bool:
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON on stdout, even one that cannot be parsed."""
     command = arguments[0] if arguments else ""
-    asking = [("--format", "json")] * (command in ("bench", "lint")) + [("--json", "-")] * (command in _JSON_FILES)
+    asking = [("--format", "json")] * (command in ("bench", "lint", "load")) + [("--json", "-")] * (
+        command in _JSON_FILES
+    )
     if asking:
         return any(f"{flag}={value}" in arguments for flag, value in asking) or any(
             pair in asking for pair in itertools.pairwise(arguments)

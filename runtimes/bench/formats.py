@@ -4,7 +4,7 @@ In: a :class:`~.results.BenchReport`. Out: text, by the name of the form (:data:
 
     json         the whole document (document.py)
     jsonl        a line for each run, request and answered text: its times and what it was a run of
-    csv          a line for each engine and case: every figure of it; what was not measured is empty
+    csv          a line for each engine and case, or each load: every figure of it; what was not measured is empty
     md           the tables of the terminal as Markdown
     llama-bench  the table that llama.cpp's llama-bench prints, mean and standard deviation included
 """
@@ -25,6 +25,7 @@ from rich.text import Text
 from llmc.compiler.base.json_record import encode
 from llmc.runtimes.bench.analysis import decode_rate, prefill_rate
 from llmc.runtimes.bench.document import report_text
+from llmc.runtimes.bench.load.table import load_row
 from llmc.runtimes.bench.report import render_report
 from llmc.runtimes.bench.results import BenchReport, BenchResult, SubjectRecord
 
@@ -35,7 +36,9 @@ _SINGLES = ("peak_rss_bytes", "device_peak_bytes", "step_bytes", "bandwidth_shar
 def to_jsonl(report: BenchReport) -> str:
     """One JSON object a line for each run, each request through the generation loop, each text that was answered."""
     machine = {"created": report.created, "llmc": report.llmc, "cpu_model": report.machine.cpu_model}
+    kinds: dict[str, Sequence[object]]
     kinds = {"run": report.samples, "request": report.requests, "text": report.texts}
+    kinds |= {"load request": report.load.requests if report.load else ()}
     lines = [{"kind": kind, **machine, **encode(record)} for kind, records in kinds.items() for record in records]
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
@@ -44,6 +47,8 @@ def to_csv(report: BenchReport) -> str:
     """A head and a line for each engine and case; a figure's median, least and most stand beside each other."""
     subjects = {subject.label: subject for subject in report.subjects}
     rows = [_flat(report, subjects[result.label], result) for result in report.results]
+    if report.load is not None:
+        rows = [_machine(report) | load_row(point) for point in report.load.points]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -54,10 +59,7 @@ def to_csv(report: BenchReport) -> str:
 def _flat(report: BenchReport, subject: SubjectRecord, result: BenchResult) -> dict[str, Any]:
     """One line of CSV; None is an empty cell."""
     case, facts = result.case, subject.artifact
-    row = {
-        "created": report.created,
-        "cpu_model": report.machine.cpu_model,
-        "gpus": "; ".join(gpu.name for gpu in report.machine.gpus),
+    row = _machine(report) | {
         "label": subject.label,
         "runtime": subject.info.get("runtime"),
         "precision": subject.info.get("precision"),
@@ -76,7 +78,14 @@ def _flat(report: BenchReport, subject: SubjectRecord, result: BenchResult) -> d
             row[f"{name}_{part}"] = None if figure is None else getattr(figure, part)
     row |= {f"itl_ms_{name}": value for name, value in asdict(result.itl_ms).items() if name != "count"}
     row |= {name: getattr(result, name) for name in _SINGLES}
-    return row | {"load_s_median": subject.load_s.median, "other_load_maximum": result.other_load.maximum}
+    load_s = None if subject.load_s is None else subject.load_s.median
+    return row | {"load_s_median": load_s, "other_load_maximum": result.other_load.maximum}
+
+
+def _machine(report: BenchReport) -> dict[str, Any]:
+    """When and where, the first cells of each line."""
+    gpus = "; ".join(gpu.name for gpu in report.machine.gpus)
+    return {"created": report.created, "cpu_model": report.machine.cpu_model, "gpus": gpus}
 
 
 def to_markdown(report: BenchReport) -> str:

@@ -13,17 +13,20 @@ from rich.text import Text
 
 from llmc.runtimes.bench.figures import figures_table, spread
 from llmc.runtimes.bench.gate.table import gate_lines
+from llmc.runtimes.bench.load.table import load_lines
 from llmc.runtimes.bench.quality import WORSE
 from llmc.runtimes.bench.results import CONVENTIONS, BenchReport, BenchResult, Comparison, SubjectRecord
 from llmc.runtimes.bench.study_tables import study_tables
 from llmc.runtimes.bench.text_mode import TextComparison
 from llmc.runtimes.bench.token_cost import amount_text
+from llmc.runtimes.machine.summary import Summary
 
 
 def render_report(report: BenchReport) -> Group:
     """The whole report: machine, figures, comparison where there are several subjects, warnings, conventions."""
     parts: list[Text | Table] = [machine_line(report), *gpu_lines(report)]
-    parts += [results_table(report), latency_table(report)]
+    if report.results:
+        parts += [results_table(report), latency_table(report)]
     if report.generations:
         parts.append(generation_table(report))
     if report.text_results:
@@ -35,11 +38,19 @@ def render_report(report: BenchReport) -> Group:
     if report.price is not None:
         parts.append(price_table(report))
     parts += study_tables(report)
+    if report.load is not None:
+        parts += load_lines(report.load)
     if report.gate is not None:
         parts += gate_lines(report.gate)
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
-    parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
-    if report.energy is not None and not any(it.joules_per_token for it in report.results) and report.energy.reason:
+    if report.results:
+        parts.append(Text(f"TTFT: {CONVENTIONS['ttft']}. Sampling {CONVENTIONS['sampling']}.", style="dim"))
+    if (
+        report.results
+        and report.energy is not None
+        and not any(it.joules_per_token for it in report.results)
+        and report.energy.reason
+    ):
         parts.append(Text(f"Energy was not measured: {report.energy.reason}.", style="dim"))
     if report.generations:
         parts.append(Text(f"Generation: {CONVENTIONS['generation']}.", style="dim"))
@@ -99,6 +110,10 @@ SUBJECT_COLUMNS: dict[str, Callable[[SubjectRecord], str]] = {
 """Of a subject whatever the case, so that a speed stands beside what was lost for it."""
 
 
+def _seconds(load: Summary | None) -> str:
+    return "" if load is None else f"{load.median:.2f} s"
+
+
 def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.0f} MiB"
 
@@ -114,7 +129,7 @@ def results_table(report: BenchReport) -> Table:
         cells = (text(result) for text in columns.values())
         subject = subjects[result.label]
         facts = (text(subject) for text in own.values())
-        table.add_row(result.case.name, result.label, *cells, f"{subject.load_s.median:.2f} s", *facts)
+        table.add_row(result.case.name, result.label, *cells, _seconds(subject.load_s), *facts)
     return table
 
 

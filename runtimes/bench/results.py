@@ -27,6 +27,7 @@ from llmc.runtimes.bench.artifact_facts import ArtifactFacts
 from llmc.runtimes.bench.case import BenchCase as BenchCase  # records of other modules have cases too
 from llmc.runtimes.bench.ceilings import Ceilings
 from llmc.runtimes.bench.gate.record import GateRecord
+from llmc.runtimes.bench.load.records import LoadRecord
 from llmc.runtimes.bench.operators import OperatorTimes
 from llmc.runtimes.bench.options import BenchOptions
 from llmc.runtimes.bench.prompts import PromptFacts
@@ -88,17 +89,17 @@ class SubjectRecord:
     Attributes:
         label, path: Its name in this report, and what was opened.
         info: Fields of :class:`~llmc.runtimes.session.engine.EngineInfo`.
-        load_s: Seconds to load, over the fresh processes.
-        base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports.
-        artifact: Size, hash and bits per weight of what was opened; None where nobody knows.
+        load_s: Seconds to load, over the fresh processes; None of a server, which was there before.
+        base_rss_bytes: Resident bytes of the worker before it loaded anything: interpreter and imports; None
+        likewise. artifact: Size, hash and bits per weight of what was opened; None where nobody knows.
         quality: What it has lost against its model; None where nobody has measured it.
     """
 
     label: str
     path: str
     info: Mapping[str, Any]
-    load_s: Summary
-    base_rss_bytes: int
+    load_s: Summary | None
+    base_rss_bytes: int | None
     artifact: ArtifactFacts | None = None
     quality: SubjectQuality | None = None
 
@@ -254,6 +255,7 @@ class BenchReport:
         energy: Which counters of the processor were read, or why none; a GPU's is NVML's.
         price, costs: What the machine costs, and so a million tokens; None and empty where no price was given.
         gate: What decided whether it failed, and the figures of each process; None where nothing was asked.
+        load: Requests that arrived while others ran (``llmc load``); then ``results`` are empty.
         command: The command line that asked for it; empty where it was asked for from Python.
         created: When the benchmark began, UTC, as ``2026-11-30T12:00:00+00:00``.
     """
@@ -288,6 +290,7 @@ class BenchReport:
     contexts: Sweep | None = None
     operators: OperatorTimes | None = None
     gate: GateRecord | None = None
+    load: LoadRecord | None = None
     conventions: Mapping[str, str] = field(default_factory=lambda: CONVENTIONS)
     schema_version: Literal[2] = SCHEMA_VERSION
 

@@ -55,6 +55,7 @@ class Watch:
     comparison: Comparison
     case: str
     budget: ErrorBudget
+    metric: str
     interval: Interval = field(default_factory=lambda: Interval(math.nan, -math.inf, math.inf))
     holds: bool | None = None
     starts: int = 0
@@ -70,10 +71,10 @@ class Watch:
             self.holds = (self.interval.high < limit) == self.comparison.below
 
     def _interval(self, measured: Measured, error: float) -> Interval:
-        mine = _logarithms(measured.mine[self.case], self.comparison.metric)
+        mine = _logarithms(measured.mine[self.case], self.metric)
         if not self.comparison.of_baseline:
             return shift_of_pairs(mine, error)
-        others = _logarithms(measured.baseline[self.case], self.comparison.metric)
+        others = _logarithms(measured.baseline[self.case], self.metric)
         if measured.paired:
             return shift_of_pairs([value - other for value, other in zip(mine, others, strict=True)], error)
         return shift_of_groups(mine, others, error)
@@ -100,14 +101,27 @@ class Watch:
 class Judge:
     """Conditions, and what is known of them."""
 
-    def __init__(self, texts: Sequence[str], cases: Sequence[str], starts: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        cases: Sequence[str],
+        starts: int,
+        *,
+        names: Sequence[str] = METRIC_NAMES,
+        aliases: Mapping[str, str] = ALIASES,
+    ) -> None:
         """Conditions as they are typed, names of the cases, and the most starts there will be.
+
+        Args:
+            texts, cases, starts: These.
+            names: Of metrics that a condition may use.
+            aliases: Those of them that are another one's, as figures have it.
 
         Raises:
             UsageError: a condition that is none, or so few starts that nothing can be decided.
         """
         self.texts = tuple(texts)
-        self.conditions = tuple(parse_condition(text, METRIC_NAMES) for text in texts)
+        self.conditions = tuple(parse_condition(text, names) for text in texts)
         asked = dict.fromkeys(each for condition in self.conditions for each in comparisons_of(condition))
         # Of several comparisons each may be wrong: they share the error, so that the whole is wrong no more often.
         error = ERROR / max(1, len(asked) * len(cases))
@@ -118,7 +132,9 @@ class Judge:
             )
         self.looks = plan_looks(error, starts)
         self.watches = {
-            (comparison, case): Watch(comparison, case, ErrorBudget(error, starts))
+            (comparison, case): Watch(
+                comparison, case, ErrorBudget(error, starts), aliases.get(comparison.metric, comparison.metric)
+            )
             for comparison in asked
             for case in cases
         }
@@ -135,14 +151,15 @@ class Judge:
         Raises:
             UsageError: names it.
         """
-        for comparison, case in self.watches:
+        for (comparison, case), watch in self.watches.items():
             sides = {"the engine": measured.mine} | (
                 {"the baseline": measured.baseline} if comparison.of_baseline else {}
             )
             for side, figures in sides.items():
-                name = ALIASES.get(comparison.metric, comparison.metric)
-                if any(figure.get(name, 0.0) <= 0 for figure in figures[case]):
-                    raise UsageError(f"--fail-if: {name} of {side} was not measured here ({case}); leave it out")
+                if any(figure.get(watch.metric, 0.0) <= 0 for figure in figures[case]):
+                    raise UsageError(
+                        f"--fail-if: {watch.metric} of {side} was not measured here ({case}); leave it out"
+                    )
 
     def look(self, measured: Measured) -> Outcome:
         """Look at the figures, and say what they decide so far."""
@@ -180,4 +197,4 @@ class Judge:
 
 
 def _logarithms(figures: Sequence[Mapping[str, float]], metric: str) -> list[float]:
-    return [math.log(figure[ALIASES.get(metric, metric)]) for figure in figures]
+    return [math.log(figure[metric]) for figure in figures]

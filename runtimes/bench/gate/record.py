@@ -87,6 +87,7 @@ class GateRecord:
         error: Probability, at most, that an outcome is ``failed`` where no condition holds, and that it is ``passed``
             where one does: each.
         measured: The figures of every process.
+        unit: What ``starts`` counts: processes, or ``repeats`` of a load.
     """
 
     outcome: Outcome
@@ -100,3 +101,4 @@ class GateRecord:
     seconds: float
     error: float
     measured: tuple[StartRecord, ...]
+    unit: str = "starts"

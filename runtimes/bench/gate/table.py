@@ -39,7 +39,7 @@ def interval(item: ComparisonRecord) -> str:
 def sentence(gate: GateRecord) -> str:
     """What came out, in one sentence."""
     against = f" against {gate.baseline}" if gate.baseline else ""
-    took = f"{gate.starts} starts of each engine in {gate.seconds:.0f} s"
+    took = f"{gate.starts} {gate.unit} of each engine in {gate.seconds:.0f} s"
     if not gate.conditions:
         return f"{took}, recorded as a baseline"
     if gate.outcome == "failed":
@@ -53,5 +53,5 @@ def sentence(gate: GateRecord) -> str:
         return f"passed{against}: no condition holds; {took}"
     return (
         f"undecided{against} after {took}: the machine is too noisy, or the engine too near the limit; "
-        "a quieter machine, a larger --starts or --time-limit, or another limit decides"
+        f"a quieter machine, a larger --{gate.unit} or --time-limit, or another limit decides"
     )

@@ -45,7 +45,7 @@ def text_section(runs: Runs) -> Section:
     values = [(document, it) for document in runs.documents for it in document.value.at("text_results")]
     rows = [(engine, it) for document, it in values if (engine := runs.engine(document, it.at("label").text))]
     charts = [
-        _percentile_figure(f"{name}, from text to text", [(engine, it.at(metric)) for engine, it in rows])
+        percentile_figure(f"{name}, from text to text", [(engine, it.at(metric)) for engine, it in rows])
         for metric, name in names.items()
     ]
     figures = [chart for chart in charts if chart]
@@ -64,10 +64,10 @@ def _first(case: Case, results: Sequence[Result]) -> Markup | None:
 
 def _gaps(case: Case, results: Sequence[Result], metric: str, name: str = "ITL") -> Markup | None:
     rows = [(it.engine, it.value.at(metric)) for it in results if it.case == case]
-    return _percentile_figure(f"{name}, {case.name}", rows)
+    return percentile_figure(f"{name}, {case.name}", rows)
 
 
-def _percentile_figure(title: str, found: Sequence[tuple[Engine, Value]]) -> Markup | None:
+def percentile_figure(title: str, found: Sequence[tuple[Engine, Value]]) -> Markup | None:
     """A row for each engine whose percentiles are known."""
     rows = [(engine, values) for engine, value in found if (values := _percentiles(value))]
     if not rows:

@@ -28,7 +28,7 @@ def _document(document: Document, *, alone: bool) -> Markup:
         "System": _system(value.at("machine")),
         "Packages": _packages(value),
         "Memory bandwidth": _bandwidth(value),
-        "Method": _method(value.at("options")),
+        "Method": _method(value.at("options")) if value.at("load").raw is None else _load_method(value.at("load")),
         "Other load": _load(value.at("other_load")),
     }
     entries = [
@@ -99,6 +99,25 @@ def _method(options: Value) -> str:
         "engines one at a time" if options.at("one_at_a_time").raw is True else "engines in turns",
         f"{threads:.0f} threads each" if threads else "each engine's own threads",
         "" if seed is None else f"seed {seed:.0f}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _load_method(load: Value) -> str:
+    """How requests came, and how long."""
+    options = load.at("options")
+    seed, warm_up, duration = (options.at(name).number for name in ("seed", "warm_up", "duration"))
+    rows = load.at("rows").number
+    parts = [
+        "requests under load",
+        f"{options.at('arrivals').text} arrivals" if list(options.at("rate")) else "",
+        f"trace {load.at('trace', 'file').text}" if load.at("trace", "file").text else "",
+        f"prompts of {options.at('input_len').text} and answers of {options.at('output_len').text} tokens",
+        "" if duration is None else f"{duration:g} s",
+        "" if warm_up is None else f"after {warm_up:g} s that do not count",
+        "" if rows is None else f"{rows:.0f} at a time",
+        "" if seed is None else f"seed {seed:.0f}",
+        "interrupted" if load.at("complete").raw is False else "",
     ]
     return ", ".join(part for part in parts if part)
 

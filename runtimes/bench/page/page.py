@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from llmc.runtimes.bench.page.ceilings import roofline_section, sweep_sections
 from llmc.runtimes.bench.page.energy import cost_section, energy_section
 from llmc.runtimes.bench.page.latency import generation_section, latency_section, text_section
+from llmc.runtimes.bench.page.load import load_sections
 from llmc.runtimes.bench.page.operators import operator_section
 from llmc.runtimes.bench.page.overview import overview_section
 from llmc.runtimes.bench.page.parts import Section, sections_html
@@ -34,6 +35,7 @@ def render_page(benchmarks: Sequence[Document], evaluations: Sequence[Document] 
         latency_section(runs),
         generation_section(runs),
         text_section(runs),
+        *load_sections(runs),
         ratio_section(runs),
         roofline_section(runs),
         operator_section(runs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Thread pools spin while they wait: two processes with two threads each on two cores stand in each other's way.
     """
+    # What a shell's background or nohup ignores, a process started by a test would ignore, too.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
     if worker is None:
         config.stash[OWN_FOLDER] = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="llmc-tests-")

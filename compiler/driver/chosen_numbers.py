@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import ml_dtypes
@@ -98,8 +99,8 @@ def chosen_numbers(
         return
     case = _Case(model, portable, options, capabilities, directory, progress)
     ranges = case.cache_ranges()
-    effort = case.effort()
-    if not make_plan(options) or effort == "round":
+    effort = case.effort() if make_plan(options) else "round"
+    if effort == "round":
         yield Numbers(cache_ranges=ranges)
     elif effort == "fast":
         yield Numbers(FAST, {}, SEARCHED, "fast", ranges)
@@ -149,11 +150,11 @@ class _Case:
             return "normal"
         if sum(map(_calibrated_weights, find_sites(self.model))) > FEW_WEIGHTS:
             return "round"
-        return "normal" if self._has_text() else "fast"
+        return "normal" if self._has_text else "fast"
 
     def cache_ranges(self) -> Reaches | None:
         """How far keys and values reach on a text, where the cache is to have 8 bits and there is a text."""
-        if self.options.cache_precision == "auto" or not self._has_text():
+        if self.options.cache_precision == "auto" or not self._has_text:
             return None
         from llmc.compiler.calibration.cache_ranges import cache_ranges
 
@@ -209,6 +210,7 @@ class _Case:
         run_passes(floats, [moving])
         return moving
 
+    @cached_property
     def _has_text(self) -> bool:
         """Whether there is a text to calibrate with: one that was named, or ours where the tokenizer reads it."""
         if not (self.directory / "tokenizer.json").exists():

@@ -28,6 +28,7 @@ BASES = {
     "eval": "engine --reference fp32 --text text.txt --window 16 --tokens 64",
     "generate": "engine -p ab --max-tokens 3",
     "bench": "engine --prompt 4 --gen 2 --runs 1 --no-memory",
+    "load": "engine --users 1 --duration 0.2 --warm-up 0 --input-len 4 --output-len 2",
     "report": "results.json -o page.html",
     "cost": "results.json --price 2/h",
     "inspect": "engine",

@@ -60,14 +60,17 @@ def test_a_server_is_asked(llmc: Run, measured: Any, monkeypatch: pytest.MonkeyP
     assert (target.label, target.model, target.api, target.key, target.body) == (url, "m", "chat", "secret", {"a": 1})
 
 
-def test_the_report_goes_where_it_is_wanted(llmc: Run, measured: Any, tmp_path: Path) -> None:
+def test_the_report_goes_where_it_is_wanted(
+    llmc: Run, measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/llmc", "load", "an engine"])
     files = [tmp_path / name for name in ("l.json", "l.html", "l.csv", "l.xml")]
     words = ("--json", files[0], "--html", files[1], "--format", "csv", "-o", files[2], "--junit", files[3])
     shown = llmc("load", tmp_path, *words)
     assert shown.exit_code == 0, shown.stderr
     report = json.loads(files[0].read_text())
     assert report["load"]["points"][0]["name"] == "2 users"
-    assert report["command"].startswith("llmc ")
+    assert report["command"] == "llmc load 'an engine'"
     assert "Under load" in files[1].read_text()
     assert files[2].read_text().count("\n") == 2
     assert 'name="llmc load"' in files[3].read_text()

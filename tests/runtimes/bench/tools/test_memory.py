@@ -137,7 +137,8 @@ def test_a_full_disk_is_seen_before_writing(tmp_path):
 
 
 def test_report(bandwidth, monkeypatch, tmp_path):
-    def fake_measure(geometry, workspace, *, keep):
+    def fake_measure(geometry, workspace, *, options, keep):
+        assert options == memory.COMPILE_OPTIONS
         return CompileMemory(geometry.layers, 10, 5, 1000 + geometry.layers, 900, 1.0)
 
     monkeypatch.setattr(memory, "measure_compile", fake_measure)

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmc.compiler.base.errors import UsageError
 from llmc.compiler.base.option_field import option, require_accepted
+from llmc.compiler.base.options import MOST_THREADS
 
 if TYPE_CHECKING:
     from llmc.runtimes.bench.gate.run import RecordedBaseline
     from llmc.runtimes.bench.load.gate_options import LoadGateOptions
     from llmc.runtimes.bench.load.options import LoadOptions
     from llmc.runtimes.bench.load.target import LoadTarget
+
+MOST_ROWS = 4096
+"""Beyond which no engine's cache goes."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,13 @@ class Target:
     key_from: str | None = option(
         None, "Environment variable that holds the server's API key.", "--key-from", metavar="VARIABLE"
     )
-    rows: int = option(8, "Requests that an engine in this process runs at a time; others wait.", least=1)
+    rows: int = option(
+        8, "Requests that an engine in this process runs at a time; others wait.", least=1, most=MOST_ROWS
+    )
     prefill_chunk: int | None = option(
         None, "Most tokens of a prompt in a step of an engine. Default: all of them.", metavar="N", least=1
     )
-    threads: int | None = option(None, "Threads of an engine. Default: its own.", least=1)
+    threads: int | None = option(None, "Threads of an engine. Default: its own.", least=1, most=MOST_THREADS)
 
     def __post_init__(self) -> None:
         require_accepted(self)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmc.runtimes.bench.load.limits import Limits
 
 Arrivals: TypeAlias = Literal["poisson", "gamma", "constant"]
+MOST_SECONDS = 7 * 86_400.0
 MOST_USERS = 100_000
 DEFAULT_USERS = (1, 2, 4, 8)
 DEFAULT_DURATION_S, DEFAULT_WARM_UP_S = 30.0, 5.0
@@ -129,6 +130,8 @@ class LoadOptions:
         for flag, value in numbers.items():
             if not 0 < value < math.inf:
                 raise UsageError(f"{flag} is {value:g}: it must be above 0")
+        if max(self.duration or 0.0, self.warm_up or 0.0) > MOST_SECONDS:
+            raise UsageError("load: --duration and --warm-up are at most a week")
         if not 0 <= (self.warm_up or 0.0) < math.inf or not 0 <= self.temperature < math.inf:
             raise UsageError("load: --warm-up and --temperature must be at least 0")
         from llmc.runtimes.bench.load.lengths import Lengths

@@ -152,3 +152,11 @@ def test_from_end_to_end_against_a_server(llmc: Run, tmp_path: Path, monkeypatch
     assert point["good_share"] == 1.0
     assert point["output_tokens"]["median"] == 5
     assert point["in_flight"] == pytest.approx(3.0, abs=0.5)
+
+
+@pytest.mark.parametrize("flag", ["--rows", "--threads"])
+def test_more_than_any_engine_has_is_refused(llmc: Run, measured: Any, tmp_path: Path, flag: str) -> None:
+    shown = llmc("load", tmp_path, flag, str(10**30))
+    assert shown.exit_code != 0
+    assert flag in shown.stderr
+    assert not measured

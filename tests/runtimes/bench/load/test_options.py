@@ -40,6 +40,8 @@ def test_times_have_defaults_which_a_trace_has_not() -> None:
         ({"output_len": "x"}, "--output-len"),
         ({"slo": "x"}, "--slo"),
         ({"users": (10**9,)}, "at most"),
+        ({"duration": 1e9}, "at most a week"),
+        ({"warm_up": 1e9}, "at most a week"),
         ({"arrivals": "sometimes"}, "poisson"),
     ],
 )

@@ -45,14 +45,10 @@ class PlainInt4(QuantizedLayer):
 
     def __init__(self, parts: Parts, stem: str, name: str) -> None:
         self._parts = parts
-        self._codes, self._scales, self._zeros = names = [
-            f"{stem}{part}" for part in ("qdata", "scale", "zero_point")
-        ]
-        shape = parts.shape(self._codes)
-        _require_matrix(self._codes, len(shape) == 2)
-        height, features = shape[0], 2 * shape[1]
-        self._size = _group_size(parts, names, (height, features), {"INT8", "UINT8"})
-        super().__init__(name, (height, features), f"torchao int4, groups of {self._size}", names)
+        names, shape = _packed_matrix(parts, stem, 2)
+        self._codes, self._scales, self._zeros = names
+        self._size = _group_size(parts, names, shape, {"INT8", "UINT8"})
+        super().__init__(name, shape, f"torchao int4, groups of {self._size}", names)
 
     def rows(self, start: int, stop: int) -> FloatArray:
         """Levels times scales, plus zero points."""
@@ -73,20 +69,16 @@ class WordInt4(QuantizedLayer):
 
     def __init__(self, parts: Parts, stem: str, name: str) -> None:
         self._parts = parts
-        self._codes, self._scales, self._zeros = names = [
-            f"{stem}{part}" for part in ("qdata", "scale", "zero_point")
-        ]
-        shape = parts.shape(self._codes)
-        _require_matrix(self._codes, len(shape) == 2)
-        height, features = shape[0], 8 * shape[1]
+        names, shape = _packed_matrix(parts, stem, 8)
+        self._codes, self._scales, self._zeros = names
         parts.shape(self._zeros)
         if not (kind := parts.infos[self._zeros].dtype).is_integer():
             raise UnsupportedModelError(
                 f"{name} is packed for the kernel of an NPU ({self._zeros} is {kind.name}), and llmc reads what is "
                 "packed for an XPU; name another checkpoint of the model."
             )
-        self._size = _group_size(parts, names, (height, features), {"INT32"})
-        super().__init__(name, (height, features), f"torchao int4 in words, groups of {self._size}", names)
+        self._size = _group_size(parts, names, shape, {"INT32"})
+        super().__init__(name, shape, f"torchao int4 in words, groups of {self._size}", names)
 
     def rows(self, start: int, stop: int) -> FloatArray:
         """Levels less zero points, times scales."""
@@ -136,6 +128,14 @@ def untiled(tiles: Array) -> Array:
     # Tile, its neighbours, row, pair of features, word, odd, second tile of a word, second half of a tile.
     levels = levels.reshape(tall, wide, 8, 4, count, 2, 2, 2).transpose(0, 2, 1, 4, 6, 7, 3, 5)
     return levels.reshape(tall * _TALL, wide * count * 2 * _WIDE)
+
+
+def _packed_matrix(parts: Parts, stem: str, levels: int) -> tuple[list[str], tuple[int, int]]:
+    """Names of codes, scales and zero points, and the shape of a matrix with so many ``levels`` in each code."""
+    names = [f"{stem}{part}" for part in ("qdata", "scale", "zero_point")]
+    shape = parts.shape(names[0])
+    _require_matrix(names[0], len(shape) == 2)
+    return names, (shape[0], levels * shape[1])
 
 
 def _group_size(parts: Parts, names: list[str], shape: tuple[int, int], types: set[str]) -> int:

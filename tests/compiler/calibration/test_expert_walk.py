@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from .expert_graphs import (
     tokens,
     weights,
 )
+from .killing import Killed, killed_at
 
 PLAN = {"experts": "int4-zero@32", "head": "int4-offset@32"}
 WINDOWS = tokens(12, 40)
@@ -229,22 +229,6 @@ def test_tokens_that_come_in_parts_are_summed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(expert_walk, "TOGETHER", 50)
     for name, values in solved(tmp_path / "parts").items():
         require_near(values, whole[name])
-
-
-class Killed(BaseException):
-    """What nobody catches."""
-
-
-def killed_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which kills at its call number ``count``."""
-    calls = itertools.count()
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == count:
-            raise Killed
-        return function(*arguments, **named)
-
-    return call
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 7])

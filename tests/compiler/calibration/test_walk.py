@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from llmc.compiler.quantization.solvers.gptq import FactoredMoments, Gptq
 from llmc.compiler.quantization.solvers.round import RoundToNearest
 
 from .calibration_graphs import DOWN, LEFT, RIGHT, small_model, tokens
+from .killing import Killed, killed_at
 
 SCHEME, HEAD, TABLE = "int4-offset@32", "int4@32", "embed"
 PLAN = {"linear": SCHEME, RIGHT: "q5@32:a16", "head": HEAD, "embedding": HEAD}
@@ -204,22 +203,6 @@ def test_torch_keeps_its_threads(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     solved(tmp_path)
     assert torch.get_num_threads() == before
-
-
-class Killed(BaseException):
-    """What nobody catches."""
-
-
-def killed_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which kills at its call number ``count``."""
-    calls = itertools.count()
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == count:
-            raise Killed
-        return function(*arguments, **named)
-
-    return call
 
 
 @pytest.mark.parametrize(("method", "count"), [("_solve", 1), ("_solve", 2), ("_advance", 2), ("_advance", 3)])
